@@ -1,0 +1,58 @@
+"""Only the compiled core; everything else is in pyproject.toml.
+
+Switches (environment variables, for development builds):
+    TIERCEL_DEBUG=1      bounds and None checks on, -O1 -g
+    TIERCEL_SANITIZE=1   the same under AddressSanitizer and UndefinedBehaviorSanitizer
+    TIERCEL_COVERAGE=1   line tracing for coverage of the .pyx files, gcov for the C headers
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+HOT = Path("ext/tiercel/_hot")
+sanitize, coverage = (os.environ.get(f"TIERCEL_{switch}") == "1" for switch in ("SANITIZE", "COVERAGE"))
+debug = sanitize or coverage or os.environ.get("TIERCEL_DEBUG") == "1"
+
+# -ffp-contract=off: a fused multiply-add rounds once where the libraries we must equal round twice.
+compile_args = ["-std=c11", "-ffp-contract=off", *(["-O1", "-g"] if debug else ["-O3"])]
+link_args: list[str] = []
+macros: list[tuple[str, str | None]] = []
+if sanitize:
+    compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    link_args += ["-fsanitize=address,undefined"]
+if coverage:
+    compile_args += ["--coverage"]
+    link_args += ["--coverage"]
+    macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
+
+extensions = [
+    Extension(
+        f"tiercel._hot.{source.stem}",
+        [str(source)],
+        include_dirs=[str(HOT)],
+        depends=[str(header) for header in sorted(HOT.glob("*.h"))],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        define_macros=macros,
+    )
+    for source in sorted(HOT.glob("*.pyx"))
+]
+directives = {
+    "language_level": 3,
+    "embedsignature": True,
+    "boundscheck": debug,
+    "wraparound": False,
+    "initializedcheck": debug,
+    "nonecheck": debug,
+    "cdivision": True,  # C semantics in every build: a check build must compute the same values
+    "linetrace": coverage,
+}
+flavour = "sanitize" if sanitize else "coverage" if coverage else "debug" if debug else "release"
+setup(
+    ext_modules=cythonize(
+        extensions, include_path=["ext"], build_dir=f"build/cython-{flavour}", compiler_directives=directives
+    )
+)

@@ -1,0 +1,220 @@
+"""Everything tiercel raises on purpose.
+
+Each error says what was expected, what came, where, and what to do about it, and carries a `code`: a stable name that
+programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps classes to status codes.
+
+    TiercelError
+    ├── DefinitionError            a project's features.py or tiercel.toml is wrong
+    ├── SourceError                a data source cannot be read or does not hold what a view needs
+    ├── StoreError                 the feature store on disk
+    │   ├── BaseCorruptError       a sealed base is not the file its MANIFEST describes
+    │   ├── SchemaMismatchError    rows were written under another schema than the reader expects
+    │   ├── NotMaterializedError   nothing was published yet
+    │   └── UnsupportedLmdbError   the installed lmdb wheel does not export what the reader needs
+    ├── RequestError               what the caller sent is wrong; `code` says how
+    ├── NotFoundError              a name or key that does not exist
+    │   ├── EntityNotFoundError, ServiceNotFoundError
+    │   └── ModelNotFoundError, VersionNotFoundError, AliasNotFoundError
+    ├── ModelError                 a model artifact
+    │   ├── UnsupportedModelError  the format, or something in the file, is not supported
+    │   ├── UnsafeModelError       loading it could run code or read other files (pickles, external data)
+    │   ├── ArtifactCorruptError   bytes do not match their recorded digest
+    │   └── ParityError            the loaded model does not reproduce the source library's answers
+    ├── RegistryConflictError      somebody else changed the alias first
+    ├── MissingExtraError          an optional dependency is needed
+    └── ClientError …              raised by tiercel.client only
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TiercelError(Exception):
+    """Base of everything tiercel raises on purpose. `code` is stable; the text may improve."""
+
+    code: str = "internal_error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross process boundaries (workers, job runners) with their attributes intact."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[TiercelError], args: tuple[Any, ...], state: dict[str, Any]) -> TiercelError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class DefinitionError(TiercelError):
+    """A project's definitions are inconsistent; raised by `tiercel apply` and when a project is loaded."""
+
+    code = "invalid_definition"
+
+
+class SourceError(TiercelError):
+    """A source cannot be read, or lacks a column or type that a view needs."""
+
+    code = "source_error"
+
+
+class StoreError(TiercelError):
+    """Base of feature-store errors."""
+
+    code = "store_error"
+
+
+class BaseCorruptError(StoreError):
+    """A sealed base file is truncated, altered or foreign; it is never made live."""
+
+    code = "base_corrupt"
+
+
+class SchemaMismatchError(StoreError):
+    """Stored rows, or a model, were made under a different feature schema."""
+
+    code = "schema_mismatch"
+
+
+class NotMaterializedError(StoreError):
+    """The service has no published base yet."""
+
+    code = "not_materialized"
+
+
+class UnsupportedLmdbError(StoreError):
+    """The installed `lmdb` wheel does not export the functions the compiled reader calls."""
+
+    code = "unsupported_lmdb"
+
+
+class RequestError(TiercelError):
+    """What the caller sent is wrong.
+
+    Args:
+        message: expected, got, where.
+        code: stable name, one of `REQUEST_CODES`.
+        row: index of the offending row when several were sent.
+    """
+
+    CODES: ClassVar[frozenset[str]] = frozenset(
+        {
+            "malformed_json",        # not JSON (RFC 8259), including NaN and Infinity literals
+            "malformed_msgpack",     # not one msgpack object
+            "duplicate_key",         # a JSON or msgpack map names a key twice
+            "invalid_request",       # the body's shape: not an object, nothing to score, both or neither of ...
+            "unknown_field",         # a top-level key that is not part of the request
+            "unknown_entity_key",    # a join key the service does not have
+            "missing_entity_key",    # a join key the service needs
+            "unknown_feature",       # a feature the model does not have
+            "missing_feature",       # a request-time feature the model needs
+            "wrong_type",            # a string where a number is expected, and so on
+            "wrong_length",          # lists of different lengths
+            "not_finite",            # a number outside the range of its type
+            "missing_not_allowed",   # null or a missing stored value for a model that cannot score it
+            "unknown_category",      # a string outside a field's declared categories
+            "key_too_long",          # an entity key longer than the store can hold
+            "too_many_rows",
+            "body_too_large",
+            "unsupported_media_type",
+            "invalid_name",          # a model, version or alias that cannot be one
+        }
+    )
+
+    def __init__(self, message: str, *, code: str = "invalid_request", row: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.row = row
+
+
+class NotFoundError(TiercelError):
+    """Base of lookups that found nothing."""
+
+    code = "not_found"
+
+
+class EntityNotFoundError(NotFoundError):
+    """The store holds no row for this entity and the service does not allow that (`on_missing_entity="error"`)."""
+
+    code = "entity_not_found"
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+class ServiceNotFoundError(NotFoundError):
+    """No feature service of this name is applied."""
+
+    code = "service_not_found"
+
+
+class ModelNotFoundError(NotFoundError):
+    """No registered model of this name."""
+
+    code = "model_not_found"
+
+
+class VersionNotFoundError(NotFoundError):
+    """The model has no such version."""
+
+    code = "version_not_found"
+
+
+class AliasNotFoundError(NotFoundError):
+    """The model has no such alias."""
+
+    code = "alias_not_found"
+
+
+class ModelError(TiercelError):
+    """Base of model-artifact errors."""
+
+    code = "model_error"
+
+
+class UnsupportedModelError(ModelError):
+    """The file's format, or something in it, is not supported; the message names the part."""
+
+    code = "unsupported_model"
+
+
+class UnsafeModelError(ModelError):
+    """Loading the file could execute code or read other files; it is refused."""
+
+    code = "unsafe_model"
+
+
+class ArtifactCorruptError(ModelError):
+    """Bytes do not match the digest recorded when they were registered."""
+
+    code = "artifact_corrupt"
+
+
+class ParityError(ModelError):
+    """The model as loaded does not reproduce the source library on its golden rows."""
+
+    code = "parity_failed"
+
+
+class RegistryConflictError(TiercelError):
+    """A compare-and-swap lost: the alias no longer points where the caller believed."""
+
+    code = "registry_conflict"
+
+
+class InvalidNameError(TiercelError):
+    """A model or alias name breaks the naming rules."""
+
+    code = "invalid_name"
+
+
+class MissingExtraError(TiercelError):
+    """An optional dependency is needed and not installed; the message has the install command."""
+
+    code = "missing_extra"
+
+    def __init__(self, *, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f'{purpose} needs {package}, which is not installed. Run: pip install "tiercel[{extra}]"')
+        self.package, self.extra = package, extra
