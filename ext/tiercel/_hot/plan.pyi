@@ -1,0 +1,25 @@
+from typing import Any
+
+from tiercel.types import ServiceSchema, Signature
+
+class ServingPlan:
+    model: str
+    version: int
+    signature: Signature
+    schema: ServiceSchema | None
+    n_features: int
+    n_outputs: int
+    def __init__(
+        self,
+        model: str,
+        version: int,
+        signature: Signature,
+        scorer: Any,
+        schema: ServiceSchema | None = None,
+        base: Any = None,
+    ) -> None: ...
+    @property
+    def join_keys(self) -> frozenset[str]: ...
+    def predict(
+        self, entities: dict[str, Any], features: dict[str, Any], now_us: int
+    ) -> tuple[bool, Any, int | None, list[tuple[str, int]]]: ...
