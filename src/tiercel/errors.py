@@ -117,6 +117,8 @@ class RequestError(TiercelError):
             "key_too_long",          # an entity key longer than the store can hold
             "too_many_rows",
             "body_too_large",
+            "body_timeout",          # the body did not arrive in time
+            "client_disconnected",   # ... or its sender went away
             "unsupported_media_type",
             "invalid_name",          # a model, version or alias that cannot be one
         }

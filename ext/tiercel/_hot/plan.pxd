@@ -61,6 +61,7 @@ cdef class ServingPlan:
     cdef readonly int version
     cdef readonly object signature
     cdef readonly object schema            # ServiceSchema or None
+    cdef readonly object base              # OnlineBase or None
     cdef readonly Py_ssize_t n_features
     cdef readonly Py_ssize_t n_outputs
     cdef Scorer _scorer                    # compiled kernel, or None when _python_scorer serves

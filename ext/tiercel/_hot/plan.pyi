@@ -7,6 +7,7 @@ class ServingPlan:
     version: int
     signature: Signature
     schema: ServiceSchema | None
+    base: Any
     n_features: int
     n_outputs: int
     def __init__(

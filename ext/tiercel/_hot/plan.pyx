@@ -63,7 +63,7 @@ cdef class ServingPlan:
     """
 
     def __init__(self, str model, int version, signature, scorer, schema=None, base=None):
-        self.model, self.version, self.signature, self.schema = model, version, signature, schema
+        self.model, self.version, self.signature, self.schema, self.base = model, version, signature, schema, base
         self.n_features, self.n_outputs = len(signature.features), signature.n_outputs
         self._accepts_missing = signature.accepts_missing
         self._missing_entity_is_error = schema is not None and schema.on_missing_entity == "error"

@@ -1,1 +1,1 @@
-
+"""The data plane: predictions and feature reads over HTTP, in JSON and msgpack."""

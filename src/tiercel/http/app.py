@@ -1,0 +1,97 @@
+"""The data plane as one ASGI application: predictions straight to their endpoint, everything else through Starlette."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tiercel.http import payload
+from tiercel.http.features import FeaturesEndpoint
+from tiercel.http.predict import PredictEndpoint, respond
+from tiercel.serving.engine import Engine, keep_current
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from tiercel.settings import ServerSettings
+
+PREDICT = "/predict/"
+
+
+class DataPlane:
+    """The ASGI application. Routes `POST /predict/...` itself: Starlette's stack would double the cost of a request."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self._engine = engine
+        self._predict = PredictEndpoint(engine, settings)
+        self._starlette = Starlette(
+            routes=[
+                Route("/features/{service}", FeaturesEndpoint(engine, settings), methods=["POST"]),
+                Route("/livez", self._livez, methods=["GET"]),
+                Route("/readyz", self._readyz, methods=["GET"]),
+            ],
+            exception_handlers={HTTPException: _http_error},
+            lifespan=self._lifespan,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+        if scope["type"] == "http" and scope["path"].startswith(PREDICT):
+            if scope["method"] == "POST":
+                await self._predict(scope, receive, send)
+            else:
+                reply = {"error": f"Expected POST, got {scope['method']}", "code": "method_not_allowed"}
+                await respond(send, 405, reply, payload.JSON)
+            return
+        await self._starlette(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(self._engine.refresh)
+        watch = asyncio.create_task(keep_current(self._engine))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+
+    async def _livez(self, _request: Request) -> Response:
+        return _json({"status": "alive"})
+
+    async def _readyz(self, _request: Request) -> Response:
+        """200 when something can be served; the body says what, and what is wrong."""
+        routes = self._engine.routes
+        ready = bool(routes.by_reference or routes.services)
+        body = {
+            "status": "ready" if ready else "nothing to serve: materialize a feature service, promote a model",
+            "models": {name: dict(model.aliases) for name, model in sorted(routes.models.items())},
+            "services": {name: base.manifest.base for name, base in sorted(routes.services.items())},
+            "problems": list(routes.problems),
+        }
+        return _json(body, 200 if ready else 503)
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type=payload.JSON)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (404, 405) in the body shape of every other error."""
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+    code = {404: "unknown_path", 405: "method_not_allowed"}.get(status, "http_error")
+    text = {
+        404: "Expected /predict/{model}, /features/{service}, /livez or /readyz, got another path",
+        405: "Expected another method on this path",
+    }.get(status, detail)
+    return _json({"error": text, "code": code}, status)

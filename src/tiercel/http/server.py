@@ -1,0 +1,86 @@
+"""Running the data plane under uvicorn: one bound socket, uvloop, httptools, graceful stop."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from tiercel.http.app import DataPlane
+from tiercel.registry import Registry
+from tiercel.serving.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tiercel.settings import Settings
+
+log = logging.getLogger("tiercel.http")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(True)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Tells its caller when it is accepting connections, and freezes what start-up allocated."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        # What lives now lives until the end: the collector need not walk it again while requests are answered.
+        gc.collect()
+        gc.freeze()
+        if self.started and self._on_ready is not None:
+            self._on_ready()
+
+
+def serve(settings: Settings, listener: socket.socket, *, on_ready: Callable[[], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; requests in flight get `shutdown_grace_s` to finish.
+
+    Args:
+        settings: the project.
+        listener: from `bind`; closed on return.
+        on_ready: called once connections are accepted.
+    """
+    registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
+    try:
+        engine = Engine(settings, registry)
+        config = uvicorn.Config(
+            DataPlane(engine, settings.server),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            interface="asgi3",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(settings.server.shutdown_grace_s),
+        )
+        _Server(config, on_ready).run(sockets=[listener])
+    finally:
+        registry.close()
+        listener.close()

@@ -1,0 +1,37 @@
+"""The one place that knows both domain errors and HTTP."""
+
+from __future__ import annotations
+
+from tiercel.errors import (
+    InvalidNameError,
+    NotFoundError,
+    NotMaterializedError,
+    RequestError,
+    SchemaMismatchError,
+    TiercelError,
+)
+
+REQUEST_STATUS = {"body_too_large": 413, "too_many_rows": 413, "unsupported_media_type": 415, "body_timeout": 408}
+STATUS: dict[type[TiercelError], int] = {
+    RequestError: 400,
+    InvalidNameError: 400,
+    NotFoundError: 404,
+    NotMaterializedError: 503,
+    SchemaMismatchError: 503,
+}
+
+
+def status_of(error: TiercelError) -> int:
+    """HTTP status of a domain error; 500 for what is not the caller's doing."""
+    if isinstance(error, RequestError):
+        return REQUEST_STATUS.get(error.code, 400)
+    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+
+
+def body_of(error: TiercelError) -> dict[str, object]:
+    """The error body every endpoint answers with."""
+    body: dict[str, object] = {"error": str(error), "code": error.code}
+    row = getattr(error, "row", None)
+    if row is not None:
+        body["row"] = row
+    return body

@@ -1,0 +1,266 @@
+"""A project from Python: the notebook's and the CLI's way to everything tiercel does offline."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiercel import features, models
+from tiercel.errors import DefinitionError, SchemaMismatchError
+from tiercel.features.online import OnlineBase
+from tiercel.registry import Registry, VersionFacts
+from tiercel.settings import load_settings
+from tiercel.types import TrainingSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tiercel.features import Catalog, CatalogDiff, Materialized, TrainingSet
+    from tiercel.registry import ModelVersion
+    from tiercel.types import ServiceSchema
+
+
+
+class Project:
+    """A directory with `tiercel.toml` and `features.py`, and the state that belongs to it.
+
+    Args:
+        directory: the project's directory.
+
+    Raises:
+        DefinitionError: no project there, or its settings are wrong.
+    Threads: safe, except that one process materializes a service at a time.
+    """
+
+    def __init__(self, directory: str | Path = ".") -> None:
+        self.settings = load_settings(Path(directory))
+        self._registry: Registry | None = None
+
+    @property
+    def registry(self) -> Registry:
+        """The project's model registry, opened on first use."""
+        if self._registry is None:
+            self._registry = Registry.for_state(self.settings.state_dir, url=self.settings.registry_url)
+        return self._registry
+
+    def close(self) -> None:
+        """Release the registry's connections. The project can be used again; it opens them anew."""
+        if self._registry is not None:
+            self._registry.close()
+            self._registry = None
+
+    def __enter__(self) -> Project:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def apply(self) -> CatalogDiff:
+        """Validate `features.py` and record it as the current catalog.
+
+        Raises:
+            DefinitionError, SourceError: what is wrong, with file and line where there is one.
+        """
+        return features.apply(self.settings.project_dir, self.settings.state_dir)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The applied definitions.
+
+        Raises:
+            DefinitionError: nothing was applied yet.
+        """
+        return features.load_catalog(self.settings.state_dir)
+
+    def service(self, name: str) -> ServiceSchema:
+        """An applied feature service.
+
+        Raises:
+            ServiceNotFoundError: with the names that exist.
+        """
+        return self.catalog.service(name)
+
+    def materialize(
+        self,
+        services: Sequence[str] | None = None,
+        *,
+        as_of: datetime | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[Materialized]:
+        """Compute the services' features and publish them for serving.
+
+        Args:
+            services: names; all applied services by default.
+            as_of: use only what was known then (naive: UTC); default now.
+            progress: called with (stage, done, total).
+        """
+        return features.materialize(
+            self.settings.state_dir,
+            self.catalog,
+            services,
+            as_of_us=None if as_of is None else to_us(as_of),
+            progress=progress,
+        )
+
+    def get_historical_features(self, labels: Any, service: str, **options: Any) -> TrainingSet:
+        """Features as they were known at each label's time; see `tiercel.features.get_historical_features`."""
+        return features.get_historical_features(self.catalog, self.settings.state_dir, labels, service, **options)
+
+    def get_online_features(
+        self, service: str, entities: Mapping[str, Sequence[Any]], *, now: datetime | None = None
+    ) -> dict[str, list[Any]]:
+        """Stored features of some entities, as a server reads them.
+
+        Args:
+            service: a materialized feature service.
+            entities: join key -> one value per row.
+            now: time of the read for ttl; default: this moment.
+
+        Returns:
+            Join keys and features -> one value per row; None where there is none.
+        """
+        self.service(service)
+        base = OnlineBase.open(self.settings.features_dir / service)
+        now_us = time.time_ns() // 1000 if now is None else to_us(now)
+        values = base.read_values(entities, now_us)
+        return {**{key: list(column) for key, column in entities.items()}, **values.columns()}
+
+    def register(
+        self,
+        model: Any,
+        *,
+        name: str,
+        training_set: TrainingSet | None = None,
+        service: str | None = None,
+        feature_names: Sequence[str] | None = None,
+        snapshot: TrainingSnapshot | None = None,
+        golden_rows: NDArray[np.float32] | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        author: str | None = None,
+        code_commit: str | None = None,
+        alias: str | None = None,
+        reuse: bool = True,
+    ) -> ModelVersion:
+        """Check a model against the library that trained it and record it as the next version.
+
+        Args:
+            model: a fitted scikit-learn, LightGBM or XGBoost estimator, or a path to (or the bytes of) an ONNX,
+                LightGBM text or XGBoost JSON/UBJ file. Pickles are refused.
+            name: the registered model's name.
+            training_set: what it was trained on; gives the feature service, feature names, snapshot and golden rows.
+            service: the feature service it reads, when no training set is given. None: every feature comes with the
+                request.
+            feature_names: the model's inputs in order; default: the training set's, the model's own, the service's.
+            snapshot: what it was trained on, when no training set is given.
+            golden_rows: float32 (m, n_features) rows that must score the same wherever the model is loaded.
+            hyperparameters: default: those of the estimator.
+            metrics: evaluation results.
+            description, tags: free text.
+            author: default: the user's login name.
+            code_commit: default: the project's git commit, if it is in a repository ("-dirty" when it has changes).
+            alias: "champion", "challenger", ... to point at the new version.
+            reuse: return the existing version when the same files were registered with the same facts before.
+
+        Raises:
+            UnsafeModelError, UnsupportedModelError, ParityError: the model cannot be served truthfully.
+            SchemaMismatchError: the model takes a feature that the service does not have.
+            MissingExtraError: the library that trained it is not installed.
+        """
+        if training_set is not None:
+            service = training_set.service if service is None else service
+            feature_names = training_set.feature_names if feature_names is None else feature_names
+            snapshot = training_set.snapshot if snapshot is None else snapshot
+            golden_rows = training_set.X[:GOLDEN_ROWS] if golden_rows is None else golden_rows
+        schema = None if service is None else self.service(service)
+        prepared = models.prepare(
+            model,
+            feature_names=feature_names,
+            fallback_names=None if schema is None else schema.features,
+            golden_rows=golden_rows,
+        )
+        if schema is not None:
+            unknown = [feature for feature in prepared.signature.features if feature not in schema.features]
+            if unknown:
+                raise SchemaMismatchError(
+                    f"Expected features of service '{schema.name}' ({', '.join(schema.features)}), the model also takes "
+                    f"{', '.join(unknown)}. Pass feature_names= in the model's order, or register it with its service."
+                )
+        facts = VersionFacts(
+            snapshot=snapshot or TrainingSnapshot(source="unknown", n_rows=0, digest="unknown"),
+            signature=prepared.signature,
+            author=author or getpass.getuser(),
+            engine=prepared.engine,
+            engine_reason=prepared.reason,
+            parity=prepared.parity.to_json(),
+            hyperparameters={**prepared.hyperparameters, **(hyperparameters or {})},
+            metrics=metrics or {},
+            service=service,
+            service_fingerprint=None if schema is None else schema.fingerprint,
+            code_commit=code_commit or git_commit(self.settings.project_dir),
+            description=description,
+            tags=tags or {},
+        )
+        version = self.registry.register(name, prepared.artifacts, facts, reuse=reuse)
+        if alias is not None and alias not in version.aliases:
+            self.promote(name, version.version, alias=alias)
+            version = self.registry.get(name, version.version)
+        return version
+
+    def promote(
+        self, name: str, version: int | str, *, alias: str = "champion", reason: str = "", actor: str | None = None
+    ) -> ModelVersion:
+        """Point an alias at a version; a running server follows within a moment.
+
+        Raises:
+            ModelNotFoundError, VersionNotFoundError: nothing to promote.
+        """
+        target = self.registry.get(name, version)
+        return self.registry.promote(
+            name, target.version, alias=alias, actor=actor or getpass.getuser(), reason=reason
+        )
+
+
+#: Rows of the training set that are kept with the version and must score the same wherever it is loaded.
+GOLDEN_ROWS = 256
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since the epoch; a naive time is UTC."""
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def git_commit(directory: Path) -> str | None:
+    """The commit a directory is at, "-dirty" appended when tracked files differ; None outside a repository."""
+    try:
+        head = _git(directory, "rev-parse", "HEAD")
+        changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{head}-dirty" if changed else head
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()  # noqa: S603
+
+
+def check_project(directory: Path) -> None:
+    """Refuse a directory that already is a project or holds files.
+
+    Raises:
+        DefinitionError: it is not empty.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise DefinitionError(f"Expected a new or empty directory, got {directory} with files in it")

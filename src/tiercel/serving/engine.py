@@ -1,0 +1,280 @@
+"""Composition root of a worker: registry + sealed bases + scorers -> plans, refreshed without stopping.
+
+A refresh builds the next `Routes` beside the current one and swaps a single reference. Whatever cannot be loaded - a
+corrupt base, a foreign artifact, a schema that no longer fits - leaves what served before in place and is reported as
+a problem (`/readyz`, the log), never as a failed request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tiercel import models
+from tiercel._hot.plan import ServingPlan
+from tiercel.errors import (
+    NotMaterializedError,
+    SchemaMismatchError,
+    ServiceNotFoundError,
+    TiercelError,
+)
+from tiercel.features.manifest import MANIFEST
+from tiercel.features.online import ManifestWatcher, OnlineBase
+from tiercel.registry import LATEST, Registry, parse_reference
+from tiercel.serving.routes import CHAMPION, ModelRoutes, Routes
+
+if TYPE_CHECKING:
+    from tiercel.registry import ModelVersion
+    from tiercel.settings import Settings
+
+log = logging.getLogger("tiercel.serving")
+
+#: Versions without an alias that were asked for by number and stay loaded.
+MAX_PINNED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    record: ModelVersion
+    model: models.LoadedModel
+
+
+class Engine:
+    """Answers "which plan?" at once and keeps the answer current.
+
+    Threads: `find_plan` and `routes` are lock-free reads; `refresh` may run in any thread, one at a time.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._refresh_lock = threading.Lock()
+        self._watchers: dict[str, ManifestWatcher] = {}
+        self._loaded: dict[tuple[str, int], _Loaded] = {}
+        self._pinned: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._generation = -1
+        self._failed: dict[str, str] = {}  # what could not be loaded -> why, so that it is logged once
+        self.routes = Routes()
+
+    def find_plan(self, reference: str) -> ServingPlan | None:
+        """The plan of "name", "name@alias" or "name:version" if it is loaded."""
+        return self.routes.by_reference.get(reference)
+
+    async def load_plan(self, reference: str) -> ServingPlan:
+        """The plan of a reference that is not indexed: another spelling, or a version without an alias.
+
+        Raises:
+            RequestError: not a reference (`invalid_name`).
+            NotFoundError, TiercelError: no such model, alias or version; or it cannot be loaded.
+        """
+        name, selector = parse_reference(reference)
+        routes = self.routes
+        if name not in routes.models or not isinstance(selector, int | None):
+            if selector == LATEST and name in routes.models:
+                selector = (await asyncio.to_thread(self._registry.get, name, LATEST)).version
+            else:
+                selector = routes.version_of(name, str(selector))
+        elif selector is None:
+            selector = routes.version_of(name, CHAMPION)
+        plan = routes.models[name].plans.get(selector)
+        if plan is None:
+            plan = await asyncio.to_thread(self._pin, name, selector)
+        return plan
+
+    def service(self, name: str) -> OnlineBase:
+        """The live base of a feature service.
+
+        Raises:
+            ServiceNotFoundError: nothing of this name is published.
+        """
+        base = self.routes.services.get(name)
+        if base is None:
+            known = ", ".join(sorted(self.routes.services)) or "none"
+            raise ServiceNotFoundError(
+                f"Expected a materialized feature service, got '{name}'. Materialized: {known}. "
+                f"Run `tiercel materialize` to publish one."
+            )
+        return base
+
+    def stale(self) -> bool:
+        """Whether something on disk or in the registry changed since the last refresh. A few system calls."""
+        names = self._published()
+        return (
+            names != self._watchers.keys()
+            or any(watcher.changed() for watcher in self._watchers.values())
+            or self._registry.generation() != self._generation
+        )
+
+    def refresh(self) -> Routes:
+        """Bring routes up to date with the disk and the registry. Slow; call it in a thread while serving."""
+        with self._refresh_lock:
+            problems: list[str] = []
+            generation = self._registry.generation()
+            services = self._open_services(problems)
+            routed = self._route_models(services, problems)
+            self._generation = generation
+            self.routes = Routes.build(routed, services, tuple(problems))
+            return self.routes
+
+    def _published(self) -> set[str]:
+        directory = self._settings.features_dir
+        if not directory.is_dir():
+            return set()
+        return {path.name for path in directory.iterdir() if (path / MANIFEST).exists()}
+
+    def _open_services(self, problems: list[str]) -> dict[str, OnlineBase]:
+        current = self.routes.services
+        services: dict[str, OnlineBase] = {}
+        for name in sorted(self._published()):
+            directory = self._settings.features_dir / name
+            watcher = self._watchers.get(name)
+            if watcher is None:
+                watcher = self._watchers[name] = ManifestWatcher(directory)
+                changed = True
+            else:
+                changed = watcher.changed()
+            live = current.get(name)
+            if live is not None and not changed:
+                services[name] = live
+                self._repeat(f"service {name}", problems)
+                continue
+            try:
+                services[name] = OnlineBase.open(directory, verify=self._settings.server.verify_bases)
+                self._recover(f"service {name}")
+            except (TiercelError, OSError) as error:
+                self._report(f"service {name}", error, problems, kept=live is not None)
+                if live is not None:
+                    services[name] = live
+        for name in self._watchers.keys() - self._published():
+            del self._watchers[name]
+        return services
+
+    def _route_models(self, services: dict[str, OnlineBase], problems: list[str]) -> dict[str, ModelRoutes]:
+        routed: dict[str, ModelRoutes] = {}
+        for registered in self._registry.list_models():
+            name = registered.name
+            before = self.routes.models.get(name, ModelRoutes({}, {}))
+            wanted = self._registry.aliases(name)
+            plans: dict[int, ServingPlan] = {}
+            aliases: dict[str, int] = {}
+            for version in sorted({*wanted.values(), *(v for n, v in self._pinned if n == name)}):
+                plan = self._plan(name, version, services, before.plans.get(version), problems)
+                if plan is not None:
+                    plans[version] = plan
+            for alias, version in wanted.items():
+                if version in plans:
+                    aliases[alias] = version
+                elif alias in before.aliases and before.aliases[alias] in before.plans:
+                    # The alias moved to something that cannot be served: who served before goes on.
+                    kept = before.aliases[alias]
+                    aliases[alias] = kept
+                    plans[kept] = self._plan(name, kept, services, before.plans[kept], problems) or before.plans[kept]
+            routed[name] = ModelRoutes(plans, aliases)
+        live = {(name, version) for name, routes in routed.items() for version in routes.plans}
+        self._loaded = {key: loaded for key, loaded in self._loaded.items() if key in live}
+        return routed
+
+    def _plan(
+        self,
+        name: str,
+        version: int,
+        services: dict[str, OnlineBase],
+        before: ServingPlan | None,
+        problems: list[str],
+    ) -> ServingPlan | None:
+        what = f"model {name}:{version}"
+        try:
+            loaded = self._load(name, version)
+            base = self._base_of(loaded.record, services)
+            if before is not None and before.base is base:
+                self._repeat(what, problems)
+                return before
+            plan = self._wire(loaded, base)
+        except (TiercelError, OSError) as error:
+            self._report(what, error, problems, kept=before is not None)
+            return before
+        self._recover(what)
+        return plan
+
+    def _load(self, name: str, version: int) -> _Loaded:
+        loaded = self._loaded.get((name, version))
+        if loaded is None:
+            record = self._registry.get(name, version)
+            loaded = _Loaded(record, models.load(self._registry.load_artifacts(record)))
+            self._loaded[name, version] = loaded
+        return loaded
+
+    def _base_of(self, record: ModelVersion, services: dict[str, OnlineBase]) -> OnlineBase | None:
+        service = record.facts.service
+        if service is None:
+            return None
+        base = services.get(service)
+        if base is None:
+            raise NotMaterializedError(
+                f"Model '{record.name}' version {record.version} reads feature service '{service}', which is not "
+                f"materialized. Run `tiercel materialize`."
+            )
+        if base.schema.fingerprint != record.facts.service_fingerprint:
+            raise SchemaMismatchError(
+                f"Model '{record.name}' version {record.version} was registered against feature service '{service}' "
+                f"{(record.facts.service_fingerprint or '')[:12]}, the published base is {base.schema.fingerprint[:12]}. "
+                f"Publish features with the model's definitions, or register a model trained on the new ones."
+            )
+        return base
+
+    @staticmethod
+    def _wire(loaded: _Loaded, base: OnlineBase | None) -> ServingPlan:
+        record, model = loaded.record, loaded.model
+        schema = None if base is None else base.schema
+        return ServingPlan(record.name, record.version, model.signature, model.scorer, schema, base)
+
+    def _pin(self, name: str, version: int) -> ServingPlan:
+        """Load a version that no alias names, and keep it (with at most MAX_PINNED - 1 others)."""
+        with self._refresh_lock:
+            routes = self.routes
+            loaded = self._load(name, version)
+            plan = self._wire(loaded, self._base_of(loaded.record, dict(routes.services)))
+            self._pinned[name, version] = None
+            self._pinned.move_to_end((name, version))
+            dropped = self._pinned.popitem(last=False)[0] if len(self._pinned) > MAX_PINNED else None
+            routed = dict(routes.models)
+            for changed in {name, *(() if dropped is None else (dropped[0],))}:
+                current = routed[changed]
+                plans = {**current.plans, **({version: plan} if changed == name else {})}
+                if dropped is not None and dropped[0] == changed and dropped[1] not in current.aliases.values():
+                    plans.pop(dropped[1], None)
+                    self._loaded.pop(dropped, None)
+                routed[changed] = ModelRoutes(plans, current.aliases)
+            self.routes = Routes.build(routed, routes.services, routes.problems)
+            return plan
+
+    def _report(self, what: str, error: Exception, problems: list[str], *, kept: bool) -> None:
+        text = f"{what}: {error}{' The one before keeps serving.' if kept else ''}"
+        if self._failed.get(what) != text:
+            log.error("%s", text)
+        self._failed[what] = text
+        problems.append(text)
+
+    def _repeat(self, what: str, problems: list[str]) -> None:
+        """What still serves may do so because its successor failed: that stays a problem until it is solved."""
+        if what in self._failed:
+            problems.append(self._failed[what])
+
+    def _recover(self, what: str) -> None:
+        if self._failed.pop(what, None) is not None:
+            log.info("%s: serves again", what)
+
+
+async def keep_current(engine: Engine, *, interval_s: float = 0.1) -> None:
+    """Refresh whenever something changed, until cancelled. A failure to look is logged and tried again."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            if await asyncio.to_thread(engine.stale):
+                await asyncio.to_thread(engine.refresh)
+        except Exception:  # noqa: BLE001 - the watch must outlive a locked database or a full disk
+            log.exception("Could not refresh; what is live keeps serving")

@@ -1,0 +1,131 @@
+"""A project's `tiercel.toml`: read once, validated, then passed as plain values.
+
+    [project]
+    name = "flights"
+
+    [state]
+    path = ".tiercel"                  # relative to the project, or absolute
+
+    [registry]
+    url = "sqlite:///..."              # any SQLAlchemy URL; default: registry.db in the state directory
+
+    [server]
+    host = "127.0.0.1"
+    port = 8000
+    max_rows = 10000                   # rows of one request
+    max_body_bytes = 16777216
+    body_timeout_s = 10.0              # a body must have arrived by then
+    shutdown_grace_s = 30.0            # how long requests in flight may take after SIGTERM
+    verify_bases = true                # hash a base before it goes live; false only checks its size
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tiercel.errors import DefinitionError
+
+PROJECT_FILE = "tiercel.toml"
+FEATURES_FILE = "features.py"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The data plane's address and limits."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_rows: int = 10_000
+    max_body_bytes: int = 16 * 1024 * 1024
+    body_timeout_s: float = 10.0
+    shutdown_grace_s: float = 30.0
+    verify_bases: bool = True
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything `tiercel.toml` says, with absolute paths."""
+
+    project_dir: Path
+    name: str
+    state_dir: Path
+    registry_url: str | None = None
+    server: ServerSettings = field(default_factory=ServerSettings)
+
+    @property
+    def features_dir(self) -> Path:
+        """Where bases are published: one directory per feature service."""
+        return self.state_dir / "features"
+
+
+def load_settings(project_dir: Path) -> Settings:
+    """Read `project_dir/tiercel.toml`.
+
+    Raises:
+        DefinitionError: no such file, not TOML, an unknown table or key, or a value of the wrong type or range.
+    """
+    path = project_dir / PROJECT_FILE
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DefinitionError(
+            f"Expected a tiercel project at {project_dir}, found no {PROJECT_FILE}. "
+            f"Run `tiercel init DIRECTORY` to make one, or pass --project."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
+    _refuse_unknown(path, "", data, {"project", "state", "registry", "server"})
+    project = _table(path, data, "project", {"name"})
+    state = _table(path, data, "state", {"path"})
+    registry = _table(path, data, "registry", {"url"})
+    server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
+    root = project_dir.resolve()
+    return Settings(
+        project_dir=root,
+        name=_typed(path, "project.name", project.get("name", root.name), str),
+        state_dir=root / _typed(path, "state.path", state.get("path", ".tiercel"), str),
+        registry_url=_typed(path, "registry.url", registry["url"], str) if "url" in registry else None,
+        server=_server(path, server),
+    )
+
+
+def _server(path: Path, table: dict[str, Any]) -> ServerSettings:
+    values: dict[str, Any] = {}
+    for item in fields(ServerSettings):
+        if item.name not in table:
+            continue
+        expected: type = {"str": str, "int": int, "float": float, "bool": bool}[str(item.type)]
+        value = _typed(path, f"server.{item.name}", table[item.name], expected)
+        if expected in {int, float} and not (value >= 0 if item.name == "port" else value > 0):
+            raise DefinitionError(f"{path}: expected server.{item.name} to be positive, got {value}")
+        values[item.name] = value
+    if values.get("port", 0) > 65_535:
+        raise DefinitionError(f"{path}: expected server.port up to 65535, got {values['port']}")
+    return ServerSettings(**values)
+
+
+def _typed(path: Path, name: str, value: Any, expected: type) -> Any:
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise DefinitionError(f"{path}: expected {name} to be a {expected.__name__}, got {value!r}")
+    return value
+
+
+def _table(path: Path, data: dict[str, Any], name: str, known: set[str]) -> dict[str, Any]:
+    table = data.get(name, {})
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, known)
+    return table
+
+
+def _refuse_unknown(path: Path, prefix: str, table: dict[str, Any], known: set[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise DefinitionError(
+                f"{path}: unknown setting '{prefix}{key}'. Known here: {', '.join(sorted(prefix + k for k in known))}"
+            )
