@@ -1,3 +1,74 @@
-"""tiercel: feature store, model registry and low-latency server for tabular models."""
+"""tiercel: feature store, model registry and low-latency server for tabular models.
+
+The names below are the public surface. They load when first used, so that importing tiercel (and `tiercel --help`)
+does not wait for DuckDB or the registry.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from tiercel.client import AsyncClient, Client
+    from tiercel.features import (
+        CSVSource,
+        Entity,
+        FeatureService,
+        FeatureView,
+        Field,
+        ParquetSource,
+        RequestSource,
+    )
+    from tiercel.project import Project
+    from tiercel.types import Bool, Float32, Float64, Int64, String
+
+_HOME = {
+    "AsyncClient": "tiercel.client",
+    "Bool": "tiercel.types",
+    "CSVSource": "tiercel.features",
+    "Client": "tiercel.client",
+    "Entity": "tiercel.features",
+    "FeatureService": "tiercel.features",
+    "FeatureView": "tiercel.features",
+    "Field": "tiercel.features",
+    "Float32": "tiercel.types",
+    "Float64": "tiercel.types",
+    "Int64": "tiercel.types",
+    "ParquetSource": "tiercel.features",
+    "Project": "tiercel.project",
+    "RequestSource": "tiercel.features",
+    "String": "tiercel.types",
+}
+
+__all__ = [
+    "AsyncClient",
+    "Bool",
+    "CSVSource",
+    "Client",
+    "Entity",
+    "FeatureService",
+    "FeatureView",
+    "Field",
+    "Float32",
+    "Float64",
+    "Int64",
+    "ParquetSource",
+    "Project",
+    "RequestSource",
+    "String",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tiercel' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

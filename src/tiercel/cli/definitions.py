@@ -1,0 +1,112 @@
+"""Commands about features: `init`, `apply`, `materialize`, `training-set`, `rollback-base`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from tiercel.cli.console import console, json_option, print_json, print_table, progress, project_option
+
+MOMENT = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S"]
+
+
+@click.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--example", type=click.Choice(["flights"]), help="Start from a complete example.")
+def init(directory: Path, example: str | None) -> None:
+    """Make a new project in DIRECTORY."""
+    from tiercel.examples import copy_example
+
+    copy_example(example or "empty", directory)
+    console.print(f"Made project [bold]{directory}[/].")
+    if example == "flights":
+        console.print(f"Next: tiercel demo --directory {directory}")
+    else:
+        console.print(f"Next: edit {directory}/features.py, then: tiercel apply --project {directory}")
+
+
+@click.command()
+@project_option
+@json_option
+def apply(project_dir: str, as_json: bool) -> None:
+    """Check the project's definitions and record them."""
+    from tiercel.project import Project
+
+    with Project(project_dir) as project:
+        diff = project.apply()
+    if as_json:
+        print_json(diff.to_json())
+    elif diff.is_empty:
+        console.print(f"Nothing changed. Catalog {diff.digest[:12]}.")
+    else:
+        for title, names in (("added", diff.added), ("changed", diff.changed), ("removed", diff.removed)):
+            for name in names:
+                console.print(f"  {title:8} {name}")
+        console.print(f"Applied catalog {diff.digest[:12]}. Next: tiercel materialize")
+
+
+@click.command()
+@click.argument("services", nargs=-1)
+@click.option("--as-of", type=click.DateTime(MOMENT), help="Use only what was known at this time (UTC). Default: now.")
+@project_option
+@json_option
+def materialize(services: tuple[str, ...], as_of: datetime | None, project_dir: str, as_json: bool) -> None:
+    """Compute features and publish them for serving (all SERVICES by default)."""
+    from tiercel.project import Project
+
+    with Project(project_dir) as project, progress() as report:
+        published = project.materialize(list(services) or None, as_of=as_of, progress=report)
+    if as_json:
+        print_json([item.to_json() for item in published])
+        return
+    rows = [
+        (
+            item.service, item.manifest.base, f"{item.manifest.n_rows:,}", f"{item.manifest.size / 1e6:,.1f} MB",
+            "unchanged" if item.reused else "published", f"{item.n_dropped:,}",
+        )
+        for item in published
+    ]
+    print_table("Materialized", ["service", "base", "rows", "size", "", "rows without key or time"], rows)
+
+
+@click.command("rollback-base")
+@click.argument("service")
+@project_option
+def rollback_base(service: str, project_dir: str) -> None:
+    """Serve a feature service from the base before the current one."""
+    from tiercel.features.base import rollback
+    from tiercel.project import Project
+
+    with Project(project_dir) as project:
+        project.service(service)
+        manifest = rollback(project.settings.features_dir / service)
+    console.print(f"Service {service} is back on {manifest.base}.")
+
+
+@click.command("training-set")
+@click.argument("service")
+@click.option(
+    "--labels", required=True, type=click.Path(exists=True, dir_okay=False), help="Parquet or CSV: join keys, time, label."
+)
+@click.option("--timestamp-field", default="event_timestamp", show_default=True, help="The labels' time column.")
+@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet file to write.")
+@project_option
+@json_option
+def training_set(
+    service: str, labels: str, timestamp_field: str, output: Path, project_dir: str, as_json: bool
+) -> None:
+    """Join labels with the features of SERVICE as they were known at each label's time."""
+    import pyarrow.parquet as pq
+
+    from tiercel.project import Project
+
+    with Project(project_dir) as project:
+        made = project.get_historical_features(labels, service, timestamp_field=timestamp_field)
+    pq.write_table(made.to_arrow(), output)
+    if as_json:
+        print_json({"output": str(output), **made.snapshot.to_json()})
+    else:
+        n_rows, n_features = made.snapshot.n_rows, len(made.feature_names)
+        console.print(f"Wrote {n_rows:,} rows with {n_features} features to {output} ({made.snapshot.digest[:12]}).")

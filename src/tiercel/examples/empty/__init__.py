@@ -1,0 +1,1 @@
+"""What `tiercel init` starts a project with."""
