@@ -21,8 +21,18 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── ArtifactCorruptError   bytes do not match their recorded digest
     │   └── ParityError            the loaded model does not reproduce the source library's answers
     ├── RegistryConflictError      somebody else changed the alias first
+    ├── InvalidNameError           a model or alias name breaks the naming rules
+    ├── RegistryError              the registry's database
+    │   ├── InvalidFactsError      what a version should be registered with cannot be stored faithfully
+    │   ├── RegistrySchemaError    the database was made by a newer tiercel, or is not a registry
+    │   ├── RegistryUnavailableError  the database cannot be reached or opened
+    │   └── LedgerCorruptError     the ledger, or what follows from it, was altered
     ├── MissingExtraError          an optional dependency is needed
-    └── ClientError …              raised by tiercel.client only
+    └── ClientError                raised by tiercel.client only
+        ├── ClientConnectionError, ClientTimeoutError, ProtocolError
+        └── ServerError            the server answered with an error; its `code` is this error's code
+            ├── BadRequestError (4xx), ServerNotFoundError (404), OverloadedError (429)
+            └── UnavailableError (503), ServerInternalError (other 5xx)
 """
 
 from __future__ import annotations
@@ -212,6 +222,45 @@ class InvalidNameError(TiercelError):
     code = "invalid_name"
 
 
+class RegistryError(TiercelError):
+    """Base of what can go wrong with the registry's database."""
+
+    code = "registry_error"
+
+
+class InvalidFactsError(RegistryError):
+    """A fact given to `Registry.register` is missing, of the wrong type, or cannot be stored faithfully."""
+
+    code = "invalid_facts"
+
+
+class RegistrySchemaError(RegistryError):
+    """The database holds tables this tiercel does not understand; the message names both schema versions."""
+
+    code = "registry_schema"
+
+
+class RegistryUnavailableError(RegistryError):
+    """The database cannot be opened, reached, or locked in time."""
+
+    code = "registry_unavailable"
+
+
+class LedgerCorruptError(RegistryError):
+    """The event ledger is broken, or aliases, tags or versions differ from what it says.
+
+    Args:
+        message: what differs, and where.
+        seq: the first event concerned, where one can be named.
+    """
+
+    code = "ledger_corrupt"
+
+    def __init__(self, message: str, *, seq: int | None = None) -> None:
+        super().__init__(message)
+        self.seq = seq
+
+
 class MissingExtraError(TiercelError):
     """An optional dependency is needed and not installed; the message has the install command."""
 
@@ -220,3 +269,71 @@ class MissingExtraError(TiercelError):
     def __init__(self, *, package: str, extra: str, purpose: str) -> None:
         super().__init__(f'{purpose} needs {package}, which is not installed. Run: pip install "tiercel[{extra}]"')
         self.package, self.extra = package, extra
+
+
+class ClientError(TiercelError):
+    """Base of everything `tiercel.client` raises about an exchange with a server."""
+
+    code = "client_error"
+
+
+class ClientConnectionError(ClientError):
+    """The server could not be reached, or the connection broke before the reply was complete."""
+
+    code = "connection_failed"
+
+
+class ClientTimeoutError(ClientError, TimeoutError):
+    """No complete reply within the client's timeout. The server may still have answered the request."""
+
+    code = "timeout"
+
+
+class ProtocolError(ClientError):
+    """What came back is not a tiercel reply: another server, a proxy's page, a damaged body."""
+
+    code = "protocol_error"
+
+
+class ServerError(ClientError):
+    """The server answered with an error.
+
+    Args:
+        message: the server's text.
+        status: HTTP status.
+        code: the server's stable name for the error, as in this module.
+        row: index of the offending row when several were sent.
+        retry_after_s: the server's `Retry-After`, in seconds, when it sent one.
+    """
+
+    code = "server_error"
+
+    def __init__(
+        self, message: str, *, status: int, code: str, row: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.row, self.retry_after_s = status, code, row, retry_after_s
+
+    def __str__(self) -> str:
+        where = "" if self.row is None else f", row {self.row}"
+        return f"{self.args[0]} (HTTP {self.status}, {self.code}{where})"
+
+
+class BadRequestError(ServerError):
+    """4xx: the request is wrong and will be wrong again."""
+
+
+class ServerNotFoundError(BadRequestError):
+    """404: no such model, version, alias, service or entity; `code` says which."""
+
+
+class OverloadedError(ServerError):
+    """429: refused to protect what is already running; safe to send again later."""
+
+
+class UnavailableError(ServerError):
+    """503: starting, stopping, or without anything to serve; safe to send again later."""
+
+
+class ServerInternalError(ServerError):
+    """Any other 5xx: the server failed."""

@@ -1,0 +1,188 @@
+"""Connections and transactions of the registry, on SQLite or any other database SQLAlchemy speaks to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy
+from sqlalchemy import URL, Connection, Engine, event, insert, inspect, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from tiercel.errors import RegistryError, RegistrySchemaError, RegistryUnavailableError
+from tiercel.registry.ledger import GENESIS
+from tiercel.registry.tables import SCHEMA_VERSION, Base, HeadRow, SchemaRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK_TIMEOUT_S: Final = 30  # how long a writer waits for the others
+
+_IS_WRITE: Final = "tiercel_is_write"
+
+
+class Database:
+    """An engine whose tables exist and are understood.
+
+    Threads: safe. Processes: safe; a child made by fork opens its own connections.
+
+    Raises:
+        RegistrySchemaError: the tables belong to a newer tiercel, or to something else.
+        RegistryUnavailableError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str | URL) -> None:
+        self._engine = _make_engine(url)
+        self._writes = self._engine.execution_options(**{_IS_WRITE: True})
+        self._pid = os.getpid()
+        self._fork_lock = threading.Lock()
+        self._is_closed = False
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view of the database (SQLite), or one statement-consistent one (others)."""
+        with self._transaction(self._engine) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits when the block ends and rolls back when it raises.
+
+        The caller locks `ledger_head` before it reads anything else (`ledger.lock_head`): from there on it is alone.
+        """
+        with self._transaction(self._writes) as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections. Further use raises `RegistryError`."""
+        self._is_closed = True
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        if self._is_closed:
+            raise RegistryError("Expected an open registry, got one after close()")
+        self._drop_inherited_connections()
+        try:
+            with engine.connect() as connection, connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            raise _unavailable(self._engine.url, error) from error
+
+    def _drop_inherited_connections(self) -> None:
+        # A connection used on both sides of a fork corrupts its protocol (PostgreSQL) or loses its locks (SQLite).
+        if self._pid != os.getpid():
+            with self._fork_lock:
+                if self._pid != os.getpid():
+                    self._engine.dispose(close=False)
+                    self._pid = os.getpid()
+
+    def _prepare(self) -> None:
+        for attempt in (1, 2):
+            try:
+                with self.write() as connection:
+                    _create_or_check(connection)
+            except RegistryUnavailableError:
+                # Two processes that create the tables at once: outside SQLite, one of them loses here and then finds
+                # them made.
+                if attempt == 2:
+                    raise
+            else:
+                return
+
+
+def _create_or_check(connection: Connection) -> None:
+    tables = set(inspect(connection).get_table_names())
+    if SchemaRow.__tablename__ in tables:
+        found = connection.execute(select(SchemaRow.schema_version)).scalar_one_or_none()
+        if found != SCHEMA_VERSION:
+            raise RegistrySchemaError(
+                f"Expected registry schema {SCHEMA_VERSION}, found {found} in {_shown(connection.engine.url)}. "
+                "Use the tiercel that wrote it, or a newer one"
+            )
+        return
+    clash = sorted(tables & set(Base.metadata.tables))
+    if clash:
+        raise RegistrySchemaError(
+            f"Expected an empty database or a tiercel registry at {_shown(connection.engine.url)}, found the tables "
+            f"{', '.join(clash)} without '{SchemaRow.__tablename__}'. Choose another database"
+        )
+    Base.metadata.create_all(connection)
+    connection.execute(insert(SchemaRow).values(id=1, schema_version=SCHEMA_VERSION))
+    connection.execute(insert(HeadRow).values(id=1, seq=0, hash=GENESIS))
+
+
+def _make_engine(url: str | URL) -> Engine:
+    try:
+        parsed = sqlalchemy.make_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            return sqlalchemy.create_engine(parsed, pool_pre_ping=True)
+        if not parsed.database or parsed.database == ":memory:" or "mode=memory" in str(parsed):
+            raise RegistryError(
+                "Expected a SQLite file for the registry, got a database in memory, which no other "
+                "thread or process could share. Use sqlite:///path/to/registry.db"
+            )
+        engine = sqlalchemy.create_engine(parsed, connect_args={"timeout": LOCK_TIMEOUT_S})
+    except (ArgumentError, ImportError) as error:
+        raise RegistryError(f"Expected a database URL that SQLAlchemy can use, got {_shown(url)}: {error}") from error
+    event.listen(engine, "connect", _on_sqlite_connect)
+    event.listen(engine, "begin", _on_sqlite_begin)
+    return engine
+
+
+def _on_sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where _on_sqlite_begin says, not where the driver guesses
+    cursor = connection.cursor()
+    try:
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA synchronous = FULL")  # a promotion that was acknowledged survives a power cut
+        if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            _switch_to_wal(cursor)
+    finally:
+        cursor.close()
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """Readers never wait for writers after this. SQLite refuses at once, without its busy timeout, if others are in."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except Exception as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    # IMMEDIATE: a transaction that reads first and writes later could not be promoted while another writes.
+    is_write = connection.get_execution_options().get(_IS_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+
+def _unavailable(url: URL, error: SQLAlchemyError) -> RegistryUnavailableError:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    hint = ""
+    if "locked" in str(cause):
+        hint = f" Another process held the lock for more than {LOCK_TIMEOUT_S} s."
+    elif "not a database" in str(cause):
+        hint = " Move the file away, or name another one."
+    return RegistryUnavailableError(f"Expected a usable registry at {_shown(url)}: {cause}.{hint}")
+
+
+def _shown(url: str | URL) -> str:
+    """The URL without its password."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "something that is not a URL"
