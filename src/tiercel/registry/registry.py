@@ -89,11 +89,12 @@ class Registry:
         self._clock_us = clock_us or _wall_clock_us
 
     @classmethod
-    def for_state(cls, state_dir: Path) -> Registry:
-        """The registry of a project's state directory: `registry.db` and `artifacts/` in it."""
+    def for_state(cls, state_dir: Path, *, url: str | None = None) -> Registry:
+        """The registry of a project's state directory: `registry.db` (or the database at `url`) and `artifacts/`."""
         state_dir = Path(state_dir)
         state_dir.mkdir(parents=True, exist_ok=True)
-        return cls(URL.create("sqlite", database=str(state_dir / "registry.db")), state_dir / "artifacts")
+        database = URL.create("sqlite", database=str(state_dir / "registry.db")) if url is None else url
+        return cls(database, state_dir / "artifacts")
 
     def close(self) -> None:
         """Close all connections."""

@@ -24,8 +24,9 @@ from tiercel.errors import (
 )
 from tiercel.features.manifest import MANIFEST
 from tiercel.features.online import ManifestWatcher, OnlineBase
-from tiercel.registry import LATEST, Registry, parse_reference
-from tiercel.serving.routes import CHAMPION, ModelRoutes, Routes
+from tiercel.registry import Registry, parse_reference
+from tiercel.registry.names import CHAMPION, LATEST
+from tiercel.serving.routes import ModelRoutes, Routes
 
 if TYPE_CHECKING:
     from tiercel.registry import ModelVersion

@@ -1,0 +1,103 @@
+"""The direction of imports, the doors of the compiled core, and the size of files are promises; this checks them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src" / "tiercel"
+HOT = ROOT / "ext" / "tiercel" / "_hot"
+
+PEERS = {"features", "registry", "models", "monitor", "explain"}
+BASE = {"types", "settings", "errors", "_hot"}
+MAY_IMPORT = {
+    **{peer: BASE | {peer} for peer in PEERS},
+    "errors": {"errors"},
+    "types": {"types", "errors"},
+    "settings": {"settings", "types", "errors"},
+    "serving": BASE | PEERS | {"serving"},
+    "batch": BASE | PEERS | {"serving", "batch"},
+    "http": BASE | PEERS | {"serving", "http"},
+    "client": {"errors", "types", "client"},
+    "project": BASE | PEERS | {"project"},
+    "cli": BASE | PEERS | {"serving", "batch", "http", "client", "project", "examples", "cli", ""},
+    "examples": {"", "errors", "types", "project", "examples"},
+}
+#: Compiled module -> the Python modules that may use it.
+DOORS = {
+    "liblmdb": {"tiercel.features.online"},
+    "reader": {"tiercel.features.online"},
+    "forest": {"tiercel.models.scorers"},
+    "linear": {"tiercel.models.scorers"},
+    "scorer": {"tiercel.models.scorers"},
+    "plan": {"tiercel.serving.engine", "tiercel.serving.routes"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in SRC.rglob("*.py") if path != SRC / "__init__.py")
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names a file imports from tiercel, lazy ones included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            if node.module in {"tiercel", "tiercel._hot"}:
+                names.remove(node.module)
+                names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == "tiercel"}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_imports_run_one_way(path):
+    """cli -> http, batch -> serving -> {features, registry, models, ...} -> types, settings, errors."""
+    layer = dotted(path).split(".")[1]
+    for name in imported(path):
+        part = name.split(".")[1] if "." in name else ""
+        if layer in {"cli", "examples"} and (SRC / f"{part}.py").exists() is (SRC / part).is_dir() is False:
+            continue  # a public name of the package itself, such as tiercel.Entity
+        assert part in MAY_IMPORT[layer], f"{dotted(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_compiled_modules_have_one_owner(path):
+    """Each compiled module is imported by its owner alone."""
+    for name in imported(path):
+        if name.startswith("tiercel._hot."):
+            assert dotted(path) in DOORS[name.split(".")[2]], f"{dotted(path)} imports {name}"
+
+
+def test_every_compiled_module_has_contract_and_types():
+    """A .pyx comes with its .pxd (the contract) and its .pyi (the types), and has a door."""
+    for source in HOT.glob("*.pyx"):
+        assert source.with_suffix(".pxd").exists(), f"{source.stem}.pxd is missing"
+        assert source.with_suffix(".pyi").exists(), f"{source.stem}.pyi is missing"
+        assert source.stem in DOORS
+
+
+def test_files_stay_small():
+    """A file past 600 lines needs a split along a noun."""
+    sources = [*SRC.rglob("*.py"), *HOT.glob("*.p[yx]*"), *HOT.glob("*.h")]
+    assert {str(path): n for path in sources if (n := len(path.read_text().splitlines())) > 600} == {}
+
+
+def test_nothing_unpickles():
+    """No module can load a pickle: a model file never runs code."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & {"pickle", "joblib", "cloudpickle", "dill"}, path

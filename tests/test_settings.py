@@ -1,0 +1,68 @@
+"""tiercel.toml is validated as a whole: every mistake is named with the file, the key and what was expected."""
+
+from __future__ import annotations
+
+import pytest
+
+from tiercel.errors import DefinitionError
+from tiercel.settings import ServerSettings, load_settings
+
+
+def project(tmp_path, text):
+    (tmp_path / "tiercel.toml").write_text(text)
+    return tmp_path
+
+
+def test_defaults(tmp_path):
+    """An empty file is a project named after its directory with its state inside."""
+    settings = load_settings(project(tmp_path, ""))
+    assert settings.name == tmp_path.name
+    assert settings.state_dir == tmp_path.resolve() / ".tiercel"
+    assert settings.server == ServerSettings()
+
+
+def test_values_are_read(tmp_path):
+    """Each table's values arrive; whole numbers are fine where a float is expected."""
+    settings = load_settings(
+        project(
+            tmp_path,
+            '[project]\nname = "shop"\n[state]\npath = "s"\n[registry]\nurl = "sqlite:///x.db"\n'
+            '[server]\nport = 0\nbody_timeout_s = 3\nhost = "0.0.0.0"\n',
+        )
+    )
+    assert (settings.name, settings.registry_url) == ("shop", "sqlite:///x.db")
+    assert settings.state_dir == tmp_path.resolve() / "s"
+    assert (settings.server.port, settings.server.body_timeout_s) == (0, 3.0)
+
+
+def test_state_may_be_elsewhere(tmp_path):
+    """An absolute state path is taken as it is."""
+    settings = load_settings(project(tmp_path, '[state]\npath = "/var/lib/tiercel"\n'))
+    assert str(settings.state_dir) == "/var/lib/tiercel"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[server\n", "expected TOML"),
+        ("[serve]\nport = 1\n", "unknown setting 'serve'"),
+        ("[server]\nports = 1\n", "unknown setting 'server.ports'"),
+        ('[server]\nport = "80"\n', "server.port to be a int"),
+        ("[server]\nport = true\n", "server.port to be a int"),
+        ("[server]\nport = -1\n", "to be positive"),
+        ("[server]\nport = 70000\n", "up to 65535"),
+        ("[server]\nmax_rows = 0\n", "to be positive"),
+        ("[project]\nname = 3\n", "project.name to be a str"),
+        ("project = 3\n", r"\[project\] to be a table"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    """What is wrong is refused with its place, not ignored."""
+    with pytest.raises(DefinitionError, match=message):
+        load_settings(project(tmp_path, text))
+
+
+def test_no_project(tmp_path):
+    """A directory without tiercel.toml says how to make one."""
+    with pytest.raises(DefinitionError, match="tiercel init"):
+        load_settings(tmp_path)
