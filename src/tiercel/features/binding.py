@@ -1,0 +1,188 @@
+"""Binding a view's query to its sources: which columns it yields, and whether the declared types can hold them exactly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from tiercel.errors import DefinitionError, SourceError
+from tiercel.features.sources import SourceFiles, attach, connect, first_line, quote_name, quote_text
+from tiercel.types import DType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tiercel.features.catalog import ViewRecord
+    from tiercel.features.sources import ComputeLimits
+
+SQL_TYPES = {
+    DType.FLOAT32: "FLOAT",
+    DType.FLOAT64: "DOUBLE",
+    DType.INT64: "BIGINT",
+    DType.BOOL: "BOOLEAN",
+    DType.STRING: "VARCHAR",
+}
+_SMALL = frozenset({"TINYINT", "UTINYINT", "SMALLINT", "USMALLINT"})
+_MEDIUM = _SMALL | {"INTEGER", "UINTEGER"}
+#: DuckDB types whose every value the dtype holds unchanged.
+_EXACT = {
+    DType.FLOAT32: _SMALL | {"FLOAT"},
+    DType.FLOAT64: _MEDIUM | {"FLOAT", "DOUBLE"},
+    DType.INT64: _MEDIUM | {"BIGINT"},
+    DType.BOOL: frozenset({"BOOLEAN"}),
+    DType.STRING: frozenset({"VARCHAR"}),  # and any ENUM
+}
+_TIMES = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
+#: A result that depends on these cannot be reused, nor the same for training and serving.
+_UNREPEATABLE = frozenset(
+    [
+        "now",
+        "get_current_timestamp",
+        "current_timestamp",
+        "transaction_timestamp",
+        "today",
+        "current_date",
+        "get_current_time",
+        "current_time",
+        "current_localtime",
+        "current_localtimestamp",
+        "random",
+        "setseed",
+        "uuid",
+        "gen_random_uuid",
+        "uuidv4",
+        "uuidv7",
+        "nextval",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class BoundView:
+    """The columns a view's query yields: name as written there (case ignored when looked up) -> DuckDB type."""
+
+    columns: dict[str, str]
+
+    def type_of(self, name: str) -> str | None:
+        """DuckDB type of a column, or None."""
+        return self.columns.get(name.casefold())
+
+
+def check_view(view: ViewRecord, files: SourceFiles, limits: ComputeLimits, state_dir: Path) -> None:
+    """Prove without reading the data that the view's query yields what the view declares, from its own sources only.
+
+    Raises:
+        DefinitionError: not one SELECT, an unknown name, a missing column, a type that does not fit.
+        SourceError: a source cannot be read.
+    """
+    allowed = [path for source in view.sources for path in files.of(source)]
+    connection = connect(limits, state_dir, read=allowed)
+    try:
+        attach(connection, view.sources, files, stage=False)
+        check_columns(view, bind(connection, view))
+    finally:
+        connection.close()
+
+
+def bind(connection: duckdb.DuckDBPyConnection, view: ViewRecord) -> BoundView:
+    """Describe the view's query on a connection that has its sources.
+
+    Raises:
+        DefinitionError: DuckDB refuses the query, or it is not a single repeatable SELECT.
+    """
+    what = f"FeatureView '{view.name}'"
+    try:
+        statements = connection.extract_statements(view.query)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise DefinitionError(f"{what}, sql: expected one SELECT statement.")
+        _check_repeatable(connection, what, view.query)
+        described = connection.execute(f"DESCRIBE {view.query}").fetchall()
+    except duckdb.IOException as error:
+        raise SourceError(f"{what}: {first_line(error)}") from error
+    except duckdb.PermissionException as error:
+        raise DefinitionError(
+            f"{what}, sql: {first_line(error)} A view reads its declared sources by name and nothing else."
+        ) from error
+    except duckdb.Error as error:
+        raise DefinitionError(f"{what}, sql: {first_line(error)}") from error
+    columns: dict[str, str] = {}
+    needed = {name.casefold() for name in _needed(view)}
+    for name, sql_type, *_ in described:
+        key = str(name).casefold()
+        if key in columns and key in needed:
+            raise DefinitionError(f"{what}, sql: two columns are named '{name}'; give one another name with AS.")
+        columns[key] = str(sql_type)
+    return BoundView(columns)
+
+
+def check_columns(view: ViewRecord, bound: BoundView) -> None:
+    """Check names and types of all columns the view needs.
+
+    Raises:
+        DefinitionError: a column is missing or its type does not fit; the message has the CAST to write.
+    """
+    what = f"FeatureView '{view.name}'"
+    for name in _needed(view):
+        if bound.type_of(name) is None:
+            raise DefinitionError(
+                f"{what}: its query yields no column '{name}'; it yields {', '.join(bound.columns) or 'nothing'}."
+            )
+    for name in filter(None, (view.timestamp_field, view.created_timestamp_column)):
+        sql_type = bound.type_of(name)
+        if sql_type in _TIMES:
+            continue
+        hint = f"CAST({quote_name(name)} AS TIMESTAMP)"
+        if sql_type == "DATE":
+            hint += " + INTERVAL 1 DAY, if the day's facts are known only when it is over"
+        elif sql_type in _MEDIUM | {"BIGINT"}:
+            hint = (
+                f"to_timestamp({quote_name(name)}) for seconds or make_timestamp({quote_name(name)}) for microseconds"
+            )
+        raise DefinitionError(f"{what}: timestamp column '{name}' is {sql_type}, expected TIMESTAMP. Write {hint}.")
+    for key in view.keys:
+        _check_type(f"{what}, join key '{key.name}'", key.name, key.dtype, bound.type_of(key.name) or "")
+    for record in view.fields:
+        _check_type(f"{what}, field '{record.name}'", record.name, record.dtype, bound.type_of(record.name) or "")
+
+
+def _check_type(what: str, name: str, dtype: DType, sql_type: str) -> None:
+    if sql_type in _EXACT[dtype] or (dtype is DType.STRING and sql_type.startswith("ENUM(")):
+        return
+    fitting = [other.value for other in DType if sql_type in _EXACT[other]]
+    advice = f"Write CAST({quote_name(name)} AS {SQL_TYPES[dtype]}) AS {quote_name(name)} in the view's sql"
+    if fitting:
+        advice += f", or declare it {' or '.join(fitting)}"
+    raise DefinitionError(
+        f"{what} is declared {dtype.value}, the query yields {sql_type}, which {dtype.value} may not hold exactly. {advice}."
+    )
+
+
+def _needed(view: ViewRecord) -> list[str]:
+    times = [name for name in (view.timestamp_field, view.created_timestamp_column) if name is not None]
+    return [*(key.name for key in view.keys), *times, *(record.name for record in view.fields)]
+
+
+def _check_repeatable(connection: duckdb.DuckDBPyConnection, what: str, query: str) -> None:
+    row = connection.execute(f"SELECT json_serialize_sql({quote_text(query)})").fetchone()
+    used = _functions(json.loads(row[0])) if row is not None else set()
+    for name in sorted(used & _UNREPEATABLE):
+        raise DefinitionError(
+            f"{what}, sql: calls {name}(), so its result would differ from run to run. Freshness is the ttl's business; "
+            "derive times from the sources' columns."
+        )
+
+
+def _functions(node: Any) -> set[str]:
+    """Names of all functions called in a parsed statement."""
+    if isinstance(node, list):
+        return set().union(*map(_functions, node))
+    if not isinstance(node, dict):
+        return set()
+    own = {str(node["function_name"]).lower()} if "function_name" in node else set()
+    # A bare CURRENT_DATE is parsed as a column until it is bound.
+    if node.get("class") == "COLUMN_REF" and len(node.get("column_names", ())) == 1:
+        own |= {str(node["column_names"][0]).lower()} & {"current_date", "current_timestamp", "current_time", "today"}
+    return own.union(*map(_functions, node.values()))

@@ -1,0 +1,100 @@
+"""Dictionaries: the text values of a String feature and their codes.
+
+A view's String field either declares its `categories`, whose positions are the codes for good, or grows a dictionary
+under `<state>/dictionaries/`: new values are appended, so a code never changes its meaning and a model trained last
+month still reads this month's rows. Models see a code as a float32, which is exact up to 2^24.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tiercel.errors import SourceError, StoreError
+from tiercel.features.definitions import MAX_CATEGORIES
+from tiercel.features.files import locked, replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from tiercel.features.catalog import FieldRecord, ViewRecord
+
+
+def load_values(state_dir: Path, view: ViewRecord, field: FieldRecord) -> tuple[str, ...]:
+    """The field's values in code order; empty before the view was first computed.
+
+    Raises:
+        StoreError: the dictionary file is damaged.
+    """
+    if field.categories is not None:
+        return field.categories
+    path = _path(state_dir, view, field)
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return ()
+    except ValueError as error:
+        raise StoreError(
+            f"{path} is not JSON ({error}). Restore it from a backup: it gives stored codes their meaning."
+        ) from error
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise StoreError(
+            f"{path}: expected a list of strings. Restore it from a backup: it gives stored codes their meaning."
+        )
+    return tuple(values)
+
+
+def extend(state_dir: Path, view: ViewRecord, field: FieldRecord, seen: Iterable[str]) -> tuple[str, ...]:
+    """Make sure every value in `seen` has a code; new ones are appended in sorted order.
+
+    Returns:
+        All values in code order.
+
+    Raises:
+        SourceError: a value outside the declared categories, or too many values.
+    """
+    if field.categories is not None:
+        _refuse_unknown(view, field, set(seen) - set(field.categories))
+        return field.categories
+    with locked(state_dir / "dictionaries" / ".lock"):  # two computations may extend at once
+        known = load_values(state_dir, view, field)
+        new = sorted(set(seen) - set(known))
+        if len(known) + len(new) > MAX_CATEGORIES:
+            raise SourceError(
+                f"FeatureView '{view.name}', field '{field.name}': {len(known) + len(new)} different values; at most "
+                f"{MAX_CATEGORIES} have exact codes. Is this an identifier? Make it a join key, or group its values."
+            )
+        values = (*known, *new)
+        if new:
+            replace_file(_path(state_dir, view, field), json.dumps(values, ensure_ascii=False, indent=0).encode())
+    return values
+
+
+def encode(view: ViewRecord, field: FieldRecord, values: Sequence[str], column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text to int32 codes; null stays null.
+
+    Raises:
+        SourceError: a text without a code.
+    """
+    codes = pc.index_in(column, value_set=pa.array(values, column.type))
+    if codes.null_count != column.null_count:
+        unknown = pc.unique(column.filter(pc.and_(pc.is_null(codes), pc.is_valid(column))))
+        _refuse_unknown(view, field, set(unknown.to_pylist()))
+    return codes
+
+
+def _refuse_unknown(view: ViewRecord, field: FieldRecord, unknown: set[str]) -> None:
+    if unknown:
+        shown = ", ".join(repr(value) for value in sorted(unknown)[:5])
+        raise SourceError(
+            f"FeatureView '{view.name}', field '{field.name}': value {shown} is not among its categories. Add it at the "
+            "end of the list (earlier codes stay as they are), or map it in the view's sql."
+        )
+
+
+def _path(state_dir: Path, view: ViewRecord, field: FieldRecord) -> Path:
+    return state_dir / "dictionaries" / f"{view.name}.{field.name}.json"
