@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 #: Marks "this view has no row for the entity" among a row's event times.
 NO_EVENT_US = -(2**63)
-#: Event time of a view without a timestamp: always known, never stale, no age.
-STATIC_EVENT_US = -(2**63) + 1
+#: Event time of a view without a timestamp: always known, never stale, no age. (The epoch itself: no feature is that old.)
+STATIC_EVENT_US = 0
 
 
 class DType(enum.StrEnum):

@@ -1,0 +1,38 @@
+"""Where and with what a figure was measured; printed above every table."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+
+def describe(*packages: str) -> str:
+    """CPU, cores, kernel, Python and the versions of `packages`, in two lines."""
+    versions = []
+    for package in ("tiercel", *packages):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"{package} not installed")
+    return (
+        f"{_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}\n{', '.join(versions)}"
+    )
+
+
+def percentiles(samples_us: list[float]) -> str:
+    """p50, p99, p99.9 and max of a list of microseconds."""
+    ordered = sorted(samples_us)
+    p50, p99, p999 = (ordered[min(len(ordered) - 1, int(len(ordered) * q))] for q in (0.5, 0.99, 0.999))
+    return f"p50 {p50:9.2f}  p99 {p99:9.2f}  p99.9 {p999:9.2f}  max {ordered[-1]:9.2f} us  (n={len(ordered)})"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
