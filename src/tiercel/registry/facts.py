@@ -197,7 +197,10 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
             raise InvalidFactsError(f"{where}: expected an integer of at most 64 bits, got {integer.bit_length()}")
         return integer
     if isinstance(value, numbers.Real):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError as error:
+            raise InvalidFactsError(f"{where}: expected a number that fits a double") from error
         if math.isnan(number):
             return "NaN"
         if math.isinf(number):

@@ -1,0 +1,18 @@
+"""Python client of a tiercel server: sync and async, msgpack by default, connections reused.
+
+    with Client("http://127.0.0.1:8000") as client:
+        client.predict("late", entities={"tailnum": "N14228"}, features={"distance": 1400}).score
+
+Arguments that no server could accept raise `RequestError` before anything is sent. What goes wrong with the exchange is
+a `ClientError`: no connection, a timeout, an answer that is not tiercel's, or the server's own error (`ServerError`).
+
+Only a connection that could not be opened is tried again, because then nothing was sent. Everything else is for the
+caller to decide; `OverloadedError` and `UnavailableError` say that sending again later is reasonable.
+
+Timeouts bound each wait (to connect, to send, for the next bytes), as everywhere in httpx, not their sum.
+"""
+
+from tiercel.client.client import AsyncClient, Client
+from tiercel.client.replies import FeatureRows, Prediction, Predictions
+
+__all__ = ["AsyncClient", "Client", "FeatureRows", "Prediction", "Predictions"]

@@ -1,0 +1,260 @@
+"""The two clients. They differ in how they wait; what they send and read is in `requests` and `replies`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import httpx
+
+from tiercel.client.replies import (
+    FeatureRows,
+    Prediction,
+    Predictions,
+    Reply,
+    client_error,
+    is_healthy,
+    read_features,
+    read_prediction,
+    read_reply,
+    unreachable,
+)
+from tiercel.client.requests import (
+    DEFAULT_URL,
+    Codec,
+    Format,
+    Moment,
+    Values,
+    check_timeout,
+    check_url,
+    features_body,
+    make_headers,
+    make_limits,
+    model_path,
+    predict_body,
+    service_path,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+DEFAULT_TIMEOUT_S: Final = 5.0
+
+
+class Client:
+    """A connection pool to one server.
+
+    Args:
+        base_url: of the data port.
+        timeout: seconds for each wait, or an `httpx.Timeout`.
+        format: of requests and replies. msgpack is smaller and faster; the answers are the same.
+        connect_retries: how often a connection that could not be opened is tried again.
+        max_connections: at once; further calls wait for a free one, up to `timeout`.
+        headers: sent with every request.
+        verify: for https: check certificates, or an SSL context.
+        transport: any httpx transport instead of the network, for tests. The three arguments above it do not apply.
+
+    Threads: safe. Processes: make one after a fork, not before.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        timeout: float | httpx.Timeout = DEFAULT_TIMEOUT_S,
+        format: Format = "msgpack",  # noqa: A002 - the word callers know
+        connect_retries: int = 1,
+        max_connections: int = 100,
+        headers: Mapping[str, str] | None = None,
+        verify: ssl.SSLContext | bool = True,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._codec = Codec(format)
+        self._http = httpx.Client(
+            base_url=check_url(base_url),
+            timeout=check_timeout(timeout),
+            headers=make_headers(headers),
+            transport=transport
+            or httpx.HTTPTransport(verify=verify, limits=make_limits(max_connections), retries=connect_retries),
+        )
+
+    def predict(
+        self,
+        model: str,
+        *,
+        entities: Mapping[str, Values] | None = None,
+        features: Mapping[str, Values] | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+        now: Moment | None = None,
+    ) -> Prediction | Predictions:
+        """Score one row, or as many as the lists among the arguments are long. Single values then hold for all rows.
+
+        Args:
+            model: a name (its champion answers), or a reference such as "late@challenger" or "late:3".
+            entities: join keys of the stored features.
+            features: values that come with the request. None or NaN is a missing value.
+            version: only with a plain name, and not together with `alias`.
+            alias: likewise.
+            now: the moment that ages and ttl are counted from; None: the server's clock.
+
+        Returns:
+            `Prediction` if every value was single, otherwise `Predictions`.
+
+        Raises:
+            RequestError: an argument is wrong. ClientError: see the module.
+        """
+        path = model_path(model, version, alias)
+        return read_prediction(self._post(path, predict_body(entities, features, now)))
+
+    def features(
+        self,
+        service: str,
+        entities: Mapping[str, Values],
+        *,
+        features: Sequence[str] | None = None,
+        now: Moment | None = None,
+    ) -> FeatureRows:
+        """Read stored features of one entity or many.
+
+        Args:
+            service: name of the feature service.
+            entities: join keys, as for `predict`.
+            features: only these, in this order; None: all.
+            now: as for `predict`.
+
+        Raises:
+            RequestError: an argument is wrong. ClientError: see the module.
+        """
+        path = service_path(service)
+        return read_features(self._post(path, features_body(entities, features, now)))
+
+    def ready(self) -> bool:
+        """Whether the server answers predictions now. False when it says no, and when it cannot be reached.
+
+        Raises:
+            ProtocolError: something else answered.
+        """
+        return self._probe("/readyz")
+
+    def live(self) -> bool:
+        """Whether the server's process responds. False when it says no, and when it cannot be reached.
+
+        Raises:
+            ProtocolError: something else answered.
+        """
+        return self._probe("/livez")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _post(self, path: str, body: dict[str, Any]) -> Reply:
+        request = self._codec.encode(self._http, path, body)
+        try:
+            response = self._http.send(request)
+        except (httpx.HTTPError, RuntimeError) as error:
+            raise client_error(request, error) from error
+        return read_reply(response)
+
+    def _probe(self, path: str) -> bool:
+        request = self._http.build_request("GET", path)
+        try:
+            return is_healthy(self._http.send(request))
+        except (httpx.HTTPError, RuntimeError) as error:
+            return unreachable(request, error)
+
+
+class AsyncClient:
+    """`Client` for asyncio and trio: the same arguments, answers and errors."""
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        timeout: float | httpx.Timeout = DEFAULT_TIMEOUT_S,
+        format: Format = "msgpack",  # noqa: A002 - the word callers know
+        connect_retries: int = 1,
+        max_connections: int = 100,
+        headers: Mapping[str, str] | None = None,
+        verify: ssl.SSLContext | bool = True,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._codec = Codec(format)
+        self._http = httpx.AsyncClient(
+            base_url=check_url(base_url),
+            timeout=check_timeout(timeout),
+            headers=make_headers(headers),
+            transport=transport
+            or httpx.AsyncHTTPTransport(verify=verify, limits=make_limits(max_connections), retries=connect_retries),
+        )
+
+    async def predict(
+        self,
+        model: str,
+        *,
+        entities: Mapping[str, Values] | None = None,
+        features: Mapping[str, Values] | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+        now: Moment | None = None,
+    ) -> Prediction | Predictions:
+        """See `Client.predict`."""
+        path = model_path(model, version, alias)
+        return read_prediction(await self._post(path, predict_body(entities, features, now)))
+
+    async def features(
+        self,
+        service: str,
+        entities: Mapping[str, Values],
+        *,
+        features: Sequence[str] | None = None,
+        now: Moment | None = None,
+    ) -> FeatureRows:
+        """See `Client.features`."""
+        path = service_path(service)
+        return read_features(await self._post(path, features_body(entities, features, now)))
+
+    async def ready(self) -> bool:
+        """See `Client.ready`."""
+        return await self._probe("/readyz")
+
+    async def live(self) -> bool:
+        """See `Client.live`."""
+        return await self._probe("/livez")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Reply:
+        request = self._codec.encode(self._http, path, body)
+        try:
+            response = await self._http.send(request)
+        except (httpx.HTTPError, RuntimeError) as error:
+            raise client_error(request, error) from error
+        return read_reply(response)
+
+    async def _probe(self, path: str) -> bool:
+        request = self._http.build_request("GET", path)
+        try:
+            return is_healthy(await self._http.send(request))
+        except (httpx.HTTPError, RuntimeError) as error:
+            return unreachable(request, error)

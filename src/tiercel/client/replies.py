@@ -1,0 +1,262 @@
+"""What the client makes of replies and of their absence. Nothing in a reply is trusted to have the right shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import httpx
+import msgpack
+import orjson
+
+from tiercel.errors import (
+    BadRequestError,
+    ClientConnectionError,
+    ClientError,
+    ClientTimeoutError,
+    OverloadedError,
+    ProtocolError,
+    ServerError,
+    ServerInternalError,
+    ServerNotFoundError,
+    UnavailableError,
+)
+from tiercel.types import ValueStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Score: TypeAlias = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one row.
+
+    Args:
+        score: a number; for a multiclass model one per class, in `classes` order.
+        oldest_age_ms: age of the oldest stored value used; None when none was.
+        missing: features that had no value.
+        server_timing: the reply's `Server-Timing` header.
+    """
+
+    id: str
+    model: str
+    version: int
+    tier: str
+    score: Score
+    classes: tuple[str, ...] = ()
+    oldest_age_ms: float | None = None
+    missing: tuple[str, ...] = ()
+    server_timing: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answer for many rows: `scores[i]` belongs to row i. `missing` counts rows by feature."""
+
+    id: str
+    model: str
+    version: int
+    tier: str
+    scores: tuple[Score, ...]
+    classes: tuple[str, ...] = ()
+    oldest_age_ms: float | None = None
+    missing: Mapping[str, int] | None = None
+    server_timing: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Stored features as read: `values[i][j]`, `statuses[i][j]` and `ages_ms[i][j]` are row i's `features[j]`."""
+
+    service: str
+    fingerprint: str
+    features: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+    statuses: tuple[tuple[ValueStatus, ...], ...]
+    ages_ms: tuple[tuple[float | None, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One mapping from feature to value per row."""
+        return [dict(zip(self.features, row, strict=True)) for row in self.values]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A successful reply, decoded but not yet understood."""
+
+    body: dict[str, Any]
+    server_timing: str | None
+
+
+def read_reply(response: httpx.Response) -> Reply:
+    """The body of a successful reply.
+
+    Raises:
+        ServerError: the server reports an error.
+        ProtocolError: the reply is not a tiercel server's.
+    """
+    body = _decode(response)
+    if response.status_code == 200 and body is not None:
+        return Reply(body, response.headers.get("server-timing"))
+    if response.status_code >= 400 and body is not None:
+        raise _server_error(response, body)
+    raise _not_ours(response)
+
+
+def _decode(response: httpx.Response) -> dict[str, Any] | None:
+    """The body as a mapping, None if it is none."""
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if media_type == "application/json":
+            body = orjson.loads(response.content)
+        elif media_type == "application/msgpack":
+            body = msgpack.unpackb(response.content)
+        else:
+            return None
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(
+            f"Expected {media_type} from {response.url}, got a damaged body of {len(response.content)} bytes: {error}"
+        ) from error
+    return body if isinstance(body, dict) else None
+
+
+def _server_error(response: httpx.Response, body: dict[str, Any]) -> ServerError | ProtocolError:
+    status, message, code, row = response.status_code, body.get("error"), body.get("code"), body.get("row")
+    if not isinstance(message, str) or not isinstance(code, str):
+        return _not_ours(response)
+    return _error_class(status)(
+        message, status=status, code=code, row=row if _is_integer(row) else None, retry_after_s=_retry_after_s(response)
+    )
+
+
+def _error_class(status: int) -> type[ServerError]:
+    exact = {404: ServerNotFoundError, 429: OverloadedError, 503: UnavailableError}.get(status)
+    return exact or (BadRequestError if status < 500 else ServerInternalError)
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    try:
+        seconds = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _not_ours(response: httpx.Response) -> ProtocolError:
+    return ProtocolError(
+        f"Expected a tiercel reply from {response.url}, got HTTP {response.status_code} with "
+        f"{response.headers.get('content-type', 'no content type')}: {response.content[:100]!r}. Is this tiercel's port?"
+    )
+
+
+def client_error(request: httpx.Request, error: Exception) -> ClientError:
+    """What httpx raised, in tiercel's terms."""
+    if isinstance(error, httpx.TimeoutException):
+        return ClientTimeoutError(f"No reply from {request.url} in time ({type(error).__name__})")
+    if isinstance(error, httpx.DecodingError):
+        return ProtocolError(f"Expected a readable body from {request.url}: {error}")
+    if isinstance(error, httpx.HTTPError):
+        return ClientConnectionError(f"No connection to {request.url}, or it broke: {error}. Is the server running?")
+    return ClientError(str(error))  # httpx: the client was closed
+
+
+def unreachable(request: httpx.Request, error: Exception) -> bool:
+    """False if nobody is there to be asked; anything else is raised."""
+    mapped = client_error(request, error)
+    if isinstance(mapped, (ClientConnectionError, ClientTimeoutError)):
+        return False
+    raise mapped from error
+
+
+def is_healthy(response: httpx.Response) -> bool:
+    """Read a health probe's answer; ProtocolError if it is none."""
+    if response.status_code not in {200, 503}:
+        raise _not_ours(response)
+    return response.status_code == 200
+
+
+def read_prediction(reply: Reply) -> Prediction | Predictions:
+    """Understand the answer to `predict`; ProtocolError if it is none."""
+    body = reply.body
+    try:
+        details = body.get("features") or {}
+        age, missing = details.get("oldest_age_ms"), details.get("missing")
+        head = (_text(body["id"]), _text(body["model"]), _integer(body["version"]), _text(body["tier"]))
+        classes = tuple(_text(label) for label in body.get("classes") or ())
+        oldest_age_ms = None if age is None else _number(age)
+        if "scores" in body:
+            return Predictions(
+                *head,
+                tuple(_score(score) for score in _list(body["scores"])),
+                classes,
+                oldest_age_ms,
+                {_text(name): _integer(n) for name, n in (missing or {}).items()},
+                reply.server_timing,
+            )
+        names = tuple(_text(name) for name in _list(missing or []))
+        return Prediction(*head, _score(body["score"]), classes, oldest_age_ms, names, reply.server_timing)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"Expected a tiercel prediction, got {body!r:.200}: {error!r}") from error
+
+
+def read_features(reply: Reply) -> FeatureRows:
+    """Understand the answer to `features`; ProtocolError if it is none."""
+    body = reply.body
+    try:
+        rows = FeatureRows(
+            service=_text(body["service"]),
+            fingerprint=_text(body["fingerprint"]),
+            features=tuple(_text(name) for name in _list(body["features"])),
+            values=tuple(tuple(_list(row)) for row in _list(body["values"])),
+            statuses=tuple(tuple(ValueStatus[_text(s)] for s in _list(row)) for row in _list(body["statuses"])),
+            ages_ms=tuple(
+                tuple(None if age is None else _number(age) for age in _list(row)) for row in _list(body["ages_ms"])
+            ),
+        )
+    except (KeyError, TypeError) as error:
+        raise ProtocolError(f"Expected tiercel feature rows, got {body!r:.200}: {error!r}") from error
+    widths = {len(row) for table in (rows.values, rows.statuses, rows.ages_ms) for row in table}
+    if len({len(rows.values), len(rows.statuses), len(rows.ages_ms)}) > 1 or widths - {len(rows.features)}:
+        raise ProtocolError(f"Expected values, statuses and ages of one shape, got {body!r:.200}")
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"expected text, got {value!r:.60}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(value: Any) -> int:
+    if _is_integer(value):
+        return cast("int", value)
+    raise TypeError(f"expected an integer, got {value!r:.60}")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"expected a number, got {value!r:.60}")
+
+
+def _score(value: Any) -> Score:
+    return tuple(_number(part) for part in value) if isinstance(value, list) else _number(value)
+
+
+def _list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    raise TypeError(f"expected a list, got {value!r:.60}")

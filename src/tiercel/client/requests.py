@@ -1,0 +1,208 @@
+"""What the client sends: paths and bodies, checked before anything goes out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import httpx
+import msgpack
+import orjson
+
+import tiercel
+from tiercel.errors import RequestError
+
+Format = Literal["msgpack", "json"]
+Scalar: TypeAlias = str | int | float | bool | None
+#: One value for one row or for every row, or a sequence (list, tuple, NumPy array, pandas column) with one per row.
+Values: TypeAlias = Any
+#: A moment: an aware datetime, microseconds since the epoch, or an ISO 8601 text that the server reads.
+Moment: TypeAlias = datetime | int | str
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+
+_MEDIA_TYPES: Final[Mapping[str, str]] = {"msgpack": "application/msgpack", "json": "application/json"}
+_MODEL = re.compile(r"[A-Za-z0-9_-]+")
+_MODEL_REFERENCE = re.compile(r"[A-Za-z0-9_-]+([@:][A-Za-z0-9_-]+)?")
+_SERVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Codec:
+    """Writes bodies in one of the two formats."""
+
+    def __init__(self, format_: str) -> None:
+        if format_ not in _MEDIA_TYPES:
+            raise RequestError(f"Expected format 'msgpack' or 'json', got {format_!r}")
+        self._pack = orjson.dumps if format_ == "json" else msgpack.packb
+        self._headers = {"content-type": _MEDIA_TYPES[format_], "accept": _MEDIA_TYPES[format_]}
+
+    def encode(self, http: httpx.Client | httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Request:
+        """A POST of `body`."""
+        try:
+            content = cast("bytes", self._pack(body))
+        except (TypeError, ValueError) as error:  # half a surrogate pair; all else was checked
+            raise RequestError(f"Expected text that UTF-8 can carry: {error}", code="wrong_type") from error
+        return http.build_request("POST", path, content=content, headers=self._headers)
+
+
+def check_url(base_url: object) -> httpx.URL:
+    """The URL of a server; RequestError if it cannot be one."""
+    try:
+        url = httpx.URL(cast("str", base_url))
+    except (httpx.InvalidURL, TypeError) as error:
+        raise RequestError(f"Expected a URL such as {DEFAULT_URL}, got {base_url!r:.200}: {error}") from error
+    if url.scheme not in {"http", "https"} or not url.host or (url.port or 1) > 65535 or url.query or url.fragment:
+        raise RequestError(f"Expected a URL such as {DEFAULT_URL}, without query or fragment, got {base_url!r:.200}")
+    return url
+
+
+def check_timeout(timeout: object) -> httpx.Timeout:
+    """Seconds, or an `httpx.Timeout`, as the latter; RequestError if it is neither."""
+    if isinstance(timeout, httpx.Timeout):
+        return timeout
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise RequestError(f"Expected a timeout in seconds above 0, got {timeout!r}")
+    return httpx.Timeout(timeout)
+
+
+def make_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Headers of every request; the caller's own win."""
+    # Replies are small and the link is fast: compression would cost more than it saves.
+    return {"accept-encoding": "identity", "user-agent": f"tiercel-python/{tiercel.__version__}", **(headers or {})}
+
+
+def make_limits(max_connections: int) -> httpx.Limits:
+    """All connections are kept open for reuse."""
+    return httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
+
+
+def model_path(model: str, version: int | None, alias: str | None) -> str:
+    """The path of `predict`; RequestError for what is no model reference.
+
+    Names are only checked for characters that have a meaning in a path: the server knows the rules.
+    """
+    if version is not None and alias is not None:
+        raise RequestError("Expected a version or an alias, got both")
+    is_plain = version is not None or alias is not None
+    pattern = _MODEL if is_plain else _MODEL_REFERENCE
+    if not isinstance(model, str) or pattern.fullmatch(model) is None:
+        wanted = "a plain model name beside version or alias" if is_plain else "a name, 'name@alias' or 'name:version'"
+        raise RequestError(f"Expected {wanted}, got {model!r:.100}", code="invalid_name")
+    if version is not None:
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise RequestError(f"Expected a version number from 1, got {version!r:.100}", code="invalid_name")
+        return f"/predict/{model}:{version}"
+    if alias is not None:
+        if not isinstance(alias, str) or _MODEL.fullmatch(alias) is None:
+            raise RequestError(
+                f"Expected an alias of letters, digits, '_' and '-', got {alias!r:.100}", code="invalid_name"
+            )
+        return f"/predict/{model}@{alias}"
+    return f"/predict/{model}"
+
+
+def service_path(service: str) -> str:
+    """The path of `features`; RequestError for what is no name."""
+    if not isinstance(service, str) or _SERVICE.fullmatch(service) is None:
+        raise RequestError(f"Expected the name of a feature service, got {service!r:.100}", code="invalid_name")
+    return f"/features/{service}"
+
+
+def predict_body(
+    entities: Mapping[str, Values] | None, features: Mapping[str, Values] | None, now: Moment | None
+) -> dict[str, Any]:
+    """The body of `predict`; RequestError for values no server could accept."""
+    body: dict[str, Any] = {}
+    lengths: dict[str, int] = {}
+    if entities is not None:
+        body["entities"] = _columns(entities, "entities", lengths)
+    if features is not None:
+        body["features"] = _columns(features, "features", lengths)
+    if not body.get("entities") and not body.get("features"):
+        raise RequestError("Expected entities, features or both; got neither: there is nothing to score")
+    _check_lengths(lengths)
+    return _with_now(body, now)
+
+
+def features_body(entities: Mapping[str, Values], features: Sequence[str] | None, now: Moment | None) -> dict[str, Any]:
+    """The body of `features`; RequestError for values no server could accept."""
+    lengths: dict[str, int] = {}
+    body: dict[str, Any] = {"entities": _columns(entities, "entities", lengths)}
+    if not body["entities"]:
+        raise RequestError("Expected the join keys of at least one entity, got none")
+    _check_lengths(lengths)
+    if features is not None:
+        if isinstance(features, str) or not all(isinstance(name, str) for name in features):
+            raise RequestError(f"features: expected a list of names, got {features!r:.100}", code="wrong_type")
+        body["features"] = list(features)
+    return _with_now(body, now)
+
+
+def _with_now(body: dict[str, Any], now: Moment | None) -> dict[str, Any]:
+    if now is None:
+        return body
+    if isinstance(now, datetime):
+        if now.tzinfo is None:
+            raise RequestError(f"now: expected a time with its zone, got {now.isoformat()} without", code="wrong_type")
+        body["now"] = (now - _EPOCH) // timedelta(microseconds=1)
+    elif isinstance(now, (int, str)) and not isinstance(now, bool):
+        body["now"] = now
+    else:
+        raise RequestError(
+            f"now: expected a datetime, microseconds since the epoch or ISO 8601 text, got {type(now).__name__}",
+            code="wrong_type",
+        )
+    return body
+
+
+def _columns(columns: object, where: str, lengths: dict[str, int]) -> dict[str, Any]:
+    """Values as plain scalars and lists; the length of each list is put into `lengths`."""
+    if not isinstance(columns, Mapping):
+        raise RequestError(
+            f"{where}: expected a mapping from name to value, got {type(columns).__name__}", code="wrong_type"
+        )
+    plain: dict[str, Any] = {}
+    for name, value in columns.items():
+        if not isinstance(name, str):
+            raise RequestError(f"{where}: expected names as keys, got {name!r:.100}", code="wrong_type")
+        column = f"{where}.{name}"
+        to_list = getattr(value, "tolist", None)  # NumPy arrays and scalars, pandas columns, Arrow arrays
+        values = to_list() if callable(to_list) else value
+        if isinstance(values, (list, tuple)):
+            plain[name] = [_scalar(item, column, row) for row, item in enumerate(values)]
+            lengths[column] = len(values)
+        else:
+            plain[name] = _scalar(values, column, None)
+    return plain
+
+
+def _check_lengths(lengths: Mapping[str, int]) -> None:
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{column}: {n}" for column, n in lengths.items())
+        raise RequestError(f"Expected lists of one length, got {shown}", code="wrong_length")
+    if 0 in lengths.values():
+        raise RequestError("Expected at least one row, got empty lists", code="wrong_length")
+
+
+def _scalar(value: Any, where: str, row: int | None) -> Scalar:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise RequestError(
+                f"{where}: expected an integer of 64 bits, got {value!r:.60}", code="not_finite", row=row
+            )
+        return value
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None  # JSON has no NaN, and everywhere in tiercel it means "missing"
+        if math.isinf(value):
+            raise RequestError(f"{where}: expected a finite number, got {value}", code="not_finite", row=row)
+        return value
+    raise RequestError(
+        f"{where}: expected text, a number, a boolean or None, got {type(value).__name__}", code="wrong_type", row=row
+    )
