@@ -8,6 +8,7 @@
 # GIL    : read_into and read_many_into need none. They never raise; the caller maps ReadStatus to errors.
 # Threads: one sealed file is immutable and mdb_get on the main database keeps no state in a read-only transaction
 #          (see the SAFETY note in reader.pyx), so concurrent calls are allowed.
+from tiercel._hot.liblmdb cimport MDB_cursor, MDB_dbi, MDB_env, MDB_stat, MDB_txn
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t
 
 
@@ -26,20 +27,90 @@ cdef enum ValueStatus:
     VALUE_OUTSIDE_TTL = 3
 
 
+# How one column is decoded: type, place in the row, validity bit, view, place in the output.
+cdef struct ColumnStep:
+    int32_t kind                  # ColumnKind
+    int32_t offset                # bytes from the start of the row
+    int32_t bit                   # index into the validity bitmap
+    int32_t view
+    int32_t slot
+
+cdef enum ColumnKind:
+    KIND_FLOAT32 = 0
+    KIND_FLOAT64 = 1
+    KIND_INT64 = 2
+    KIND_BOOL = 3
+    KIND_CODE = 4                 # string, as its int32 dictionary code
+
+cdef enum:
+    MAX_STORED_KEY = 511          # group byte + entity key; liblmdb's MDB_MAXKEYSIZE
+    MAX_VIEWS = 256               # = features.layout.MAX_VIEWS; sizes a stack buffer
+
+
 cdef class BaseFile:
-    pass                          # fields: the store owner decides; keep them private to reader.pyx
+    cdef MDB_env* _env
+    cdef MDB_txn* _txn            # one, for the life of the file: the file never changes, so it pins nothing
+    cdef MDB_dbi _dbi
+    cdef readonly str path
+    cdef object __weakref__
+    cdef MDB_stat _stat(self) except *
 
 
 cdef class GroupReader:
+    cdef BaseFile _base           # keeps the map alive
+    cdef MDB_txn* _txn            # borrowed from _base
+    cdef MDB_dbi _dbi
+    cdef int (*_get)(MDB_txn*, MDB_dbi, void*, void*) noexcept nogil
+    cdef uint8_t _group
+    cdef uint32_t _fingerprint
+    cdef size_t _row_bytes
+    cdef size_t _bitmap_offset
+    cdef ColumnStep* _steps       # n_columns
+    cdef int64_t* _ttl_us         # n_views; INT64_MAX: never expires
     cdef readonly Py_ssize_t n_columns      # values written per row, in program order
     cdef readonly Py_ssize_t n_views
+    cdef readonly Py_ssize_t n_slots        # `out` must have room for this many values: highest slot + 1
 
     # key      : the entity's encoded key WITHOUT the group prefix (the reader adds it); see features/keys.py.
+    #            NULL means "no such entity" (a null key value): READ_MISSING.
     # now_us   : the time of the read; a view older than its ttl at now_us gives NaN + VALUE_OUTSIDE_TTL.
-    # out      : written at out[slot[i]] for column i; every slot is written on READ_OK and READ_MISSING.
+    #            An event later than now_us is not stale: its value is given (age is negative).
+    # out      : written at out[slot[i]] for column i; every slot is written, NaN unless VALUE_PRESENT.
     # status   : n_columns values (or NULL), by column, not by slot.
     # event_us : n_views event times (or NULL); NO_EVENT_US where the view has no row.
+    # On any status but READ_OK the outputs are those of READ_MISSING.
     cdef ReadStatus read_into(
         self, const uint8_t* key, size_t key_len, int64_t now_us,
         feature_t* out, uint8_t* status, int64_t* event_us,
     ) noexcept nogil
+
+    # n_rows keys; row i is written at out + i * out_stride, status + i * n_columns, event_us + i * n_views.
+    # results: n_rows ReadStatus values. Returns the number of rows that are neither READ_OK nor READ_MISSING.
+    cdef Py_ssize_t read_many_into(
+        self, const uint8_t* const* keys, const size_t* key_lens, Py_ssize_t n_rows, int64_t now_us,
+        feature_t* out, Py_ssize_t out_stride, uint8_t* status, int64_t* event_us, uint8_t* results,
+    ) noexcept nogil
+
+    # The outputs of an entity that is not there, without a look-up.
+    cdef void write_missing(self, feature_t* out, uint8_t* status, int64_t* event_us) noexcept nogil
+    cdef void _decode(
+        self, const uint8_t* row, int64_t now_us, feature_t* out, uint8_t* status, int64_t* event_us
+    ) noexcept nogil
+
+
+# A walk over every row of a base, for verification. Owns a transaction and a cursor of its own; not thread-safe.
+cdef class BaseWalk:
+    cdef BaseFile _base
+    cdef MDB_txn* _txn
+    cdef MDB_cursor* _cursor
+    cdef bint _done
+    cdef Py_ssize_t _n_groups
+    cdef uint32_t* _fingerprints
+    cdef size_t* _row_bytes
+    cdef list _key_kinds
+    cdef uint8_t _previous[MAX_STORED_KEY]
+    cdef size_t _previous_len
+    cdef readonly list group_rows
+    cdef readonly Py_ssize_t n_rows
+    cdef object _fail(self, str what)
+    cdef bint _is_key(self, uint8_t group, size_t size) except -1

@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+
+PREFIXES: tuple[str, ...]
+
+def missing_symbol(path: str, prefix: str) -> str | None: ...
+def load(path: str | None = None, prefixes: Sequence[str] = ...) -> str: ...
