@@ -13,7 +13,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from tiercel.client import AsyncClient, Client
-    from tiercel.features import (
+    from tiercel.features.definitions import (
         CSVSource,
         Entity,
         FeatureService,
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 _HOME = {
     "AsyncClient": "tiercel.client",
     "Bool": "tiercel.types",
-    "CSVSource": "tiercel.features",
+    "CSVSource": "tiercel.features.definitions",
     "Client": "tiercel.client",
-    "Entity": "tiercel.features",
-    "FeatureService": "tiercel.features",
-    "FeatureView": "tiercel.features",
-    "Field": "tiercel.features",
+    "Entity": "tiercel.features.definitions",
+    "FeatureService": "tiercel.features.definitions",
+    "FeatureView": "tiercel.features.definitions",
+    "Field": "tiercel.features.definitions",
     "Float32": "tiercel.types",
     "Float64": "tiercel.types",
     "Int64": "tiercel.types",
-    "ParquetSource": "tiercel.features",
+    "ParquetSource": "tiercel.features.definitions",
     "Project": "tiercel.project",
-    "RequestSource": "tiercel.features",
+    "RequestSource": "tiercel.features.definitions",
     "String": "tiercel.types",
 }
 

@@ -9,9 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiercel import features, models
-from tiercel.errors import DefinitionError, SchemaMismatchError
+from tiercel import models
+from tiercel.errors import SchemaMismatchError
+from tiercel.features.apply import CatalogDiff, apply
+from tiercel.features.catalog import Catalog, load_catalog
+from tiercel.features.materialize import materialize
 from tiercel.features.online import OnlineBase
+from tiercel.features.training import TrainingSet, get_historical_features
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import load_settings
 from tiercel.types import TrainingSnapshot
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tiercel.features import Catalog, CatalogDiff, Materialized, TrainingSet
+    from tiercel.features.manifest import Manifest
     from tiercel.registry import ModelVersion
     from tiercel.types import ServiceSchema
 
@@ -68,7 +72,7 @@ class Project:
         Raises:
             DefinitionError, SourceError: what is wrong, with file and line where there is one.
         """
-        return features.apply(self.settings.project_dir, self.settings.state_dir)
+        return apply(self.settings.project_dir, self.settings.state_dir)
 
     @property
     def catalog(self) -> Catalog:
@@ -77,7 +81,7 @@ class Project:
         Raises:
             DefinitionError: nothing was applied yet.
         """
-        return features.load_catalog(self.settings.state_dir)
+        return load_catalog(self.settings.state_dir)
 
     def service(self, name: str) -> ServiceSchema:
         """An applied feature service.
@@ -93,7 +97,7 @@ class Project:
         *,
         as_of: datetime | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> list[Materialized]:
+    ) -> list[Manifest]:
         """Compute the services' features and publish them for serving.
 
         Args:
@@ -101,7 +105,7 @@ class Project:
             as_of: use only what was known then (naive: UTC); default now.
             progress: called with (stage, done, total).
         """
-        return features.materialize(
+        return materialize(
             self.settings.state_dir,
             self.catalog,
             services,
@@ -110,8 +114,8 @@ class Project:
         )
 
     def get_historical_features(self, labels: Any, service: str, **options: Any) -> TrainingSet:
-        """Features as they were known at each label's time; see `tiercel.features.get_historical_features`."""
-        return features.get_historical_features(self.catalog, self.settings.state_dir, labels, service, **options)
+        """Features as they were known at each label's time; see `tiercel.features.training`."""
+        return get_historical_features(self.catalog, self.settings.state_dir, labels, service, **options)
 
     def get_online_features(
         self, service: str, entities: Mapping[str, Sequence[Any]], *, now: datetime | None = None
@@ -130,7 +134,10 @@ class Project:
         base = OnlineBase.open(self.settings.features_dir / service)
         now_us = time.time_ns() // 1000 if now is None else to_us(now)
         values = base.read_values(entities, now_us)
-        return {**{key: list(column) for key, column in entities.items()}, **values.columns()}
+        return {
+            **{key: list(column) for key, column in entities.items()},
+            **{name: [cell.value for cell in column] for name, column in values.items()},
+        }
 
     def register(
         self,
@@ -177,7 +184,7 @@ class Project:
             MissingExtraError: the library that trained it is not installed.
         """
         if training_set is not None:
-            service = training_set.service if service is None else service
+            service = training_set.service.name if service is None else service
             feature_names = training_set.feature_names if feature_names is None else feature_names
             snapshot = training_set.snapshot if snapshot is None else snapshot
             golden_rows = training_set.X[:GOLDEN_ROWS] if golden_rows is None else golden_rows
@@ -255,12 +262,3 @@ def _git(directory: Path, *arguments: str) -> str:
     command = ["git", "-C", str(directory), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()  # noqa: S603
 
-
-def check_project(directory: Path) -> None:
-    """Refuse a directory that already is a project or holds files.
-
-    Raises:
-        DefinitionError: it is not empty.
-    """
-    if directory.exists() and any(directory.iterdir()):
-        raise DefinitionError(f"Expected a new or empty directory, got {directory} with files in it")

@@ -82,7 +82,6 @@ cdef class ServingPlan:
         self, Scratch* scratch, Py_ssize_t n_rows, dict entities, int64_t now_us, int64_t* oldest_us
     ) except -1
     cdef int _encode_keys(self, Scratch* scratch, Py_ssize_t n_rows, _Group group, dict entities) except -1
-    cdef int _fill_missing(self, Scratch* scratch, Py_ssize_t row, _Group group) except -1
     cdef int _check_reads(self, Scratch* scratch, Py_ssize_t n_rows, _Group group, dict entities) except -1
     cdef int _note_ages(
         self, Scratch* scratch, Py_ssize_t n_rows, _Group group, Py_ssize_t n_views, int64_t* oldest_us

@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from tiercel._hot.reader cimport (
-    READ_MISSING, READ_OK, READ_WRONG_SCHEMA, READ_WRONG_WIDTH, VALUE_NOT_FOUND, VALUE_PRESENT, GroupReader, ReadStatus,
+    READ_MISSING, READ_OK, READ_WRONG_SCHEMA, READ_WRONG_WIDTH, VALUE_PRESENT, GroupReader, ReadStatus,
 )
 from tiercel._hot.scorer cimport SCORE_OK, Scorer, ScoreStatus
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint64_t
@@ -305,21 +305,12 @@ cdef class ServingPlan:
                     value = (<list>value)[r]
                 if value is None:
                     length = -1
-                    self._fill_missing(scratch, r, group)
                     break
                 if group.key_is_string[part]:
                     length = _put_string(key, length, value, part < n_parts - 1, group.key_names[part], r, many)
                 else:
                     length = _put_int(key, length, value, group.key_names[part], r, many)
             scratch.key_lengths[r] = length
-        return 0
-
-    cdef int _fill_missing(self, Scratch* scratch, Py_ssize_t row, _Group group) except -1:
-        """A null key is an entity nobody can have stored: the same outputs as for a key that is not there."""
-        cdef Py_ssize_t c
-        for c in range(len(group.slots)):
-            scratch.rows[row * self.n_features + <Py_ssize_t>group.slots[c]] = NAN_F
-            scratch.statuses[row * self._n_stored + group.first + c] = VALUE_NOT_FOUND
         return 0
 
     cdef int _check_reads(
@@ -475,15 +466,14 @@ cdef void _read_rows(
     ServingPlan plan, Scratch* scratch, Py_ssize_t n_rows, GroupReader reader, Py_ssize_t first, int64_t now_us
 ) noexcept nogil:
     cdef Py_ssize_t r
-    cdef uint8_t* statuses
+    cdef int32_t length
     for r in range(n_rows):
-        statuses = scratch.statuses + r * plan._n_stored + first
-        if scratch.key_lengths[r] < 0:
-            scratch.read_status[r] = READ_MISSING      # null key: _encode_keys filled the row
-            continue
+        length = scratch.key_lengths[r]
         scratch.read_status[r] = reader.read_into(
-            scratch.keys + r * MAX_KEY_BYTES, <size_t>scratch.key_lengths[r], now_us,
-            scratch.rows + r * plan.n_features, statuses, scratch.events + r * reader.n_views,
+            NULL if length < 0 else scratch.keys + r * MAX_KEY_BYTES, <size_t>max(length, 0), now_us,
+            scratch.rows + r * plan.n_features,
+            scratch.statuses + r * plan._n_stored + first,
+            scratch.events + r * reader.n_views,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -36,15 +36,16 @@ def apply(project_dir: str, as_json: bool) -> None:
 
     with Project(project_dir) as project:
         diff = project.apply()
+    digest = diff.catalog.digest
     if as_json:
-        print_json(diff.to_json())
+        print_json({"catalog": digest, "added": diff.added, "changed": diff.changed, "removed": diff.removed})
     elif diff.is_empty:
-        console.print(f"Nothing changed. Catalog {diff.digest[:12]}.")
+        console.print(f"Nothing changed. Catalog {digest[:12]}.")
     else:
         for title, names in (("added", diff.added), ("changed", diff.changed), ("removed", diff.removed)):
             for name in names:
                 console.print(f"  {title:8} {name}")
-        console.print(f"Applied catalog {diff.digest[:12]}. Next: tiercel materialize")
+        console.print(f"Applied catalog {digest[:12]}. Next: tiercel materialize")
 
 
 @click.command()
@@ -62,13 +63,10 @@ def materialize(services: tuple[str, ...], as_of: datetime | None, project_dir: 
         print_json([item.to_json() for item in published])
         return
     rows = [
-        (
-            item.service, item.manifest.base, f"{item.manifest.n_rows:,}", f"{item.manifest.size / 1e6:,.1f} MB",
-            "unchanged" if item.reused else "published", f"{item.n_dropped:,}",
-        )
+        (item.service, item.base_name, f"{item.n_rows:,}", f"{item.size_bytes / 1e6:,.1f} MB", _time(item.as_of_us))
         for item in published
     ]
-    print_table("Materialized", ["service", "base", "rows", "size", "", "rows without key or time"], rows)
+    print_table("Materialized", ["service", "base", "rows", "size", "as of (UTC)"], rows)
 
 
 @click.command("rollback-base")
@@ -82,7 +80,7 @@ def rollback_base(service: str, project_dir: str) -> None:
     with Project(project_dir) as project:
         project.service(service)
         manifest = rollback(project.settings.features_dir / service)
-    console.print(f"Service {service} is back on {manifest.base}.")
+    console.print(f"Service {service} is back on {manifest.base_name}.")
 
 
 @click.command("training-set")
@@ -110,3 +108,7 @@ def training_set(
     else:
         n_rows, n_features = made.snapshot.n_rows, len(made.feature_names)
         console.print(f"Wrote {n_rows:,} rows with {n_features} features to {output} ({made.snapshot.digest[:12]}).")
+
+
+def _time(moment_us: int) -> str:
+    return datetime.fromtimestamp(moment_us / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -60,7 +60,7 @@ def demo(directory: Path, once: bool, port: int, hours: int) -> None:
         first = replay.FIRST_HOUR
         with _step(f"Materialize what was known at {first:%Y-%m-%d %H:%M} UTC") as note, progress() as report:
             published = project.materialize([train.SERVICE], as_of=first, progress=report)[0]
-            note(f"{published.n_rows:,} rows in {published.base}")
+            note(f"{published.n_rows:,} rows in {published.base_name}")
         trained = train.registered(project)
         if trained is None:
             with _step("Build the training set, point-in-time correct") as note:

@@ -47,7 +47,7 @@ def register(
     as_json: bool,
 ) -> None:
     """Register MODEL_FILE (ONNX, LightGBM text, XGBoost JSON or UBJ) as the next version of NAME."""
-    from tiercel.features import snapshot_of_parquet
+    from tiercel.features.snapshot import snapshot_of_parquet
     from tiercel.project import Project
 
     with Project(project_dir) as project:

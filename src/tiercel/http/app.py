@@ -76,7 +76,7 @@ class DataPlane:
         body = {
             "status": "ready" if ready else "nothing to serve: materialize a feature service, promote a model",
             "models": {name: dict(model.aliases) for name, model in sorted(routes.models.items())},
-            "services": {name: base.manifest.base for name, base in sorted(routes.services.items())},
+            "services": {name: base.manifest.base_name for name, base in sorted(routes.services.items())},
             "problems": list(routes.problems),
         }
         return _json(body, 200 if ready else 503)

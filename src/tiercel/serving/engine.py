@@ -22,7 +22,7 @@ from tiercel.errors import (
     ServiceNotFoundError,
     TiercelError,
 )
-from tiercel.features.manifest import MANIFEST
+from tiercel.features.manifest import MANIFEST_NAME
 from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
@@ -55,6 +55,7 @@ class Engine:
         self._registry = registry
         self._refresh_lock = threading.Lock()
         self._watchers: dict[str, ManifestWatcher] = {}
+        self._republished: set[str] = set()  # services whose MANIFEST changed since they were opened
         self._loaded: dict[tuple[str, int], _Loaded] = {}
         self._pinned: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._generation = -1
@@ -103,12 +104,13 @@ class Engine:
 
     def stale(self) -> bool:
         """Whether something on disk or in the registry changed since the last refresh. A few system calls."""
-        names = self._published()
-        return (
-            names != self._watchers.keys()
-            or any(watcher.changed() for watcher in self._watchers.values())
-            or self._registry.generation() != self._generation
-        )
+        with self._refresh_lock:
+            self._republished.update(name for name, watcher in self._watchers.items() if watcher.changed())
+            return (
+                bool(self._republished)
+                or self._published() != self._watchers.keys()
+                or self._registry.generation() != self._generation
+            )
 
     def refresh(self) -> Routes:
         """Bring routes up to date with the disk and the registry. Slow; call it in a thread while serving."""
@@ -125,24 +127,24 @@ class Engine:
         directory = self._settings.features_dir
         if not directory.is_dir():
             return set()
-        return {path.name for path in directory.iterdir() if (path / MANIFEST).exists()}
+        return {path.name for path in directory.iterdir() if (path / MANIFEST_NAME).exists()}
 
     def _open_services(self, problems: list[str]) -> dict[str, OnlineBase]:
         current = self.routes.services
         services: dict[str, OnlineBase] = {}
         for name in sorted(self._published()):
             directory = self._settings.features_dir / name
-            watcher = self._watchers.get(name)
-            if watcher is None:
-                watcher = self._watchers[name] = ManifestWatcher(directory)
-                changed = True
-            else:
-                changed = watcher.changed()
+            known = name in self._watchers
+            # The watcher is made before the base is opened, so that no publish can fall between the two.
+            watcher = self._watchers.setdefault(name, ManifestWatcher(directory))
+            changed = watcher.changed() or name in self._republished or not known
             live = current.get(name)
-            if live is not None and not changed:
-                services[name] = live
+            if not changed:
+                if live is not None:
+                    services[name] = live
                 self._repeat(f"service {name}", problems)
                 continue
+            self._republished.discard(name)
             try:
                 services[name] = OnlineBase.open(directory, verify=self._settings.server.verify_bases)
                 self._recover(f"service {name}")

@@ -120,7 +120,7 @@ def replay(
             departs = flight["event_timestamp"]
             if hour != departs.replace(minute=0):
                 hour = departs.replace(minute=0)
-                base = project.materialize([SERVICE], as_of=hour)[0].base
+                base = project.materialize([SERVICE], as_of=hour)[0].base_name
                 _wait_for_base(url, base)
                 told.n_published += 1
             _ask(client, flight, told, keep=done % every == every // 2 and len(told.samples) < N_SAMPLES)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tiercel.features import TrainingSet
+    from tiercel.features.training import TrainingSet
     from tiercel.registry import ModelVersion
 
 SERVICE = "flight_delay"
