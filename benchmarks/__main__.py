@@ -12,9 +12,8 @@ BENCHMARKS = ("bench_feature_read", "bench_forest", "bench_point_in_time", "benc
 def main() -> int:
     arguments = sys.argv[1:]
     smoke = "--smoke" in arguments
-    names = [name for name in arguments if not name.startswith("-")] or list(BENCHMARKS)
-    for name in names:
-        name = name if name.startswith("bench_") else f"bench_{name}"
+    names = [f"bench_{name.removeprefix('bench_')}" for name in arguments if not name.startswith("-")]
+    for name in names or BENCHMARKS:
         if name not in BENCHMARKS:
             print(f"Expected one of {', '.join(BENCHMARKS)}; got {name}", file=sys.stderr)
             return 2

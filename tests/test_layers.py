@@ -62,7 +62,7 @@ def dotted(path: Path) -> str:
 
 @pytest.mark.parametrize("path", modules(), ids=dotted)
 def test_imports_run_one_way(path):
-    """cli -> http, batch -> serving -> {features, registry, models, ...} -> types, settings, errors."""
+    """Cli -> http, batch -> serving -> {features, registry, models, ...} -> types, settings, errors."""
     layer = dotted(path).split(".")[1]
     for name in imported(path):
         part = name.split(".")[1] if "." in name else ""

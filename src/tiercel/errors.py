@@ -110,27 +110,27 @@ class RequestError(TiercelError):
 
     CODES: ClassVar[frozenset[str]] = frozenset(
         {
-            "malformed_json",        # not JSON (RFC 8259), including NaN and Infinity literals
-            "malformed_msgpack",     # not one msgpack object
-            "duplicate_key",         # a JSON or msgpack map names a key twice
-            "invalid_request",       # the body's shape: not an object, nothing to score, both or neither of ...
-            "unknown_field",         # a top-level key that is not part of the request
-            "unknown_entity_key",    # a join key the service does not have
-            "missing_entity_key",    # a join key the service needs
-            "unknown_feature",       # a feature the model does not have
-            "missing_feature",       # a request-time feature the model needs
-            "wrong_type",            # a string where a number is expected, and so on
-            "wrong_length",          # lists of different lengths
-            "not_finite",            # a number outside the range of its type
-            "missing_not_allowed",   # null or a missing stored value for a model that cannot score it
-            "unknown_category",      # a string outside a field's declared categories
-            "key_too_long",          # an entity key longer than the store can hold
+            "malformed_json",  # not JSON (RFC 8259), including NaN and Infinity literals
+            "malformed_msgpack",  # not one msgpack object
+            "duplicate_key",  # a JSON or msgpack map names a key twice
+            "invalid_request",  # the body's shape: not an object, nothing to score, both or neither of ...
+            "unknown_field",  # a top-level key that is not part of the request
+            "unknown_entity_key",  # a join key the service does not have
+            "missing_entity_key",  # a join key the service needs
+            "unknown_feature",  # a feature the model does not have
+            "missing_feature",  # a request-time feature the model needs
+            "wrong_type",  # a string where a number is expected, and so on
+            "wrong_length",  # lists of different lengths
+            "not_finite",  # a number outside the range of its type
+            "missing_not_allowed",  # null or a missing stored value for a model that cannot score it
+            "unknown_category",  # a string outside a field's declared categories
+            "key_too_long",  # an entity key longer than the store can hold
             "too_many_rows",
             "body_too_large",
-            "body_timeout",          # the body did not arrive in time
-            "client_disconnected",   # ... or its sender went away
+            "body_timeout",  # the body did not arrive in time
+            "client_disconnected",  # ... or its sender went away
             "unsupported_media_type",
-            "invalid_name",          # a model, version or alias that cannot be one
+            "invalid_name",  # a model, version or alias that cannot be one
         }
     )
 

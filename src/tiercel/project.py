@@ -7,7 +7,7 @@ import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tiercel import models
 from tiercel.errors import SchemaMismatchError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tiercel.features.manifest import Manifest
     from tiercel.registry import ModelVersion
     from tiercel.types import ServiceSchema
-
 
 
 class Project:
@@ -60,7 +59,7 @@ class Project:
             self._registry.close()
             self._registry = None
 
-    def __enter__(self) -> Project:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +171,8 @@ class Project:
             golden_rows: float32 (m, n_features) rows that must score the same wherever the model is loaded.
             hyperparameters: default: those of the estimator.
             metrics: evaluation results.
-            description, tags: free text.
+            description: free text.
+            tags: free labels.
             author: default: the user's login name.
             code_commit: default: the project's git commit, if it is in a repository ("-dirty" when it has changes).
             alias: "champion", "challenger", ... to point at the new version.
@@ -232,9 +232,7 @@ class Project:
             ModelNotFoundError, VersionNotFoundError: nothing to promote.
         """
         target = self.registry.get(name, version)
-        return self.registry.promote(
-            name, target.version, alias=alias, actor=actor or getpass.getuser(), reason=reason
-        )
+        return self.registry.promote(name, target.version, alias=alias, actor=actor or getpass.getuser(), reason=reason)
 
 
 #: Rows of the training set that are kept with the version and must score the same wherever it is loaded.
@@ -261,4 +259,3 @@ def git_commit(directory: Path) -> str | None:
 def _git(directory: Path, *arguments: str) -> str:
     command = ["git", "-C", str(directory), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()  # noqa: S603
-

@@ -1,29 +1,29 @@
 """A project's `tiercel.toml`: read once, validated, then passed as plain values.
 
-    [project]
-    name = "flights"
+[project]
+name = "flights"
 
-    [state]
-    path = ".tiercel"                  # relative to the project, or absolute
+[state]
+path = ".tiercel"                  # relative to the project, or absolute
 
-    [registry]
-    url = "sqlite:///..."              # any SQLAlchemy URL; default: registry.db in the state directory
+[registry]
+url = "sqlite:///..."              # any SQLAlchemy URL; default: registry.db in the state directory
 
-    [server]
-    host = "127.0.0.1"
-    port = 8000
-    max_rows = 10000                   # rows of one request
-    max_body_bytes = 16777216
-    body_timeout_s = 10.0              # a body must have arrived by then
-    shutdown_grace_s = 30.0            # how long requests in flight may take after SIGTERM
-    verify_bases = true                # hash a base before it goes live; false only checks its size
+[server]
+host = "127.0.0.1"
+port = 8000
+max_rows = 10000                   # rows of one request
+max_body_bytes = 16777216
+body_timeout_s = 10.0              # a body must have arrived by then
+shutdown_grace_s = 30.0            # how long requests in flight may take after SIGTERM
+verify_bases = true                # hash a base before it goes live; false only checks its size
 """
 
 from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - dataclass fields are resolved at run time
 from typing import Any
 
 from tiercel.errors import DefinitionError

@@ -236,7 +236,10 @@ cdef class ServingPlan:
             scratch.given[(<_Slot>found).index] = 1
         for slot in self._slots:
             if not slot.stored and not scratch.given[slot.index]:
-                absent = [s.name for s in self._slots if not s.stored and not scratch.given[(<_Slot>s).index]]
+                absent = [
+                    (<_Slot>s).name for s in self._slots
+                    if not (<_Slot>s).stored and not scratch.given[(<_Slot>s).index]
+                ]
                 raise RequestError(
                     f"Expected request-time features {', '.join(absent)} at $.features, got none of them. "
                     f"Send null for a value that is not known.",

@@ -71,8 +71,13 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress display; the yielded function takes (stage, done, total)."""
     tasks: dict[str, Any] = {}
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=errors, transient=True,
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
     ) as display:
 
         def report(stage: str, done: int, total: int) -> None:

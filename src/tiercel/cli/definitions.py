@@ -86,7 +86,10 @@ def rollback_base(service: str, project_dir: str) -> None:
 @click.command("training-set")
 @click.argument("service")
 @click.option(
-    "--labels", required=True, type=click.Path(exists=True, dir_okay=False), help="Parquet or CSV: join keys, time, label."
+    "--labels",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Parquet or CSV: join keys, time, label.",
 )
 @click.option("--timestamp-field", default="event_timestamp", show_default=True, help="The labels' time column.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet file to write.")

@@ -27,7 +27,10 @@ START_TIMEOUT_S = 60.0
 
 @click.command()
 @click.option(
-    "--directory", default="tiercel-demo", show_default=True, type=click.Path(file_okay=False, path_type=Path),
+    "--directory",
+    default="tiercel-demo",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
     help="The project's directory; made when it is not there.",
 )
 @click.option("--once", is_flag=True, help="Stop the server and exit when the story is told.")
@@ -102,8 +105,14 @@ def _tell(told: Replay) -> None:
         ["scheduled (UTC)", "flight", "route", "aircraft", "champion", "challenger", "arrived late", "round trip"],
         [
             (
-                f"{p.scheduled:%b %d %H:%M}", p.flight, p.route, p.aircraft, f"{p.champion:.3f}", f"{p.challenger:.3f}",
-                "yes" if p.late else "no", f"{p.latency_ms:.2f} ms",
+                f"{p.scheduled:%b %d %H:%M}",
+                p.flight,
+                p.route,
+                p.aircraft,
+                f"{p.champion:.3f}",
+                f"{p.challenger:.3f}",
+                "yes" if p.late else "no",
+                f"{p.latency_ms:.2f} ms",
             )
             for p in told.samples
         ],

@@ -28,7 +28,18 @@ def main(verbose: bool) -> None:
 
 
 for command in (
-    demo, init, apply, materialize, rollback_base, training_set, register, models, promote, rollback, history, serve,
+    demo,
+    init,
+    apply,
+    materialize,
+    rollback_base,
+    training_set,
+    register,
+    models,
+    promote,
+    rollback,
+    history,
+    serve,
     predict,
 ):
     main.add_command(command)

@@ -92,8 +92,22 @@ def models(name: str | None, project_dir: str, as_json: bool) -> None:
     elif name is not None and len(versions) == 1:
         _print_version(versions[0])
     else:
-        print_table("Models", ["model", "version", "status", "aliases", "engine", "features", "metrics", "trained on",
-                               "registered", "author"], [_row(version) for version in versions])
+        print_table(
+            "Models",
+            [
+                "model",
+                "version",
+                "status",
+                "aliases",
+                "engine",
+                "features",
+                "metrics",
+                "trained on",
+                "registered",
+                "author",
+            ],
+            [_row(version) for version in versions],
+        )
 
 
 @click.command()
@@ -143,8 +157,16 @@ def history(name: str | None, project_dir: str, as_json: bool) -> None:
         return
     rows = [
         (
-            event.seq, _time(event.ts_us), event.actor, event.action, event.model, event.version, event.alias,
-            event.from_version, event.to_version, event.reason,
+            event.seq,
+            _time(event.ts_us),
+            event.actor,
+            event.action,
+            event.model,
+            event.version,
+            event.alias,
+            event.from_version,
+            event.to_version,
+            event.reason,
         )
         for event in events
     ]
@@ -175,8 +197,10 @@ def _row(version: ModelVersion) -> tuple[Any, ...]:
 
 
 def _print_version(version: ModelVersion) -> None:
-    rows = [(key, json.dumps(value) if isinstance(value, dict | list) else value)
-            for key, value in version.to_json().items()]
+    rows = [
+        (key, json.dumps(value) if isinstance(value, dict | list) else value)
+        for key, value in version.to_json().items()
+    ]
     print_table(f"{version.name} version {version.version}", ["", ""], rows)
 
 
@@ -208,5 +232,3 @@ def literal(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+
 import click
 
 from tiercel.cli.console import console, json_option, print_json, project_option
@@ -51,7 +52,7 @@ def predict(
 ) -> None:
     """Ask a running server for a prediction of MODEL ("name", "name@alias" or "name:version")."""
     from tiercel.cli.registry import literal, pairs
-    from tiercel.client import Client
+    from tiercel.client import Client, Prediction
 
     with Client(url) as client:
         prediction = client.predict(
@@ -61,9 +62,9 @@ def predict(
             now=now,
         )
     if as_json:
-        print_json(prediction.to_json())
-    else:
-        console.print(f"{prediction.model} version {prediction.version}: [bold]{prediction.score}[/]")
-        if prediction.missing:
-            console.print(f"  no value for: {', '.join(prediction.missing)}")
-
+        print_json(asdict(prediction))
+        return
+    score = prediction.score if isinstance(prediction, Prediction) else prediction.scores
+    console.print(f"{prediction.model} version {prediction.version}: [bold]{score}[/]")
+    if prediction.missing:
+        console.print(f"  no value for: {', '.join(prediction.missing)}")

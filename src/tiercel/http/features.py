@@ -36,9 +36,7 @@ class FeaturesEndpoint:
         limits = self._settings
         try:
             kind = payload.media_type(header(scope, b"content-type"))
-            body = await read_body(
-                scope, receive, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s
-            )
+            body = await read_body(scope, receive, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
             base = self._engine.service(scope["path_params"]["service"])
             request = parse_features(payload.decode(body, kind, limits.max_rows), limits.max_rows)
             status, reply = 200, read_features(base, request.entities, request.features, request.now_us)
@@ -46,7 +44,7 @@ class FeaturesEndpoint:
             status, reply = status_of(error), body_of(error)
             if status == 500:
                 log.exception("Feature read failed")
-        except Exception:  # noqa: BLE001 - the client gets an answer, the log the reason
+        except Exception:  # the client gets an answer, the log the reason
             log.exception("Feature read failed unexpectedly")
             status, reply = 500, {"error": "The server failed; its log has the reason", "code": "internal_error"}
         await respond(send, status, reply, kind)
@@ -107,6 +105,6 @@ def _refuse_unknown_entities(
                 shown = ", ".join(f"{key.name}={show(columns[key.name][row])}" for key in group.keys)
                 raise EntityNotFoundError(
                     f"Expected a stored row of entity '{group.entity}', got none for {shown} (row {row}). "
-                    f"Materialize the entity, or declare the feature service with on_missing_entity=\"null\".",
+                    f'Materialize the entity, or declare the feature service with on_missing_entity="null".',
                     row=row,
                 )

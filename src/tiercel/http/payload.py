@@ -85,7 +85,9 @@ def decode_msgpack(body: bytes, max_items: int) -> Any:
         # msgpack raises ValueError for truncated, trailing and too deeply nested data, TypeError for unhashable keys.
         what = str(error)[:200] or type(error).__name__
         if "max_array_len" in what:
-            raise RequestError(f"Expected lists of at most {max_items} items, got longer", code="too_many_rows") from None
+            raise RequestError(
+                f"Expected lists of at most {max_items} items, got longer", code="too_many_rows"
+            ) from None
         raise RequestError(f"Expected one msgpack object, got: {what}", code="malformed_msgpack") from None
 
 

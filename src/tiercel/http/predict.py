@@ -41,16 +41,14 @@ class PredictEndpoint:
         try:
             # The reply, and so an error too, is in the request's own format.
             kind = payload.media_type(header(scope, b"content-type"))
-            body = await read_body(
-                scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s
-            )
+            body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
             reference = scope["path"][len("/predict/") :]
             status, reply = 200, await self._predict(reference, body, kind)
         except TiercelError as error:
             status, reply = status_of(error), body_of(error)
             if status == 500:
                 log.exception("Prediction failed")
-        except Exception:  # noqa: BLE001 - whatever went wrong, the client gets an answer and the log the reason
+        except Exception:  # whatever went wrong, the client gets an answer and the log the reason
             log.exception("Prediction failed unexpectedly")
             status, reply = 500, {"error": "The server failed; its log has the reason", "code": "internal_error"}
         await respond(send, status, reply, kind)
@@ -88,4 +86,3 @@ async def respond(send: Send, status: int, reply: Any, kind: str) -> None:
         }
     )
     await send({"type": "http.response.body", "body": body})
-

@@ -59,7 +59,9 @@ def parse_features(data: Any, max_rows: int) -> FeatureRequest:
             entities = _columns(key, value, max_rows)
         elif key == "features":
             if type(value) is not list or not all(type(name) is str for name in value):
-                raise RequestError(f"Expected a list of feature names at $.features, got {show(value)}", code="wrong_type")
+                raise RequestError(
+                    f"Expected a list of feature names at $.features, got {show(value)}", code="wrong_type"
+                )
             features = value
         elif key == "now":
             now_us = _time(value)

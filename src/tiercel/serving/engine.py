@@ -279,5 +279,5 @@ async def keep_current(engine: Engine, *, interval_s: float = 0.1) -> None:
         try:
             if await asyncio.to_thread(engine.stale):
                 await asyncio.to_thread(engine.refresh)
-        except Exception:  # noqa: BLE001 - the watch must outlive a locked database or a full disk
+        except Exception:
             log.exception("Could not refresh; what is live keeps serving")
