@@ -9,6 +9,7 @@ from tiercel.errors import DefinitionError
 from tiercel.features.binding import check_view
 from tiercel.features.catalog import Catalog, EntityRecord, FieldRecord, ViewRecord, load_catalog, store_catalog
 from tiercel.features.definitions import FeatureService, FeatureView, FeatureViewProjection, RequestSource
+from tiercel.features.compute import is_computed
 from tiercel.features.project_file import load_definitions
 from tiercel.features.sources import ComputeLimits, SourceFiles, SourceSpec
 from tiercel.types import Column, GroupSchema, KeyColumn, RequestField, ServiceSchema
@@ -65,6 +66,8 @@ def apply(
     for done, view in enumerate(catalog.views.values()):
         if progress is not None:
             progress(view.name, done, len(catalog.views))
+        if is_computed(view, files, state_dir):
+            continue  # this definition over this data was evaluated before, so it binds
         try:
             check_view(view, files, limits or ComputeLimits(), state_dir)
         except DefinitionError as error:

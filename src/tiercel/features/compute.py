@@ -115,6 +115,11 @@ def compute_views(
     return results
 
 
+def is_computed(view: ViewRecord, files: SourceFiles, state_dir: Path) -> bool:
+    """Whether a computed file exists for the view as defined and its sources as they are now."""
+    return _load(view, state_dir, _digest(view, files)) is not None
+
+
 def _digest(view: ViewRecord, files: SourceFiles) -> str:
     parts = [_VERSION, view.definition, *(files.digest(source) for source in view.sources)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

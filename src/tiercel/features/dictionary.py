@@ -78,7 +78,8 @@ def encode(view: ViewRecord, field: FieldRecord, values: Sequence[str], column: 
     """Text to int32 codes; null stays null.
 
     Raises:
-        SourceError: a text without a code.
+        SourceError: a text outside the declared categories.
+        StoreError: a text without a code in the dictionary, so the dictionary is not the one that was extended.
     """
     codes = pc.index_in(column, value_set=pa.array(values, column.type))
     if codes.null_count != column.null_count:
@@ -88,6 +89,11 @@ def encode(view: ViewRecord, field: FieldRecord, values: Sequence[str], column: 
 
 
 def _refuse_unknown(view: ViewRecord, field: FieldRecord, unknown: set[str]) -> None:
+    if unknown and field.categories is None:
+        raise StoreError(
+            f"FeatureView '{view.name}', field '{field.name}': its dictionary under <state>/dictionaries/ lacks values that "
+            "computed rows have. Restore it from a backup: it gives stored codes their meaning."
+        )
     if unknown:
         shown = ", ".join(repr(value) for value in sorted(unknown)[:5])
         raise SourceError(
