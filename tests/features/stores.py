@@ -76,7 +76,9 @@ def key_values(keys: tuple[KeyColumn, ...]) -> st.SearchStrategy[tuple[int | str
 def group_schemas(draw: st.DrawFn, prefix: str = "") -> GroupSchema:
     ttls = draw(st.lists(st.none() | st.integers(0, 2**62), min_size=1, max_size=3))
     views = tuple(ViewSchema(f"{prefix}v{j}", ttl, "d") for j, ttl in enumerate(ttls))
-    kinds = draw(st.lists(st.tuples(st.sampled_from(list(DType)), st.integers(0, len(views) - 1)), min_size=1, max_size=10))
+    kinds = draw(
+        st.lists(st.tuples(st.sampled_from(list(DType)), st.integers(0, len(views) - 1)), min_size=1, max_size=10)
+    )
     columns = tuple(Column(f"{prefix}c{i}", dtype, view) for i, (dtype, view) in enumerate(kinds))
     return GroupSchema(f"{prefix}e", draw(key_columns(f"{prefix}k")), views, columns)
 

@@ -112,7 +112,9 @@ def test_columns_encode_like_single_keys(case):
 
 def test_sliced_and_dictionary_columns_encode():
     """Arrow slices and dictionary arrays are read at their own offsets."""
-    table = pa.table({"origin": pa.array(["x", "JFK", "LGA"]).dictionary_encode(), "dest": ["y", "SFO", "BOS"]}).slice(1)
+    table = pa.table({"origin": pa.array(["x", "JFK", "LGA"]).dictionary_encode(), "dest": ["y", "SFO", "BOS"]}).slice(
+        1
+    )
     stored = encode_key_columns(ROUTE, table, group=0).to_pylist()
     assert stored == [b"\0" + encode_key(ROUTE, pair) for pair in (("JFK", "SFO"), ("LGA", "BOS"))]
 
@@ -124,9 +126,13 @@ def test_sliced_and_dictionary_columns_encode():
         pytest.param(pa.table({"origin": [1], "dest": ["a"]}), "got int64", id="wrong type"),
         pytest.param(pa.table({"origin": ["a", None], "dest": ["a", "b"]}), "first: row 1", id="null"),
         pytest.param(pa.table({"origin": ["a", "b" * 511], "dest": ["a", "b"]}), "511 in row 1", id="too long"),
-        pytest.param(pa.table({"origin": ["a", "b" * 300], "dest": ["a", "b" * 300]}), "in row 1", id="too long together"),
         pytest.param(
-            pa.table({"origin": pa.array([b"\xff"]).view(pa.string()), "dest": ["a"]}), "not valid UTF-8", id="not UTF-8"
+            pa.table({"origin": ["a", "b" * 300], "dest": ["a", "b" * 300]}), "in row 1", id="too long together"
+        ),
+        pytest.param(
+            pa.table({"origin": pa.array([b"\xff"]).view(pa.string()), "dest": ["a"]}),
+            "not valid UTF-8",
+            id="not UTF-8",
         ),
     ],
 )

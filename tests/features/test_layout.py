@@ -15,7 +15,9 @@ from tiercel.errors import BaseCorruptError, DefinitionError, SchemaMismatchErro
 from tiercel.features.layout import MAX_ROW_BYTES, RowLayout
 from tiercel.types import NO_EVENT_US, Column, DType, GroupSchema, KeyColumn, ViewSchema
 
-GROUPS_AND_ROWS = group_schemas().flatmap(lambda group: st.tuples(st.just(group), st.lists(entities(group), max_size=5)))
+GROUPS_AND_ROWS = group_schemas().flatmap(
+    lambda group: st.tuples(st.just(group), st.lists(entities(group), max_size=5))
+)
 
 
 def categories_of(group: GroupSchema) -> dict[str, list[str]]:
@@ -54,7 +56,9 @@ def _with_an_id(group: GroupSchema) -> GroupSchema:
 def test_columns_lie_widest_first_on_their_alignment():
     """Every column starts at a multiple of its width from the start of the row."""
     dtypes = [DType.BOOL, DType.FLOAT32, DType.INT64, DType.BOOL, DType.STRING, DType.FLOAT64]
-    group = GroupSchema("e", (), (ViewSchema("v", None, ""),), tuple(Column(f"c{i}", d, 0) for i, d in enumerate(dtypes)))
+    group = GroupSchema(
+        "e", (), (ViewSchema("v", None, ""),), tuple(Column(f"c{i}", d, 0) for i, d in enumerate(dtypes))
+    )
     layout = RowLayout.of(group)
     assert all(at % column.dtype.width == 0 for at, column in zip(layout.offsets, group.columns, strict=True))
     assert layout.row_bytes == 8 + 8 + 8 + 16 + 8 + 2
@@ -89,9 +93,15 @@ def test_inline_rows_are_told_from_wide_ones():
     [
         pytest.param(lambda t: t.drop_columns(["x"]), "column 'x'", id="absent column"),
         pytest.param(lambda t: t.drop_columns(["__event_us_0"]), "event time of view 'view'", id="absent event time"),
-        pytest.param(lambda t: t.set_column(1, "x", pa.array([1.0] * 5)), "float for feature 'x', got double", id="wrong type"),
-        pytest.param(lambda t: t.set_column(2, "s", pa.array([4] * 5, pa.int32())), r"0\.\.3, got 4\.\.4", id="code too high"),
-        pytest.param(lambda t: t.set_column(2, "s", pa.array([-1] * 5, pa.int32())), r"got -1\.\.-1", id="negative code"),
+        pytest.param(
+            lambda t: t.set_column(1, "x", pa.array([1.0] * 5)), "float for feature 'x', got double", id="wrong type"
+        ),
+        pytest.param(
+            lambda t: t.set_column(2, "s", pa.array([4] * 5, pa.int32())), r"0\.\.3, got 4\.\.4", id="code too high"
+        ),
+        pytest.param(
+            lambda t: t.set_column(2, "s", pa.array([-1] * 5, pa.int32())), r"got -1\.\.-1", id="negative code"
+        ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(change, said):

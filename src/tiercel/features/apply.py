@@ -10,6 +10,7 @@ from tiercel.features.binding import check_view
 from tiercel.features.catalog import Catalog, EntityRecord, FieldRecord, ViewRecord, load_catalog, store_catalog
 from tiercel.features.definitions import FeatureService, FeatureView, FeatureViewProjection, RequestSource
 from tiercel.features.compute import is_computed
+from tiercel.features.layout import RowLayout
 from tiercel.features.project_file import load_definitions
 from tiercel.features.sources import ComputeLimits, SourceFiles, SourceSpec
 from tiercel.types import Column, GroupSchema, KeyColumn, RequestField, ServiceSchema
@@ -84,7 +85,7 @@ def build_catalog(definitions: Definitions, project_dir: Path) -> Catalog:
     """The catalog these definitions mean, before any data is looked at.
 
     Raises:
-        DefinitionError: a service's stored row would be too large, or sources of one name differ.
+        DefinitionError: a service's stored row would be too large.
     """
     views = {name: _view_record(view) for name, view in definitions.views.items()}
     return Catalog(
@@ -161,7 +162,7 @@ def _service_schema(service: FeatureService, views: dict[str, ViewRecord]) -> Se
         index = group.views.index(record)
         group.columns += [Column(name, record.field(name).dtype, index) for name in selected]
         names += selected
-    return ServiceSchema(
+    schema = ServiceSchema(
         name=service.name,
         groups=tuple(
             GroupSchema(group.entity, keys, tuple(view.schema for view in group.views), tuple(group.columns))
@@ -171,6 +172,12 @@ def _service_schema(service: FeatureService, views: dict[str, ViewRecord]) -> Se
         features=tuple(names),
         on_missing_entity=service.on_missing_entity,
     )
+    for stored in schema.groups:
+        try:
+            RowLayout.of(stored)
+        except DefinitionError as error:
+            raise DefinitionError(f"{service.where}: FeatureService '{service.name}': {error}") from error
+    return schema
 
 
 @dataclass
