@@ -64,7 +64,7 @@ AIRCRAFT = [
     ("N1", 180, 0, True, 12.5, 70_000.5, NOW_US - 5 * HOUR_US, NOW_US - HOUR_US // 2),
     ("N2", None, 1, False, None, 2.0**60, NOW_US - 9 * HOUR_US, NOW_US - HOUR_US),
     ("N3", 4, None, None, -3.0, 1.0, NOW_US, NOW_US - HOUR_US - 1),  # history is one microsecond past its ttl
-    ("N4", 9, 0, True, 1.0, 1.0, NOW_US, NO_EVENT_US),  # no row in the history view
+    ("N4", 2**53 + 1, 0, True, 1.0, 1.0, NOW_US, NO_EVENT_US),  # no row in the history view
     ("", 1, 0, False, 0.0, 0.0, NOW_US, NOW_US),
     ("é\U0001f6eb", 2, 1, True, 5.0, 5.0, NOW_US, NOW_US),
 ]
