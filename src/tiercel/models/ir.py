@@ -31,6 +31,10 @@ MAX_LEAF_VALUES = 1 << 27
 FLOAT32_MAX = np.finfo(np.float32).max
 
 
+class NotCompiledError(UnsupportedModelError):
+    """The file is sound but holds something the compiled scorers do not do; onnxruntime may still serve it."""
+
+
 class Post(enum.IntEnum):
     """How raw outputs become scores; numbers and formulas are those of `transforms.h`."""
 

@@ -20,6 +20,7 @@ from tiercel.models.ir import (
     MAX_TREES,
     CategorySets,
     Forest,
+    NotCompiledError,
     ParsedModel,
     Post,
     Step,
@@ -43,8 +44,8 @@ def read_lightgbm(data: bytes) -> ParsedModel:
     """Read a LightGBM text model.
 
     Raises:
-        UnsupportedModelError: not such a file, cut short, or it uses something the compiled scorer does not do (linear
-            trees, an unknown objective); the message names it.
+        NotCompiledError: it uses something the compiled scorer does not do (linear trees, an unknown objective).
+        UnsupportedModelError: not such a file, or cut short.
     """
     try:
         text = data.decode("utf-8")
@@ -131,7 +132,7 @@ def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest:
         where = f"tree {number}"
         n_leaves = _integer(tree, "num_leaves", where, low=1, high=MAX_NODES // 2)
         if tree.get("is_linear", "0").strip() != "0":
-            raise UnsupportedModelError("LightGBM linear trees (linear_tree=true) are not supported")
+            raise NotCompiledError("LightGBM linear trees (linear_tree=true) are not supported")
         for name in ARRAYS:
             values = _numbers(tree, name, where) if n_leaves > 1 or name == "leaf_value" else []
             wanted = n_leaves if name == "leaf_value" else n_leaves - 1
@@ -198,7 +199,7 @@ def _nodes(
     zero_columns = np.unique(column[~categorical & (missing == MISSING_ZERO)])
     mixed = np.isin(column, zero_columns) & (categorical | (missing != MISSING_ZERO))
     if np.any(mixed):
-        raise UnsupportedModelError(
+        raise NotCompiledError(
             f"Feature {column[mixed][0]} treats zero as missing in some splits and not in others; that is not supported"
         )
 
@@ -269,7 +270,7 @@ def _objective(objective: str, n_raw: int) -> tuple[Post, float, Task, int]:
             return Post.SIGMOID_F64, 1.0, Task.REGRESSION, 0
         if name == "cross_entropy_lambda":
             return Post.LOG1P_EXP_F64, 1.0, Task.REGRESSION, 0
-    raise UnsupportedModelError(f"LightGBM objective {objective!r} with {n_raw} trees per iteration is not supported")
+    raise NotCompiledError(f"LightGBM objective {objective!r} with {n_raw} trees per iteration is not supported")
 
 
 def _parameters(lines: list[str]) -> dict[str, Any]:

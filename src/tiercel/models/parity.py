@@ -1,0 +1,183 @@
+"""Does a scorer reproduce the source library? The rows to ask about, and the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiercel.models.ir import FLOAT32_MAX, Forest, Linear, ParsedModel, Post
+
+Rows = NDArray[np.float32]
+Scores = NDArray[np.float64]
+Predictor = Callable[[Rows], Scores]
+
+#: Random rows asked on top of the golden rows.
+N_RANDOM_ROWS = 20_480
+#: Units in the last place that exp() may differ between two C libraries, after a division or two. Routing and sums must
+#: be equal bit for bit: models without a transform get 0.
+TRANSFORM_ULP = 4
+#: Scores of linear models and of onnxruntime's own kernels: their float32 summation order is not ours to know.
+LINEAR_RTOL, LINEAR_ATOL = 2e-5, 2e-6
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """How closely the serving engine reproduces the source library."""
+
+    n_rows: int
+    max_abs_difference: float
+    max_ulp: int
+    bound: str  # what was demanded
+    source: str  # library and version
+    passed: bool
+    worst_row: tuple[float | None, ...] = ()  # the input of the largest difference; empty when all are equal
+    worst_expected: tuple[float, ...] = ()
+    worst_got: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values (NaN as null, infinities as text)."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    def describe_worst(self) -> str:
+        """The largest difference in words."""
+        return f"expected {list(self.worst_expected)}, got {list(self.worst_got)} for row {list(self.worst_row)}"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What counts as equal: a number of units in the last place, or (`ulp` None) a relative and absolute tolerance."""
+
+    ulp: int | None
+    single_precision: bool
+    rtol: float = LINEAR_RTOL
+    atol: float = LINEAR_ATOL
+
+    def __str__(self) -> str:
+        if self.ulp is None:
+            return f"rtol {self.rtol:g}, atol {self.atol:g}"
+        return f"{self.ulp} ulp of float{32 if self.single_precision else 64}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def bound_of(parsed: ParsedModel) -> Bound:
+    """How close a compiled scorer of this model must come to its source."""
+    body = parsed.body
+    if isinstance(body, Linear):
+        return Bound(None, single_precision=body.single_precision)
+    transformed = body.post is not Post.IDENTITY or body.normalize
+    return Bound(TRANSFORM_ULP if transformed else 0, single_precision=body.single_precision)
+
+
+def compare(got: Scores, expected: Scores, rows: Rows, bound: Bound, source: str) -> ParityReport:
+    """Compare two answers to the same rows."""
+    if got.shape != expected.shape:
+        return ParityReport(len(rows), float("inf"), 2**31, str(bound), f"{source}; shape {expected.shape}", passed=False)
+    same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.where(same, 0.0, np.abs(got - expected))
+    difference[np.isnan(difference)] = np.inf
+    ulp = np.where(same, 0, _ulp_distance(got, expected, single=bound.single_precision))
+    if bound.ulp is not None:
+        far = ulp > bound.ulp
+    else:
+        with np.errstate(invalid="ignore"):
+            far = ~same & ~(difference <= bound.atol + bound.rtol * np.abs(expected))
+    worst: dict[str, Any] = {}
+    if np.any(ulp):
+        # A failing row if there is one, the largest difference among the candidates.
+        at = int(np.argmax(np.where(far, 1, 0).max(axis=1) * 1e300 + np.minimum(difference.max(axis=1), 1e299)))
+        worst = {
+            "worst_row": tuple(float(value) for value in rows[at]),
+            "worst_expected": tuple(float(value) for value in expected[at]),
+            "worst_got": tuple(float(value) for value in got[at]),
+        }
+    return ParityReport(
+        n_rows=len(rows),
+        max_abs_difference=float(difference.max(initial=0.0)),
+        max_ulp=int(ulp.max(initial=0)),
+        bound=str(bound),
+        source=source,
+        passed=not bool(np.any(far)),
+        **worst,
+    )
+
+
+def _ulp_distance(got: Scores, expected: Scores, *, single: bool) -> NDArray[np.int64]:
+    """How many floats lie between two numbers; 2^31 at most, and for NaN or infinity against anything else."""
+    if single:
+        with np.errstate(over="ignore", invalid="ignore"):
+            got, expected = got.astype(np.float32), expected.astype(np.float32)  # type: ignore[assignment]
+        first, second = (array.view(np.int32).astype(np.int64) for array in (got, expected))
+        low = np.int64(-(2**31))
+    else:
+        first, second = np.ascontiguousarray(got).view(np.int64), np.ascontiguousarray(expected).view(np.int64)
+        low = np.int64(-(2**63))
+    # Floats ordered as integers: negative ones count down from zero.
+    first, second = (np.where(array < 0, low - array, array) for array in (first, second))
+    distance = np.abs(first.astype(np.float64) - second.astype(np.float64))
+    # Doubles round large integers; below 2^31 of distance the subtraction in int64 is exact.
+    near = distance < 2.0**40
+    exact = np.where(near, np.abs(np.where(near, first, 0) - np.where(near, second, 0)), 2**31)
+    exact[~(np.isfinite(got) & np.isfinite(expected))] = 2**31
+    return np.minimum(exact, 2**31)
+
+
+def probe_rows(parsed: ParsedModel | None, n_features: int, n_rows: int, rng: np.random.Generator) -> Rows:
+    """Random rows that look for trouble: the model's own thresholds and their neighbours, NaN, infinities, both zeros,
+    denormals, and categories that exist, do not, are negative or fractional.
+    """
+    rows = (rng.standard_normal((n_rows, n_features)) * rng.choice([0.01, 1.0, 100.0], (n_rows, 1))).astype(np.float32)
+    body = parsed.body if parsed is not None else None
+    if isinstance(body, Forest):
+        for column in range(n_features):
+            rows[:, column] = _probe_column(body, column, rows[:, column], rng)
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0], dtype=np.float32)
+    if isinstance(body, Forest):
+        extra = [1e-35, -1e-35, 1e-36, -1e-40, 1e-45, FLOAT32_MAX, -FLOAT32_MAX, 1e30, -1e30]
+        special = np.concatenate([special, np.array(extra, dtype=np.float32)])
+    # A quarter of the rows is free of specials: one NaN would hide everything else about a linear model.
+    rate = np.where(rng.random((n_rows, 1)) < 0.25, 0.0, rng.choice([0.02, 0.2, 0.6], (n_rows, 1)))
+    chosen = rng.random(rows.shape) < rate
+    rows[chosen] = rng.choice(special, int(chosen.sum()))
+    return np.ascontiguousarray(rows)
+
+
+def _probe_column(body: Forest, column: int, values: Rows, rng: np.random.Generator) -> Rows:
+    """Values around the thresholds and categories that the forest tests this feature against."""
+    n = len(values)
+    inner = (body.leaf < 0) & (body.feature == column)
+    cuts = np.unique(body.threshold[inner & (body.set_of < 0)])
+    cuts = cuts[np.isfinite(cuts)]
+    pool: list[Rows] = []
+    if len(cuts):
+        with np.errstate(over="ignore"):
+            middle = (cuts[:-1] + cuts[1:]) / 2 if len(cuts) > 1 else cuts
+        near = [cuts, np.nextafter(cuts, np.float32(np.inf)), np.nextafter(cuts, np.float32(-np.inf)), middle, -cuts]
+        pool.append(np.concatenate(near).astype(np.float32))
+    sets = np.unique(body.set_of[inner & (body.set_of >= 0)])
+    if len(sets):
+        most = int(max((body.sets.start[sets + 1] - body.sets.start[sets]).max() * 32, 1))
+        codes = rng.integers(0, most + 8, 4 * n).astype(np.float32)
+        edge = np.array([-1, -0.5, -0.99, -2, most - 1, most, most + 0.5, 2.0**24, 2.0**31, 3e9, 1e20], dtype=np.float32)
+        equal = body.sets.equal[sets]
+        pool += [codes, codes + np.float32(0.5), edge, equal[~np.isnan(equal)]]
+    if not pool:
+        return values
+    drawn = np.concatenate([rng.choice(part, n) for part in pool if len(part)]).astype(np.float32)
+    drawn = rng.permutation(drawn)[:n]
+    return np.where(rng.random(n) < 0.8, drawn, values).astype(np.float32)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if np.isfinite(value) else (None if np.isnan(value) else str(value))
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
