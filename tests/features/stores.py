@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 from hypothesis import strategies as st
-
 from tests.reference.row import Entity
+
 from tiercel.types import Column, DType, GroupSchema, KeyColumn, ServiceSchema, ViewSchema
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

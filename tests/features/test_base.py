@@ -14,9 +14,9 @@ import lmdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
-
 from tests.features.stores import CATEGORIES, simple_store, stores, table_of
 from tests.reference.row import Entity, reference_key, reference_row
+
 from tiercel.errors import SourceError, StoreError
 from tiercel.features import base
 from tiercel.features.base import write_base
@@ -105,8 +105,12 @@ def test_progress_counts_every_row_twice(tmp_path):
 @pytest.mark.parametrize(
     ("change", "categories", "said"),
     [
-        pytest.param(lambda t: [pa.concat_tables([t, t.slice(3, 1)])], None, r"1 duplicates \(first: id=3\)", id="duplicate"),
-        pytest.param(lambda t: [t.set_column(0, "id", pa.array([0, 1, None, 3, 4]))], None, "first: row 2", id="null key"),
+        pytest.param(
+            lambda t: [pa.concat_tables([t, t.slice(3, 1)])], None, r"1 duplicates \(first: id=3\)", id="duplicate"
+        ),
+        pytest.param(
+            lambda t: [t.set_column(0, "id", pa.array([0, 1, None, 3, 4]))], None, "first: row 2", id="null key"
+        ),
         pytest.param(lambda t: [t.drop_columns(["x"])], None, "column 'x'", id="absent column"),
         pytest.param(lambda t: [], None, "one table per group", id="absent table"),
         pytest.param(lambda t: [t], {}, "dictionary for string feature 's'", id="absent dictionary"),

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.features.stores import INT64, TEXT, key_columns, key_values
 from tests.reference.row import reference_key
+
 from tiercel.errors import RequestError, SourceError
 from tiercel.features.keys import MAX_ENTITY_KEY_BYTES, decode_key, encode_key, encode_key_columns
 from tiercel.types import DType, KeyColumn

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.features.stores import CATEGORIES, entities, group_schemas, simple_store, table_of
 from tests.reference.row import Entity, reference_row
+
 from tiercel.errors import BaseCorruptError, DefinitionError, SchemaMismatchError, SourceError
 from tiercel.features.layout import MAX_ROW_BYTES, RowLayout
 from tiercel.types import NO_EVENT_US, Column, DType, GroupSchema, KeyColumn, ViewSchema
@@ -91,7 +91,7 @@ def test_inline_rows_are_told_from_wide_ones():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        pytest.param(lambda t: t.drop_columns(["x"]), "column 'x'", id="absent column"),
+        pytest.param(lambda t: t.drop_columns(["x"]), "one column 'x'", id="absent column"),
         pytest.param(lambda t: t.drop_columns(["__event_us_0"]), "event time of view 'view'", id="absent event time"),
         pytest.param(
             lambda t: t.set_column(1, "x", pa.array([1.0] * 5)), "float for feature 'x', got double", id="wrong type"

@@ -6,8 +6,8 @@ import json
 import os
 
 import pytest
-
 from tests.features.stores import simple_store
+
 from tiercel.errors import BaseCorruptError, NotMaterializedError, StoreError
 from tiercel.features.base import write_base
 from tiercel.features.manifest import Manifest, publish_manifest, read_manifest, rollback, writer_lock

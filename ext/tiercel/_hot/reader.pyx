@@ -185,7 +185,7 @@ cdef class GroupReader:
         seen = set()
         for i in range(self.n_columns):
             step.kind, step.offset, step.bit, step.view, step.slot = steps[i]
-            if not KIND_FLOAT32 <= step.kind <= KIND_CODE:
+            if step.kind < 0 or step.kind > <int32_t>KIND_CODE:     # enums are unsigned in C: never compare one with -1
                 raise ValueError(f"Expected a column kind in 0..4, got {step.kind}")
             width = 8 if step.kind in (KIND_FLOAT64, KIND_INT64) else 1 if step.kind == KIND_BOOL else 4
             if step.offset < 0 or <size_t>step.offset + width > row_bytes:
@@ -395,8 +395,10 @@ cdef class GroupReader:
             c_results = <uint8_t*>PyBytes_AS_STRING(results)
             for i in range(n_rows):
                 key = held[i]
-                pointers[i] = NULL if key is None else <const uint8_t*>PyBytes_AS_STRING(key)
-                lens[i] = 0 if key is None else PyBytes_GET_SIZE(key)
+                if key is None:
+                    pointers[i], lens[i] = NULL, 0
+                else:
+                    pointers[i], lens[i] = <const uint8_t*>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)
             # Rows without columns (or views) have no first element to point at.
             if status is not None and self.n_columns > 0:
                 c_status = &status[0, 0]

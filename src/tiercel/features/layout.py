@@ -215,9 +215,10 @@ class RowLayout:
 
 
 def _column(table: pa.Table, name: str, dtype: pa.DataType, what: str) -> pa.Array:
-    if name not in table.column_names:
-        raise SourceError(f"Expected a column '{name}' ({what}), got {', '.join(table.column_names)}")
-    column = table[name]
+    index = table.schema.get_field_index(name)  # -1 also when the name is there twice
+    if index < 0:
+        raise SourceError(f"Expected one column '{name}' ({what}), got {', '.join(table.column_names)}")
+    column = table.column(index)
     if column.type != dtype:
         raise SourceError(f"Expected {dtype} for {what}, got {column.type}")
     combined = column.combine_chunks()
