@@ -189,15 +189,13 @@ class Project:
             snapshot = training_set.snapshot if snapshot is None else snapshot
             golden_rows = training_set.X[:GOLDEN_ROWS] if golden_rows is None else golden_rows
         schema = None if service is None else self.service(service)
-        prepared = models.prepare(
-            model,
-            feature_names=feature_names,
-            fallback_names=None if schema is None else schema.features,
-            golden_rows=golden_rows,
-        )
+        prepared = models.prepare(model, feature_names=feature_names, golden_rows=golden_rows)
         if schema is not None:
             unknown = [feature for feature in prepared.signature.features if feature not in schema.features]
-            if unknown:
+            if unknown and feature_names is None and len(prepared.signature.features) == len(schema.features):
+                # A file without names of its own (or with column numbers for names): the service's order names them.
+                prepared = models.prepare(model, feature_names=schema.features, golden_rows=golden_rows)
+            elif unknown:
                 raise SchemaMismatchError(
                     f"Expected features of service '{schema.name}' ({', '.join(schema.features)}), the model also takes "
                     f"{', '.join(unknown)}. Pass feature_names= in the model's order, or register it with its service."

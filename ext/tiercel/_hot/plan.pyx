@@ -85,29 +85,34 @@ cdef class ServingPlan:
         self._n_stored = self._max_views = 0
         stored = {} if schema is None else {column.name: column for g in schema.groups for column in g.columns}
         request = {} if schema is None else {field.name: field for field in schema.request_fields}
-        for index, name in enumerate(self.signature.features):
+        for name in self.signature.features:
+            if schema is not None and name not in stored and name not in request:
+                raise SchemaMismatchError(
+                    f"Model '{self.model}' version {self.version} expects feature '{name}', which feature service "
+                    f"'{schema.name}' does not have. Register the model with the service it was trained on."
+                )
+        # A feature of the service that this model does not use may be sent all the same: it is checked and left out, so
+        # that one request fits champion and challenger.
+        index_of = {name: index for index, name in enumerate(self.signature.features)}
+        for name in [*self.signature.features, *(n for n in [*stored, *request] if n not in index_of)]:
             slot = _Slot()
-            slot.name, slot.index, slot.stored, slot.codes = name, index, name in stored, None
+            slot.name, slot.index, slot.stored, slot.codes = name, index_of.get(name, -1), name in stored, None
             if name in stored:
                 slot.kind = _kind_of(stored[name].dtype)
                 categories = base.categories.get(name, ()) if slot.kind == KIND_STRING else None
             elif name in request:
                 slot.kind = _kind_of(request[name].dtype)
                 categories = request[name].categories
-            elif schema is None:
-                slot.kind, categories = KIND_NUMBER, None
             else:
-                raise SchemaMismatchError(
-                    f"Model '{self.model}' version {self.version} expects feature '{name}', which feature service "
-                    f"'{schema.name}' does not have. Register the model with the service it was trained on."
-                )
+                slot.kind, categories = KIND_NUMBER, None
             if categories is not None:
                 slot.codes = {category: float(code) for code, category in enumerate(categories)}
-            self._slots.append(slot)
             self._slot_of[name] = slot
-        join_keys = set()
+            if slot.index >= 0:
+                self._slots.append(slot)
+        join_keys = {key.name for g in (() if schema is None else schema.groups) for key in g.keys}
         for group_index, group_schema in enumerate(() if schema is None else schema.groups):
-            columns = [column for column in group_schema.columns if column.name in self._slot_of]
+            columns = [column for column in group_schema.columns if column.name in index_of]
             if not columns:
                 continue
             group = _Group()
@@ -119,7 +124,6 @@ cdef class ServingPlan:
             group.first = self._n_stored
             self._n_stored += len(columns)
             self._max_views = max(self._max_views, len(group_schema.views))
-            join_keys.update(group.key_names)
             self._groups.append(group)
             self._readers.append(base.group_reader(group_index, [column.name for column in columns], group.slots))
         self._join_keys = frozenset(join_keys)
@@ -230,10 +234,11 @@ cdef class ServingPlan:
             if found is None:
                 raise RequestError(
                     f"Expected features of model '{self.model}' version {self.version}, got {_show(name)} at "
-                    f"$.features. It takes: {', '.join(self.signature.features)}",
+                    f"$.features. Known: {', '.join(self._slot_of)}",
                     code="unknown_feature",
                 )
-            scratch.given[(<_Slot>found).index] = 1
+            if (<_Slot>found).index >= 0:
+                scratch.given[(<_Slot>found).index] = 1
         for slot in self._slots:
             if not slot.stored and not scratch.given[slot.index]:
                 absent = [
@@ -375,9 +380,13 @@ cdef class ServingPlan:
         cdef bint many
         for name, column in features.items():
             slot = <_Slot>self._slot_of[name]
-            out = scratch.rows + slot.index
             many = type(column) is list
             n_null = 0
+            if slot.index < 0:
+                for r in range(n_rows if many else 1):
+                    _convert(slot, (<list>column)[r] if many else column, r, many)
+                continue
+            out = scratch.rows + slot.index
             if many:
                 for r in range(n_rows):
                     value = _convert(slot, (<list>column)[r], r, True)

@@ -172,9 +172,9 @@ def _flights(project_dir: Path, start: datetime, end: datetime) -> list[dict[str
         connection.execute("SET TimeZone = 'UTC'")
         source = str(project_dir / "data" / "flights.csv").replace("'", "''")
         connection.execute(f"CREATE VIEW flights AS FROM read_csv('{source}', nullstr = ['NA', ''])")
-        table = connection.execute(
+        table = connection.sql(
             f"SELECT * FROM ({labels_sql('test')}) WHERE event_timestamp >= $start AND event_timestamp < $end",  # noqa: S608
-            {"start": start.replace(tzinfo=None), "end": end.replace(tzinfo=None)},
+            params={"start": start.replace(tzinfo=None), "end": end.replace(tzinfo=None)},
         ).to_arrow_table()
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
