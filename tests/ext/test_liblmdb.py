@@ -45,7 +45,7 @@ def test_another_lmdb_series():
     """LMDB 1.0, which the same wheel carries, is refused: its file format and structures differ."""
     if liblmdb.missing_symbol(WHEEL, "mdb10_") is not None:
         pytest.skip("this wheel carries LMDB 0.9 only")
-    with pytest.raises(UnsupportedLmdbError, match="needs the 0.9 series"):
+    with pytest.raises(UnsupportedLmdbError, match=r"needs the 0\.9 series"):
         liblmdb.load(WHEEL, ["mdb10_"])
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -350,7 +350,7 @@ def test_a_reader_outlives_its_base_and_file(tmp_path):
     assert out[0] == 3
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs a list of open files")
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="needs a list of open files")
 def test_opening_many_times_leaks_no_descriptor(tmp_path):
     """Opening and dropping a base, also one that is refused, leaves no file open."""
     open_store(tmp_path, simple_store())
@@ -363,10 +363,10 @@ def test_opening_many_times_leaks_no_descriptor(tmp_path):
             BaseFile(str(bad))
 
     open_once()
-    before = len(os.listdir("/dev/fd"))
+    before = len(list(Path("/dev/fd").iterdir()))
     for _ in range(50):
         open_once()
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(list(Path("/dev/fd").iterdir())) == before
 
 
 def test_wide_views(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -57,10 +59,8 @@ def test_a_cut_key_does_not_decode_to_the_same_values(case, data):
     if not encoded:
         return
     cut = encoded[: data.draw(st.integers(0, len(encoded) - 1))]
-    try:
+    with contextlib.suppress(ValueError):
         assert decode_key(keys, cut) != values
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import shutil
 import sys
@@ -55,11 +56,12 @@ def test_typed_values_and_vectors_agree_with_the_reference(tmp_path_factory, sto
                 got, status = typed[column.name][i], reference_status(group, entity, c, now_us)
                 assert got.status == batch.statuses[i, slot] == status
                 expected = entity.values[c] if status is ValueStatus.PRESENT else None
-                assert got.value == expected or (got.value != got.value and expected != expected)
+                is_nan = isinstance(expected, float) and math.isnan(expected)
+                assert math.isnan(got.value) if is_nan else got.value == expected
                 event = None if entity is None else entity.event_us[column.view]
                 assert got.event_us == event
                 assert got.age_us == (None if event is None else now_us - event)
-                assert np.isnan(batch.values[i, slot]) == (expected is None or expected != expected)
+                assert np.isnan(batch.values[i, slot]) == (expected is None or is_nan)
 
 
 def test_exact_values_where_float32_would_round(tmp_path):
