@@ -6,8 +6,8 @@ import json
 
 import pyarrow as pa
 import pytest
-
 from tests.features.projects import applied, make_project, times, us
+
 from tiercel.errors import DefinitionError, MissingExtraError, ServiceNotFoundError, SourceError
 from tiercel.features.apply import apply
 from tiercel.features.catalog import Catalog, load_catalog, normalize_sql

@@ -8,8 +8,8 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from tests.features.projects import applied, make_project, times, us
+
 from tiercel.errors import DefinitionError, SourceError
 from tiercel.features import compute
 from tiercel.features.compute import STATIC_EVENT_US, ComputeLimits, compute_views

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.features.projects import applied, times, us
+
 from tiercel.errors import SourceError, StoreError
 from tiercel.features import dictionary
 from tiercel.features.catalog import FieldRecord, ViewRecord

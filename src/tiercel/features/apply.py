@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tiercel.errors import DefinitionError
 from tiercel.features.binding import check_view
 from tiercel.features.catalog import Catalog, EntityRecord, FieldRecord, ViewRecord, load_catalog, store_catalog
-from tiercel.features.definitions import FeatureService, FeatureView, FeatureViewProjection, RequestSource
 from tiercel.features.compute import is_computed
+from tiercel.features.definitions import FeatureService, FeatureView, FeatureViewProjection, RequestSource
 from tiercel.features.layout import RowLayout
 from tiercel.features.project_file import load_definitions
 from tiercel.features.sources import ComputeLimits, SourceFiles, SourceSpec

@@ -13,7 +13,7 @@ import duckdb
 
 from tiercel.errors import SourceError
 from tiercel.features import dictionary
-from tiercel.features.base import Manifest, write_base
+from tiercel.features.base import write_base
 from tiercel.features.compute import ComputedView, compute_views
 from tiercel.features.sources import ComputeLimits, connect, first_line, quote_name
 from tiercel.types import DType
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tiercel.features.catalog import Catalog, ViewRecord
+    from tiercel.features.manifest import Manifest
     from tiercel.types import GroupSchema, ServiceSchema
 
 

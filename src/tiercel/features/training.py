@@ -370,7 +370,10 @@ def _digest(
     digest.update(times.data)
     for name in rest.column_names:
         column = rest.column(name)
-        digest.update(f"\0{name}\0{column.type}\0".encode())
+        kind = (
+            "text" if _is_text(_plain_type(column.type)) else str(column.type)
+        )  # pandas and Arrow differ in text types
+        digest.update(f"\0{name}\0{kind}\0".encode())
         digest.update(np.packbits(column.is_valid().to_numpy()).tobytes())
         if pa.types.is_primitive(column.type) and not pa.types.is_boolean(column.type):
             values = column.fill_null(pa.scalar(0).cast(column.type)) if column.null_count else column
