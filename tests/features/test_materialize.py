@@ -125,13 +125,8 @@ def test_failure_keeps_the_published_base(project, tmp_path):
     assert read_manifest(state / "features" / "two") == before
 
 
-def test_too_wide_service_is_refused_at_apply(tmp_path):
+def test_too_wide_service_is_refused_at_apply(tmp_path, monkeypatch):
     """A row that the store cannot hold is refused when the service is applied, with its line."""
-    names = [f"f{index}" for index in range(9000)]
-    text = f"""
-v = FeatureView('v', [Entity('uid')], [Field(f'f{{i}}', Int64) for i in range({len(names)})],
-                source=ParquetSource('f', 'facts.parquet'))
-s = FeatureService('s', [v])
-"""
-    with pytest.raises(DefinitionError, match=r"features.py:\d+: FeatureService 's'"):
-        applied(tmp_path, text, facts=FACTS)
+    monkeypatch.setattr("tiercel.features.layout.MAX_ROW_BYTES", 32)
+    with pytest.raises(DefinitionError, match=r"features.py:\d+: FeatureService 'one'"):
+        applied(tmp_path, TEXT, events=EVENTS, facts=FACTS)

@@ -10,6 +10,7 @@ The prediction is made at scheduled departure, so a value may only be used from 
 `time_hour` is the UTC hour of scheduled departure; `sched_arr_time` is on the clock of the destination.
 """
 
+# ruff: noqa: S608 - the SQL below is put together from constants of this file
 from datetime import timedelta
 
 from tiercel.features.definitions import (
