@@ -36,6 +36,7 @@ class Database:
 
     def __init__(self, url: str | URL) -> None:
         self._engine = _make_engine(url)
+        self._reads = _with_snapshots(self._engine)
         self._writes = self._engine.execution_options(**{_IS_WRITE: True})
         self._pid = os.getpid()
         self._fork_lock = threading.Lock()
@@ -48,8 +49,8 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent view of the database (SQLite), or one statement-consistent one (others)."""
-        with self._transaction(self._engine) as connection:
+        """A transaction that sees one state of the database throughout (SQLite, PostgreSQL; others: as configured)."""
+        with self._transaction(self._reads) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -136,6 +137,12 @@ def _make_engine(url: str | URL) -> Engine:
     event.listen(engine, "connect", _on_sqlite_connect)
     event.listen(engine, "begin", _on_sqlite_begin)
     return engine
+
+
+def _with_snapshots(engine: Engine) -> Engine:
+    # Only for reading: a writer waits for the head's lock and must then see what was committed meanwhile.
+    is_postgresql = engine.dialect.name == "postgresql"
+    return engine.execution_options(isolation_level="REPEATABLE READ") if is_postgresql else engine
 
 
 def _on_sqlite_connect(connection: Any, _record: Any) -> None:
