@@ -6,7 +6,7 @@ from tiercel.registry import Registry, VersionFacts
 from tiercel.types import Signature, Task, TrainingSnapshot
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_facts():
     """Facts of a small model; keyword arguments replace some."""
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,14 +11,16 @@ from hypothesis import strategies as st
 
 from tiercel.errors import LedgerCorruptError
 from tiercel.registry import LedgerHead, Registry
+from tiercel.registry.facts import digest_of
 from tiercel.registry.ledger import GENESIS, check_chain, event_hash, replay_aliases
 from tiercel.registry.records import Event
 
 
-@pytest.fixture
-def state(tmp_path, make_facts):
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory, make_facts):
     """A state directory whose registry has a small history of every action."""
-    with Registry.for_state(tmp_path) as registry:
+    directory = tmp_path_factory.mktemp("untouched")
+    with Registry.for_state(directory) as registry:
         registry.register("late", {"m": b"1"}, make_facts(tags={"a": "b"}))
         registry.register("late", {"m": b"2"}, make_facts())
         registry.promote("late", 1, actor="ann", reason="first")
@@ -25,7 +29,13 @@ def state(tmp_path, make_facts):
         registry.remove_alias("late", "challenger", actor="bob")
         registry.set_tag("late", 1, "a", "c", actor="bob")
         registry.remove_tag("late", 1, "a", actor="bob")
-    return tmp_path
+    return directory
+
+
+@pytest.fixture
+def state(untouched, tmp_path):
+    """A copy of that directory, to be tampered with."""
+    return Path(shutil.copytree(untouched, tmp_path / "state"))
 
 
 def tamper(state, *statements):
@@ -128,8 +138,6 @@ def test_changes_behind_the_registrys_back_are_found(state, statements, message)
 
 def test_a_changed_version_with_matching_digests_is_found(state):
     """Recomputing the digest beside altered facts does not help: the ledger has the old one."""
-    from tiercel.registry.facts import digest_of
-
     connection = sqlite3.connect(state / "registry.db")
     with connection:
         (facts,) = connection.execute("SELECT facts FROM model_versions WHERE number = 1").fetchone()
