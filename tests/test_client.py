@@ -529,6 +529,23 @@ def test_bad_timeouts_are_refused(timeout):
         Client(timeout=timeout)
 
 
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_certificates_are_loaded_for_https_only(client, monkeypatch):
+    """A plain http client does not pay for certificates; an https one checks them unless told otherwise."""
+    asked = []
+
+    def make(verify, limits, retries):
+        asked.append(verify)
+        return httpx.MockTransport(lambda request: httpx.Response(200))
+
+    monkeypatch.setattr(httpx, "HTTPTransport", make)
+    monkeypatch.setattr(httpx, "AsyncHTTPTransport", make)
+    client("http://localhost")
+    client("https://localhost")
+    client("https://localhost", verify=False)
+    assert asked == [False, True, False]
+
+
 def test_bad_format_is_refused():
     """Only the two formats exist; pickle is not one."""
     with pytest.raises(RequestError, match="msgpack"):

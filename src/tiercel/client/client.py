@@ -24,6 +24,7 @@ from tiercel.client.requests import (
     Format,
     Moment,
     Values,
+    certificates,
     check_timeout,
     check_url,
     features_body,
@@ -71,12 +72,15 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._codec = Codec(format)
+        url = check_url(base_url)
         self._http = httpx.Client(
-            base_url=check_url(base_url),
+            base_url=url,
             timeout=check_timeout(timeout),
             headers=make_headers(headers),
             transport=transport
-            or httpx.HTTPTransport(verify=verify, limits=make_limits(max_connections), retries=connect_retries),
+            or httpx.HTTPTransport(
+                verify=certificates(url, verify), limits=make_limits(max_connections), retries=connect_retries
+            ),
         )
 
     def predict(
@@ -190,12 +194,15 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._codec = Codec(format)
+        url = check_url(base_url)
         self._http = httpx.AsyncClient(
-            base_url=check_url(base_url),
+            base_url=url,
             timeout=check_timeout(timeout),
             headers=make_headers(headers),
             transport=transport
-            or httpx.AsyncHTTPTransport(verify=verify, limits=make_limits(max_connections), retries=connect_retries),
+            or httpx.AsyncHTTPTransport(
+                verify=certificates(url, verify), limits=make_limits(max_connections), retries=connect_retries
+            ),
         )
 
     async def predict(
