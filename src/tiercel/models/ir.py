@@ -253,6 +253,37 @@ def fold_less(threshold: FloatVector) -> FloatVector:
     return folded.astype(np.float32)
 
 
+def apply_steps(steps: tuple[Step, ...], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Prepared rows, as the compiled scorers compute them up to the order of a norm's sum."""
+    x = np.array(rows, dtype=np.float32)
+    with np.errstate(all="ignore"):
+        for step in steps:
+            a, b = step.a, step.b
+            if step.kind is StepKind.IMPUTE_NAN:
+                x = np.where(np.isnan(x), a, x)
+            elif step.kind is StepKind.IMPUTE_VALUE:
+                x = np.where(x == b, a, x)
+            elif step.kind is StepKind.SCALE:
+                x = (x - a) * b
+            elif step.kind is StepKind.ADD:
+                x = x + a
+            elif step.kind is StepKind.MULTIPLY:
+                x = x * a
+            elif step.kind is StepKind.DIVIDE:
+                x = x / a
+            elif step.kind is StepKind.ZERO_IS_NAN:
+                x = np.where((a != 0) & (np.abs(x) <= np.float32(1e-35)), np.float32(np.nan), x)
+            else:
+                norms = {
+                    StepKind.NORMALIZE_MAX: lambda x: x.max(axis=1, keepdims=True),
+                    StepKind.NORMALIZE_L1: lambda x: np.abs(x).sum(axis=1, keepdims=True),
+                    StepKind.NORMALIZE_L2: lambda x: np.sqrt((x * x).sum(axis=1, keepdims=True)),
+                }
+                norm = norms[step.kind](x)
+                x = np.where(norm != 0, x / norm, x)
+    return x.astype(np.float32)
+
+
 def class_labels(n: int) -> tuple[str, ...]:
     """Labels of classes that a file does not name."""
     return tuple(str(k) for k in range(n))

@@ -10,9 +10,9 @@ from typing import Any, cast
 from tiercel.errors import ArtifactCorruptError, ParityError
 from tiercel.models.formats import FILE_NAME, detect_format
 from tiercel.models.golden import Golden
-from tiercel.models.ir import Forest
+from tiercel.models.ir import Forest, Linear
 from tiercel.models.onnx_scorer import OnnxScorer
-from tiercel.models.parity import Bound, compare
+from tiercel.models.parity import Bound, compare, rounding_slack
 from tiercel.models.preparing import FACTS_FILE, FALLBACK_FILE, GOLDEN_FILE, Engine
 from tiercel.models.readers import read_model
 from tiercel.types import Signature
@@ -55,6 +55,7 @@ def load(artifacts: Mapping[str, bytes], *, verify: bool = True) -> LoadedModel:
         raise ArtifactCorruptError(f"Expected a known engine and file in {FACTS_FILE}, got {engine!r}, {served_file!r}")
     data = _file(artifacts, served_file)
     scorer: Any
+    body: Forest | Linear | None = None
     if engine == "onnxruntime":
         scorer = OnnxScorer(data, n_features=len(signature.features), task=signature.task)
     else:
@@ -68,17 +69,18 @@ def load(artifacts: Mapping[str, bytes], *, verify: bool = True) -> LoadedModel:
             f"{scorer.n_features} and {scorer.n_outputs}"
         )
     if verify:
-        _verify(scorer, Golden.from_bytes(_file(artifacts, GOLDEN_FILE)), bound, str(facts.get("source", "")))
+        _verify(scorer, Golden.from_bytes(_file(artifacts, GOLDEN_FILE)), bound, body)
     return LoadedModel(scorer, signature, engine, reason, facts)
 
 
-def _verify(scorer: Any, golden: Golden, bound: Bound, source: str) -> None:
+def _verify(scorer: Any, golden: Golden, bound: Bound, body: Forest | Linear | None) -> None:
     if golden.rows.shape[1] != scorer.n_features or golden.scores.shape[1] != scorer.n_outputs:
         raise ArtifactCorruptError(
             f"Expected golden rows of {scorer.n_features} features and {scorer.n_outputs} scores, got "
             f"{golden.rows.shape[1]} and {golden.scores.shape[1]}"
         )
-    report = compare(scorer.score(golden.rows), golden.scores, golden.rows, bound, source)
+    slack = rounding_slack(body, golden.rows, golden.scores)
+    report = compare(scorer.score(golden.rows), golden.scores, golden.rows, bound, "golden rows", slack)
     if not report.passed:
         raise ParityError(f"The model scores its golden rows differently than when it was registered: {report.describe_worst()}")
 

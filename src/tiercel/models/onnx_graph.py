@@ -218,6 +218,8 @@ class _Interpreter:
     def matmul(self, node: Node) -> tuple[_Value, ...]:
         rows = self.rows(node)
         weights = self.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if weights is not None and weights.ndim == 1:
+            weights = weights.reshape(-1, 1)
         if weights is None or weights.ndim != 2:
             raise NotCompiledError(f"{node.op} with something other than a constant matrix is not compiled")
         attributes, alpha, beta = node.attributes, 1.0, 1.0

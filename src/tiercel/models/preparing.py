@@ -16,6 +16,8 @@ from tiercel.models.golden import MAX_GOLDEN_ROWS, Golden
 from tiercel.models.ir import FLOAT32_MAX, Forest, NotCompiledError, ParsedModel, class_labels
 from tiercel.models.onnx_scorer import OnnxScorer
 from tiercel.models.parity import (
+    CONVERTED_ATOL,
+    CONVERTED_RTOL,
     N_RANDOM_ROWS,
     Bound,
     ParityReport,
@@ -23,6 +25,7 @@ from tiercel.models.parity import (
     bound_of,
     compare,
     probe_rows,
+    rounding_slack,
 )
 from tiercel.models.readers import read_model
 from tiercel.models.sources import Reference, Source, convert_to_onnx, open_source, reference_of
@@ -36,6 +39,9 @@ N_GENERATED_ROWS = 64
 #: What an estimator may differ from its converted file: converters write float32 coefficients and thresholds. A row on
 #: such a rounded threshold takes another path, so one row in a hundred is allowed to differ by more.
 ESTIMATOR_RTOL, ESTIMATOR_ATOL, ESTIMATOR_ROWS = 1e-3, 1e-4, 0.01
+
+
+CONVERTED = Bound(None, single_precision=True, rtol=CONVERTED_RTOL, atol=CONVERTED_ATOL)
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,9 @@ def prepare(
     if parsed is not None:
         compiled = parsed.body.compile()
         rows = _rows(parsed, compiled.n_features, golden_rows, reference, rng)
-        report = compare(compiled.score(rows), reference.predict(rows), rows, bound_of(parsed), reference.name)
+        expected = reference.predict(rows)
+        slack = rounding_slack(parsed.body, rows, expected)
+        report = compare(compiled.score(rows), expected, rows, bound_of(parsed), reference.name, slack)
         if not report.passed:
             reason = f"the compiled scorer does not reproduce {reference.name}: {report.describe_worst()}"
             compiled = None
@@ -122,7 +130,7 @@ def prepare(
             served_file = FALLBACK_FILE
             served = artifacts[FALLBACK_FILE] = _convert(source, n_features, reason)
         fallback = OnnxScorer(served, n_features=n_features, task=known_task)
-        engine, scorer, bound = "onnxruntime", fallback, Bound(None, single_precision=True)
+        engine, scorer, bound = "onnxruntime", fallback, CONVERTED
         own_task = fallback.task
         own_classes = parsed.classes if parsed is not None else (fallback.class_labels or class_labels(fallback.n_classes))
         own_features = parsed.features if parsed is not None else None
