@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 from tiercel._hot.scorer import Scorer
 
+def log_float32(x: float) -> float: ...
+
 class ForestScorer(Scorer):
     n_trees: int
     n_nodes: int

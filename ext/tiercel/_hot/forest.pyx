@@ -23,6 +23,15 @@ SET = np.dtype(
 if NODE.itemsize != sizeof(tc_node) or WIDE_NODE.itemsize != sizeof(tc_wide_node) or SET.itemsize != sizeof(tc_set):
     raise ImportError("forest_kernel.h lays its structs out differently from forest.pyx; rebuild the compiled core")
 
+cdef extern from "<math.h>" nogil:
+    float logf(float x)
+
+
+def log_float32(float x):
+    """The C library's logf, as XGBoost uses it; NumPy's own float32 logarithm can differ in the last place."""
+    return logf(x)
+
+
 # Bits of one category set; larger ones cannot be told apart in float32 anyway.
 MAX_SET_BITS = 1 << 24
 # A path longer than this is refused: no library grows such trees, and it would cost every row that long a walk.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tiercel._hot.forest import log_float32
 from tiercel.errors import UnsupportedModelError
 from tiercel.models.ir import (
     MAX_FEATURES,
@@ -125,11 +126,11 @@ def _base_margin(text: str, n_raw: int, post: Post) -> NDArray[np.float64]:
         if not np.all((base > 0) & (base < 1)):
             raise UnsupportedModelError(f"Expected a base_score between 0 and 1, got {text!r:.60}")
         odds = np.float32(1.0) / base - np.float32(1.0)
-        base = -np.log(odds.astype(np.float64)).astype(np.float32)
+        base = np.array([-log_float32(value) for value in odds], dtype=np.float32)
     elif post is Post.EXP_XGB:
         if not np.all(base > 0):
             raise UnsupportedModelError(f"Expected a positive base_score, got {text!r:.60}")
-        base = np.log(base.astype(np.float64)).astype(np.float32)
+        base = np.array([log_float32(value) for value in base], dtype=np.float32)
     return np.broadcast_to(base, (n_raw,)).astype(np.float64)
 
 
