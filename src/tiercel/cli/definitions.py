@@ -74,7 +74,7 @@ def materialize(services: tuple[str, ...], as_of: datetime | None, project_dir: 
 @project_option
 def rollback_base(service: str, project_dir: str) -> None:
     """Serve a feature service from the base before the current one."""
-    from tiercel.features.base import rollback
+    from tiercel.features.manifest import rollback
     from tiercel.project import Project
 
     with Project(project_dir) as project:

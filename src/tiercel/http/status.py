@@ -6,6 +6,7 @@ from tiercel.errors import (
     InvalidNameError,
     NotFoundError,
     NotMaterializedError,
+    RegistryUnavailableError,
     RequestError,
     SchemaMismatchError,
     TiercelError,
@@ -18,6 +19,7 @@ STATUS: dict[type[TiercelError], int] = {
     NotFoundError: 404,
     NotMaterializedError: 503,
     SchemaMismatchError: 503,
+    RegistryUnavailableError: 503,
 }
 
 

@@ -214,9 +214,17 @@ def _nodes(
     n_sets = np.diff([*set_offset, len(sets.equal)])
     with np.errstate(invalid="ignore"):
         local = np.where(categorical, cut, 0)
-    if np.any(local < 0) or np.any(local >= np.maximum(n_sets[tree_of], 1)) or np.any(categorical & (n_sets[tree_of] == 0)):
-        raise UnsupportedModelError("A categorical split of a LightGBM text model names a set that the tree does not have")
-    set_of[categorical] = local[categorical].astype(np.int64) + np.array(set_offset, dtype=np.int64)[tree_of[categorical]]
+    if (
+        np.any(local < 0)
+        or np.any(local >= np.maximum(n_sets[tree_of], 1))
+        or np.any(categorical & (n_sets[tree_of] == 0))
+    ):
+        raise UnsupportedModelError(
+            "A categorical split of a LightGBM text model names a set that the tree does not have"
+        )
+    set_of[categorical] = (
+        local[categorical].astype(np.int64) + np.array(set_offset, dtype=np.int64)[tree_of[categorical]]
+    )
 
     def children(name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         child = np.array(columns[name], dtype=np.int64)

@@ -82,7 +82,9 @@ def _verify(scorer: Any, golden: Golden, bound: Bound, body: Forest | Linear | N
     slack = rounding_slack(body, golden.rows, golden.scores)
     report = compare(scorer.score(golden.rows), golden.scores, golden.rows, bound, "golden rows", slack)
     if not report.passed:
-        raise ParityError(f"The model scores its golden rows differently than when it was registered: {report.describe_worst()}")
+        raise ParityError(
+            f"The model scores its golden rows differently than when it was registered: {report.describe_worst()}"
+        )
 
 
 def _facts(artifacts: Mapping[str, bytes]) -> dict[str, Any]:

@@ -92,7 +92,9 @@ class _Interpreter:
             self.values.update(zip(node.outputs, results, strict=False))
         outputs = [self.values.get(port.name) for port in self.model.outputs]
         scores = [value for value in outputs if isinstance(value, _Scores)]
-        if len(scores) != 1 or any(value is None or isinstance(value, (_Rows, _Column, _Complement)) for value in outputs):
+        if len(scores) != 1 or any(
+            value is None or isinstance(value, (_Rows, _Column, _Complement)) for value in outputs
+        ):
             raise NotCompiledError("Expected one output of scores and perhaps one of labels")
         return _parsed(scores[0])
 

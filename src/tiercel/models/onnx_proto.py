@@ -85,7 +85,9 @@ class _Message:
         try:
             self.numbers, self.wires, self.values, self.lengths = scan(data, start, end, MAX_FIELDS)
         except ValueError as error:
-            raise UnsupportedModelError(f"Expected an ONNX file, got bytes that cannot be read as {what}. {error}") from None
+            raise UnsupportedModelError(
+                f"Expected an ONNX file, got bytes that cannot be read as {what}. {error}"
+            ) from None
 
     def spans(self, number: int) -> list[tuple[int, int]]:
         """(start, end) of each length-delimited field."""
@@ -198,7 +200,11 @@ def _node(message: _Message, work: list[_Message]) -> Node:
         work.extend(item.children(11, "a graph"))
         attributes[item.text(1)] = _attribute(item)
     return Node(
-        message.text(4), "" if domain == "ai.onnx" else domain, tuple(message.texts(1)), tuple(message.texts(2)), attributes
+        message.text(4),
+        "" if domain == "ai.onnx" else domain,
+        tuple(message.texts(1)),
+        tuple(message.texts(2)),
+        attributes,
     )
 
 
@@ -269,7 +275,9 @@ def _tensor(message: _Message) -> Tensor:
     else:
         values = message.integers(5).astype(_DTYPES[dtype])
     if len(values) != size:
-        raise UnsupportedModelError(f"Expected {size} elements in tensor {name!r}, got {len(values)}; the file is cut short")
+        raise UnsupportedModelError(
+            f"Expected {size} elements in tensor {name!r}, got {len(values)}; the file is cut short"
+        )
     return Tensor(name, dtype, values.reshape(dims.tolist()))
 
 

@@ -161,9 +161,7 @@ def _nodes(node: Node) -> tuple[dict[str, Any], tuple[Ints, Ints, Ints], Categor
     by_value = np.isin(mode, (EQ, NEQ))
     set_of = np.full(n, -1, dtype=np.int64)
     set_of[by_value] = np.arange(int(by_value.sum()))
-    sets = CategorySets(
-        start=np.zeros(int(by_value.sum()) + 1, dtype=np.int64), equal=cut[by_value].astype(np.float32)
-    )
+    sets = CategorySets(start=np.zeros(int(by_value.sum()) + 1, dtype=np.int64), equal=cut[by_value].astype(np.float32))
     leaf = np.full(n, -1, dtype=np.int64)
     in_order = ~inner[order]
     leaf[in_order] = np.arange(int(in_order.sum()))
@@ -262,5 +260,3 @@ def _floats(node: Node, name: str) -> NDArray[np.float32]:
     if not isinstance(value, np.ndarray) or value.dtype != np.float32:
         raise UnsupportedModelError(f"Expected numbers in {name} of {node.op}")
     return value
-
-

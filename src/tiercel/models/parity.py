@@ -101,7 +101,9 @@ def compare(
 ) -> ParityReport:
     """Compare two answers to the same rows; `slack` is added to a tolerance's absolute part, row by row."""
     if got.shape != expected.shape:
-        return ParityReport(len(rows), float("inf"), 2**31, str(bound), f"{source}; shape {expected.shape}", passed=False)
+        return ParityReport(
+            len(rows), float("inf"), 2**31, str(bound), f"{source}; shape {expected.shape}", passed=False
+        )
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.where(same, 0.0, np.abs(got - expected))
@@ -111,7 +113,9 @@ def compare(
         far = ulp > bound.ulp
     else:
         with np.errstate(invalid="ignore"):
-            far = ~same & ~(difference <= bound.atol + bound.rtol * np.abs(expected) + (0.0 if slack is None else slack))
+            far = ~same & ~(
+                difference <= bound.atol + bound.rtol * np.abs(expected) + (0.0 if slack is None else slack)
+            )
     worst: dict[str, Any] = {}
     if np.any(ulp):
         # A failing row if there is one, the largest difference among the candidates.
@@ -188,7 +192,9 @@ def _probe_column(body: Forest, column: int, values: Rows, rng: np.random.Genera
     if len(sets):
         most = int(max((body.sets.start[sets + 1] - body.sets.start[sets]).max() * 32, 1))
         codes = rng.integers(0, most + 8, 4 * n).astype(np.float32)
-        edge = np.array([-1, -0.5, -0.99, -2, most - 1, most, most + 0.5, 2.0**24, 2.0**31, 3e9, 1e20], dtype=np.float32)
+        edge = np.array(
+            [-1, -0.5, -0.99, -2, most - 1, most, most + 0.5, 2.0**24, 2.0**31, 3e9, 1e20], dtype=np.float32
+        )
         equal = body.sets.equal[sets]
         pool += [codes, codes + np.float32(0.5), edge, equal[~np.isnan(equal)]]
     if not pool:

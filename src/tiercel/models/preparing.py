@@ -132,7 +132,9 @@ def prepare(
         fallback = OnnxScorer(served, n_features=n_features, task=known_task)
         engine, scorer, bound = "onnxruntime", fallback, CONVERTED
         own_task = fallback.task
-        own_classes = parsed.classes if parsed is not None else (fallback.class_labels or class_labels(fallback.n_classes))
+        own_classes = (
+            parsed.classes if parsed is not None else (fallback.class_labels or class_labels(fallback.n_classes))
+        )
         own_features = parsed.features if parsed is not None else None
         rows = _rows(parsed, fallback.n_features, golden_rows, reference, rng)
         accepts_missing = _survives_missing(fallback.score, rows)
@@ -283,7 +285,9 @@ def _compare_estimator(source: Source, score: Predictor, rows: NDArray[np.float3
     got = score(asked)
     report = compare(got, expected, asked, bound, source.estimator)
     if not report.passed:
-        far = np.abs(got - expected) > bound.atol + bound.rtol * np.abs(expected) if got.shape == expected.shape else None
+        far = (
+            np.abs(got - expected) > bound.atol + bound.rtol * np.abs(expected) if got.shape == expected.shape else None
+        )
         share = 1.0 if far is None else float(far.any(axis=1).mean())
         if share > ESTIMATOR_ROWS:
             raise ParityError(

@@ -194,7 +194,9 @@ def _from_xgboost(model: Any) -> Source:
     try:
         booster = model.get_booster()
     except Exception as error:
-        raise UnsupportedModelError(f"Expected a fitted XGBoost model, got {type(model).__qualname__}: {error}") from error
+        raise UnsupportedModelError(
+            f"Expected a fitted XGBoost model, got {type(model).__qualname__}: {error}"
+        ) from error
     best = getattr(model, "best_iteration", None) if getattr(model, "early_stopping_rounds", None) else None
     if best is not None:
         booster = booster[: best + 1]  # what the estimator itself predicts with
@@ -215,7 +217,9 @@ def _from_sklearn(model: Any, feature_names: Sequence[str] | None) -> Source:
         import skl2onnx
         from skl2onnx.common.data_types import FloatTensorType
     except ImportError as error:
-        raise MissingExtraError(package="skl2onnx", extra="sklearn", purpose="Registering a scikit-learn model") from error
+        raise MissingExtraError(
+            package="skl2onnx", extra="sklearn", purpose="Registering a scikit-learn model"
+        ) from error
     width = getattr(model, "n_features_in_", None)
     if width is None:
         raise UnsupportedModelError(f"Expected a fitted scikit-learn model, got {type(model).__qualname__} without fit")

@@ -79,7 +79,9 @@ class _Reader:
 
     def take(self, n: int) -> bytes:
         if n < 0 or n > len(self.data) - self.at:
-            raise UnsupportedModelError(f"Expected {n} more bytes of UBJSON at {self.at}; the file is cut short or altered")
+            raise UnsupportedModelError(
+                f"Expected {n} more bytes of UBJSON at {self.at}; the file is cut short or altered"
+            )
         found = self.data[self.at : self.at + n]
         self.at += n
         return found

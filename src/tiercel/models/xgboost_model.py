@@ -139,7 +139,12 @@ def _forest(
     scale: NDArray[np.float32] | None,
 ) -> Forest:  # fmt: skip
     trees, tree_raw = model["trees"], _array(model["tree_info"], np.int64)
-    if not 1 <= len(trees) <= MAX_TREES or len(tree_raw) != len(trees) or int(tree_raw.min()) < 0 or tree_raw.max() >= n_raw:
+    if (
+        not 1 <= len(trees) <= MAX_TREES
+        or len(tree_raw) != len(trees)
+        or int(tree_raw.min()) < 0
+        or tree_raw.max() >= n_raw
+    ):
         raise UnsupportedModelError(f"Expected trees for {n_raw} outputs (tree_info), got {len(trees)}")
     if scale is not None and len(scale) != len(trees):
         raise UnsupportedModelError(f"Expected {len(trees)} weights (weight_drop), got {len(scale)}")
@@ -233,7 +238,9 @@ def _tree(
     }
 
 
-def _reachable(left: NDArray[np.int64], right: NDArray[np.int64], inner: NDArray[np.bool_], number: int) -> NDArray[np.bool_]:
+def _reachable(
+    left: NDArray[np.int64], right: NDArray[np.int64], inner: NDArray[np.bool_], number: int
+) -> NDArray[np.bool_]:
     seen = np.zeros(len(left), dtype=bool)
     level = np.zeros(1, dtype=np.int64)
     while len(level):
@@ -252,7 +259,9 @@ def _category_sets(
     names = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
     members, owners, begins, sizes = (_array(tree[name], np.int64) for name in names)
     of_node = {int(owner): k for k, owner in enumerate(owners)}
-    if not len(owners) == len(begins) == len(sizes) or (len(members) and not 0 <= members.min() <= members.max() < MAX_CATEGORY):
+    if not len(owners) == len(begins) == len(sizes) or (
+        len(members) and not 0 <= members.min() <= members.max() < MAX_CATEGORY
+    ):
         raise UnsupportedModelError(f"Expected categories of XGBoost tree {number} below {MAX_CATEGORY}")
     for node in nodes.tolist():
         at = of_node.get(node)

@@ -13,7 +13,7 @@ The prediction is made at scheduled departure, so a value may only be used from 
 # ruff: noqa: S608 - the SQL below is put together from constants of this file
 from datetime import timedelta
 
-from tiercel.features.definitions import (
+from tiercel import (
     CSVSource,
     Entity,
     FeatureService,

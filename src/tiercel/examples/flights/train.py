@@ -68,7 +68,7 @@ def train(project: Project, learn: TrainingSet, held_out: TrainingSet) -> Traine
     from sklearn.preprocessing import StandardScaler
 
     trees = lightgbm.LGBMClassifier(**TREES, random_state=0, deterministic=True, force_row_wise=True, verbose=-1)
-    trees.fit(learn.X, learn.label(LABEL), feature_name=list(learn.feature_names))
+    trees.fit(learn.X, learn.label(LABEL))
     numeric = [i for i, name in enumerate(learn.feature_names) if name not in TEXT_FEATURES]
     logistic = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), LogisticRegression(max_iter=300))
     logistic.fit(learn.X[:, numeric], learn.label(LABEL))

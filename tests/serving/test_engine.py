@@ -1,0 +1,227 @@
+"""The engine follows the disk and the registry; what cannot be loaded never replaces what serves."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import numpy as np
+import pytest
+from tests.support import projects
+
+from tiercel import Project
+from tiercel.errors import (
+    AliasNotFoundError,
+    InvalidNameError,
+    ModelNotFoundError,
+    ServiceNotFoundError,
+    VersionNotFoundError,
+)
+from tiercel.serving.engine import MAX_PINNED, Engine, keep_current
+
+ENTITIES = {"customer_id": 5, "shop": "a", "country": "nl"}
+FEATURES = {"amount": 0.5}
+NOW_US = 1_800_000_000_000_000
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return projects.ready_project(tmp_path_factory.mktemp("template") / "project")
+
+
+@pytest.fixture
+def project(template, tmp_path):
+    """A copy of a project with a materialized service and a champion, to change at will."""
+    shutil.copytree(template, tmp_path / "project")
+    with Project(tmp_path / "project") as opened:
+        yield opened
+
+
+@pytest.fixture
+def engine(project):
+    engine = Engine(project.settings, project.registry)
+    engine.refresh()
+    return engine
+
+
+def score(engine, reference="fraud"):
+    return engine.find_plan(reference).predict(ENTITIES, FEATURES, NOW_US)[1]
+
+
+def test_the_plan_gives_the_library_answer(project, engine):
+    """From keys to score, the answer is LightGBM's on the training vector of that customer."""
+    _, model, training_set = projects.train(project, seed=0)
+    table = training_set.to_arrow().to_pandas()
+    plan = engine.find_plan("fraud")
+    expected = model.predict_proba(np.asarray(training_set.X))[:, 1]
+    entities = {key: table[key].tolist() for key in ENTITIES}
+    _, scores, _, _ = plan.predict(entities, {"amount": table["amount"].tolist()}, NOW_US)
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
+
+
+def test_nothing_changed_is_not_stale(engine):
+    """The watch costs a look, not a refresh."""
+    assert not engine.stale()
+    plan = engine.find_plan("fraud")
+    engine.refresh()
+    assert engine.find_plan("fraud") is plan
+
+
+def test_promotion_is_followed(project, engine):
+    """A new champion answers after a refresh, under every spelling; the one before keeps its number and alias."""
+    before = score(engine)
+    version, _, _ = projects.train(project, seed=1, colsample_bytree=0.5)
+    assert not engine.find_plan(f"fraud:{version.version}")
+    project.promote("fraud", version.version)
+    assert engine.stale()
+    engine.refresh()
+    assert not engine.stale()
+    assert engine.find_plan("fraud").version == engine.find_plan("fraud@champion").version == 2
+    assert engine.find_plan("fraud@previous").version == engine.find_plan("fraud:1").version == 1
+    assert score(engine, "fraud:1") == before
+
+
+def test_a_new_base_is_followed(project, engine):
+    """Published features reach the next prediction; the plan in use keeps reading the base it has."""
+    held, before = engine.find_plan("fraud"), score(engine)
+    projects.write_project(project.settings.project_dir, seed=9, shift=0.7)
+    project.materialize()
+    assert engine.stale()
+    engine.refresh()
+    assert score(engine) != before
+    assert held.predict(ENTITIES, FEATURES, NOW_US)[1] == before
+
+
+def test_a_corrupt_base_is_not_made_live(project, engine, caplog):
+    """A base that is not what its MANIFEST says is refused; the one before keeps serving, and readiness says why."""
+    before = score(engine)
+    projects.write_project(project.settings.project_dir, seed=9, shift=0.7)
+    manifest = project.materialize()[0]
+    base = project.settings.features_dir / "checkout" / manifest.base_name
+    damaged = bytearray(base.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    base.write_bytes(damaged)
+    assert engine.stale()
+    routes = engine.refresh()
+    assert score(engine) == before
+    assert "sha256" in routes.problems[0]
+    assert "keeps serving" in routes.problems[0]
+    assert len(caplog.records) == 1
+    assert engine.refresh().problems == routes.problems  # still said, not logged again
+    assert len(caplog.records) == 1
+    project.materialize()
+    assert engine.refresh().problems == ()
+    assert score(engine) != before
+
+
+def test_a_corrupt_artifact_is_not_made_live(project, engine):
+    """A model file that does not match its digest is refused; the champion before keeps answering to the alias."""
+    version, _, _ = projects.train(project, seed=1, colsample_bytree=0.5)
+    for file in version.files:
+        path = project.settings.state_dir / "artifacts" / file.sha256[:2] / file.sha256
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-1])
+    before = score(engine)
+    project.promote("fraud", version.version)
+    routes = engine.refresh()
+    assert engine.find_plan("fraud").version == 1
+    assert score(engine) == before
+    assert any("fraud:2" in problem for problem in routes.problems)
+
+
+def test_a_changed_schema_keeps_the_old_pair_serving(project, engine):
+    """Features published under new definitions do not reach a model that was trained on the old ones."""
+    before = score(engine)
+    path = project.settings.project_dir / "features.py"
+    path.write_text(
+        path.read_text()
+        .replace('Field("staff", Int64)', 'Field("staff", Float32)')
+        .replace("source=shops,", 'source=shops, sql="SELECT shop, country, CAST(staff AS FLOAT) AS staff FROM shops",')
+    )
+    project.apply()
+    project.materialize()
+    routes = engine.refresh()
+    assert score(engine) == before
+    assert "register a model trained on the new ones" in routes.problems[0]
+
+
+def test_a_model_before_its_features(project, tmp_path):
+    """A server that starts before anything is materialized comes alive when it is."""
+    shutil.rmtree(project.settings.features_dir / "checkout")
+    engine = Engine(project.settings, project.registry)
+    assert "not materialized" in engine.refresh().problems[0]
+    assert engine.find_plan("fraud") is None
+    project.materialize()
+    assert engine.stale()
+    assert engine.refresh().problems == ()
+    assert engine.find_plan("fraud").version == 1
+
+
+def test_versions_without_alias_are_loaded_on_demand(project, engine):
+    """An explicit version is loaded when first asked for, kept, and only so many are."""
+    for seed in range(1, MAX_PINNED + 3):
+        projects.train(project, seed=seed, colsample_bytree=0.5, min_child_samples=seed + 5)
+    for version in range(2, MAX_PINNED + 4):
+        plan = asyncio.run(engine.load_plan(f"fraud:{version}"))
+        assert plan.version == version
+        assert engine.find_plan(f"fraud:{version}") is plan
+    assert engine.find_plan("fraud:2") is None
+    assert engine.find_plan("fraud:1") is not None
+    engine.refresh()
+    assert engine.find_plan(f"fraud:{MAX_PINNED + 3}").version == MAX_PINNED + 3
+
+
+@pytest.mark.parametrize(
+    ("reference", "error"),
+    [
+        ("none", ModelNotFoundError),
+        ("none:3", ModelNotFoundError),
+        ("fraud:9", VersionNotFoundError),
+        ("fraud@shadow", AliasNotFoundError),
+        ("fraud@", InvalidNameError),
+        ("../fraud", InvalidNameError),
+        ("fraud:x", InvalidNameError),
+        ("", InvalidNameError),
+    ],
+)
+def test_unknown_references(engine, reference, error):
+    """What does not exist is said so, with what does."""
+    with pytest.raises(error):
+        asyncio.run(engine.load_plan(reference))
+
+
+def test_other_spellings(engine):
+    """`latest`, an alias in capitals and a models:/ URI lead to the same plan."""
+    plan = engine.find_plan("fraud")
+    for reference in ("fraud:latest", "fraud@CHAMPION", "models:/fraud/1", "fraud:v1"):
+        assert asyncio.run(engine.load_plan(reference)) is plan
+
+
+def test_unknown_service(engine):
+    """A feature read of a service that is not there names those that are."""
+    with pytest.raises(ServiceNotFoundError, match="Materialized: checkout"):
+        engine.service("none")
+
+
+def test_the_watch_survives_failures(engine, monkeypatch, caplog):
+    """A registry that cannot be read for a while stops neither serving nor watching."""
+    looked = asyncio.Event()
+    calls = []
+
+    def broken():
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("disk on fire")
+        looked.set()
+        return False
+
+    monkeypatch.setattr(engine, "stale", broken)
+
+    async def watch():
+        task = asyncio.create_task(keep_current(engine, interval_s=0.001))
+        await asyncio.wait_for(looked.wait(), 10)
+        task.cancel()
+
+    asyncio.run(watch())
+    assert "disk on fire" in caplog.text
+    assert score(engine) > 0
