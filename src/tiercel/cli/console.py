@@ -17,7 +17,9 @@ from tiercel.errors import TiercelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-console = Console(highlight=False, soft_wrap=True)
+#: A pipe or a file has no width to fit into: tables are as wide as what they hold.
+WIDE = 10_000
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

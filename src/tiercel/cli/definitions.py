@@ -60,7 +60,8 @@ def materialize(services: tuple[str, ...], as_of: datetime | None, project_dir: 
     with Project(project_dir) as project, progress() as report:
         published = project.materialize(list(services) or None, as_of=as_of, progress=report)
     if as_json:
-        print_json([item.to_json() for item in published])
+        facts = ("service", "fingerprint", "base", "n_rows", "size_bytes", "sha256", "content_digest", "as_of_us")
+        print_json([{name: item.to_json()[name] for name in facts} for item in published])
         return
     rows = [
         (item.service, item.base_name, f"{item.n_rows:,}", f"{item.size_bytes / 1e6:,.1f} MB", _time(item.as_of_us))

@@ -92,22 +92,21 @@ def demo(directory: Path, once: bool, port: int, hours: int) -> None:
             _tell(told)
             console.print(f"\nDone in {time.perf_counter() - started:.0f} s.")
             if not once:
-                _next(directory, url, told)
+                _next(directory, url, told, is_up=True)
                 console.print("\nThe server stays up until you press Ctrl-C.")
                 _wait()
     if once:
-        _next(directory, "http://127.0.0.1:8000", told)
+        _next(directory, "http://127.0.0.1:8000", told, is_up=False)
 
 
 def _tell(told: Replay) -> None:
     print_table(
         "\nSome of the predictions (probability of arriving more than 15 minutes late)",
-        ["scheduled (UTC)", "flight", "route", "aircraft", "champion", "challenger", "arrived late", "round trip"],
+        ["departs (UTC)", "flight", "aircraft", "champion", "challenger", "late", "answered in"],
         [
             (
                 f"{p.scheduled:%b %d %H:%M}",
-                p.flight,
-                p.route,
+                f"{p.flight} {p.route}",
                 p.aircraft,
                 f"{p.champion:.3f}",
                 f"{p.challenger:.3f}",
@@ -125,11 +124,11 @@ def _tell(told: Replay) -> None:
     )
 
 
-def _next(directory: Path, url: str, told: Replay) -> None:
+def _next(directory: Path, url: str, told: Replay, *, is_up: bool) -> None:
     sample = told.samples[0]
-    console.print("\nTry next" + ("" if url in told.url else " (start the server again with the first)") + ":")
+    console.print("\nTry next:")
     for command in (
-        f"tiercel serve --project {directory}",
+        *(() if is_up else (f"tiercel serve --project {directory} &",)),
         f"tiercel models --project {directory}",
         f"tiercel promote late challenger --project {directory}      # then predict again: no restart",
         f"tiercel history --project {directory}",

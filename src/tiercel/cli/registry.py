@@ -94,18 +94,7 @@ def models(name: str | None, project_dir: str, as_json: bool) -> None:
     else:
         print_table(
             "Models",
-            [
-                "model",
-                "version",
-                "status",
-                "aliases",
-                "engine",
-                "features",
-                "metrics",
-                "trained on",
-                "registered",
-                "author",
-            ],
+            ["model", "version", "aliases", "served by", "reads", "metrics", "trained on", "registered (UTC)"],
             [_row(version) for version in versions],
         )
 
@@ -182,17 +171,16 @@ def _say(version: ModelVersion, text: str, *, as_json: bool) -> None:
 
 def _row(version: ModelVersion) -> tuple[Any, ...]:
     facts = version.facts
+    n_features = len(facts.signature.features)
     return (
         version.name,
         version.version,
-        version.status,
         ", ".join(version.aliases),
         facts.engine,
-        f"{facts.service} ({len(facts.signature.features)})" if facts.service else len(facts.signature.features),
+        f"{facts.service}: {n_features} features" if facts.service else f"{n_features} features",
         ", ".join(f"{name} {value:.4g}" for name, value in sorted(facts.metrics.items())),
-        f"{facts.snapshot.n_rows:,} rows {facts.snapshot.digest[:8]}",
-        _time(version.created_us),
-        facts.author,
+        f"{facts.snapshot.n_rows:,} rows",
+        _time(version.created_us)[:16],
     )
 
 

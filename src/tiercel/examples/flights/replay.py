@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tiercel import Project
 
-#: 05:00 in New York, before the first departure of October 1.
-FIRST_HOUR = datetime(2013, 10, 1, 9, tzinfo=UTC)
+#: 05:00 in New York, before the first departure of October 10: a day of bad weather, when there is something to predict.
+FIRST_HOUR = datetime(2013, 10, 10, 9, tzinfo=UTC)
 ENTITY_KEYS = ("tailnum", "carrier", "origin", "dest")
 REQUEST_FEATURES = ("distance", "month", "day_of_week", "minute_of_day", "airline")
 N_SAMPLES = 6

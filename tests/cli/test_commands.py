@@ -1,0 +1,157 @@
+"""The command line: what a person sees, what a program reads, and one clear line when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from tests.support import projects
+
+from tiercel import Project
+from tiercel.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return projects.ready_project(tmp_path_factory.mktemp("template") / "project")
+
+
+@pytest.fixture
+def directory(template, tmp_path):
+    shutil.copytree(template, tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def run(directory):
+    """Run a command on the project; returns (status, output)."""
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(main, [*arguments], env={"TIERCEL_PROJECT": str(directory), "COLUMNS": "200"})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+
+    return invoke
+
+
+def as_json(run, *arguments):
+    status, output = run(*arguments, "--json")
+    assert status == 0, output
+    return json.loads(output)
+
+
+def test_init_makes_a_project_once(tmp_path):
+    """A new directory becomes a project; one with files in it is left alone."""
+    for _ in range(2):
+        result = CliRunner().invoke(main, ["init", str(tmp_path / "new")])
+    assert (tmp_path / "new" / "features.py").exists()
+    assert (tmp_path / "new" / "tiercel.toml").exists()
+    assert result.exit_code == 1
+    assert "new or empty directory" in result.output
+
+
+def test_apply_says_what_changed(run, directory):
+    """The second apply changes nothing; an edit is named."""
+    assert "Nothing changed" in run("apply")[1]
+    path = directory / "features.py"
+    path.write_text(path.read_text() + '\nextra = FeatureService("extra", features=[shop_facts])\n')
+    assert as_json(run, "apply")["added"] == ["service extra"]
+
+
+def test_materialize_and_roll_back(run):
+    """Publishing names the base and its rows; the base before can be put back."""
+    assert as_json(run, "materialize")[0]["base"] == "base-000002.mdb"
+    assert "base-000003.mdb" in run("materialize", "checkout", "--as-of", "2026-06-01")[1]
+    assert "base-000002.mdb" in run("rollback-base", "checkout")[1]
+
+
+def test_training_set(run, tmp_path):
+    """Labels in, a Parquet file with the features as they were known out."""
+    pq.write_table(projects.labels(50), tmp_path / "labels.parquet")
+    out = tmp_path / "training.parquet"
+    facts = as_json(run, "training-set", "checkout", "--labels", str(tmp_path / "labels.parquet"), "--output", str(out))
+    assert facts["n_rows"] == 50
+    table = pq.read_table(out)
+    assert table.num_rows == 50
+    assert {"n_orders", "plan", "staff", "label"} <= set(table.column_names)
+
+
+def test_registry_commands(run, directory, tmp_path):
+    """A file becomes a version, is promoted, rolled back, and every step is in the history."""
+    with Project(directory) as project:
+        _, model, training_set = projects.train(project, seed=3, colsample_bytree=0.5)
+    model.booster_.save_model(tmp_path / "model.txt")
+    pq.write_table(training_set.to_arrow(), tmp_path / "training.parquet")
+    arguments = ["register", "fraud", str(tmp_path / "model.txt"), "--service", "checkout", "--metric", "auc=0.75",
+                 "--param", "depth=3", "--tag", "team=risk", "--training-data", str(tmp_path / "training.parquet")]  # fmt: skip
+    version = as_json(run, *arguments)
+    assert version["version"] == 3
+    assert version["metrics"] == {"auc": 0.75}
+    assert version["hyperparameters"]["depth"] == 3
+    assert version["snapshot"]["n_rows"] == 600
+    assert version["signature"]["features"] == list(training_set.feature_names)
+    assert version["engine"] == "forest"
+    assert "now champion" in run("promote", "fraud", "3", "--reason", "better")[1]
+    assert "back on version 1" in run("rollback", "fraud")[1]
+    assert [v["status"] for v in as_json(run, "models", "fraud")] == ["champion", "none", "none"]
+    assert "fraud" in run("models")[1]
+    events = as_json(run, "history", "fraud")
+    assert [event["action"] for event in events].count("version.created") == 3
+    assert any(event["reason"] == "better" for event in events)
+    assert "alias.set" in run("history")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["materialize", "none"], "(service_not_found)"),
+        (["promote", "none", "1"], "(model_not_found)"),
+        (["promote", "fraud", "9"], "(version_not_found)"),
+        (["rollback", "fraud"], "(alias_not_found)"),
+        (["models", "Not A Name"], "(invalid_name)"),
+        (["apply", "--project", "nowhere"], "tiercel init"),
+        (["register", "fraud", __file__], "(unsupported_model)"),
+        (["predict", "fraud", "--feature", "a=1", "--url", "http://127.0.0.1:9"], "(connection_failed)"),
+    ],
+)
+def test_errors_are_one_line(run, arguments, message):
+    """An error says what is wrong and its code, without a traceback, and the status is 1."""
+    status, output = run(*arguments)
+    assert status == 1
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_pickles_are_refused(run, tmp_path):
+    """A pickle is not opened, whatever it is called."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00.")
+    status, output = run("register", "fraud", str(path))
+    assert status == 1
+    assert "(unsafe_model)" in output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["register", "m", __file__, "--metric", "auc"], ["register", "m", __file__, "--metric", "auc=x"]]
+)
+def test_misspelt_options(run, arguments):
+    """NAME=VALUE options say how they are written."""
+    status, output = run(*arguments)
+    assert status == 2
+    assert "auc" in output
+
+
+def test_predict_asks_a_server(run, directory):
+    """`tiercel predict` sends one request and prints the score and what was missing."""
+    with projects.running_server(directory) as (url, _):
+        arguments = ["predict", "fraud", "--url", url, "--entity", "customer_id=17", "--entity", "shop=a",
+                     "--entity", "country=nl", "--feature", "amount=0.5"]  # fmt: skip
+        status, output = run(*arguments)
+        assert status == 0
+        assert "fraud version 1" in output
+        assert "n_orders" in output
+        assert as_json(run, *arguments)["version"] == 1
