@@ -24,9 +24,10 @@ cdef extern from *:
     """
     bint likely "TIERCEL_LIKELY" (bint condition) noexcept nogil
 
-# PERF: below this many rows a read keeps the GIL; handing it over and taking it back costs more than the read can block
-#   others (bench_feature_read.py, "gil" line: about 1 us per row against CPython's 5 ms switch interval).
-cdef Py_ssize_t GIL_ROWS = 16
+# PERF: below this many rows a read keeps the GIL. Handing it over costs 0.1 us when nobody wants it, but a whole switch
+#   interval (5 ms) and more when another thread is busy; a read of 255 rows holds it for a third of a millisecond at most
+#   (about 1 us per row, bench_feature_read.py).
+cdef Py_ssize_t GIL_ROWS = 256
 
 # SAFETY: one read-only transaction serves every thread, although lmdb.h gives a transaction to one thread. That rule
 #   protects what a transaction shares: its reader slot, its dirty pages and cursors, and named databases that are opened
@@ -299,6 +300,8 @@ cdef class GroupReader:
         self, const uint8_t* const* keys, const size_t* key_lens, Py_ssize_t n_rows, int64_t now_us,
         feature_t* out, Py_ssize_t out_stride, uint8_t* status, int64_t* event_us, uint8_t* results,
     ) noexcept nogil:
+        # PERF: one key after the other. Finding a block of rows, prefetching them and decoding afterwards won 3 %, sorting
+        #   the keys 2 % (100 random keys of a million, bench_feature_read.py): the misses are inside mdb_get's leaf search.
         cdef Py_ssize_t i, n_failed = 0
         cdef ReadStatus result
         for i in range(n_rows):

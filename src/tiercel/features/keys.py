@@ -93,6 +93,35 @@ def _encode_text(key: KeyColumn, value: object) -> bytes:
     return text
 
 
+def encode_keys(keys: Sequence[KeyColumn], columns: Sequence[Sequence[KeyValue | None]]) -> list[bytes | None]:
+    """The entity keys of n entities; a null in any key column means "no such entity" and gives None.
+
+    Args:
+        keys: the join key columns, in schema order.
+        columns: one sequence of n values per key column.
+
+    Raises:
+        RequestError: as `encode_key`, with the index of the bad row.
+    """
+    encoded: list[bytes | None] = []
+    single_int = len(keys) == 1 and keys[0].dtype is DType.INT64
+    pack, sign = _U64.pack, _SIGN
+    for row, values in enumerate(zip(*columns, strict=True)):
+        # PERF: one integer, the commonest key, without the general path: a tenth of its time (bench_feature_read.py).
+        if single_int and type(value := values[0]) is int and -sign <= value < sign:
+            encoded.append(pack(value + sign))
+            continue
+        given = [value for value in values if value is not None]
+        if len(given) < len(keys):
+            encoded.append(None)
+            continue
+        try:
+            encoded.append(encode_key(keys, given))
+        except RequestError as error:
+            raise RequestError(f"{error} (row {row})", code=error.code, row=row) from None
+    return encoded
+
+
 def decode_key(keys: Sequence[KeyColumn], encoded: bytes) -> tuple[KeyValue, ...]:
     """Inverse of `encode_key`.
 

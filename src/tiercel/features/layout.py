@@ -95,7 +95,7 @@ class RowLayout:
             )
         return cls(group, tuple(offsets), tuple(order), bitmap_offset, bitmap_bytes, at)
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """First four bytes of the group's fingerprint, as the little-endian u32 that stands in every row."""
         return int.from_bytes(bytes.fromhex(self.group.fingerprint[:8]), "little")
@@ -141,6 +141,14 @@ class RowLayout:
     def _struct(self) -> struct.Struct:
         columns = "".join(_STRUCT[self.group.columns[i].dtype] for i in self.stored_order)
         return struct.Struct(f"<II{len(self.group.views)}q{self.bitmap_bytes}s{columns}")
+
+    @cached_property
+    def _cells(self) -> tuple[tuple[int, int, str | None], ...]:
+        """(column index, validity bit, name if it is a string) as the columns lie in the row."""
+        columns = self.group.columns
+        return tuple(
+            (i, 1 << i, columns[i].name if columns[i].dtype is DType.STRING else None) for i in self.stored_order
+        )
 
     def pack(self, table: pa.Table, *, n_categories: Mapping[str, int]) -> np.ndarray:
         """The packed rows of `table`, in order: uint8, shape (n, row_bytes).
@@ -200,16 +208,15 @@ class RowLayout:
         n_views = len(self.group.views)
         validity = int.from_bytes(rest[n_views], "little")
         values: list[Value | None] = [None] * len(self.group.columns)
-        for i, stored in zip(self.stored_order, rest[n_views + 1 :], strict=True):
-            if not validity >> i & 1:
+        for (i, bit, name), stored in zip(self._cells, rest[n_views + 1 :], strict=True):
+            if not validity & bit:
                 continue
-            column = self.group.columns[i]
-            if column.dtype is not DType.STRING:
+            if name is None:
                 values[i] = stored
                 continue
-            names = categories[column.name]
+            names = categories[name]
             if not 0 <= stored < len(names):
-                raise BaseCorruptError(f"Expected a code of '{column.name}' in 0..{len(names) - 1}, got {stored}")
+                raise BaseCorruptError(f"Expected a code of '{name}' in 0..{len(names) - 1}, got {stored}")
             values[i] = names[stored]
         return UnpackedRow(tuple(rest[:n_views]), tuple(values))
 
