@@ -220,11 +220,12 @@ def test_buffers_are_checked_before_anything_is_written(tmp_path):
     """Outputs of another shape, type or layout are refused; keys must be bytes."""
     reader = open_store(tmp_path, simple_store()).group_reader(0, ["x", "s"], [0, 3])
     key = id_key(1)
-    with pytest.raises(ValueError, match="at least 4 float32"):
+    with pytest.raises(ValueError, match="at least 4 aligned float32"):
         reader.read_one(key, 0, np.zeros(3, np.float32))
     read_only = np.zeros(4, np.float32)
     read_only.flags.writeable = False
-    for bad in (read_only, np.zeros(8, np.float32)[::2]):
+    unaligned = np.frombuffer(bytearray(33), np.uint8)[1:].view(np.float32)
+    for bad in (read_only, np.zeros(8, np.float32)[::2], np.zeros(8, np.float64), bytearray(64), unaligned):
         with pytest.raises((ValueError, BufferError)):
             reader.read_one(key, 0, bad)
     for out in (np.zeros((1, 3), np.float32), np.zeros((2, 4), np.float32), np.zeros((1, 4), np.float64)):

@@ -97,7 +97,9 @@ def test_inline_rows_are_told_from_wide_ones():
             lambda t: t.set_column(1, "x", pa.array([1.0] * 5)), "float for feature 'x', got double", id="wrong type"
         ),
         pytest.param(
-            lambda t: t.set_column(2, "s", pa.array([4] * 5, pa.int32())), r"0\.\.3, got 4\.\.4", id="code too high"
+            lambda t: t.set_column(2, "s", pa.array([4] * 5, pa.int32())),
+            r"0\.\.3 \(4 strings\), got 4\.\.4",
+            id="code too high",
         ),
         pytest.param(
             lambda t: t.set_column(2, "s", pa.array([-1] * 5, pa.int32())), r"got -1\.\.-1", id="negative code"
@@ -109,6 +111,17 @@ def test_tables_that_do_not_fit_are_refused(change, said):
     store = simple_store()
     with pytest.raises(SourceError, match=said):
         RowLayout.of(store.schema.groups[0]).pack(change(store.tables[0]), n_categories={"s": 4})
+
+
+def test_a_code_needs_a_dictionary():
+    """An empty dictionary fits a column of nulls only."""
+    store = simple_store()
+    layout, table = RowLayout.of(store.schema.groups[0]), store.tables[0]
+    nulls = table.set_column(2, "s", pa.nulls(5, pa.int32()))
+    assert layout.pack(nulls, n_categories={"s": 0}).shape[0] == 5
+    zeros = table.set_column(2, "s", pa.array([0] * 5, pa.int32()))
+    with pytest.raises(SourceError, match="0 strings"):
+        layout.pack(zeros, n_categories={"s": 0})
 
 
 def test_foreign_and_cut_rows_do_not_unpack():

@@ -171,21 +171,14 @@ class RowLayout:
         for i, column in enumerate(self.group.columns):
             cells = _column(table, column.name, _ARROW[column.dtype], f"feature '{column.name}'")
             bit = np.uint8(1 << (i % 8))
+            if column.dtype is DType.STRING:
+                _check_codes(column.name, cells, n_categories[column.name])
             if cells.null_count:
                 validity[:, i // 8] |= pc.is_valid(cells).to_numpy(zero_copy_only=False).astype(np.uint8) * bit
                 cells = pc.fill_null(cells, False if column.dtype is DType.BOOL else 0)
             else:
                 validity[:, i // 8] |= bit
-            values = cells.to_numpy(zero_copy_only=False)
-            if (
-                column.dtype is DType.STRING
-                and n
-                and not 0 <= int(values.min()) <= int(values.max()) < max(n_categories[column.name], 1)
-            ):
-                raise SourceError(
-                    f"Expected codes of '{column.name}' in 0..{n_categories[column.name] - 1}, got {int(values.min())}..{int(values.max())}"
-                )
-            rows[f"c{i}"] = values
+            rows[f"c{i}"] = cells.to_numpy(zero_copy_only=False)
         return rows.view(np.uint8).reshape(n, self.row_bytes)
 
     def unpack(self, row: bytes, *, categories: Mapping[str, Sequence[str]]) -> UnpackedRow:
@@ -219,6 +212,14 @@ class RowLayout:
                 raise BaseCorruptError(f"Expected a code of '{name}' in 0..{len(names) - 1}, got {stored}")
             values[i] = names[stored]
         return UnpackedRow(tuple(rest[:n_views]), tuple(values))
+
+
+def _check_codes(name: str, codes: pa.Array, n_categories: int) -> None:
+    low, high = pc.min_max(codes).as_py().values()
+    if low is not None and not 0 <= low <= high < n_categories:
+        raise SourceError(
+            f"Expected codes of '{name}' in 0..{n_categories - 1} ({n_categories} strings), got {low}..{high}"
+        )
 
 
 def _column(table: pa.Table, name: str, dtype: pa.DataType, what: str) -> pa.Array:
