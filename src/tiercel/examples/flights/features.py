@@ -1,7 +1,9 @@
 """Features of flights out of New York in 2013 (EWR, JFK, LGA), for "will it arrive more than 15 minutes late?".
 
 The prediction is made at scheduled departure, so a value may only be used from the moment it could be known:
-- a departure is known when the aircraft actually left, an arrival when it actually arrived at the gate;
+- a departure is known when the aircraft actually left, but not before a minute past its schedule: a flight that left early
+  must not tell its own prediction so;
+- an arrival is known when the aircraft actually arrived at the gate;
 - an hour's weather is known when the hour is over;
 - a flight is overdue from 15 minutes after its scheduled departure until it leaves, which can be seen on any board (and
   never includes the flight to predict); a cancelled one, whose cancellation time is not recorded, for three hours;
@@ -39,7 +41,7 @@ route = Entity("route", join_keys=["origin", "dest"], description="An origin and
 
 DEPARTURES = """
     SELECT carrier, tailnum, origin, dest, dep_delay,
-           time_hour + to_minutes(minute + dep_delay) AS departed_at
+           time_hour + to_minutes(minute + greatest(dep_delay, 1)) AS departed_at
     FROM flights WHERE dep_delay IS NOT NULL
 """
 # +1 when a flight becomes overdue, -1 when it leaves.
