@@ -215,6 +215,23 @@ def test_refused_labels(project, labels, message):
     assert message in str(caught.value)
 
 
+def test_request_features_alone(tmp_path):
+    """A service without stored features is a matrix of request fields; a boolean is 0 or 1."""
+    text = "r = RequestSource('r', [Field('f', Bool), Field('n', Int64)])\ns = FeatureService('s', [r])\n"
+    frame = pa.table({"event_timestamp": times([us(1)] * 2), "f": [True, None], "n": pa.array([7, -1], pa.int8())})
+    found = get_historical_features(*applied(tmp_path, text), frame, "s")
+    np.testing.assert_array_equal(found.X, np.float32([[1, 7], [np.nan, -1]]))
+
+
+def test_key_beyond_int64(tmp_path):
+    """An unsigned key that does not fit is refused, not wrapped."""
+    text = TEXT.replace("Entity('uid')", "Entity('uid', value_type=Int64)")
+    catalog_state = applied(tmp_path, text, events={**EVENTS, "uid": [1, 2]})
+    frame = LABELS.set_column(0, "uid", pa.array([1, 2, 3, 2**64 - 1], pa.uint64()))
+    with pytest.raises(SourceError, match="cannot be read as int64"):
+        get_historical_features(*catalog_state, frame, "s")
+
+
 def test_unknown_service(project):
     """An unknown service is refused before anything is read."""
     with pytest.raises(ServiceNotFoundError):

@@ -215,7 +215,11 @@ class Source:
 
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """One Parquet file, or many matching a glob (columns are matched by name)."""
+    """One Parquet file, or many matching a glob (columns are matched by name).
+
+    NaN counts as missing. Filter on missing values in a view's SQL with care: a Parquet file's statistics leave NaN out, so
+    DuckDB may skip rows that `WHERE isnan(x)` asks for.
+    """
 
 
 @dataclass(frozen=True)

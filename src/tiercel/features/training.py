@@ -349,7 +349,10 @@ def _request_column(field: RequestField, column: pa.ChunkedArray) -> pa.ChunkedA
 
 
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    return column if column.type == kind else column.cast(kind)
+    try:
+        return column if column.type == kind else column.cast(kind)
+    except pa.ArrowException as error:
+        raise SourceError(f"Labels: a column of {column.type} cannot be read as {kind}: {error}") from error
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
