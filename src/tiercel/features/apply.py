@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel.errors import DefinitionError
-from tiercel.features.binding import check_view
+from tiercel.features.binding import ViewChecker
 from tiercel.features.catalog import Catalog, EntityRecord, FieldRecord, ViewRecord, load_catalog, store_catalog
 from tiercel.features.compute import is_computed
 from tiercel.features.definitions import FeatureService, FeatureView, FeatureViewProjection, RequestSource
@@ -64,15 +64,19 @@ def apply(
             f"{project_dir / 'features.py'} defines no FeatureView. Expected at least one at module level."
         )
     files = SourceFiles(project_dir, state_dir)
-    for done, view in enumerate(catalog.views.values()):
-        if progress is not None:
-            progress(view.name, done, len(catalog.views))
-        if is_computed(view, files, state_dir):
-            continue  # this definition over this data was evaluated before, so it binds
-        try:
-            check_view(view, files, limits or ComputeLimits(), state_dir)
-        except DefinitionError as error:
-            raise DefinitionError(f"{definitions.views[view.name].where}: {error}") from error
+    checker = ViewChecker(files, limits or ComputeLimits(), state_dir)
+    try:
+        for done, view in enumerate(catalog.views.values()):
+            if progress is not None:
+                progress(view.name, done, len(catalog.views))
+            if is_computed(view, files, state_dir):
+                continue  # this definition over this data was evaluated before, so it binds
+            try:
+                checker.check(view)
+            except DefinitionError as error:
+                raise DefinitionError(f"{definitions.views[view.name].where}: {error}") from error
+    finally:
+        checker.close()
     try:
         before = load_catalog(state_dir)
     except DefinitionError:  # the first apply, or damage that this apply repairs

@@ -71,20 +71,34 @@ class BoundView:
         return self.columns.get(name.casefold())
 
 
-def check_view(view: ViewRecord, files: SourceFiles, limits: ComputeLimits, state_dir: Path) -> None:
-    """Prove without reading the data that the view's query yields what the view declares, from its own sources only.
+class ViewChecker:
+    """Proves, without reading the data, that views' queries yield what the views declare, from their own sources only.
 
-    Raises:
-        DefinitionError: not one SELECT, an unknown name, a missing column, a type that does not fit.
-        SourceError: a source cannot be read.
+    Views over the same sources share a connection. Close it after use.
     """
-    allowed = [path for source in view.sources for path in files.of(source)]
-    connection = connect(limits, state_dir, read=allowed)
-    try:
-        attach(connection, view.sources, files, stage=False)
-        check_columns(view, bind(connection, view))
-    finally:
-        connection.close()
+
+    def __init__(self, files: SourceFiles, limits: ComputeLimits, state_dir: Path) -> None:
+        self._files, self._limits, self._state_dir = files, limits, state_dir
+        self._connections: dict[tuple[str, ...], duckdb.DuckDBPyConnection] = {}
+
+    def check(self, view: ViewRecord) -> None:
+        """Check one view.
+
+        Raises:
+            DefinitionError: not one SELECT, an unknown name, a missing column, a type that does not fit.
+            SourceError: a source cannot be read.
+        """
+        names = tuple(source.name for source in view.sources)
+        if names not in self._connections:
+            allowed = [path for source in view.sources for path in self._files.of(source)]
+            self._connections[names] = connect(self._limits, self._state_dir, read=allowed)
+            attach(self._connections[names], view.sources, self._files, stage="columns")
+        check_columns(view, bind(self._connections[names], view))
+
+    def close(self) -> None:
+        """Release the connections."""
+        for connection in self._connections.values():
+            connection.close()
 
 
 def bind(connection: duckdb.DuckDBPyConnection, view: ViewRecord) -> BoundView:

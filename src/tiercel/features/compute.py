@@ -99,7 +99,7 @@ def compute_views(
     )
     try:
         before = files.stamp(sources.values())
-        attach(connection, sources.values(), files, stage=True)
+        attach(connection, sources.values(), files, stage="rows")
         results = []
         for done, (view, digest, known) in enumerate(zip(views, digests, found, strict=True)):
             if progress is not None:

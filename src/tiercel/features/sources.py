@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 
@@ -204,7 +204,11 @@ def connect(
 
 
 def attach(
-    connection: duckdb.DuckDBPyConnection, sources: Iterable[SourceSpec], files: SourceFiles, *, stage: bool
+    connection: duckdb.DuckDBPyConnection,
+    sources: Iterable[SourceSpec],
+    files: SourceFiles,
+    *,
+    stage: Literal["columns", "once", "rows"],
 ) -> None:
     """Make each source a table or view under its name.
 
@@ -212,16 +216,18 @@ def attach(
         connection: from `connect`, allowed to read the files.
         sources: to attach.
         files: their files.
-        stage: parse text files once into a table; worth it when several queries will run.
+        stage: "columns" makes empty tables, enough to bind queries; "rows" reads text files into tables, worth it when
+            several queries will run; "once" reads the files in each query.
 
     Raises:
         SourceError: a file is not what the source says.
     """
     for source in sources:
-        kind = "TABLE" if stage and source.kind == "csv" else "VIEW"
+        is_table = stage == "columns" or (stage == "rows" and source.kind == "csv")
+        kind, limit = "TABLE" if is_table else "VIEW", " LIMIT 0" if stage == "columns" else ""
         relation = source.relation(files.of(source))
         try:
-            connection.execute(f"CREATE TEMP {kind} {quote_name(source.name)} AS FROM {relation}")
+            connection.execute(f"CREATE TEMP {kind} {quote_name(source.name)} AS FROM {relation}{limit}")
         except duckdb.Error as error:
             raise SourceError(f"Source '{source.name}' ({source.path}): {first_line(error)}") from error
 

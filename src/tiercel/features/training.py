@@ -186,7 +186,7 @@ def _query_labels(catalog: Catalog, state_dir: Path, sql: str, limits: ComputeLi
     named = [source for source in sources.values() if source.name.casefold() in used]
     connection = connect(limits, state_dir, read=[path for source in named for path in files.of(source)])
     try:
-        attach(connection, named, files, stage=False)
+        attach(connection, named, files, stage="once")
         return connection.sql(sql).to_arrow_table()
     except (duckdb.Error, AttributeError) as error:  # AttributeError: a statement that yields no rows
         known = ", ".join(sources) or "none"
