@@ -241,13 +241,15 @@ def fold_less_equal(threshold: DoubleVector) -> FloatVector:
     with np.errstate(over="ignore"):
         folded = threshold.astype(np.float32)
     above = folded.astype(np.float64) > threshold
-    folded[above] = np.nextafter(folded[above], np.float32(-np.inf))
+    with np.errstate(over="ignore", under="ignore"):
+        folded[above] = np.nextafter(folded[above], np.float32(-np.inf))
     return folded
 
 
 def fold_less(threshold: FloatVector) -> FloatVector:
     """The float32 t for which `x <= t` equals `x < threshold` for every float32 x; NaN (never) below -inf."""
-    folded = np.nextafter(threshold, np.float32(-np.inf))
+    with np.errstate(over="ignore", under="ignore"):
+        folded = np.nextafter(threshold, np.float32(-np.inf))
     folded[threshold == -np.inf] = np.nan
     # -0.0 and 0.0 are equal, and one step below either is the smallest negative number.
     return folded.astype(np.float32)

@@ -184,9 +184,9 @@ def _probe_column(body: Forest, column: int, values: Rows, rng: np.random.Genera
     cuts = cuts[np.isfinite(cuts)]
     pool: list[Rows] = []
     if len(cuts):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             middle = (cuts[:-1] + cuts[1:]) / 2 if len(cuts) > 1 else cuts
-        near = [cuts, np.nextafter(cuts, np.float32(np.inf)), np.nextafter(cuts, np.float32(-np.inf)), middle, -cuts]
+            near = [cuts, np.nextafter(cuts, np.float32(np.inf)), np.nextafter(cuts, np.float32(-np.inf)), middle, -cuts]
         pool.append(np.concatenate(near).astype(np.float32))
     sets = np.unique(body.set_of[inner & (body.set_of >= 0)])
     if len(sets):
