@@ -125,8 +125,8 @@ def test_transforms_equal_reference(post, normalize):
     if post is Post.PROBIT_ORT:
         forest = replace(forest, values=np.abs(forest.values) / 40, base=np.full(3, 0.2))
     rows = random_rows(forest, 8, 30)
-    # PROBIT subtracts nearly equal float32 numbers; exp and division lose the last places only.
-    atol = 5e-6 if post is Post.PROBIT_ORT else 1e-6
+    # These subtract nearly equal float32 numbers; exp and division lose the last places only.
+    atol = 5e-6 if post in (Post.PROBIT_ORT, Post.SIGMOID_ORT) else 1e-6
     np.testing.assert_allclose(forest.compile().score(rows), score_forest(forest, rows), rtol=3e-6, atol=atol)
 
 

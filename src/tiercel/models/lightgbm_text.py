@@ -7,6 +7,8 @@ it is Zero. Categories are truncated to integers; NaN, negatives and unseen ones
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +69,7 @@ def read_lightgbm(data: bytes) -> ParsedModel:
             f"Expected {declared} trees (tree_sizes) in a LightGBM text model, a multiple of {n_raw}, got {len(trees)}. "
             f"The file is cut short or edited; save it again."
         )
+    _check_sizes(data, head["tree_sizes"])
     average = "average_output" in head
     post, scale, task, n_classes = _objective(head.get("objective", ""), n_raw)
     body = _forest(
@@ -120,6 +123,17 @@ def _trees(lines: list[str], first: int) -> Iterator[dict[str, str]]:
             if separator:
                 tree[key] = value
     raise UnsupportedModelError("Expected `end of trees` in a LightGBM text model; the file is cut short")
+
+
+def _check_sizes(data: bytes, declared: str) -> None:
+    """LightGBM jumps from tree to tree by these sizes, and ends the process where they are wrong."""
+    begins = [found.start() for found in re.finditer(rb"^(?:Tree=|end of trees)", data, re.MULTILINE)]
+    sizes = [end - begin for begin, end in itertools.pairwise(begins)]
+    if declared.split() != [str(size) for size in sizes[: len(declared.split())]]:
+        raise UnsupportedModelError(
+            "The trees of this LightGBM text model do not have the sizes the file declares (tree_sizes). It was edited or "
+            "its line ends were converted; save it again."
+        )
 
 
 def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest: Any) -> Forest:
