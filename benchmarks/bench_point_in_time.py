@@ -65,7 +65,7 @@ def run_duckdb(directory: Path, threads: int) -> np.ndarray:
     return _matrix(table)
 
 
-def run_pandas(directory: Path, threads: int) -> np.ndarray:  # noqa: ARG001 - pandas uses one
+def run_pandas(directory: Path, threads: int) -> np.ndarray:
     import pandas as pd
 
     labels = pq.read_table(directory / "labels.parquet").to_pandas().reset_index().sort_values("event_timestamp")
@@ -74,7 +74,7 @@ def run_pandas(directory: Path, threads: int) -> np.ndarray:  # noqa: ARG001 - p
     return joined[COLUMNS].to_numpy(dtype=np.float32)
 
 
-def run_polars(directory: Path, threads: int) -> np.ndarray:  # noqa: ARG001 - POLARS_MAX_THREADS is read at import
+def run_polars(directory: Path, threads: int) -> np.ndarray:
     import polars as pl
 
     labels = pl.read_parquet(directory / "labels.parquet").with_row_index("i").sort("event_timestamp")
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         compute_views(catalog, state, limits=limits)
         print(f"computing the view once (types, duplicates, sort, digest): {time.perf_counter() - start:.2f} s")
 
-        def run_tiercel(directory: Path, threads: int) -> np.ndarray:  # noqa: ARG001 - in `limits`
+        def run_tiercel(directory: Path, threads: int) -> np.ndarray:
             return get_historical_features(catalog, state, directory / "labels.parquet", "s", limits=limits).X
 
         contenders = {"tiercel": run_tiercel, "duckdb ASOF": run_duckdb}
