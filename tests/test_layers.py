@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,13 @@ def test_files_stay_small():
     """A file past 600 lines needs a split along a noun."""
     sources = [*SRC.rglob("*.py"), *HOT.glob("*.p[yx]*"), *HOT.glob("*.h")]
     assert {str(path): n for path in sources if (n := len(path.read_text().splitlines())) > 600} == {}
+
+
+def test_every_package_is_installed():
+    """The list of packages in pyproject.toml is the folders that hold one."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.relative_to(SRC.parent).parts) for path in SRC.rglob("__init__.py")}
+    assert set(listed) == folders | {"tiercel._hot"}
 
 
 def test_nothing_unpickles():
