@@ -86,7 +86,7 @@ def test_one_leaf_trees_score_a_constant():
     """A model that found nothing to split is a constant, and serves."""
     X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     booster = lightgbm.train(
-        {"objective": "regression", "verbose": -1, "min_data_in_leaf": 30}, lightgbm.Dataset(X, X[:, 0]), 3
+        {"objective": "regression", "verbose": -1, "min_data_in_leaf": 30}, lightgbm.Dataset(X, X[:, 0].copy()), 3
     )
     scorer = read_lightgbm(booster.model_to_string().encode()).body.compile()
     np.testing.assert_array_equal(scorer.score(X)[:, 0], booster.predict(X))
