@@ -1,8 +1,7 @@
 """TreeEnsembleClassifier and TreeEnsembleRegressor of ai.onnx.ml as a forest.
 
 Follows onnxruntime rather than the specification where they differ (parity.py checks which it is): sums in float32, base
-values added last, a two-class model whose leaves weigh one class only scores that class, without its transform when no
-weight is negative.
+values added last, a two-class model whose leaves weigh only the first class scores the second with it.
 """
 
 from __future__ import annotations
@@ -73,11 +72,10 @@ def read_trees(node: Node, steps: tuple[Step, ...], n_features: int | None, n_la
     base = _floats(node, "base_values").astype(np.float64)
     post, pick = post_of(node), -1
     if is_classifier and n_raw == 2:
-        if len(np.unique(ids)) == 1:
-            # One score: that of the second class.
-            n_raw, ids = 1, np.zeros_like(ids)
-            base = base[-1:]
-            post = Post.IDENTITY if weights.min() >= 0 and post is not Post.PROBIT_ORT else post
+        if ids.max() == 0:
+            # Weights on the first class only are the score of the second; of the transforms only these two apply.
+            n_raw, base = 1, base[-1:]
+            post = post if post in (Post.SIGMOID_ORT, Post.PROBIT_ORT) else Post.IDENTITY
         else:
             pick = 1
     elif not is_classifier and n_raw == 1 and post is not Post.PROBIT_ORT:

@@ -97,6 +97,7 @@ def prepare(
     artifacts = {FILE_NAME[source.format]: source.data}
     reference = reference_of(source.data, source.format, n_features=n_features, task=task or source.task)
 
+    n_features = n_features if n_features is not None else reference.n_features
     fallback: OnnxScorer | None = None
     compiled: Any = None
     report: ParityReport | None = None

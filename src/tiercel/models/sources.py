@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiercel.errors import MissingExtraError, ModelError, UnsupportedModelError
+from tiercel.errors import MissingExtraError, UnsupportedModelError
 from tiercel.models.formats import MAX_MODEL_BYTES, ModelFormat, detect_format
 from tiercel.models.onnx_scorer import OnnxScorer
 from tiercel.types import Task
@@ -41,6 +41,8 @@ class Reference:
     name: str  # library and version
     predict: Callable[[Rows], Scores]
     accepts_infinity: bool = True
+    n_features: int | None = None
+    features: tuple[str, ...] | None = None
 
 
 def open_source(model: Any, feature_names: Sequence[str] | None) -> Source:
@@ -128,7 +130,8 @@ def _lightgbm_reference(data: bytes) -> Reference:
     def predict(rows: Rows) -> Scores:
         return np.asarray(booster.predict(rows, num_threads=1), dtype=np.float64).reshape(len(rows), -1)
 
-    return Reference(f"lightgbm {lightgbm.__version__}", predict)
+    names = tuple(booster.feature_name())
+    return Reference(f"lightgbm {lightgbm.__version__}", predict, n_features=len(names), features=names)
 
 
 def _xgboost_booster(data: bytes) -> Any:
@@ -150,17 +153,22 @@ def _xgboost_reference(data: bytes) -> Reference:
     if objective == "multi:softmax":  # the same margins; scores are probabilities, not the largest one's number
         booster.set_param({"objective": "multi:softprob"})
     types = booster.feature_types
-    width = booster.num_features()
+    names = booster.feature_names
 
     def predict(rows: Rows) -> Scores:
         matrix = xgboost.DMatrix(
-            rows, missing=np.nan, nthread=1, feature_types=types, feature_names=booster.feature_names,
+            rows, missing=np.nan, nthread=1, feature_types=types, feature_names=names,
             enable_categorical=types is not None and "c" in types,
         )  # fmt: skip
         return np.asarray(booster.predict(matrix), dtype=np.float64).reshape(len(rows), -1)
 
-    del width
-    return Reference(f"xgboost {xgboost.__version__}", predict, accepts_infinity=False)
+    return Reference(
+        f"xgboost {xgboost.__version__}",
+        predict,
+        accepts_infinity=False,
+        n_features=int(booster.num_features()),
+        features=_names(names),
+    )
 
 
 def _from_lightgbm(model: Any) -> Source:
@@ -296,5 +304,3 @@ def _import(package: str, *, extra: str, purpose: str) -> Any:
     except ImportError as error:
         raise MissingExtraError(package=package, extra=extra, purpose=purpose) from error
 
-
-__all__ = ["ModelError", "Reference", "Source", "convert_to_onnx", "open_source", "reference_of"]
