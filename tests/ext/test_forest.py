@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.reference.forest import score_forest
 from tiercel._hot.forest import ForestScorer
+
 from tiercel.errors import UnsupportedModelError
 from tiercel.models.ir import Aggregate, CategorySets, Forest, Post, Step, StepKind
 
@@ -26,7 +26,10 @@ def random_forest(seed, *, n_trees=9, n_features=4, n_raw=1, vector=False, sets=
     columns = {name: [] for name in ("feature", "threshold", "left", "right", "missing_left", "set_of", "leaf")}
     starts, n_leaves = [0], 0
     words = rng.integers(0, 2**32, 6, dtype=np.uint32)
-    set_start, equal = np.array([0, 1, 3, 6, 6], dtype=np.int64), np.array([np.nan, np.nan, np.nan, 2.5], dtype=np.float32)
+    set_start, equal = (
+        np.array([0, 1, 3, 6, 6], dtype=np.int64),
+        np.array([np.nan, np.nan, np.nan, 2.5], dtype=np.float32),
+    )
     for _ in range(n_trees):
         begin, n_inner = starts[-1], int(rng.integers(0, 12))
         left, right, open_nodes = {}, {}, [0]
@@ -95,7 +98,9 @@ def random_rows(forest, seed, n_rows):
     floor_negative=st.booleans(),
     wide=st.booleans(),
 )
-def test_forest_equals_reference(seed, n_rows, n_raw, vector, sets, skew, single_precision, base_first, floor_negative, wide):
+def test_forest_equals_reference(
+    seed, n_rows, n_raw, vector, sets, skew, single_precision, base_first, floor_negative, wide
+):
     """Compiled scores equal the obvious walk bit for bit, for one row and many, small nodes and wide ones."""
     forest = random_forest(
         seed, n_raw=n_raw, vector=vector, sets=sets, skew=skew, single_precision=single_precision,
@@ -192,7 +197,9 @@ def test_large_trees_use_wide_nodes():
 def broken(**changes):
     forest = random_forest(3, n_trees=2)
     inner = np.flatnonzero(forest.leaf < 0)
-    arrays = {name: getattr(forest, name).copy() for name in ("left", "right", "feature", "leaf", "threshold", "set_of")}
+    arrays = {
+        name: getattr(forest, name).copy() for name in ("left", "right", "feature", "leaf", "threshold", "set_of")
+    }
     for name, value in changes.items():
         arrays[name][inner[0]] = value
     return replace(forest, **arrays)
@@ -272,9 +279,7 @@ def test_threads_share_a_scorer():
     wrong = []
 
     def work(k):
-        for _ in range(10):
-            if not np.array_equal(scorer.score(batches[k]), expected[k]):
-                wrong.append(k)
+        wrong.extend(k for _ in range(10) if not np.array_equal(scorer.score(batches[k]), expected[k]))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for thread in threads:

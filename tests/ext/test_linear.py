@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.reference.linear import score_linear
+
 from tiercel.errors import UnsupportedModelError
 from tiercel.models.ir import Linear, Post, Step, StepKind
 
@@ -45,9 +45,7 @@ def test_transforms_and_pick_equal_reference(post, pick):
 def test_steps_come_first():
     """Imputing and scaling happen in order, in float32, before the sum."""
     ones = np.ones(5, dtype=np.float32)
-    linear = random_linear(
-        5, steps=(Step(StepKind.IMPUTE_NAN, 3 * ones, ones), Step(StepKind.SCALE, ones, 2 * ones))
-    )
+    linear = random_linear(5, steps=(Step(StepKind.IMPUTE_NAN, 3 * ones, ones), Step(StepKind.SCALE, ones, 2 * ones)))
     rows = np.array([[np.nan, 1, 2, 3, np.nan]], dtype=np.float32)
     np.testing.assert_allclose(linear.compile().score(rows), score_linear(linear, rows), rtol=1e-6)
     assert np.isfinite(linear.compile().score(rows)).all()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.models.trained import lightgbm_bytes
 from tests.reference.forest import score_forest
+
 from tiercel.errors import ModelError, UnsupportedModelError
 from tiercel.models.ir import NotCompiledError, Post
 from tiercel.models.lightgbm_text import read_lightgbm
@@ -44,7 +44,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("categorical", [False, True])
-@pytest.mark.parametrize(("objective", "params"), VARIANTS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("objective", "params"), VARIANTS, ids=str)
 def test_scores_equal_lightgbm(objective, params, categorical):
     """Raw sums equal LightGBM bit for bit on hostile rows; transforms agree to 4 units in the last place."""
     data = lightgbm_bytes(objective, categorical, **params)
@@ -106,7 +106,9 @@ def test_thresholds_within_the_zero_range_follow_lightgbm():
     edited = re.sub(r"tree_sizes=.*", "tree_sizes=" + " ".join(map(str, sizes)), edited)
     # The header is in front of the trees, so its own length changes none of their sizes.
     booster = lightgbm.Booster(model_str=edited)
-    specials = np.array([0, -0.0, 1e-35, -1e-35, 1e-36, -1e-36, 1e-45, 2e-35, -2e-35, 1.0, -1.0, np.nan], dtype=np.float32)
+    specials = np.array(
+        [0, -0.0, 1e-35, -1e-35, 1e-36, -1e-36, 1e-45, 2e-35, -2e-35, 1.0, -1.0, np.nan], dtype=np.float32
+    )
     rows = np.random.default_rng(0).choice(specials, (2000, 6))
     scorer = read_lightgbm(edited.encode()).body.compile()
     np.testing.assert_array_equal(scorer.score(rows)[:, 0], booster.predict(rows, num_threads=1))

@@ -20,7 +20,18 @@ from onnx import TensorProto, helper  # noqa: E402 - after the skip
 MODES = ["BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ"]
 
 
-def trees(modes=("BRANCH_LEQ",), *, n_trees=4, seed=0, missing=True, n_targets=1, labels=None, ids=None, positive=False, **attributes):
+def trees(
+    modes=("BRANCH_LEQ",),
+    *,
+    n_trees=4,
+    seed=0,
+    missing=True,
+    n_targets=1,
+    labels=None,
+    ids=None,
+    positive=False,
+    **attributes,
+):
     """Depth-two trees over three features; each inner node takes the next of `modes`."""
     rng = np.random.default_rng(seed)
     rows, weights, k = [], [], 0
@@ -31,12 +42,25 @@ def trees(modes=("BRANCH_LEQ",), *, n_trees=4, seed=0, missing=True, n_targets=1
             k += inner
             cut = float(rng.choice([-1.5, -0.5, 0.0, 0.25, 1.0, 2.0])) if inner else 0.0
             yes, no = (2 * node + 1, 2 * node + 2) if inner else (0, 0)
-            rows.append((tree, node, mode, int(rng.integers(3)) if inner else 0, cut, yes, no, int(missing and rng.integers(2))))
+            rows.append(
+                (tree, node, mode, int(rng.integers(3)) if inner else 0, cut, yes, no, int(missing and rng.integers(2)))
+            )
             if not inner:
                 chosen = ids if ids is not None else range(n_targets)
-                weights += [(tree, node, target, float(abs(rng.normal()) if positive else rng.normal())) for target in chosen]
+                weights += [
+                    (tree, node, target, float(abs(rng.normal()) if positive else rng.normal())) for target in chosen
+                ]
     columns = list(zip(*rows, strict=True))
-    names = ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true")
+    names = (
+        "treeids",
+        "nodeids",
+        "modes",
+        "featureids",
+        "values",
+        "truenodeids",
+        "falsenodeids",
+        "missing_value_tracks_true",
+    )
     values = {f"nodes_{name}": list(column) for name, column in zip(names, columns, strict=True)}
     op, prefix = ("TreeEnsembleClassifier", "class") if labels else ("TreeEnsembleRegressor", "target")
     for name, column in zip(("treeids", "nodeids", "ids", "weights"), zip(*weights, strict=True), strict=True):

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from tests.models.trained import finite_table, lightgbm_bytes, table, xgboost_booster, xgboost_bytes
+
 from tiercel.errors import ArtifactCorruptError, ParityError, UnsupportedModelError
 from tiercel.models import OnnxScorer, load, prepare, preparing
 from tiercel.models.golden import Golden
@@ -85,9 +85,7 @@ def test_sklearn_regressors(estimator, engine):
     X, _, _, r = finite_table()
     fitted = sklearn.clone(estimator).fit(X, np.abs(r))
     prepared = prepare(fitted, golden_rows=X[:100])
-    np.testing.assert_allclose(
-        load(prepared.artifacts).scorer.score(X)[:, 0], fitted.predict(X), rtol=1e-4, atol=2e-5
-    )
+    np.testing.assert_allclose(load(prepared.artifacts).scorer.score(X)[:, 0], fitted.predict(X), rtol=1e-4, atol=2e-5)
     assert prepared.engine == engine, prepared.reason
     assert (prepared.signature.task, prepared.signature.classes) == (Task.REGRESSION, ())
 
@@ -190,7 +188,9 @@ def test_loaded_rows_must_score_as_registered():
 
 
 @pytest.mark.parametrize("file", ["model.json", "model.txt", "golden.msgpack"])
-@pytest.mark.parametrize("damage", [lambda data: None, lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"{}"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: None, lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"{}"]
+)
 def test_incomplete_versions_are_refused(file, damage):
     """A missing, empty, cut or foreign file is an error of the version."""
     artifacts = dict(prepare(lightgbm_bytes()).artifacts)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.models.trained import xgboost_booster, xgboost_bytes
 from tests.reference.forest import score_forest
+
 from tiercel.errors import ModelError, UnsupportedModelError
 from tiercel.models.ir import Linear, NotCompiledError, Post
 from tiercel.models.parity import probe_rows
@@ -41,7 +41,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("raw_format", ["ubj", "json"])
-@pytest.mark.parametrize(("objective", "params"), VARIANTS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("objective", "params"), VARIANTS, ids=str)
 def test_scores_equal_xgboost(objective, params, raw_format):
     """Margins equal XGBoost bit for bit on hostile rows; transforms agree to 4 units in the last place."""
     categorical = params.get("tree_method") != "exact" and raw_format == "ubj"

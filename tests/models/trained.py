@@ -36,7 +36,14 @@ def lightgbm_bytes(objective="binary", categorical=False, n_trees=12, **params):
     target = labels.get(objective, np.abs(r) + 0.1)
     if objective in ("multiclass", "multiclassova"):
         params["num_class"] = 3
-    settings = {"objective": objective, "num_leaves": 15, "verbose": -1, "num_threads": 1, "min_data_per_group": 5, **params}
+    settings = {
+        "objective": objective,
+        "num_leaves": 15,
+        "verbose": -1,
+        "num_threads": 1,
+        "min_data_per_group": 5,
+        **params,
+    }
     data = lightgbm.Dataset(X, target, categorical_feature=[5] if categorical else "auto", params={"verbose": -1})
     return lightgbm.train(settings, data, n_trees).model_to_string().encode()
 
@@ -46,7 +53,9 @@ def xgboost_booster(objective="binary:logistic", categorical=False, n_trees=12, 
     import xgboost
 
     X, y, y3, r = table()
-    target = y3 if objective.startswith("multi") else y if "logi" in objective or "rank" in objective else np.abs(r) + 0.1
+    target = (
+        y3 if objective.startswith("multi") else y if "logi" in objective or "rank" in objective else np.abs(r) + 0.1
+    )
     if objective.startswith("multi"):
         params["num_class"] = 3
     if categorical:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-
 from tests.reference.transforms import transform
+
 from tiercel.models.ir import Aggregate, Forest, apply_steps
 
 
@@ -21,8 +21,7 @@ def _score_row(forest, row, real):
     for tree in range(forest.n_trees):
         values = forest.values[_leaf(forest, tree, row)]
         outputs = range(forest.n_raw) if len(values) > 1 else [forest.tree_raw[tree]]
-        for k, value in zip(outputs, values, strict=True):
-            value = real(value)
+        for k, value in zip(outputs, map(real, values), strict=True):
             if forest.aggregate is Aggregate.SUM:
                 raw[k] = real(raw[k] + value)
             elif forest.aggregate is Aggregate.MIN:

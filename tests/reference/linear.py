@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from tests.reference.transforms import transform
+
 from tiercel.models.ir import Linear, apply_steps
 
 

@@ -2,7 +2,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from tiercel._hot.scorer import Scorer
 
 def log_float32(x: float) -> float: ...
@@ -17,7 +16,7 @@ class ForestScorer(Scorer):
         self,
         *,
         n_features: int,
-        tree_start: NDArray[np.int32],
+        tree_start: NDArray[np.int64],
         feature: NDArray[np.int32],
         threshold: NDArray[np.float32],
         left: NDArray[np.int32],

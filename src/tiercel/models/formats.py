@@ -51,7 +51,7 @@ def detect_format(data: bytes, filename: str | None = None) -> ModelFormat:
     if data.startswith(_ZLIB):
         raise UnsafeModelError(f"Expected a model file, got a zlib stream{named}, as joblib writes them. {_INSTEAD}")
     start = data[:4096].lstrip()
-    if data.startswith(b"tree\n") or data.startswith(b"tree\r\n"):
+    if data.startswith((b"tree\n", b"tree\r\n")):
         return "lightgbm"
     if data[:1] == b"{" and _is_ubjson(data):
         return "xgboost-ubj"

@@ -6,13 +6,15 @@ msgpack with raw little-endian arrays: nothing in it can name a type to construc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from tiercel.errors import ArtifactCorruptError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: More add load time, not certainty: the full comparison ran when the version was registered.
 MAX_GOLDEN_ROWS = 256
@@ -49,12 +51,12 @@ class Golden:
         try:
             found: dict[str, Any] = msgpack.unpackb(data, max_map_len=8, max_array_len=0)
             if found["format"] != _FORMAT:
-                raise ValueError(found["format"])
+                raise ValueError(found["format"])  # noqa: TRY301 - one handler for everything
             n_features, n_outputs = int(found["n_features"]), int(found["n_outputs"])
             rows = np.frombuffer(found["rows"], dtype="<f4").reshape(-1, n_features)
             scores = np.frombuffer(found["scores"], dtype="<f8").reshape(-1, n_outputs)
             if len(rows) != len(scores) or not len(rows):
-                raise ValueError(f"{len(rows)} rows, {len(scores)} scores")
+                raise ValueError(f"{len(rows)} rows, {len(scores)} scores")  # noqa: TRY301
         except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
             raise ArtifactCorruptError(f"Expected a file of golden rows, got something else: {error!r}") from error
         return cls(rows.astype(np.float32), scores.astype(np.float64))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +30,9 @@ from tiercel.models.ir import (
     fold_less_equal,
 )
 from tiercel.types import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ZERO_RANGE = np.float32(1e-35)
 MISSING_NONE, MISSING_ZERO, MISSING_NAN = 0, 1, 2
@@ -160,7 +162,7 @@ def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest:
             members = [int(value) for value in _numbers(tree, "cat_threshold", where)]
             if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != len(members) or sorted(bounds) != bounds:
                 raise UnsupportedModelError(f"Expected cat_boundaries of {where} to rise from 0 to {len(members)}")
-            if members and not (0 <= min(members) and max(members) < 2**32):
+            if members and not (min(members) >= 0 and max(members) < 2**32):
                 raise UnsupportedModelError(f"Expected 32-bit words in cat_threshold of {where}")
             boundaries += [len(words) + bound for bound in bounds[:-1]]
             words += members
@@ -205,7 +207,7 @@ def _nodes(
     decision = np.array(columns["decision_type"], dtype=np.int64)
     column = np.array(columns["split_feature"], dtype=np.int64)
     cut = np.array(columns["threshold"], dtype=np.float64)
-    if len(column) and not (0 <= column.min() and column.max() < n_features):
+    if len(column) and not (column.min() >= 0 and column.max() < n_features):
         raise UnsupportedModelError(f"Expected split_feature below {n_features}, got {column.min()}..{column.max()}")
     categorical, missing = (decision & 1) == 1, (decision >> 2) & 3
     if np.any(missing > MISSING_NAN) or np.any(decision < 0) or np.any(decision > 15):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, TYPE_CHECKING
 
 from tiercel.errors import ArtifactCorruptError, ParityError
 from tiercel.models.formats import FILE_NAME, detect_format
@@ -17,11 +16,15 @@ from tiercel.models.preparing import FACTS_FILE, FALLBACK_FILE, GOLDEN_FILE, Eng
 from tiercel.models.readers import read_model
 from tiercel.types import Signature
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that can serve. `scorer` is a compiled `Scorer` or an `OnnxScorer`; both have
-    `score(float32 (n, n_features)) -> float64 (n, n_outputs)`.
+    """A model that can serve.
+
+    `scorer` is a compiled `Scorer` or an `OnnxScorer`; both have `score(float32 (n, n_features)) -> float64 (n, n_outputs)`.
     """
 
     scorer: Any

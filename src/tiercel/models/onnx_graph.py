@@ -7,10 +7,9 @@ and labels. Anything else, and any operator not listed here, leaves the graph to
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiercel.errors import UnsupportedModelError
 from tiercel.models.ir import (
@@ -27,6 +26,9 @@ from tiercel.models.ir import (
 from tiercel.models.onnx_proto import FLOAT, Node, OnnxModel, read_onnx_proto
 from tiercel.models.onnx_trees import post_of, read_trees
 from tiercel.types import Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ published schema (onnx.proto); unknown fields are skipped, as protobuf demands.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiercel._hot.wire import scan, unpack_varints
 from tiercel.errors import UnsafeModelError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MAX_FIELDS = 1 << 27

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiercel.errors import UnsupportedModelError
 from tiercel.models.onnx_proto import OnnxModel, read_onnx_proto
 from tiercel.types import Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LABEL_TYPES = frozenset({"tensor(int64)", "tensor(int32)", "tensor(string)", "tensor(bool)"})
 _FLOAT_TYPES = frozenset({"tensor(float)", "tensor(double)"})
@@ -108,7 +110,7 @@ class OnnxScorer:
         if isinstance(width, int) and width > 0:
             if n_features is not None and n_features != width:
                 raise UnsupportedModelError(f"Expected a model of {n_features} features, got one of {width}")
-            return width
+            return int(width)
         if n_features is None:
             raise UnsupportedModelError("The model does not say how many features it takes; pass feature_names")
         return n_features

@@ -50,6 +50,7 @@ def read_trees(node: Node, steps: tuple[Step, ...], n_features: int | None, n_la
     """The forest of one tree ensemble node.
 
     Args:
+        node: the operator.
         steps: preparation of rows in front of it.
         n_features: width of its input; None takes the highest feature used.
         n_labels: number of class labels; 0 for a regressor.
@@ -231,7 +232,7 @@ def _locate(table: tuple[Ints, ...], tree: Ints, number: Ints, what: str) -> Int
 
 def _key(tree: Ints, number: Ints) -> Ints:
     for array in (tree, number):
-        if len(array) and not (0 <= array.min() and array.max() < 2**31):
+        if len(array) and not (array.min() >= 0 and array.max() < 2**31):
             raise UnsupportedModelError("Expected tree and node ids between 0 and 2^31 in a tree ensemble")
     return (tree << 31) | number
 

@@ -140,7 +140,7 @@ def _ulp_distance(got: Scores, expected: Scores, *, single: bool) -> NDArray[np.
     """How many floats lie between two numbers; 2^31 at most, and for NaN or infinity against anything else."""
     if single:
         with np.errstate(over="ignore", invalid="ignore"):
-            got, expected = got.astype(np.float32), expected.astype(np.float32)  # type: ignore[assignment]
+            got, expected = got.astype(np.float32), expected.astype(np.float32)
         first, second = (array.view(np.int32).astype(np.int64) for array in (got, expected))
         low = np.int64(-(2**31))
     else:
@@ -157,8 +157,10 @@ def _ulp_distance(got: Scores, expected: Scores, *, single: bool) -> NDArray[np.
 
 
 def probe_rows(parsed: ParsedModel | None, n_features: int, n_rows: int, rng: np.random.Generator) -> Rows:
-    """Random rows that look for trouble: the model's own thresholds and their neighbours, NaN, infinities, both zeros,
-    denormals, and categories that exist, do not, are negative or fractional.
+    """Random rows that look for trouble.
+
+    They hold the model's own thresholds and their neighbours, NaN, infinities, both zeros, denormals, and categories that
+    exist, do not, are negative or fractional.
     """
     rows = (rng.standard_normal((n_rows, n_features)) * rng.choice([0.01, 1.0, 100.0], (n_rows, 1))).astype(np.float32)
     body = parsed.body if parsed is not None else None
@@ -186,7 +188,13 @@ def _probe_column(body: Forest, column: int, values: Rows, rng: np.random.Genera
     if len(cuts):
         with np.errstate(over="ignore", under="ignore"):
             middle = (cuts[:-1] + cuts[1:]) / 2 if len(cuts) > 1 else cuts
-            near = [cuts, np.nextafter(cuts, np.float32(np.inf)), np.nextafter(cuts, np.float32(-np.inf)), middle, -cuts]
+            near = [
+                cuts,
+                np.nextafter(cuts, np.float32(np.inf)),
+                np.nextafter(cuts, np.float32(-np.inf)),
+                middle,
+                -cuts,
+            ]
         pool.append(np.concatenate(near).astype(np.float32))
     sets = np.unique(body.set_of[inner & (body.set_of >= 0)])
     if len(sets):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiercel.errors import ParityError, UnsupportedModelError
 from tiercel.models.formats import FILE_NAME
@@ -30,6 +28,10 @@ from tiercel.models.parity import (
 from tiercel.models.readers import read_model
 from tiercel.models.sources import Reference, Source, convert_to_onnx, open_source, reference_of
 from tiercel.types import Signature, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
 Engine = Literal["forest", "linear", "onnxruntime"]
 
@@ -74,7 +76,8 @@ def prepare(
         feature_names: names in input order; None takes the model's own.
         golden_rows: float32, shape (n, n_features): real inputs to compare on and to keep (the first 256) with the
             version. None draws rows around the model's own thresholds.
-        task, classes: what the model predicts, where the file does not say or says it wrongly.
+        task: what the model predicts, where the file does not say or says it wrongly.
+        classes: labels in score order, likewise.
         seed: of the random rows.
 
     Raises:

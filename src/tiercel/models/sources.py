@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,9 @@ from tiercel.errors import MissingExtraError, UnsupportedModelError
 from tiercel.models.formats import MAX_MODEL_BYTES, ModelFormat, detect_format
 from tiercel.models.onnx_scorer import OnnxScorer
 from tiercel.types import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 Rows = NDArray[np.float32]
 Scores = NDArray[np.float64]
@@ -303,4 +305,3 @@ def _import(package: str, *, extra: str, purpose: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(package=package, extra=extra, purpose=purpose) from error
-

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiercel._hot.forest import log_float32
 from tiercel.errors import UnsupportedModelError
@@ -32,6 +31,9 @@ from tiercel.models.ir import (
 )
 from tiercel.models.ubjson import read_ubjson
 from tiercel.types import Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_CATEGORY = 1 << 24
 IDENTITY_OBJECTIVES = frozenset(
@@ -211,7 +213,7 @@ def _tree(
     is_leaf = left < 0
     inner = ~is_leaf
     for child in (left[inner], right[inner]):
-        if len(child) and not (0 <= child.min() and child.max() < n):
+        if len(child) and not (child.min() >= 0 and child.max() < n):
             raise UnsupportedModelError(f"Expected children of XGBoost tree {number} below {n}")
     if np.any(column[inner] < 0) or np.any(column[inner] >= n_features):
         raise UnsupportedModelError(f"Expected split_indices of XGBoost tree {number} below {n_features}")
