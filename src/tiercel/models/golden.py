@@ -6,7 +6,7 @@ msgpack with raw little-endian arrays: nothing in it can name a type to construc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiercel._hot.forest import ForestScorer
+from tiercel._hot.forest import log_float32 as log_float32  # noqa: PLC0414 - the one door to the kernel
 from tiercel._hot.linear import LinearScorer
 from tiercel.errors import UnsupportedModelError
 from tiercel.types import Signature, Task

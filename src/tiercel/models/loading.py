@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, cast, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from tiercel.errors import ArtifactCorruptError, ParityError
 from tiercel.models.formats import FILE_NAME, detect_format

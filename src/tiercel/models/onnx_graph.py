@@ -7,7 +7,7 @@ and labels. Anything else, and any operator not listed here, leaves the graph to
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 

@@ -8,7 +8,7 @@ published schema (onnx.proto); unknown fields are skipped, as protobuf demands.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 

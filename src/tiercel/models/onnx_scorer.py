@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,7 +54,6 @@ class OnnxScorer:
         self.n_features = self._width(n_features)
         self._score_output, has_label = self._find_score_output()
         self.class_labels: tuple[str, ...] = proto.class_labels()
-        self._keys: list[Any] | None = None
         probe = self._raw(np.zeros((2, self.n_features), dtype=np.float32))
         self.task = task or _task_of(probe.shape[1], has_label=has_label, n_labels=len(self.class_labels))
         if self.task is Task.REGRESSION and probe.shape[1] != 1:
@@ -88,11 +87,11 @@ class OnnxScorer:
                 item.name: np.ascontiguousarray(rows[:, k : k + 1], dtype=dtype)
                 for k, (item, dtype) in enumerate(zip(self._inputs, self._dtypes, strict=True))
             }
-        (value,) = self._session.run([self._score_output], feed)
-        if isinstance(value, list):  # ZipMap: one dict per row, in the order of its labels
-            keys = list(value[0])
-            value = np.array([[row[key] for key in keys] for row in value])
-        value = np.asarray(value)
+        (found,) = self._session.run([self._score_output], feed)
+        if isinstance(found, list):  # ZipMap: one dict per row, in the order of its labels
+            keys = list(found[0])
+            found = [[row[key] for key in keys] for row in found]
+        value: NDArray[Any] = np.asarray(found)
         if value.ndim == 1:
             value = value.reshape(-1, 1)
         if value.ndim != 2 or value.shape[0] != len(rows) or value.shape[1] < 1:

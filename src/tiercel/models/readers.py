@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tiercel.models.lightgbm_text import read_lightgbm
 from tiercel.models.onnx_graph import read_onnx
 from tiercel.models.xgboost_model import read_xgboost
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tiercel.models.ir import ParsedModel
     from tiercel.models.formats import ModelFormat
+    from tiercel.models.ir import ParsedModel
 
 
 def read_model(data: bytes, model_format: ModelFormat) -> ParsedModel:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiercel._hot.forest import log_float32
 from tiercel.errors import UnsupportedModelError
 from tiercel.models.ir import (
     MAX_FEATURES,
@@ -28,6 +27,7 @@ from tiercel.models.ir import (
     Post,
     class_labels,
     fold_less,
+    log_float32,
 )
 from tiercel.models.ubjson import read_ubjson
 from tiercel.types import Task
