@@ -8,7 +8,6 @@ it is Zero. Categories are truncated to integers; NaN, negatives and unseen ones
 from __future__ import annotations
 
 import itertools
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -327,10 +326,9 @@ def _numbers(tree: dict[str, str], name: str, where: str) -> NDArray[Any]:
     if name not in tree:
         raise UnsupportedModelError(f"Expected {name} in {where} of a LightGBM text model, got none")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # how NumPy reports text that is no number
-            # PERF: a third of the time of float() per word; half a million numbers in a model of 500 trees.
-            return np.fromstring(tree[name], dtype=ARRAYS.get(name, np.int64), sep=" ")
+        # PERF: a third of the time of float() per word; half a million numbers in a model of 500 trees. Text that is no
+        #   number ends the array early (with a DeprecationWarning, an error in later NumPy), which the counts reveal.
+        return np.fromstring(tree[name], dtype=ARRAYS.get(name, np.int64), sep=" ")
     except (ValueError, DeprecationWarning) as error:
         raise UnsupportedModelError(f"Expected numbers in {name} of {where}: {error}") from None
 
