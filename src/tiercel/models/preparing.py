@@ -140,7 +140,7 @@ def prepare(
         own_classes = (
             parsed.classes if parsed is not None else (fallback.class_labels or class_labels(fallback.n_classes))
         )
-        own_features = parsed.features if parsed is not None else None
+        own_features = parsed.features if parsed is not None else reference.features
         rows = _rows(parsed, fallback.n_features, golden_rows, reference, rng)
         accepts_missing = _survives_missing(fallback.score, rows)
         if source.format != "onnx" and not accepts_missing:  # pragma: no cover - converters keep missing directions
