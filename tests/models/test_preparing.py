@@ -21,6 +21,8 @@ from sklearn.ensemble import (  # noqa: E402 - after the skip
     ExtraTreesClassifier,
     GradientBoostingClassifier,
     GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
 )
@@ -44,6 +46,7 @@ CLASSIFIERS = [
     (RandomForestClassifier(8, max_depth=5, random_state=0), "forest"),
     (ExtraTreesClassifier(8, max_depth=5, random_state=0), "forest"),
     (GradientBoostingClassifier(n_estimators=6, random_state=0), "forest"),
+    (HistGradientBoostingClassifier(max_iter=6, random_state=0), "forest"),
     (make_pipeline(StandardScaler(), RandomForestClassifier(5, max_depth=4, random_state=0)), "forest"),
 ]
 REGRESSORS = [
@@ -54,6 +57,7 @@ REGRESSORS = [
     (DecisionTreeRegressor(max_depth=5), "forest"),
     (RandomForestRegressor(6, max_depth=6, random_state=0), "forest"),
     (GradientBoostingRegressor(n_estimators=6, random_state=0), "forest"),
+    (HistGradientBoostingRegressor(max_iter=6, random_state=0), "forest"),
 ]
 
 

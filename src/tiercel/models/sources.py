@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from tiercel.models.onnx_scorer import OnnxScorer
 from tiercel.types import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Rows = NDArray[np.float32]
 Scores = NDArray[np.float64]
@@ -240,11 +242,14 @@ def _from_sklearn(model: Any, feature_names: Sequence[str] | None) -> Source:
         )
     options: Any = {id(model): {"zipmap": False}} if is_classifier else None
     try:
-        converted = skl2onnx.convert_sklearn(
-            model, initial_types=[("input", FloatTensorType([None, int(width)]))], options=options
-        )
+        with _plain_attributes():
+            converted = skl2onnx.convert_sklearn(
+                model, initial_types=[("input", FloatTensorType([None, int(width)]))], options=options
+            )
     except Exception as error:  # converters raise whatever their internals meet
-        raise UnsupportedModelError(f"skl2onnx cannot convert {type(model).__qualname__}: {error}") from error
+        # They also print whole models; the cause beneath is what says something.
+        cause = str(error.__cause__ or error)[:300]
+        raise UnsupportedModelError(f"skl2onnx cannot convert {type(model).__qualname__}: {cause}") from error
     classes = _labels(model)
     task = Task.REGRESSION
     if classes is not None:
@@ -305,3 +310,31 @@ def _import(package: str, *, extra: str, purpose: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(package=package, extra=extra, purpose=purpose) from error
+
+
+_patching = threading.Lock()
+
+
+@contextlib.contextmanager
+def _plain_attributes() -> Iterator[None]:
+    """While open, node attributes may hold NumPy integers and booleans.
+
+    skl2onnx takes them from HistGradientBoosting's trees and hands them to protobuf, whose newer versions refuse them.
+    """
+    import onnx
+
+    original = onnx.helper.make_attribute
+
+    def make_attribute(key: str, value: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, list | tuple):
+            value = [int(item) if isinstance(item, np.integer | np.bool_ | bool) else item for item in value]
+        return original(key, value, *arguments, **options)
+
+    with _patching:
+        onnx.helper.make_attribute = make_attribute
+        try:
+            yield
+        finally:
+            onnx.helper.make_attribute = original
