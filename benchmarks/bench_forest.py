@@ -104,16 +104,16 @@ def compare(n_trees: int, n_leaves: int, rounds: int) -> None:
             print(Measurement(name, us).line(reference))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="only 100 x 31, three rounds")
-    arguments = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="only 100 x 31, three rounds")
+    options = parser.parse_args(arguments)
     print(describe("lightgbm", "onnxruntime", "numpy"))
-    compare(100, 31, 3 if arguments.quick else arguments.rounds)
-    if not arguments.quick:
-        compare(500, 127, arguments.rounds)
+    compare(100, 31, 3 if options.smoke else options.rounds)
+    if not options.smoke:
+        compare(500, 127, options.rounds)
 
 
 if __name__ == "__main__":
