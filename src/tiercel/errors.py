@@ -19,7 +19,8 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── UnsupportedModelError  the format, or something in the file, is not supported
     │   ├── UnsafeModelError       loading it could run code or read other files (pickles, external data)
     │   ├── ArtifactCorruptError   bytes do not match their recorded digest
-    │   └── ParityError            the loaded model does not reproduce the source library's answers
+    │   ├── ParityError            the loaded model does not reproduce the source library's answers
+    │   └── ModelUnavailableError  the version an alias points at could not be loaded by this server
     ├── RegistryConflictError      somebody else changed the alias first
     ├── InvalidNameError           a model or alias name breaks the naming rules
     ├── RegistryError              the registry's database
@@ -104,7 +105,7 @@ class RequestError(TiercelError):
 
     Args:
         message: expected, got, where.
-        code: stable name, one of `REQUEST_CODES`.
+        code: stable name, one of `CODES`.
         row: index of the offending row when several were sent.
     """
 
@@ -208,6 +209,12 @@ class ParityError(ModelError):
     """The model as loaded does not reproduce the source library on its golden rows."""
 
     code = "parity_failed"
+
+
+class ModelUnavailableError(ModelError):
+    """An alias points at a version that this server could not load; the message says why."""
+
+    code = "model_unavailable"
 
 
 class RegistryConflictError(TiercelError):

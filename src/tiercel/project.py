@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tiercel import models
-from tiercel.errors import SchemaMismatchError
+from tiercel.errors import RequestError, SchemaMismatchError
 from tiercel.features.apply import CatalogDiff, apply
 from tiercel.features.catalog import Catalog, load_catalog
 from tiercel.features.materialize import materialize
-from tiercel.features.online import OnlineBase
+from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.features.training import TrainingSet, get_historical_features
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import load_settings
@@ -45,6 +46,7 @@ class Project:
     def __init__(self, directory: str | Path = ".") -> None:
         self.settings = load_settings(Path(directory))
         self._registry: Registry | None = None
+        self._bases: dict[str, tuple[ManifestWatcher, OnlineBase]] = {}
 
     @property
     def registry(self) -> Registry:
@@ -129,14 +131,30 @@ class Project:
         Returns:
             Join keys and features -> one value per row; None where there is none.
         """
+        for key, column in entities.items():
+            if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+                raise RequestError(
+                    f"Expected a list of values for join key '{key}', got {column!r}. For one row: [{column!r}]",
+                    code="wrong_type",
+                )
         self.service(service)
-        base = OnlineBase.open(self.settings.features_dir / service)
+        base = self._live_base(service)
         now_us = time.time_ns() // 1000 if now is None else to_us(now)
         values = base.read_values(entities, now_us)
         return {
             **{key: list(column) for key, column in entities.items()},
             **{name: [cell.value for cell in column] for name, column in values.items()},
         }
+
+    def _live_base(self, service: str) -> OnlineBase:
+        """The current base, opened and verified once per publish."""
+        watcher, base = self._bases.get(service, (None, None))
+        if watcher is None or base is None or watcher.changed():
+            directory = self.settings.features_dir / service
+            watcher = ManifestWatcher(directory)  # before opening, so that no publish falls in between
+            base = OnlineBase.open(directory)
+            self._bases[service] = watcher, base
+        return base
 
     def register(
         self,
@@ -166,7 +184,8 @@ class Project:
             training_set: what it was trained on; gives the feature service, feature names, snapshot and golden rows.
             service: the feature service it reads, when no training set is given. None: every feature comes with the
                 request.
-            feature_names: the model's inputs in order; default: the training set's, the model's own, the service's.
+            feature_names: the model's inputs in order. Default: the names the model was trained with; where it has none,
+                the training set's, else the service's.
             snapshot: what it was trained on, when no training set is given.
             golden_rows: float32 (m, n_features) rows that must score the same wherever the model is loaded.
             hyperparameters: default: those of the estimator.
@@ -185,25 +204,34 @@ class Project:
         """
         if training_set is not None:
             service = training_set.service.name if service is None else service
-            feature_names = training_set.feature_names if feature_names is None else feature_names
             snapshot = training_set.snapshot if snapshot is None else snapshot
-            golden_rows = training_set.X[:GOLDEN_ROWS] if golden_rows is None else golden_rows
         schema = None if service is None else self.service(service)
-        prepared = models.prepare(model, feature_names=feature_names, golden_rows=golden_rows)
-        if schema is not None:
-            unknown = [feature for feature in prepared.signature.features if feature not in schema.features]
-            if unknown and feature_names is None and len(prepared.signature.features) == len(schema.features):
-                # A file without names of its own (or with column numbers for names): the service's order names them.
-                prepared = models.prepare(model, feature_names=schema.features, golden_rows=golden_rows)
-            elif unknown:
+        if training_set is not None and schema != training_set.service:
+            raise SchemaMismatchError(
+                f"Expected a training set of service '{service}' as it is defined now "
+                f"({schema.fingerprint[:12] if schema else 'none'}), got one of '{training_set.service.name}' "
+                f"{training_set.service.fingerprint[:12]}. Build the training set again and train on it."
+            )
+        if feature_names is None:
+            feature_names = models.own_names(model)
+        if feature_names is None and training_set is not None:
+            feature_names = training_set.feature_names
+        if feature_names is None and schema is not None:
+            feature_names = schema.features
+        if schema is not None and feature_names is not None:
+            unknown = [name for name in feature_names if name not in schema.features]
+            if unknown:
                 raise SchemaMismatchError(
                     f"Expected features of service '{schema.name}' ({', '.join(schema.features)}), the model also takes "
-                    f"{', '.join(unknown)}. Pass feature_names= in the model's order, or register it with its service."
+                    f"{', '.join(unknown)}. Register it with the service it was trained on."
                 )
+        if golden_rows is None and training_set is not None:
+            golden_rows = training_set.vectors(feature_names or training_set.feature_names)[:GOLDEN_ROWS]
+        prepared = models.prepare(model, feature_names=feature_names, golden_rows=golden_rows)
         facts = VersionFacts(
             snapshot=snapshot or TrainingSnapshot(source="unknown", n_rows=0, digest="unknown"),
             signature=prepared.signature,
-            author=author or getpass.getuser(),
+            author=author or login_name(),
             engine=prepared.engine,
             engine_reason=prepared.reason,
             parity=prepared.parity.to_json(),
@@ -230,7 +258,7 @@ class Project:
             ModelNotFoundError, VersionNotFoundError: nothing to promote.
         """
         target = self.registry.get(name, version)
-        return self.registry.promote(name, target.version, alias=alias, actor=actor or getpass.getuser(), reason=reason)
+        return self.registry.promote(name, target.version, alias=alias, actor=actor or login_name(), reason=reason)
 
 
 #: Rows of the training set that are kept with the version and must score the same wherever it is loaded.
@@ -242,6 +270,14 @@ def to_us(moment: datetime) -> int:
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def login_name() -> str:
+    """Who is at work: the login name, or the user id where there is none (containers)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no passwd entry and no variable naming the user
+        return f"uid:{os.getuid()}"
 
 
 def git_commit(directory: Path) -> str | None:

@@ -32,6 +32,16 @@ PROJECT_FILE = "tiercel.toml"
 FEATURES_FILE = "features.py"
 
 
+#: Smallest and largest value of each number under [server].
+LIMITS: dict[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "max_rows": (1, 1_000_000),
+    "max_body_bytes": (1, 1 << 30),
+    "body_timeout_s": (0.01, 3600),
+    "shutdown_grace_s": (0, 3600),
+}
+
+
 @dataclass(frozen=True)
 class ServerSettings:
     """The data plane's address and limits."""
@@ -39,7 +49,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     max_rows: int = 10_000
-    max_body_bytes: int = 16 * 1024 * 1024
+    max_body_bytes: int = 4 * 1024 * 1024
     body_timeout_s: float = 10.0
     shutdown_grace_s: float = 30.0
     verify_bases: bool = True
@@ -77,16 +87,21 @@ def load_settings(project_dir: Path) -> Settings:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
+    except OSError as error:
+        raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
     _refuse_unknown(path, "", data, {"project", "state", "registry", "server"})
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     root = project_dir.resolve()
+    state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
+    if not state_path.strip() or (root / state_path).resolve() == root:
+        raise DefinitionError(f"{path}: expected state.path to name a directory of its own, got {state_path!r}")
     return Settings(
         project_dir=root,
         name=_typed(path, "project.name", project.get("name", root.name), str),
-        state_dir=root / _typed(path, "state.path", state.get("path", ".tiercel"), str),
+        state_dir=root / state_path,
         registry_url=_typed(path, "registry.url", registry["url"], str) if "url" in registry else None,
         server=_server(path, server),
     )
@@ -99,11 +114,14 @@ def _server(path: Path, table: dict[str, Any]) -> ServerSettings:
             continue
         expected: type = {"str": str, "int": int, "float": float, "bool": bool}[str(item.type)]
         value = _typed(path, f"server.{item.name}", table[item.name], expected)
-        if expected in {int, float} and not (value >= 0 if item.name == "port" else value > 0):
-            raise DefinitionError(f"{path}: expected server.{item.name} to be positive, got {value}")
+        lowest, highest = LIMITS.get(item.name, (None, None))
+        if lowest is not None and not lowest <= value <= highest:
+            raise DefinitionError(f"{path}: expected server.{item.name} from {lowest} to {highest}, got {value}")
         values[item.name] = value
-    if values.get("port", 0) > 65_535:
-        raise DefinitionError(f"{path}: expected server.port up to 65535, got {values['port']}")
+    if not values.get("host", "127.0.0.1").strip():
+        raise DefinitionError(
+            f"{path}: expected server.host to name an address, got nothing. 0.0.0.0 is every interface"
+        )
     return ServerSettings(**values)
 
 

@@ -11,7 +11,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Marks "this view has no row for the entity" among a row's event times.
 NO_EVENT_US = -(2**63)
@@ -194,15 +197,24 @@ class TrainingSnapshot:
     digest: str  # sha256 hex of the training table
     time_start_us: int | None = None
     time_end_us: int | None = None
+    #: Text feature -> (number of categories the codes came from, `categories_digest` of them). A base serves the model
+    #: only if its categories begin with these: otherwise a code would mean something else.
+    dictionaries: tuple[tuple[str, int, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; `from_json` restores an equal snapshot."""
+        return {**asdict(self), "dictionaries": [list(entry) for entry in self.dictionaries]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainingSnapshot:
         """Inverse of `to_json`."""
-        return cls(**data)
+        entries = tuple((str(name), int(n), str(digest)) for name, n, digest in data.get("dictionaries", ()))
+        return cls(**{**data, "dictionaries": entries})
+
+
+def categories_digest(values: Sequence[str]) -> str:
+    """sha256 hex of a list of categories; code i is values[i]."""
+    return _digest(list(values))
 
 
 def _digest(value: Any) -> str:

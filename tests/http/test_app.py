@@ -48,6 +48,7 @@ class FixedEngine:
             "kind": ModelRoutes({4: self.plan(services["strict"], "kind", 4, Task.MULTICLASS)}, {"champion": 4}),
         }
         self.routes = Routes.build(models, services, ())
+        self.watch_problems = ()
 
     @staticmethod
     def plan(base, name, version, task=Task.BINARY):

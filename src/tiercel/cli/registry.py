@@ -122,12 +122,10 @@ def promote(name: str, version: str, alias: str, reason: str, project_dir: str, 
 @json_option
 def rollback(name: str, reason: str, project_dir: str, as_json: bool) -> None:
     """Make the champion before the last promotion of NAME the champion again."""
-    import getpass
-
-    from tiercel.project import Project
+    from tiercel.project import Project, login_name
 
     with Project(project_dir) as project:
-        champion = project.registry.rollback(name, actor=getpass.getuser(), reason=reason)
+        champion = project.registry.rollback(name, actor=login_name(), reason=reason)
     _say(champion, f"{name} is back on version {champion.version}.", as_json=as_json)
 
 

@@ -35,7 +35,8 @@ def serve(host: str | None, port: int | None, project_dir: str) -> None:
     actual_port = listener.getsockname()[1]
 
     def ready() -> None:
-        console.print(f"Serving [bold]{settings.name}[/] on http://{server.host}:{actual_port} (Ctrl-C stops)")
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        console.print(f"Serving {settings.name} on http://{host}:{actual_port} (Ctrl-C stops)", markup=False)
 
     run(settings, listener, on_ready=ready)
 
@@ -50,7 +51,11 @@ def serve(host: str | None, port: int | None, project_dir: str) -> None:
 def predict(
     model: str, entities: tuple[str, ...], features: tuple[str, ...], now: str | None, url: str, as_json: bool
 ) -> None:
-    """Ask a running server for a prediction of MODEL ("name", "name@alias" or "name:version")."""
+    """Ask a running server for a prediction of MODEL ("name", "name@alias" or "name:version").
+
+    A VALUE that reads as a JSON number, true, false or null is sent as one; for a text that looks like a number write
+    the quotes: --entity 'id="17"'.
+    """
     from tiercel.cli.registry import literal, pairs
     from tiercel.client import Client, Prediction
 

@@ -66,6 +66,18 @@ class TrainingSet:
         """The whole table as a pandas DataFrame; needs pandas."""
         return self.table.to_pandas()
 
+    def vectors(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """X's columns under these names, in this order; C-contiguous.
+
+        Raises:
+            SourceError: a name that X does not have.
+        """
+        place = {name: index for index, name in enumerate(self.feature_names)}
+        unknown = [name for name in names if name not in place]
+        if unknown:
+            raise SourceError(f"Expected features {', '.join(self.feature_names)}, got {', '.join(unknown)}.")
+        return np.ascontiguousarray(self.X[:, [place[name] for name in names]])
+
     def label(self, name: str | None = None) -> npt.NDArray[Any]:
         """One label column as an array; the only one when there is one.
 

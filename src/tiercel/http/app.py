@@ -57,7 +57,6 @@ class DataPlane:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(self._engine.refresh)
         watch = asyncio.create_task(keep_current(self._engine))
         try:
             yield
@@ -72,12 +71,17 @@ class DataPlane:
     async def _readyz(self, _request: Request) -> Response:
         """200 when something can be served; the body says what, and what is wrong."""
         routes = self._engine.routes
-        ready = bool(routes.by_reference or routes.services)
+        ready = routes.is_ready
+        waiting = (
+            "waiting for what the problems name"
+            if routes.problems
+            else "materialize a feature service, promote a model"
+        )
         body = {
-            "status": "ready" if ready else "nothing to serve: materialize a feature service, promote a model",
+            "status": "ready" if ready else f"nothing to serve: {waiting}",
             "models": {name: dict(model.aliases) for name, model in sorted(routes.models.items())},
             "services": {name: base.manifest.base_name for name, base in sorted(routes.services.items())},
-            "problems": list(routes.problems),
+            "problems": [*routes.problems, *self._engine.watch_problems],
         }
         return _json(body, 200 if ready else 503)
 

@@ -35,18 +35,18 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
                 f"Expected an uncompressed body, got Content-Encoding {value.decode('latin-1')[:60]!r}",
                 code="unsupported_media_type",
             )
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body: bytes = message.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes, f"{len(body)}")
-        return body
     try:
         async with asyncio.timeout(timeout_s):
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                body: bytes = message.get("body", b"")
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes, f"{len(body)}")
+                return body
             return await _collect(message, receive, max_bytes)
     except TimeoutError:
         raise RequestError(
-            f"Expected the whole body within {timeout_s:g} s, got only part of it", code="body_timeout"
+            f"Expected the whole body within {timeout_s:g} s, got part of it or nothing", code="body_timeout"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ def parse_predict(data: Any, max_rows: int) -> PredictRequest:
     Raises:
         RequestError: not an object, an unknown top-level field, nothing to score, too many rows.
     """
-    entities, features, now_us = _EMPTY, _EMPTY, 0
+    entities, features, now_us = _EMPTY, _EMPTY, None
     for key, value in _object(data).items():
         if key == "entities":
             entities = _columns(key, value, max_rows)
@@ -48,12 +49,12 @@ def parse_predict(data: Any, max_rows: int) -> PredictRequest:
             raise _unknown(key, "entities, features, now")
     if not entities and not features:
         raise RequestError('Expected "entities", "features" or both, got neither of them with anything in it')
-    return PredictRequest(entities, features, now_us or time.time_ns() // 1000)
+    return PredictRequest(entities, features, time.time_ns() // 1000 if now_us is None else now_us)
 
 
 def parse_features(data: Any, max_rows: int) -> FeatureRequest:
     """A `POST /features` body. Raises as `parse_predict`."""
-    entities, features, now_us = _EMPTY, None, 0
+    entities, features, now_us = _EMPTY, None, None
     for key, value in _object(data).items():
         if key == "entities":
             entities = _columns(key, value, max_rows)
@@ -62,6 +63,9 @@ def parse_features(data: Any, max_rows: int) -> FeatureRequest:
                 raise RequestError(
                     f"Expected a list of feature names at $.features, got {show(value)}", code="wrong_type"
                 )
+            # Twice the same would let a small request ask for any amount of values.
+            if not value or len(set(value)) != len(value):
+                raise RequestError(f"Expected different feature names at $.features, got {show(value)}")
             features = value
         elif key == "now":
             now_us = _time(value)
@@ -69,13 +73,12 @@ def parse_features(data: Any, max_rows: int) -> FeatureRequest:
             raise _unknown(key, "entities, features, now")
     if not entities:
         raise RequestError('Expected "entities" with at least one join key, got none')
-    return FeatureRequest(entities, features, now_us or time.time_ns() // 1000)
+    return FeatureRequest(entities, features, time.time_ns() // 1000 if now_us is None else now_us)
 
 
 def show(value: Any) -> str:
     """A value as error messages show it: short, whatever was sent."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _SHORT.repr(value)
 
 
 def _object(data: Any) -> dict[str, Any]:
@@ -90,9 +93,11 @@ def _columns(part: str, value: Any, max_rows: int) -> dict[str, Any]:
     for name, column in value.items():
         if type(name) is not str:
             raise RequestError(f"Expected text keys at $.{part}, got {show(name)}", code="wrong_type")
-        if type(column) is list and len(column) > max_rows:
+        if type(column) is list and not 0 < len(column) <= max_rows:
+            if not column:
+                raise RequestError(f"Expected at least one row, got an empty list at $.{part}.{show(name)}")
             raise RequestError(
-                f"Expected at most {max_rows} rows, got {len(column)} at $.{part}.{name}. Send several requests.",
+                f"Expected at most {max_rows} rows, got {len(column)} at $.{part}.{show(name)}. Send several requests.",
                 code="too_many_rows",
             )
     return value
@@ -100,7 +105,7 @@ def _columns(part: str, value: Any, max_rows: int) -> dict[str, Any]:
 
 def _time(value: Any) -> int:
     """Microseconds since the epoch from an integer of them or an ISO 8601 text (without an offset: UTC)."""
-    if type(value) is int and 0 < value < 2**62:
+    if type(value) is int and 0 <= value < 2**62:
         return value
     if type(value) is str:
         try:
@@ -110,9 +115,11 @@ def _time(value: Any) -> int:
         if moment is not None:
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
             delta = moment - _EPOCH
-            return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+            if delta.days >= 0:
+                return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
     raise RequestError(
-        f"Expected $.now to be ISO 8601 text or microseconds since 1970, got {show(value)}", code="wrong_type"
+        f"Expected $.now to be a time since 1970, as ISO 8601 text or in microseconds, got {show(value)}",
+        code="wrong_type",
     )
 
 
@@ -120,4 +127,8 @@ def _unknown(key: Any, known: str) -> RequestError:
     return RequestError(f"Expected the fields {known}, got {show(key)}", code="unknown_field")
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlist = _SHORT.maxdict = 4
+_SHORT.maxlevel = 2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import signal
 import socket
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ def serve(settings: Settings, listener: socket.socket, *, on_ready: Callable[[],
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     try:
         engine = Engine(settings, registry)
+        engine.refresh()  # connections wait in the listening socket's queue meanwhile
         config = uvicorn.Config(
             DataPlane(engine, settings.server),
             loop="uvloop",
@@ -91,7 +93,7 @@ def serve(settings: Settings, listener: socket.socket, *, on_ready: Callable[[],
             log_config=None,
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(settings.server.shutdown_grace_s),
+            timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace_s),
         )
         _Server(config, on_ready).run(sockets=[listener])
     finally:

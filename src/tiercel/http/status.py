@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tiercel.errors import (
     InvalidNameError,
+    ModelUnavailableError,
     NotFoundError,
     NotMaterializedError,
     RegistryUnavailableError,
@@ -20,6 +21,7 @@ STATUS: dict[type[TiercelError], int] = {
     NotMaterializedError: 503,
     SchemaMismatchError: 503,
     RegistryUnavailableError: 503,
+    ModelUnavailableError: 503,
 }
 
 
@@ -32,7 +34,9 @@ def status_of(error: TiercelError) -> int:
 
 def body_of(error: TiercelError) -> dict[str, object]:
     """The error body every endpoint answers with."""
-    body: dict[str, object] = {"error": str(error), "code": error.code}
+    # A message may quote what was sent, and what was sent may hold half a surrogate pair, which no reply can carry.
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    body: dict[str, object] = {"error": text, "code": error.code}
     row = getattr(error, "row", None)
     if row is not None:
         body["row"] = row

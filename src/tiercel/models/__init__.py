@@ -11,6 +11,7 @@ categories); everything else is served by onnxruntime, and the version says why.
 
 from tiercel.models.formats import ModelFormat, detect_format
 from tiercel.models.loading import LoadedModel, load
+from tiercel.models.naming import own_names
 from tiercel.models.onnx_scorer import OnnxScorer
 from tiercel.models.parity import ParityReport
 from tiercel.models.preparing import Engine, PreparedModel, prepare
@@ -24,5 +25,6 @@ __all__ = [
     "PreparedModel",
     "detect_format",
     "load",
+    "own_names",
     "prepare",
 ]

@@ -12,6 +12,7 @@ from tiercel.errors import ParityError, UnsupportedModelError
 from tiercel.models.formats import FILE_NAME
 from tiercel.models.golden import MAX_GOLDEN_ROWS, Golden
 from tiercel.models.ir import FLOAT32_MAX, Forest, NotCompiledError, ParsedModel, class_labels
+from tiercel.models.naming import check_names
 from tiercel.models.onnx_scorer import OnnxScorer
 from tiercel.models.parity import (
     CONVERTED_ATOL,
@@ -240,6 +241,8 @@ def _features(
     given: Sequence[str] | None, source: Source, own: tuple[str, ...] | None, n_features: int
 ) -> tuple[str, ...]:
     names = tuple(given) if given is not None else (source.features or own)
+    if given is not None:
+        check_names(given, source.features or own)
     if names is None:
         names = tuple(f"f{k}" for k in range(n_features))
     if len(names) != n_features:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
 from tiercel.serving.routes import ModelRoutes, Routes
+from tiercel.types import categories_digest
 
 if TYPE_CHECKING:
     from tiercel.registry import ModelVersion
@@ -36,6 +38,10 @@ log = logging.getLogger("tiercel.serving")
 
 #: Versions without an alias that were asked for by number and stay loaded.
 MAX_PINNED = 8
+#: How often what could not be loaded is tried again.
+RETRY_INTERVAL_S = 2.0
+#: How long the watch waits at most between looks while looking fails.
+MAX_BACKOFF_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ class Engine:
         self._loaded: dict[tuple[str, int], _Loaded] = {}
         self._pinned: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._generation = -1
+        self._refreshed_s = 0.0
+        self.watch_problems: tuple[str, ...] = ()  # why the watch itself cannot look, if so
         self._failed: dict[str, str] = {}  # what could not be loaded -> why, so that it is logged once
         self.routes = Routes()
 
@@ -110,6 +118,8 @@ class Engine:
                 bool(self._republished)
                 or self._published() != self._watchers.keys()
                 or self._registry.generation() != self._generation
+                # What failed may be mended without anything announcing it: a restored file, a remounted disk.
+                or (bool(self._failed) and time.monotonic() - self._refreshed_s > RETRY_INTERVAL_S)
             )
 
     def refresh(self) -> Routes:
@@ -120,6 +130,7 @@ class Engine:
             services = self._open_services(problems)
             routed = self._route_models(services, problems)
             self._generation = generation
+            self._refreshed_s = time.monotonic()
             self.routes = Routes.build(routed, services, tuple(problems))
             return self.routes
 
@@ -137,12 +148,12 @@ class Engine:
             known = name in self._watchers
             # The watcher is made before the base is opened, so that no publish can fall between the two.
             watcher = self._watchers.setdefault(name, ManifestWatcher(directory))
-            changed = watcher.changed() or name in self._republished or not known
+            failed = f"service {name}" in self._failed
+            changed = watcher.changed() or name in self._republished or not known or failed
             live = current.get(name)
             if not changed:
                 if live is not None:
                     services[name] = live
-                self._repeat(f"service {name}", problems)
                 continue
             self._republished.discard(name)
             try:
@@ -164,10 +175,17 @@ class Engine:
             wanted = self._registry.aliases(name)
             plans: dict[int, ServingPlan] = {}
             aliases: dict[str, int] = {}
-            for version in sorted({*wanted.values(), *(v for n, v in self._pinned if n == name)}):
+            unavailable: dict[str, str] = {}
+            for version in sorted(set(wanted.values())):
                 plan = self._plan(name, version, services, before.plans.get(version), problems)
                 if plan is not None:
                     plans[version] = plan
+            for version in [v for n, v in self._pinned if n == name and v not in plans]:
+                # Nobody but a caller's number asks for these: one that no longer fits is dropped, not a problem.
+                try:
+                    plans[version] = self._current_plan(name, version, services, before.plans.get(version))
+                except (TiercelError, OSError):
+                    del self._pinned[name, version]
             for alias, version in wanted.items():
                 if version in plans:
                     aliases[alias] = version
@@ -176,7 +194,9 @@ class Engine:
                     kept = before.aliases[alias]
                     aliases[alias] = kept
                     plans[kept] = self._plan(name, kept, services, before.plans[kept], problems) or before.plans[kept]
-            routed[name] = ModelRoutes(plans, aliases)
+                else:
+                    unavailable[alias] = self._failed.get(f"model {name}:{version}", "it could not be loaded")
+            routed[name] = ModelRoutes(plans, aliases, unavailable)
         live = {(name, version) for name, routes in routed.items() for version in routes.plans}
         self._loaded = {key: loaded for key, loaded in self._loaded.items() if key in live}
         return routed
@@ -189,19 +209,22 @@ class Engine:
         before: ServingPlan | None,
         problems: list[str],
     ) -> ServingPlan | None:
+        """The version's plan on the live base; what served before where that fails, which is reported."""
         what = f"model {name}:{version}"
         try:
-            loaded = self._load(name, version)
-            base = self._base_of(loaded.record, services)
-            if before is not None and before.base is base:
-                self._repeat(what, problems)
-                return before
-            plan = self._wire(loaded, base)
+            plan = self._current_plan(name, version, services, before)
         except (TiercelError, OSError) as error:
             self._report(what, error, problems, kept=before is not None)
             return before
         self._recover(what)
         return plan
+
+    def _current_plan(
+        self, name: str, version: int, services: dict[str, OnlineBase], before: ServingPlan | None
+    ) -> ServingPlan:
+        loaded = self._load(name, version)
+        base = self._base_of(loaded.record, services)
+        return before if before is not None and before.base is base else self._wire(loaded, base)
 
     def _load(self, name: str, version: int) -> _Loaded:
         loaded = self._loaded.get((name, version))
@@ -227,6 +250,14 @@ class Engine:
                 f"{(record.facts.service_fingerprint or '')[:12]}, the published base is {base.schema.fingerprint[:12]}. "
                 f"Publish features with the model's definitions, or register a model trained on the new ones."
             )
+        for feature, n_categories, digest in record.facts.snapshot.dictionaries:
+            known = base.categories.get(feature, ())
+            if len(known) < n_categories or categories_digest(known[:n_categories]) != digest:
+                raise SchemaMismatchError(
+                    f"Model '{record.name}' version {record.version} learned feature '{feature}' from {n_categories} "
+                    f"categories, of which the published base of service '{service}' has others or in another order: the "
+                    f"dictionaries in the state directory were lost or replaced. Restore them, or train the model again."
+                )
         return base
 
     @staticmethod
@@ -251,7 +282,7 @@ class Engine:
                 if dropped is not None and dropped[0] == changed and dropped[1] not in current.aliases.values():
                     plans.pop(dropped[1], None)
                     self._loaded.pop(dropped, None)
-                routed[changed] = ModelRoutes(plans, current.aliases)
+                routed[changed] = ModelRoutes(plans, current.aliases, current.unavailable)
             self.routes = Routes.build(routed, routes.services, routes.problems)
             return plan
 
@@ -262,11 +293,6 @@ class Engine:
         self._failed[what] = text
         problems.append(text)
 
-    def _repeat(self, what: str, problems: list[str]) -> None:
-        """What still serves may do so because its successor failed: that stays a problem until it is solved."""
-        if what in self._failed:
-            problems.append(self._failed[what])
-
     def _recover(self, what: str) -> None:
         if self._failed.pop(what, None) is not None:
             log.info("%s: serves again", what)
@@ -274,10 +300,18 @@ class Engine:
 
 async def keep_current(engine: Engine, *, interval_s: float = 0.1) -> None:
     """Refresh whenever something changed, until cancelled. A failure to look is logged and tried again."""
+    wait_s = interval_s
     while True:
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(wait_s)
         try:
             if await asyncio.to_thread(engine.stale):
                 await asyncio.to_thread(engine.refresh)
-        except Exception:
-            log.exception("Could not refresh; what is live keeps serving")
+        except Exception as error:  # the watch must outlive a locked database or a full disk
+            text = f"cannot look for changes, what is live keeps serving: {error}"
+            if engine.watch_problems != (text,):
+                log.error("%s", text, exc_info=None if isinstance(error, TiercelError) else error)  # noqa: TRY400
+            engine.watch_problems = (text,)
+            wait_s = min(2 * wait_s, MAX_BACKOFF_S)
+        else:
+            engine.watch_problems = ()
+            wait_s = interval_s

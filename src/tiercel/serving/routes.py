@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tiercel.errors import AliasNotFoundError, ModelNotFoundError
+from tiercel.errors import AliasNotFoundError, ModelNotFoundError, ModelUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,10 +18,11 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True, slots=True)
 class ModelRoutes:
-    """One registered model: its loaded versions and where each alias points."""
+    """One registered model: its loaded versions, where each live alias points, and why others are not live."""
 
     plans: Mapping[int, ServingPlan]
     aliases: Mapping[str, int]
+    unavailable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,12 @@ class Routes:
     services: Mapping[str, OnlineBase] = field(default_factory=dict)
     by_reference: Mapping[str, ServingPlan] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+    @property
+    def is_ready(self) -> bool:
+        """Something can be served, and every model with a champion has one that is live."""
+        waiting = any(CHAMPION in model.unavailable for model in self.models.values())
+        return bool(self.by_reference or self.services) and not waiting
 
     @classmethod
     def build(
@@ -58,11 +65,16 @@ class Routes:
 
         Raises:
             ModelNotFoundError, AliasNotFoundError: with what exists instead.
+            ModelUnavailableError: the alias exists, its version could not be loaded.
         """
         routes = self.models.get(name)
         if routes is None:
             known = ", ".join(sorted(self.models)) or "none"
             raise ModelNotFoundError(f"Expected a registered model, got '{name}'. Registered: {known}")
+        if alias.lower() in routes.unavailable:
+            raise ModelUnavailableError(
+                f"Model '{name}' has a {alias.lower()} that cannot be served: {routes.unavailable[alias.lower()]}"
+            )
         version = routes.aliases.get(alias.lower())
         if version is None:
             known = ", ".join(sorted(routes.aliases)) or "none"

@@ -69,9 +69,9 @@ def train(project: Project, learn: TrainingSet, held_out: TrainingSet) -> Traine
 
     trees = lightgbm.LGBMClassifier(**TREES, random_state=0, deterministic=True, force_row_wise=True, verbose=-1)
     trees.fit(learn.X, learn.label(LABEL))
-    numeric = [i for i, name in enumerate(learn.feature_names) if name not in TEXT_FEATURES]
+    numeric = [name for name in learn.feature_names if name not in TEXT_FEATURES]
     logistic = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), LogisticRegression(max_iter=300))
-    logistic.fit(learn.X[:, numeric], learn.label(LABEL))
+    logistic.fit(learn.vectors(numeric), learn.label(LABEL))
     champion = project.register(
         trees,
         name=MODEL,
@@ -85,9 +85,8 @@ def train(project: Project, learn: TrainingSet, held_out: TrainingSet) -> Traine
         logistic,
         name=MODEL,
         training_set=learn,
-        feature_names=[learn.feature_names[i] for i in numeric],
-        golden_rows=learn.X[:256, numeric],
-        metrics=evaluate(logistic, held_out.X[:, numeric], held_out.label(LABEL)),
+        feature_names=numeric,
+        metrics=evaluate(logistic, held_out.vectors(numeric), held_out.label(LABEL)),
         description="Logistic regression on the numeric features.",
         tags={"role": "challenger", "recipe": recipe()},
         alias="challenger",

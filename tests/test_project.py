@@ -1,0 +1,115 @@
+"""Registering from a notebook: names, orders and facts end up as they were meant."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from tests.support import projects
+
+from tiercel import Project, models
+from tiercel.errors import RequestError, SchemaMismatchError, UnsupportedModelError
+
+lightgbm = pytest.importorskip("lightgbm")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return projects.ready_project(tmp_path_factory.mktemp("template") / "project")
+
+
+@pytest.fixture
+def project(template, tmp_path):
+    shutil.copytree(template, tmp_path / "project")
+    with Project(tmp_path / "project") as opened:
+        yield opened
+
+
+@pytest.fixture
+def training_set(project):
+    return project.get_historical_features(projects.labels(), "checkout", label_columns=["label"])
+
+
+def fit(training_set, names):
+    """A LightGBM classifier trained on a DataFrame with the columns in this order."""
+    frame = training_set.to_df()[list(names)]
+    frame = frame.assign(**{name: training_set.vectors([name])[:, 0] for name in names})
+    model = lightgbm.LGBMClassifier(n_estimators=8, num_leaves=7, verbose=-1, n_jobs=1)
+    return model.fit(frame, training_set.label()), frame
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_model_keeps_the_order_it_was_trained_in(project, training_set, tmp_path, as_file):
+    """Columns in another order than the service's are matched by name: the served score is the library's."""
+    names = tuple(reversed(training_set.feature_names))
+    model, frame = fit(training_set, names)
+    given = model
+    if as_file:
+        given = tmp_path / "model.txt"
+        model.booster_.save_model(given)
+    version = project.register(given, name="reversed", training_set=training_set)
+    assert version.facts.signature.features == names
+    loaded = models.load(project.registry.load_artifacts(version))
+    np.testing.assert_allclose(
+        loaded.scorer.score(training_set.vectors(names))[:, 0], model.predict_proba(frame)[:, 1], rtol=1e-12
+    )
+
+
+def test_a_subset_of_the_service_is_enough(project, training_set):
+    """A model may use fewer features than its service has; golden rows follow its names."""
+    model, _ = fit(training_set, ("amount", "n_orders"))
+    version = project.register(model, name="small", training_set=training_set)
+    assert version.facts.signature.features == ("amount", "n_orders")
+    assert version.facts.snapshot.n_rows == 600
+
+
+def test_names_that_contradict_the_model_are_refused(project, training_set):
+    """Naming a model's inputs otherwise than it was trained is refused, whether other names or another order."""
+    model, _ = fit(training_set, training_set.feature_names)
+    with pytest.raises(UnsupportedModelError, match="in another order"):
+        project.register(model, name="m", service="checkout", feature_names=tuple(reversed(training_set.feature_names)))
+    with pytest.raises(UnsupportedModelError, match="that differ"):
+        models.prepare(model, feature_names=("a", "b", "c", "d", "e"))
+
+
+def test_a_model_of_another_service_is_refused(project, training_set):
+    """A feature that the service does not have is named."""
+    frame = training_set.to_df()[["amount", "n_orders"]].rename(columns={"amount": "height"})
+    model = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1).fit(frame, training_set.label())
+    with pytest.raises(SchemaMismatchError, match="height"):
+        project.register(model, name="m", service="checkout")
+
+
+def test_numbered_columns_take_the_service_names(project, training_set):
+    """A model trained on a bare matrix has no names of its own; the training set's order names them."""
+    model = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1)
+    model.fit(np.asarray(training_set.X), training_set.label())
+    assert models.own_names(model) is None
+    version = project.register(model, name="m", training_set=training_set)
+    assert version.facts.signature.features == training_set.feature_names
+
+
+def test_online_features_from_python(project):
+    """A notebook reads what a server would; a bare text is not mistaken for a list of letters."""
+    found = project.get_online_features(
+        "checkout", {"customer_id": [1, 17], "shop": ["a", "b"], "country": ["nl", "de"]}
+    )
+    assert found["n_orders"] == [1, None]
+    assert found["staff"] == [3, 5]
+    with pytest.raises(RequestError, match="list"):
+        project.get_online_features("checkout", {"customer_id": [1], "shop": "a", "country": ["nl"]})
+
+
+def test_a_training_set_of_older_definitions_is_refused(project, training_set):
+    """What a model learned is recorded against the definitions it learned from, never against newer ones."""
+    path = project.settings.project_dir / "features.py"
+    path.write_text(
+        path.read_text().replace(
+            "source=shops,", 'source=shops, sql="SELECT shop, country, staff * 1000 AS staff FROM shops",'
+        )
+    )
+    project.apply()
+    model = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1).fit(training_set.X, training_set.label())
+    with pytest.raises(SchemaMismatchError, match="Build the training set again"):
+        project.register(model, name="m", training_set=training_set)
