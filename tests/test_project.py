@@ -10,6 +10,7 @@ from tests.support import projects
 
 from tiercel import Project, models
 from tiercel.errors import RequestError, SchemaMismatchError, UnsupportedModelError
+from tiercel.project import login_name
 
 lightgbm = pytest.importorskip("lightgbm")
 
@@ -88,6 +89,16 @@ def test_numbered_columns_take_the_service_names(project, training_set):
     assert models.own_names(model) is None
     version = project.register(model, name="m", training_set=training_set)
     assert version.facts.signature.features == training_set.feature_names
+
+
+def test_a_user_without_a_name(monkeypatch):
+    """A container's user id without a passwd entry still signs its changes."""
+
+    def nobody():
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert login_name().startswith("uid:")
 
 
 def test_online_features_from_python(project):

@@ -140,6 +140,12 @@ def test_references(app):
     assert len({reply["id"] for reply in replies}) == 3
 
 
+@pytest.mark.parametrize("now", [0, "1970-01-01T00:00:00Z"])
+def test_the_epoch_is_a_time(app, now):
+    """The first moment is a time like any other, not "now"."""
+    assert post(app, "/predict/late", {**BODY, "now": now}).json()["features"]["oldest_age_ms"] == 0.0
+
+
 def test_now_is_iso_text_too(app):
     """The time of the read may be written as people write it."""
     body = {**BODY, "now": "2023-11-14T22:13:20Z"}
@@ -173,6 +179,12 @@ REFUSALS = [
         id="entity without a row",
     ),
     pytest.param("/predict/none", BODY, 404, "model_not_found", id="unknown model"),
+    pytest.param("/predict/late", {**BODY, "features": {"rain": []}}, 400, "invalid_request", id="no row"),
+    pytest.param("/features/svc", {"entities": BODY["entities"], "features": []}, 400, "invalid_request", id="no feature"),
+    pytest.param(
+        "/features/svc", {"entities": BODY["entities"], "features": ["seats"] * 600}, 400, "invalid_request",
+        id="one feature many times",
+    ),
     pytest.param("/features/none", {"entities": {"tailnum": "N1"}}, 404, "service_not_found", id="unknown service"),
     pytest.param("/features/svc", {"entities": {}}, 400, "invalid_request", id="no entity to read"),
     pytest.param("/features/svc", {"entities": {"tailnum": "N1"}}, 400, "missing_entity_key", id="absent key"),
@@ -196,6 +208,16 @@ def test_refusals(app, path, body, status, code):
     reply = post(app, path, body)
     assert (reply.status_code, reply.json()["code"]) == (status, code)
     assert len(reply.json()["error"]) > 20
+
+
+@pytest.mark.parametrize("part", ["entities", "features"])
+def test_half_a_surrogate_pair_is_no_fault_of_ours(app, part):
+    """A key that no text can hold is refused like any other, also where the message quotes it."""
+    body = b'{"%s": {"\\ud800": [1, 2], "rain": [1]}}' % part.encode()
+    for path in ("/predict/late", "/predict/\ud800".encode("utf-8", "replace").decode()):
+        reply = post(app, path, body)
+        assert reply.status_code in {400, 404}
+        assert set(reply.json()) >= {"error", "code"}
 
 
 def test_the_bad_row_is_named(app):
@@ -328,6 +350,12 @@ def test_body_in_pieces(app):
 def test_body_that_never_ends(app):
     """A body must arrive within its deadline."""
     status, reply = asyncio.run(call(app, [chunk(b"{", more=True)]))
+    assert (status, reply["code"]) == (408, "body_timeout")
+
+
+def test_body_that_never_begins(app):
+    """The deadline runs from the head of the request, whether or not any of the body came."""
+    status, reply = asyncio.run(call(app, []))
     assert (status, reply["code"]) == (408, "body_timeout")
 
 

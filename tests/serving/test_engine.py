@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiercel.errors import (
     AliasNotFoundError,
     InvalidNameError,
     ModelNotFoundError,
+    ModelUnavailableError,
     ServiceNotFoundError,
     VersionNotFoundError,
 )
@@ -145,6 +147,58 @@ def test_a_changed_schema_keeps_the_old_pair_serving(project, engine):
     assert "register a model trained on the new ones" in routes.problems[0]
 
 
+def test_what_failed_is_tried_again(project, engine, monkeypatch):
+    """A file put back in order is noticed although nothing announces it."""
+    monkeypatch.setattr("tiercel.serving.engine.RETRY_INTERVAL_S", 0.0)
+    version, _, _ = projects.train(project, seed=1, colsample_bytree=0.5)
+    path = project.settings.state_dir / "artifacts" / version.files[0].sha256[:2] / version.files[0].sha256
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(whole[:-1])
+    project.promote("fraud", version.version)
+    assert engine.refresh().problems
+    path.write_bytes(whole)
+    assert engine.stale()
+    assert engine.refresh().problems == ()
+    assert engine.find_plan("fraud").version == version.version
+    assert not engine.stale()
+
+
+def test_a_champion_that_cannot_be_loaded_at_start(project):
+    """A server that never had the champion is not ready, and says the reason to whoever asks for it."""
+    version, _, _ = projects.train(project, seed=1, colsample_bytree=0.5)
+    project.promote("fraud", version.version)
+    digest = next(file.sha256 for file in version.files if file.name == "model.txt")
+    path = project.settings.state_dir / "artifacts" / digest[:2] / digest
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    engine = Engine(project.settings, project.registry)
+    routes = engine.refresh()
+    assert not routes.is_ready
+    with pytest.raises(ModelUnavailableError, match=r"digest|sha256|bytes"):
+        asyncio.run(engine.load_plan("fraud"))
+    assert engine.find_plan("fraud:1") is not None  # the alias `previous` keeps it loaded
+    project.promote("fraud", 1)
+    assert engine.refresh().is_ready
+
+
+def test_lost_dictionaries_are_noticed(project, engine):
+    """A base whose text codes mean something else than the model learned is not made live."""
+    snapshot = project.registry.get("fraud").facts.snapshot
+    if not snapshot.dictionaries:
+        pytest.skip("the training set recorded no dictionary")
+    before = score(engine)
+    name, n, _ = snapshot.dictionaries[0]
+    record = engine._loaded["fraud", 1].record
+    other = replace(record.facts.snapshot, dictionaries=((name, n, "0" * 64),))
+    engine._loaded["fraud", 1] = replace(
+        engine._loaded["fraud", 1], record=replace(record, facts=replace(record.facts, snapshot=other))
+    )
+    project.materialize()
+    assert "categories" in engine.refresh().problems[0]
+    assert score(engine) == before
+
+
 def test_a_model_before_its_features(project, tmp_path):
     """A server that starts before anything is materialized comes alive when it is."""
     shutil.rmtree(project.settings.features_dir / "checkout")
@@ -209,10 +263,11 @@ def test_the_watch_survives_failures(engine, monkeypatch, caplog):
     calls = []
 
     def broken():
-        calls.append(1)
-        if len(calls) == 1:
+        calls.append(engine.watch_problems)
+        if len(calls) <= 4:
             raise OSError("disk on fire")
-        looked.set()
+        if len(calls) > 5:
+            looked.set()
         return False
 
     monkeypatch.setattr(engine, "stale", broken)
@@ -223,5 +278,7 @@ def test_the_watch_survives_failures(engine, monkeypatch, caplog):
         task.cancel()
 
     asyncio.run(watch())
-    assert "disk on fire" in caplog.text
+    assert len([record for record in caplog.records if "disk on fire" in record.message]) == 1
+    assert "disk on fire" in calls[1][0]
+    assert calls[5] == ()
     assert score(engine) > 0
