@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tiercel.features.compute import ComputedView
     from tiercel.features.manifest import Manifest
     from tiercel.registry import ModelVersion
     from tiercel.types import ServiceSchema
@@ -97,21 +98,27 @@ class Project:
         services: Sequence[str] | None = None,
         *,
         as_of: datetime | None = None,
+        allow_empty: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
+        on_view: Callable[[ComputedView], None] | None = None,
     ) -> list[Manifest]:
         """Compute the services' features and publish them for serving.
 
         Args:
             services: names; all applied services by default.
             as_of: use only what was known then (naive: UTC); default now.
+            allow_empty: publish even when that replaces rows by none.
             progress: called with (stage, done, total).
+            on_view: called with each computed view, which counts the rows that were left out.
         """
         return materialize(
             self.settings.state_dir,
             self.catalog,
             services,
             as_of_us=None if as_of is None else to_us(as_of),
+            allow_empty=allow_empty,
             progress=progress,
+            on_view=on_view,
         )
 
     def get_historical_features(self, labels: Any, service: str, **options: Any) -> TrainingSet:

@@ -116,7 +116,12 @@ def test_progress_counts_every_row_twice(tmp_path):
         pytest.param(lambda t: [], None, "one table per group", id="absent table"),
         pytest.param(lambda t: [t], {}, "dictionary for string feature 's'", id="absent dictionary"),
         pytest.param(lambda t: [t], {"s": ["a", "a", "b", "c"]}, "1 repeats", id="repeated string"),
-        pytest.param(lambda t: [t], {"s": ["a"]}, r"0\.\.0 \(1 strings\), got 0\.\.3", id="code outside"),
+        pytest.param(
+            lambda t: [t.set_column(t.column_names.index("s"), "s", pa.array([0, 1, 2, 3, 9], pa.int32()))],
+            None,
+            r"0\.\.3 \(4 strings\), got 0\.\.9",
+            id="code outside",
+        ),
     ],
 )
 def test_a_refused_table_changes_nothing(tmp_path, change, categories, said):
@@ -126,6 +131,18 @@ def test_a_refused_table_changes_nothing(tmp_path, change, categories, said):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(SourceError, match=said):
         publish(tmp_path, store, change(store.tables[0]), categories)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_codes_never_change_their_meaning(tmp_path):
+    """A base whose dictionary is not the published one continued is refused: models have learned its codes."""
+    store = simple_store()
+    publish(tmp_path, store, None, {"s": ["a", "b", "c", "d"]})
+    publish(tmp_path, store, None, {"s": ["a", "b", "c", "d", "e"]})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for categories in (["b", "a", "c", "d", "e"], ["a", "b", "c", "d"], ["a", "b", "c", "d", "f"]):
+        with pytest.raises(StoreError, match="registered models would read other values"):
+            publish(tmp_path, store, None, {"s": categories})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -84,4 +84,4 @@ v = FeatureView('v', [Entity('uid')], [Field('s', String)], source=events)
     compute_views(catalog, state)
     catalog, state = applied(tmp_path, text, events={**rows, "s": ["a", "k"]})
     compute_views(catalog, state)
-    assert json.loads((state / "dictionaries" / "v.s.json").read_text()) == ["k", "m", "a"]
+    assert json.loads((state / "dictionaries" / "v.s.json").read_text())["values"] == ["k", "m", "a"]

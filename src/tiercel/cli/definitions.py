@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from tiercel.cli.console import console, json_option, print_json, print_table, progress, project_option
+from tiercel.cli.console import console, errors, json_option, print_json, print_table, progress, project_option
+
+if TYPE_CHECKING:
+    from tiercel.features.compute import ComputedView
 
 MOMENT = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S"]
 
@@ -51,14 +55,24 @@ def apply(project_dir: str, as_json: bool) -> None:
 @click.command()
 @click.argument("services", nargs=-1)
 @click.option("--as-of", type=click.DateTime(MOMENT), help="Use only what was known at this time (UTC). Default: now.")
+@click.option("--allow-empty", is_flag=True, help="Publish even when that replaces rows by none.")
 @project_option
 @json_option
-def materialize(services: tuple[str, ...], as_of: datetime | None, project_dir: str, as_json: bool) -> None:
+def materialize(
+    services: tuple[str, ...], as_of: datetime | None, allow_empty: bool, project_dir: str, as_json: bool
+) -> None:
     """Compute features and publish them for serving (all SERVICES by default)."""
     from tiercel.project import Project
 
+    computed: list[ComputedView] = []
     with Project(project_dir) as project, progress() as report:
-        published = project.materialize(list(services) or None, as_of=as_of, progress=report)
+        published = project.materialize(
+            list(services) or None, as_of=as_of, allow_empty=allow_empty, progress=report, on_view=computed.append
+        )
+    for view in computed:
+        for n_rows, lack in ((view.n_null_keys, "a join key"), (view.n_null_times, "a time")):
+            if n_rows:
+                errors.print(f"{view.view.name}: left out {n_rows:,} of {view.n_read:,} rows without {lack}")
     if as_json:
         facts = ("service", "fingerprint", "base", "n_rows", "size_bytes", "sha256", "content_digest", "as_of_us")
         print_json([{name: item.to_json()[name] for name in facts} for item in published])

@@ -96,6 +96,8 @@ def write_base(
         known = [0, *sequences_on_disk(directory), *([current.sequence, current.last_sequence] if current else [])]
         sequence = max(known) + 1
         temporary = directory / (base_name(sequence) + ".tmp")
+        if current is not None:
+            _check_codes(directory, current, schema, dictionaries)
         try:
             groups = [
                 _SortedGroup.of(index, group, table, dictionaries)
@@ -134,6 +136,33 @@ def write_base(
         finally:
             _remove_leftovers(directory, current)
         return manifest
+
+
+def _check_codes(
+    directory: Path, current: Manifest, schema: ServiceSchema, dictionaries: Mapping[str, Sequence[str]]
+) -> None:
+    """A text feature's codes never change their meaning while its definition stays: models have learned them.
+
+    Raises:
+        StoreError: the published categories of a column are not how the new ones begin.
+    """
+    try:
+        published = json.loads((directory / current.categories_name).read_bytes())
+    except (OSError, ValueError):
+        return  # the base is damaged, and this publish replaces it
+    before = {column.name: group.views[column.view] for group in current.schema.groups for column in group.columns}
+    for group in schema.groups:
+        for column in group.columns:
+            if column.dtype is not DType.STRING or before.get(column.name) != group.views[column.view]:
+                continue
+            old, new = list(published.get(column.name, ())), list(dictionaries[column.name])
+            if new[: len(old)] != old:
+                raise StoreError(
+                    f"Service '{schema.name}', feature '{column.name}': the published base gives codes to {len(old)} values "
+                    f"in an order that its dictionary no longer has, so registered models would read other values. Restore "
+                    f"<state>/dictionaries/ from a backup; or, if no model depends on it, delete {directory} and "
+                    f"materialize again"
+                )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ import duckdb
 from tiercel.errors import SourceError
 from tiercel.features import dictionary
 from tiercel.features.binding import SQL_TYPES, bind, check_columns
-from tiercel.features.files import remove_stale, replace_file, temporary
+from tiercel.features.files import remove_stale, replace_file, sync, temporary
 from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, quote_name, quote_text
 from tiercel.types import DType
 
@@ -84,6 +85,8 @@ def compute_views(
     views = list(catalog.views.values()) if views is None else list(views)
     state_dir = state_dir.resolve()
     files = SourceFiles(catalog.project_dir, state_dir)
+    # Stamped before anything is read: a file replaced between its digest and its rows would pass for the old one.
+    before = files.stamp(source for view in views for source in view.sources)
     digests = [_digest(view, files) for view in views]
     found = [_load(view, state_dir, digest) for view, digest in zip(views, digests, strict=True)]
     pending = [view for view, computed in zip(views, found, strict=True) if computed is None]
@@ -98,14 +101,13 @@ def compute_views(
         write=state_dir / "offline",
     )
     try:
-        before = files.stamp(sources.values())
         attach(connection, sources.values(), files, stage="rows")
         results = []
         for done, (view, digest, known) in enumerate(zip(views, digests, found, strict=True)):
             if progress is not None:
                 progress(view.name, done, len(views))
             results.append(known or _compute(connection, view, state_dir, digest))
-        if files.stamp(sources.values()) != before:
+        if files.stamp(source for view in views for source in view.sources) != before:
             for result in results:
                 if not result.is_reused:
                     result.path.unlink(missing_ok=True)
@@ -129,11 +131,24 @@ def _load(view: ViewRecord, state_dir: Path, digest: str) -> ComputedView | None
     path = state_dir / "offline" / view.name / f"{digest}.parquet"
     try:
         counts = json.loads(path.with_suffix(".json").read_bytes())
-        if path.stat().st_size != counts.pop("size_bytes"):
+        if _content_digest(path) != counts.pop("sha256"):
             return None
         return ComputedView(view=view, path=path, digest=digest, is_reused=True, **counts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # not computed yet, or a damaged leftover: computing it again is always right
+
+
+_digests: dict[tuple[int, int, int, int, int], str] = {}
+
+
+def _content_digest(path: Path) -> str:
+    """sha256 hex of a computed file; remembered within the process by what the file system says of it."""
+    with path.open("rb") as stream:
+        stat = os.fstat(stream.fileno())
+        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if identity not in _digests:
+            _digests[identity] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return _digests[identity]
 
 
 def _compute(connection: duckdb.DuckDBPyConnection, view: ViewRecord, state_dir: Path, digest: str) -> ComputedView:
@@ -156,6 +171,8 @@ def _compute(connection: duckdb.DuckDBPyConnection, view: ViewRecord, state_dir:
             (n_rows,) = connection.execute(
                 f"SELECT count(*) FROM read_parquet({quote_text(str(unfinished))})"  # noqa: S608
             ).fetchone() or (0,)
+            if view.timestamp_field is None and n_rows < n_read - n_null_keys:
+                raise _repeated_key(connection, view, keys_known)
             _extend_dictionaries(connection, view, state_dir, unfinished)
             counts = {
                 "n_rows": n_rows,
@@ -164,8 +181,9 @@ def _compute(connection: duckdb.DuckDBPyConnection, view: ViewRecord, state_dir:
                 "n_null_times": n_null_times,
                 "n_superseded": n_read - n_null_keys - n_null_times - n_rows,
             }
-            size = unfinished.stat().st_size
-            replace_file(path.with_suffix(".json"), json.dumps({**counts, "size_bytes": size}).encode())
+            sync(unfinished)
+            facts = {**counts, "sha256": _content_digest(unfinished)}
+            replace_file(path.with_suffix(".json"), json.dumps(facts).encode())
             unfinished.replace(path)
     except duckdb.Error as error:
         raise SourceError(f"{what}: {first_line(error)}") from error
@@ -173,6 +191,19 @@ def _compute(connection: duckdb.DuckDBPyConnection, view: ViewRecord, state_dir:
         connection.execute("DROP TABLE IF EXISTS __computed")
     _prune(path)
     return ComputedView(view=view, path=path, digest=digest, is_reused=False, **counts)
+
+
+def _repeated_key(connection: duckdb.DuckDBPyConnection, view: ViewRecord, keys_known: str) -> SourceError:
+    keys = ", ".join(quote_name(key.name) for key in view.keys)
+    row = connection.execute(
+        f"SELECT {keys}, count(*) FROM __computed WHERE {keys_known} GROUP BY {keys} "  # noqa: S608 - quoted names
+        f"HAVING count(*) > 1 ORDER BY {keys} LIMIT 1"
+    ).fetchone() or ("?",)
+    shown = ", ".join(f"{key.name}={value!r}" for key, value in zip(view.keys, row[:-1], strict=False))
+    return SourceError(
+        f"FeatureView '{view.name}' has no timestamp, so it holds one row per key; got {row[-1]} for {shown}. Name a "
+        f"timestamp_field, or aggregate in the view's sql."
+    )
 
 
 def _projection(view: ViewRecord) -> str:
@@ -195,7 +226,8 @@ def _projection(view: ViewRecord) -> str:
     for field in view.fields:
         name, value = quote_name(field.name), f"CAST({quote_name(field.name)} AS {SQL_TYPES[field.dtype]})"
         if field.dtype in (DType.FLOAT32, DType.FLOAT64):
-            value = f"CASE WHEN isnan({value}) THEN NULL ELSE {value} END"
+            # + 0 turns -0.0 into 0.0, which Parquet statistics and the store would otherwise treat each their own way.
+            value = f"CASE WHEN isnan({value}) THEN NULL ELSE {value} + 0 END"
         columns.append(f"{value} AS {name}")
     return f"SELECT {', '.join(columns)} FROM (\n{view.query}\n) AS __query"  # noqa: S608 - the user's own SQL
 

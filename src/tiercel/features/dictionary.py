@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from tiercel.errors import SourceError, StoreError
 from tiercel.features.definitions import MAX_CATEGORIES
 from tiercel.features.files import locked, replace_file
+from tiercel.types import categories_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,17 +35,15 @@ def load_values(state_dir: Path, view: ViewRecord, field: FieldRecord) -> tuple[
         return field.categories
     path = _path(state_dir, view, field)
     try:
-        values = json.loads(path.read_bytes())
+        stored = json.loads(path.read_bytes())
+        values, digest = stored["values"], stored["sha256"]
+        intact = digest == categories_digest(values) and len(set(values)) == len(values)
     except FileNotFoundError:
         return ()
-    except ValueError as error:
-        raise StoreError(
-            f"{path} is not JSON ({error}). Restore it from a backup: it gives stored codes their meaning."
-        ) from error
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise StoreError(
-            f"{path}: expected a list of strings. Restore it from a backup: it gives stored codes their meaning."
-        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, str(error) or type(error).__name__) from error
+    if not intact or not all(isinstance(value, str) for value in values):
+        raise _damaged(path, "the values are not those it was written with")
     return tuple(values)
 
 
@@ -70,7 +69,8 @@ def extend(state_dir: Path, view: ViewRecord, field: FieldRecord, seen: Iterable
             )
         values = (*known, *new)
         if new:
-            replace_file(_path(state_dir, view, field), json.dumps(values, ensure_ascii=False, indent=0).encode())
+            content = {"sha256": categories_digest(values), "values": values}
+            replace_file(_path(state_dir, view, field), json.dumps(content, ensure_ascii=False, indent=0).encode())
     return values
 
 
@@ -100,6 +100,10 @@ def _refuse_unknown(view: ViewRecord, field: FieldRecord, unknown: set[str]) -> 
             f"FeatureView '{view.name}', field '{field.name}': value {shown} is not among its categories. Add it at the "
             "end of the list (earlier codes stay as they are), or map it in the view's sql."
         )
+
+
+def _damaged(path: Path, why: str) -> StoreError:
+    return StoreError(f"{path} is damaged: {why}. Restore it from a backup: it gives stored codes their meaning.")
 
 
 def _path(state_dir: Path, view: ViewRecord, field: FieldRecord) -> Path:

@@ -9,6 +9,8 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from tiercel.errors import StoreError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -17,15 +19,25 @@ _STALE_SECONDS = 3600
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, fsync it, and rename it over `path`. Makes the directory if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(path) as unfinished:
-        with unfinished.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    """Write `content` beside `path`, fsync it, and rename it over `path`. Makes the directory if needed.
+
+    Raises:
+        StoreError: the disk is full, or not ours to write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(path) as unfinished:
+            unfinished.write_bytes(content)
+            sync(unfinished)
+            unfinished.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def sync(path: Path) -> None:
+    """Make what was written to a file, or renamed in a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -52,9 +64,16 @@ def remove_stale(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes, on a file made for the purpose."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Hold an exclusive lock between processes, on a file made for the purpose; wait for it as long as it takes.
+
+    Raises:
+        StoreError: the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be made: {error.strerror or error}.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

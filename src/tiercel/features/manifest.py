@@ -246,6 +246,8 @@ def writer_lock(directory: Path, *, timeout_s: float) -> Iterator[None]:
         raise NotMaterializedError(
             f"Expected a service directory at {directory}, got none. Run: tiercel materialize"
         ) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be made: {error.strerror or error}") from error
     try:
         deadline = time.monotonic() + timeout_s
         while True:

@@ -7,14 +7,17 @@ T is the training vector of a label at T.
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import duckdb
 
-from tiercel.errors import SourceError
+from tiercel.errors import BaseCorruptError, NotMaterializedError, SourceError, StoreError
 from tiercel.features import dictionary
 from tiercel.features.base import write_base
 from tiercel.features.compute import ComputedView, compute_views
+from tiercel.features.files import locked
+from tiercel.features.manifest import read_manifest
 from tiercel.features.sources import ComputeLimits, connect, first_line, quote_name
 from tiercel.types import DType
 
@@ -35,8 +38,10 @@ def materialize(
     services: Sequence[str] | None = None,
     *,
     as_of_us: int | None = None,
+    allow_empty: bool = False,
     limits: ComputeLimits | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    on_view: Callable[[ComputedView], None] | None = None,
 ) -> list[Manifest]:
     """Compute what is not computed yet and publish a new base for each service.
 
@@ -47,8 +52,10 @@ def materialize(
         catalog: in force.
         services: names; default all services that store features.
         as_of_us: publish what was known at this time; default now.
+        allow_empty: publish even when that replaces rows by none.
         limits: memory and threads of DuckDB.
         progress: called with (stage, done, total); total is rows while a base is written.
+        on_view: called with each view's result, which counts the rows that were left out.
 
     Raises:
         ServiceNotFoundError: no such service.
@@ -56,17 +63,47 @@ def materialize(
         StoreError: the base could not be written or did not verify; the previous one stays in force.
     """
     state_dir = state_dir.resolve()
-    limits = limits or ComputeLimits()
-    as_of_us = time.time_ns() // 1000 if as_of_us is None else as_of_us
+    # From before the sources are read until the result is published: of two runs that overlap, the one that read older
+    # data must not publish last.
+    with locked(state_dir / "offline" / ".materialize.lock"):
+        return _materialize(
+            state_dir,
+            catalog,
+            services,
+            as_of_us=time.time_ns() // 1000 if as_of_us is None else as_of_us,
+            allow_empty=allow_empty,
+            limits=limits or ComputeLimits(),
+            progress=progress,
+            on_view=on_view,
+        )
+
+
+def _materialize(
+    state_dir: Path,
+    catalog: Catalog,
+    services: Sequence[str] | None,
+    *,
+    as_of_us: int,
+    allow_empty: bool,
+    limits: ComputeLimits,
+    progress: Callable[[str, int, int], None] | None,
+    on_view: Callable[[ComputedView], None] | None,
+) -> list[Manifest]:
     schemas = [catalog.service(name) for name in (catalog.services if services is None else services)]
     schemas = [schema for schema in schemas if schema.groups]  # nothing to store for request features alone
     views = {view.name: view for schema in schemas for view in catalog.views_of(schema)}
     computed = compute_views(catalog, state_dir, list(views.values()), limits=limits, progress=progress)
     by_name = {result.view.name: result for result in computed}
+    if on_view is not None:
+        for result in computed:
+            on_view(result)
     connection = connect(limits, state_dir, read=[result.path for result in computed], write=state_dir / "offline")
     try:
         return [
-            _publish(connection, schema, by_name, state_dir, as_of_us, catalog.digest, progress) for schema in schemas
+            _publish(
+                connection, schema, by_name, state_dir, as_of_us, catalog.digest, progress, allow_empty=allow_empty
+            )
+            for schema in schemas
         ]
     finally:
         connection.close()
@@ -80,6 +117,8 @@ def _publish(
     as_of_us: int,
     catalog_digest: str,
     progress: Callable[[str, int, int], None] | None,
+    *,
+    allow_empty: bool,
 ) -> Manifest:
     tables, categories = [], {}
     for done, group in enumerate(schema.groups):
@@ -95,6 +134,9 @@ def _publish(
                 table = _encode(table, view, column.name, values)
         tables.append(table)
 
+    if not allow_empty and not any(table.num_rows for table in tables):
+        _refuse_emptying(state_dir / "features" / schema.name, schema, as_of_us)
+
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress(f"{schema.name}: write base", done, total)
@@ -108,6 +150,20 @@ def _publish(
         catalog=catalog_digest,
         progress=report,
     )
+
+
+def _refuse_emptying(directory: Path, schema: ServiceSchema, as_of_us: int) -> None:
+    """Nothing at all is rarely what was meant: a time before every event, a unit mistaken, a file that came up empty."""
+    try:
+        published = read_manifest(directory).n_rows
+    except (NotMaterializedError, BaseCorruptError):
+        return
+    if published:
+        moment = datetime.fromtimestamp(as_of_us / 1e6, tz=UTC)
+        raise StoreError(
+            f"Service '{schema.name}': nothing was known at {moment:%Y-%m-%d %H:%M:%S} UTC, and the published base has "
+            f"{published} rows. Check --as-of and the sources' times; to publish no rows all the same, pass --allow-empty"
+        )
 
 
 def _newest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import importlib.util
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 
-from tiercel.errors import MissingExtraError, SourceError
+from tiercel.errors import MissingExtraError, SourceError, StoreError
 from tiercel.features.definitions import CSVSource, Source
 from tiercel.features.files import replace_file
 
@@ -111,7 +112,7 @@ class SourceSpec:
 class SourceFiles:
     """The files of a set of sources, found once, and digests of their content.
 
-    Digests are remembered in `<state>/offline/digests.json` by (path, size, mtime, inode), so unchanged files are not
+    Digests are remembered in `<state>/offline/digests.json` by (path, size, times, inode), so unchanged files are not
     read again. Losing that file costs one reading.
     """
 
@@ -134,10 +135,11 @@ class SourceFiles:
         whole, is_new = hashlib.sha256(), False
         for path in self.of(source):
             stat = _stat(source, path)
-            identity = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            # The change time cannot be set back, so a file rewritten in place is noticed whatever its other times say.
+            identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
             known = cache.get(str(path))
-            if known is not None and known[:3] == identity:
-                content = str(known[3])
+            if known is not None and known[:4] == identity:
+                content = str(known[4])
             else:
                 with path.open("rb") as stream:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -146,19 +148,20 @@ class SourceFiles:
                     is_new = True
             whole.update(content.encode())
         if is_new:
-            replace_file(self._cache_path, json.dumps(cache, indent=0).encode())
+            with contextlib.suppress(StoreError):  # only a cache
+                replace_file(self._cache_path, json.dumps(cache, indent=0).encode())
         return whole.hexdigest()
 
-    def stamp(self, sources: Iterable[SourceSpec]) -> tuple[tuple[str, int, int, int], ...]:
+    def stamp(self, sources: Iterable[SourceSpec]) -> tuple[tuple[str, int, int, int, int], ...]:
         """Cheap identity of the files now; equal stamps before and after a read mean nobody replaced them meanwhile."""
         stats = [(path, _stat(source, path)) for source in sources for path in self.of(source)]
-        return tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats)
+        return tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats)
 
     def _load(self) -> dict[str, list[Any]]:
         if self._cache is None:
             try:
                 loaded = json.loads(self._cache_path.read_bytes())
-                self._cache = {k: v for k, v in loaded.items() if isinstance(v, list) and len(v) == 4}
+                self._cache = {k: v for k, v in loaded.items() if isinstance(v, list) and len(v) == 5}
             except (OSError, ValueError, AttributeError):
                 self._cache = {}  # a cache: whatever is wrong with it, the files can be read again
         return self._cache

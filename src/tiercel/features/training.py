@@ -21,7 +21,7 @@ from tiercel.errors import SourceError
 from tiercel.features import dictionary
 from tiercel.features.compute import ComputedView, compute_views
 from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, quote_name
-from tiercel.types import DType, RequestField, TrainingSnapshot
+from tiercel.types import DType, RequestField, TrainingSnapshot, categories_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -147,8 +147,22 @@ def get_historical_features(
         digest=_digest(schema, matrix, times, table.select([*keys, *label_columns])),
         time_start_us=int(times.min()) if len(times) else None,
         time_end_us=int(times.max()) if len(times) else None,
+        dictionaries=_dictionaries(catalog, schema, state_dir),
     )
     return TrainingSet(whole, matrix, schema.features, schema, snapshot, tuple(label_columns))
+
+
+def _dictionaries(catalog: Catalog, schema: ServiceSchema, state_dir: Path) -> tuple[tuple[str, int, str], ...]:
+    """What the codes of text features mean, as `TrainingSnapshot.dictionaries` records it."""
+    views = {view.name: view for view in catalog.views_of(schema)}
+    found = []
+    for group in schema.groups:
+        for column in group.columns:
+            if column.dtype is DType.STRING:
+                view = views[group.views[column.view].name]
+                values = dictionary.load_values(state_dir, view, view.field(column.name))
+                found.append((column.name, len(values), categories_digest(values)))
+    return tuple(sorted(found))
 
 
 def to_float32(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
@@ -251,6 +265,8 @@ def _check_labels(
     # Nanoseconds are cut, never rounded up: a label must not move past a value it did not know.
     times = np.asarray(column.cast(pa.int64()).to_numpy())
     ticks = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 1}[column.type.unit]
+    if len(times) and max(abs(int(times.min())), abs(int(times.max()))) * ticks >= 2**63:
+        raise SourceError(f"Labels: '{timestamp_field}' holds times beyond what microseconds since 1970 can count.")
     return np.ascontiguousarray(times // 1000 if column.type.unit == "ns" else times * ticks)
 
 
