@@ -191,6 +191,9 @@ def test_model_without_service():
         (KEYS, {"rain": True}, "wrong_type", None, "got True"),
         (KEYS, {"rain": float("nan")}, "not_finite", None, "null for a missing value"),
         (KEYS, {"rain": float("inf")}, "not_finite", None, "inf"),
+        (KEYS, {"hour": 2**63}, "not_finite", None, "64-bit integer"),
+        (KEYS, {"hour": -1.2e29}, "not_finite", None, "64-bit integer"),
+        (KEYS, {"rain": 3.4028235677973366e38}, "not_finite", None, "float32"),
         (KEYS, {"rain": 1e39}, "not_finite", None, "1e\\+39"),
         (KEYS, {"rain": 10**400}, "not_finite", None, "float32"),
         (KEYS, {"hour": 7.5}, "wrong_type", None, r"integer at \$\.features\.hour, got 7.5"),
@@ -209,6 +212,13 @@ def test_refusals(directory, entities, features, code, row, message):
     with pytest.raises(RequestError, match=message) as caught:
         plan.predict(entities, {**REQUEST, **features}, stores.NOW_US)
     assert (caught.value.code, caught.value.row) == (code, row)
+
+
+def test_the_largest_float32_is_a_number(directory):
+    """The usual decimal of FLT_MAX is a little more than FLT_MAX, and rounds to it."""
+    plan, recorder = make_plan(directory, features=["rain"])
+    plan.predict(KEYS, {"rain": 3.4028235e38}, stores.NOW_US)
+    assert recorder.rows[0, 0] == np.finfo(np.float32).max
 
 
 def test_absent_request_features_are_named(directory):

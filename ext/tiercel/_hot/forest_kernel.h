@@ -44,7 +44,8 @@ enum { TC_SURE_LEVELS = 6 };
 /* Eight walks with their own starts and rows; `at` ends on the leaves.
  *
  * PERF: trees grown leaf by leaf are much deeper than their usual path. After TC_SURE_LEVELS, every other level asks
- *   whether all eight stand on leaves, which pays for itself from about 31 leaves on (bench_forest.py).
+ *   whether all eight stand on leaves. Measured on a noisy machine: about a tenth off 500 x 127 leaves, nothing certain
+ *   either way on 100 x 31. Revisit with bench_forest.py on a quiet one.
  */
 #define TC_DEFINE_WALK8(name, node_t)                                                                                  \
     static inline void name(const node_t* nodes, intptr_t* at, const float* r0, const float* r1, const float* r2,      \

@@ -1,4 +1,4 @@
-"""Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.plans."""
+"""Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.engine."""
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
@@ -17,7 +17,9 @@ from tiercel.errors import BaseCorruptError, EntityNotFoundError, RequestError, 
 from tiercel.types import NO_EVENT_US, STATIC_EVENT_US, DType
 
 cdef feature_t NAN_F = float("nan")
-cdef double FLOAT32_MAX = 3.4028234663852886e38
+# Halfway between the largest float32 and the next power of two: below it a double rounds to a finite float32.
+cdef double FLOAT32_BOUND = 3.4028235677973366e38
+cdef double INT64_BOUND = 9223372036854775808.0
 cdef int64_t NO_EVENT = NO_EVENT_US
 cdef int64_t STATIC_EVENT = STATIC_EVENT_US
 
@@ -304,6 +306,8 @@ cdef class ServingPlan:
                     code="missing_entity_key",
                 )
             columns.append(entities[name])
+            if type(entities[name]) is list and len(<list>entities[name]) < n_rows:
+                raise _changed_meanwhile("entities", name)
         for r in range(n_rows):
             key, length = scratch.keys + r * MAX_KEY_BYTES, 0
             for part in range(n_parts):
@@ -381,6 +385,8 @@ cdef class ServingPlan:
         for name, column in features.items():
             slot = <_Slot>self._slot_of[name]
             many = type(column) is list
+            if many and len(<list>column) < n_rows:
+                raise _changed_meanwhile("features", name)
             n_null = 0
             if slot.index < 0:
                 for r in range(n_rows if many else 1):
@@ -540,6 +546,11 @@ cdef int32_t _put_string(
     return length + <int32_t>size
 
 
+cdef object _changed_meanwhile(str part, str name):
+    """Other threads run while rows are read; a list they shortened must not be read past its end."""
+    return RequestError(f"The list at $.{part}.{name} became shorter while it was being scored", code="wrong_length")
+
+
 cdef object _key_too_long(str name, Py_ssize_t row, bint many):
     return RequestError(
         f"Expected an entity key of at most {MAX_KEY_BYTES - 2} bytes, got a longer one at "
@@ -571,14 +582,13 @@ cdef feature_t _convert(_Slot slot, object value, Py_ssize_t row, bint many) exc
             number = value
         except OverflowError:
             number = float("inf")
-        if not (-FLOAT32_MAX <= number <= FLOAT32_MAX):
+        if not (fabs(number) < (INT64_BOUND if slot.kind == KIND_INT else FLOAT32_BOUND)):
             raise RequestError(
-                f"Expected a finite float32 number at {_where('features', slot.name, row, many)}, got {_show(value)}. "
+                f"Expected a {'64-bit integer' if slot.kind == KIND_INT else 'finite float32 number'} at {_where('features', slot.name, row, many)}, got {_show(value)}. "
                 f"Send null for a missing value.",
                 code="not_finite", row=row if many else None,
             )
-        # A double of 2**63 or more has no fraction, and casting it to an integer would be undefined.
-        if slot.kind != KIND_INT or fabs(number) >= 9.2e18 or number == <double><int64_t>number:
+        if slot.kind != KIND_INT or number == <double><int64_t>number:
             return <feature_t>number
     wanted = {
         KIND_FLOAT: "a number", KIND_INT: "an integer", KIND_BOOL: "true or false", KIND_STRING: "a string",

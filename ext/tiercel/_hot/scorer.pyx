@@ -21,6 +21,8 @@ cdef class Scorer:
             MemoryError: no room for scratch space.
         Threads: safe; the GIL is released while scoring.
         """
+        if self.n_outputs == 0:
+            raise TypeError("Scorer is a base class; use one of its subclasses")
         if rows.shape[1] != self.n_features:
             raise ValueError(f"Expected rows of {self.n_features} features, got {rows.shape[1]}")
         cdef Py_ssize_t n_rows = rows.shape[0]

@@ -51,7 +51,7 @@ class DataPlane:
                 await self._predict(scope, receive, send)
             else:
                 reply = {"error": f"Expected POST, got {scope['method']}", "code": "method_not_allowed"}
-                await respond(send, 405, reply, payload.JSON)
+                await respond(send, 405, reply, payload.JSON, [(b"allow", b"POST")])
             return
         await self._starlette(scope, receive, send)
 

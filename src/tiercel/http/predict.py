@@ -14,6 +14,8 @@ from tiercel.http.request import parse_predict
 from tiercel.http.status import body_of, status_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.types import Receive, Scope, Send
 
     from tiercel.serving.engine import Engine
@@ -75,14 +77,14 @@ class PredictEndpoint:
         return reply
 
 
-async def respond(send: Send, status: int, reply: Any, kind: str) -> None:
+async def respond(send: Send, status: int, reply: Any, kind: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Send one complete reply."""
     body = payload.encode(reply, kind)
     await send(
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())],
+            "headers": [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *headers],
         }
     )
     await send({"type": "http.response.body", "body": body})
