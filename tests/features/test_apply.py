@@ -209,3 +209,35 @@ def test_unknown_service(tmp_path):
     catalog, _ = applied(tmp_path, SERVICE, events=EVENTS)
     with pytest.raises(ServiceNotFoundError, match="applied are: s"):
         catalog.service("t")
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT uid, ts, epoch(age(ts)) AS x FROM events", "calls age"),
+        ("SELECT uid, ts, x FROM events USING SAMPLE 3", "sample"),
+        ("SELECT uid, ts, x FROM events TABLESAMPLE 50%", "sample"),
+        ("SELECT uid, ts, row_number() OVER ()::DOUBLE AS x FROM events", "without ORDER BY"),
+        ("SELECT uid, ts, txid_current()::DOUBLE AS x FROM events", "calls txid_current"),
+        ("SELECT uid, ts, epoch(pg_conf_load_time()) AS x FROM events", "calls pg_conf_load_time"),
+    ],
+)
+def test_unrepeatable_queries(tmp_path, sql, message):
+    """What may differ from run to run is refused, however it is spelled."""
+    text = f"""
+events = ParquetSource('events', 'events.parquet')
+v = FeatureView('v', [Entity('uid')], [Field('x', Float64)], timestamp_field='ts', source=events, sql={sql!r})
+"""
+    with pytest.raises(DefinitionError, match=message):
+        applied(tmp_path, text, events={"uid": ["a"], "ts": times([us(1)]), "x": [1.0]})
+
+
+def test_repeatable_window_and_age(tmp_path):
+    """An ordered window and age between two columns are repeatable."""
+    sql = "SELECT uid, ts, row_number() OVER (ORDER BY ts) + epoch(age(ts, ts)) AS x FROM events"
+    text = f"""
+events = ParquetSource('events', 'events.parquet')
+v = FeatureView('v', [Entity('uid')], [Field('x', Float64)], timestamp_field='ts', source=events, sql={sql!r})
+"""
+    catalog, _ = applied(tmp_path, text, events={"uid": ["a"], "ts": times([us(1)]), "x": [1.0]})
+    assert list(catalog.views) == ["v"]

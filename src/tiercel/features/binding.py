@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tiercel.features.sources import SourceFiles, attach, connect, first_line, q
 from tiercel.types import DType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from tiercel.features.catalog import ViewRecord
@@ -36,27 +38,13 @@ _EXACT = {
     DType.STRING: frozenset({"VARCHAR"}),  # and any ENUM
 }
 _TIMES = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
-#: A result that depends on these cannot be reused, nor the same for training and serving.
-_UNREPEATABLE = frozenset(
-    [
-        "now",
-        "get_current_timestamp",
-        "current_timestamp",
-        "transaction_timestamp",
-        "today",
-        "current_date",
-        "get_current_time",
-        "current_time",
-        "current_localtime",
-        "current_localtimestamp",
-        "random",
-        "setseed",
-        "uuid",
-        "gen_random_uuid",
-        "uuidv4",
-        "uuidv7",
-        "nextval",
-    ]
+#: Depends on the time although DuckDB's catalog does not say so: keywords that the parser rewrites.
+_CLOCKS = frozenset(
+    ["current_date", "current_timestamp", "current_time", "today", "current_localtime", "current_localtimestamp"]
+)
+#: Window functions whose values depend on the rows' order, so without ORDER BY on the threads' timing.
+_ORDERED_WINDOWS = frozenset(
+    f"WINDOW_{name}" for name in ("ROW_NUMBER", "NTILE", "LEAD", "LAG", "FIRST_VALUE", "LAST_VALUE", "NTH_VALUE")
 )
 
 
@@ -180,23 +168,61 @@ def _needed(view: ViewRecord) -> list[str]:
 
 
 def _check_repeatable(connection: duckdb.DuckDBPyConnection, what: str, query: str) -> None:
+    """Refuse what may give another result on the next run: it could not be reused, nor be the same for training and serving."""
     row = connection.execute(f"SELECT json_serialize_sql({quote_text(query)})").fetchone()
-    used = _functions(json.loads(row[0])) if row is not None else set()
-    for name in sorted(used & _UNREPEATABLE):
+    nodes = list(_nodes(json.loads(row[0]))) if row is not None else []
+    if any(node.get("sample") for node in nodes):
         raise DefinitionError(
-            f"{what}, sql: calls {name}(), so its result would differ from run to run. Freshness is the ttl's business; "
+            f"{what}, sql: takes a sample, so its result would differ from run to run. Select rows by a condition, such as "
+            "hash(key) % 10 = 0."
+        )
+    for node in nodes:
+        if node.get("type") in _ORDERED_WINDOWS and not (node.get("orders") or node.get("arg_orders")):
+            raise DefinitionError(
+                f"{what}, sql: {node.get('function_name')}() OVER a window without ORDER BY, so its result would differ from "
+                "run to run. Order the window by columns that are unique within it."
+            )
+    for name in sorted(_calls(nodes) & (_CLOCKS | _unrepeatable(connection))):
+        raise DefinitionError(
+            f"{what}, sql: calls {name.removesuffix('()')}(), so its result would differ from run to run. Freshness is the ttl's business; "
             "derive times from the sources' columns."
         )
 
 
-def _functions(node: Any) -> set[str]:
-    """Names of all functions called in a parsed statement."""
+def _unrepeatable(connection: duckdb.DuckDBPyConnection) -> frozenset[str]:
+    """Functions that DuckDB itself does not call consistent, and the macros that mention one."""
+    rows = connection.execute(
+        "SELECT lower(function_name), stability, lower(macro_definition) FROM duckdb_functions() "
+        "WHERE stability <> 'CONSISTENT' OR macro_definition IS NOT NULL"
+    ).fetchall()
+    # error() is how a view refuses bad rows; it gives no value.
+    names = {name for name, stability, _ in rows if stability not in (None, "CONSISTENT")} - {"error"}
+    clocks = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names | _CLOCKS)))})\b")
+    macros = {name for name, _, definition in rows if definition is not None and clocks.search(definition)}
+    return frozenset(names | macros | {"age()"})
+
+
+def _calls(nodes: Iterable[dict[str, Any]]) -> set[str]:
+    """Names of all functions called; `age()` is age with one argument, which counts from today."""
+    names: set[str] = set()
+    for node in nodes:
+        if "function_name" in node:
+            name = str(node["function_name"]).lower()
+            names.add(
+                "age()" if name == "age" and len(node.get("arguments") or node.get("children") or ()) == 1 else name
+            )
+        # A bare CURRENT_DATE is parsed as a column until it is bound.
+        if node.get("class") == "COLUMN_REF" and len(node.get("column_names", ())) == 1:
+            names |= {str(node["column_names"][0]).lower()} & _CLOCKS
+    return names
+
+
+def _nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a parsed statement."""
     if isinstance(node, list):
-        return set().union(*map(_functions, node))
-    if not isinstance(node, dict):
-        return set()
-    own = {str(node["function_name"]).lower()} if "function_name" in node else set()
-    # A bare CURRENT_DATE is parsed as a column until it is bound.
-    if node.get("class") == "COLUMN_REF" and len(node.get("column_names", ())) == 1:
-        own |= {str(node["column_names"][0]).lower()} & {"current_date", "current_timestamp", "current_time", "today"}
-    return own.union(*map(_functions, node.values()))
+        for item in node:
+            yield from _nodes(item)
+    elif isinstance(node, dict):
+        yield node
+        for item in node.values():
+            yield from _nodes(item)
