@@ -241,3 +241,29 @@ v = FeatureView('v', [Entity('uid')], [Field('x', Float64)], timestamp_field='ts
 """
     catalog, _ = applied(tmp_path, text, events={"uid": ["a"], "ts": times([us(1)]), "x": [1.0]})
     assert list(catalog.views) == ["v"]
+
+
+def test_names_that_differ_only_by_case(tmp_path):
+    """Two features of a service whose names differ only by case are refused: SQL would mix them up."""
+    text = """
+events = ParquetSource('events', 'events.parquet', timestamp_field='ts')
+other = ParquetSource('other', 'other.parquet', timestamp_field='ts')
+user = Entity('uid')
+v = FeatureView('v', [user], [Field('amt', Float64)], source=events)
+w = FeatureView('w', [user], [Field('Amt', Float64)], source=other)
+one = FeatureService('one', [v, w])
+"""
+    row = {"uid": ["a"], "ts": times([us(1)])}
+    with pytest.raises(DefinitionError, match="'amt' and 'Amt' differ only"):
+        applied(tmp_path, text, events={**row, "amt": [1.0]}, other={**row, "Amt": [2.0]})
+
+
+def test_file_without_a_column(tmp_path):
+    """A file that lacks a column the source's other files have is named, not read as missing values."""
+    text = """
+events = ParquetSource('events', '*.parquet', timestamp_field='ts')
+v = FeatureView('v', [Entity('uid')], [Field('x', Float64)], source=events)
+"""
+    row = {"uid": ["a"], "ts": times([us(1)])}
+    with pytest.raises(SourceError, match=r"old\.parquet has no column 'x'"):
+        applied(tmp_path, text, new={**row, "x": [1.0]}, old=row)

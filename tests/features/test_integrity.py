@@ -140,12 +140,3 @@ def test_a_state_directory_that_cannot_be_written(tmp_path):
     (state / "offline").write_text("in the way")
     with pytest.raises(StoreError, match="offline"):
         materialize(state, catalog, as_of_us=us(9))
-
-
-def test_label_times_beyond_microseconds(tmp_path):
-    """A time that microseconds cannot count is refused instead of wrapping around."""
-    catalog, state = applied(tmp_path, TEXT, events=ROWS)
-    far = pa.array([2**62, 0], pa.int64()).cast(pa.timestamp("s"))
-    labels = pa.table({"uid": ["a", "b"], "event_timestamp": far})
-    with pytest.raises(SourceError, match="beyond"):
-        get_historical_features(catalog, state, labels, "svc")

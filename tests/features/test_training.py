@@ -258,3 +258,31 @@ def test_many_labels_keep_their_order(project):
     )
     found = get_historical_features(*project, frame, "s")
     np.testing.assert_array_equal(found.X[:, 2], np.float32([1, np.inf])[order])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [("Bool", [2]), ("Int64", ["12"]), ("Float32", ["1e3"]), ("Float64", [True])]
+)
+def test_request_features_are_not_coerced(tmp_path, kind, values):
+    """A request feature of a type that the server refuses is refused in labels too, with column and value."""
+    text = f"""
+e = ParquetSource('e', 'e.parquet', timestamp_field='ts')
+v = FeatureView('v', [Entity('uid')], [Field('x', Float64)], source=e)
+one = FeatureService('one', [v, RequestSource('r', [Field('q', {kind})])])
+"""
+    catalog, state = applied(tmp_path, text, e={"uid": ["a"], "ts": times([us(1)]), "x": [1.0]})
+    labels = pa.table({"uid": ["a"], "event_timestamp": times([us(2)]), "q": values})
+    with pytest.raises(SourceError, match=f"'q' is .*, expected .*{values[0]!r}"):
+        get_historical_features(catalog, state, labels, "one")
+
+
+def test_label_times_beyond_microseconds(tmp_path):
+    """A time that int64 microseconds cannot hold is refused, not wrapped around."""
+    text = """
+e = ParquetSource('e', 'e.parquet', timestamp_field='ts')
+one = FeatureService('one', [FeatureView('v', [Entity('uid')], [Field('x', Float64)], source=e)])
+"""
+    catalog, state = applied(tmp_path, text, e={"uid": ["a"], "ts": times([us(1)]), "x": [1.0]})
+    labels = pa.table({"uid": ["a"], "event_timestamp": pa.array([2**60], pa.timestamp("s"))})
+    with pytest.raises(SourceError, match="beyond what microseconds"):
+        get_historical_features(catalog, state, labels, "one")

@@ -55,6 +55,7 @@ def apply(
     Raises:
         DefinitionError: a definition is wrong; the message says where and what to write instead.
         SourceError, MissingExtraError: a source cannot be read.
+        StoreError: the state directory cannot be written.
     """
     project_dir, state_dir = project_dir.resolve(), state_dir.resolve()
     definitions = load_definitions(project_dir)
@@ -166,6 +167,7 @@ def _service_schema(service: FeatureService, views: dict[str, ViewRecord]) -> Se
         index = group.views.index(record)
         group.columns += [Column(name, record.field(name).dtype, index) for name in selected]
         names += selected
+    _refuse_near_duplicates(service, [*names, *(key.name for keys in groups for key in keys)])
     schema = ServiceSchema(
         name=service.name,
         groups=tuple(
@@ -182,6 +184,18 @@ def _service_schema(service: FeatureService, views: dict[str, ViewRecord]) -> Se
         except DefinitionError as error:
             raise DefinitionError(f"{service.where}: FeatureService '{service.name}': {error}") from error
     return schema
+
+
+def _refuse_near_duplicates(service: FeatureService, names: list[str]) -> None:
+    """SQL ignores case, so two names that differ by it alone would be one column."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise DefinitionError(
+                f"{service.where}: FeatureService '{service.name}': names '{other}' and '{name}' differ only in upper and "
+                "lower case, which SQL ignores. Rename one."
+            )
 
 
 @dataclass

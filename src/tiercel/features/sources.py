@@ -230,9 +230,28 @@ def attach(
         kind, limit = "TABLE" if is_table else "VIEW", " LIMIT 0" if stage == "columns" else ""
         relation = source.relation(files.of(source))
         try:
+            _check_same_columns(connection, source, files.of(source))
             connection.execute(f"CREATE TEMP {kind} {quote_name(source.name)} AS FROM {relation}{limit}")
         except duckdb.Error as error:
             raise SourceError(f"Source '{source.name}' ({source.path}): {first_line(error)}") from error
+
+
+def _check_same_columns(connection: duckdb.DuckDBPyConnection, source: SourceSpec, paths: Sequence[Path]) -> None:
+    """Refuse a file without a column that others of its source have: its rows would read as missing values."""
+    if len(paths) < 2:
+        return
+    columns = {}
+    for path in paths:
+        described = connection.execute(f"DESCRIBE FROM {source.relation([path])}").fetchall()
+        columns[path] = {str(row[0]).casefold(): str(row[0]) for row in described}
+    every = {key: name for names in columns.values() for key, name in names.items()}
+    for path, names in columns.items():
+        for key, name in every.items():
+            if key not in names:
+                raise SourceError(
+                    f"Source '{source.name}': {path} has no column '{name}', which other files of {source.path} have. Add it, "
+                    "or give these files a source of their own."
+                )
 
 
 def quote_name(name: str) -> str:

@@ -363,6 +363,8 @@ def _request_vector(schema: ServiceSchema, name: str, table: pa.Table) -> npt.ND
 
 def _request_column(field: RequestField, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if field.dtype is DType.STRING:
+        if not (_is_text(_plain_type(column.type)) or pa.types.is_null(column.type)):
+            raise _wrong_type(field, column)
         text = _as(column, pa.string())
         codes = pc.index_in(text, value_set=pa.array(field.categories, pa.string()))
         if codes.null_count != text.null_count:
@@ -371,9 +373,22 @@ def _request_column(field: RequestField, column: pa.ChunkedArray) -> pa.ChunkedA
                 f"Labels: request feature '{field.name}' has value {unknown[0]!r} outside its categories."
             )
         return codes
+    kind = column.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not (pa.types.is_null(kind) or (pa.types.is_boolean(kind) if field.dtype is DType.BOOL else is_number)):
+        # As the server does: neither text nor numbers nor booleans stand for one another.
+        raise _wrong_type(field, column)
     target = {DType.BOOL: pa.bool_(), DType.INT64: pa.int64(), DType.FLOAT64: pa.float64(), DType.FLOAT32: pa.float64()}
     # A float32 field takes float64 numbers as a JSON request would; the cast to float32 comes once, at the end.
     return column.cast(target[field.dtype])
+
+
+def _wrong_type(field: RequestField, column: pa.ChunkedArray) -> SourceError:
+    values = column.drop_null()
+    shown = f" (got {values[0].as_py()!r})" if len(values) else ""
+    return SourceError(
+        f"Labels: request feature '{field.name}' is {column.type}, expected {field.dtype.value}{shown}. Convert the column."
+    )
 
 
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
