@@ -1,6 +1,6 @@
 """Scoring tree ensembles: the compiled forest beside LightGBM and onnxruntime on the same models and rows.
 
-    python -m benchmarks.bench_forest [--rounds 15] [--quick]
+    python -m benchmarks.bench_forest [--rounds 15] [--smoke]
 
 Every contender's answers are compared first. One row: each call gets another of 4,096 rows, so branch predictors and caches
 are not flattered by one hot input. "from C" calls the scorer from compiled code, as the serving plan does; "from Python"
