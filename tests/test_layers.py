@@ -36,6 +36,8 @@ DOORS = {
     "linear": {"tiercel.models.ir"},
     "scorer": set(),
     "wire": {"tiercel.models.onnx_proto"},
+    "http": set(),
+    "protocol": {"tiercel.http.native"},
     "plan": {"tiercel.serving.engine", "tiercel.serving.routes"},
 }
 

@@ -13,8 +13,12 @@ url = "sqlite:///..."              # any SQLAlchemy URL; default: registry.db in
 host = "127.0.0.1"
 port = 8000
 max_rows = 10000                   # rows of one request
-max_body_bytes = 16777216
+max_body_bytes = 4194304
+max_head_bytes = 32768             # request line and headers
+max_connections = 20000
+header_timeout_s = 10.0            # from a request's first byte to the end of its headers
 body_timeout_s = 10.0              # a body must have arrived by then
+idle_timeout_s = 75.0              # a connection without a request is closed
 shutdown_grace_s = 30.0            # how long requests in flight may take after SIGTERM
 verify_bases = true                # hash a base before it goes live; false only checks its size
 """
@@ -37,7 +41,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "max_rows": (1, 1_000_000),
     "max_body_bytes": (1, 1 << 30),
+    "max_head_bytes": (1024, 1 << 20),
+    "max_connections": (1, 1_000_000),
+    "header_timeout_s": (0.01, 3600),
     "body_timeout_s": (0.01, 3600),
+    "idle_timeout_s": (0.01, 86_400),
     "shutdown_grace_s": (0, 3600),
 }
 
@@ -50,7 +58,11 @@ class ServerSettings:
     port: int = 8000
     max_rows: int = 10_000
     max_body_bytes: int = 4 * 1024 * 1024
+    max_head_bytes: int = 32_768
+    max_connections: int = 20_000
+    header_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
+    idle_timeout_s: float = 75.0
     shutdown_grace_s: float = 30.0
     verify_bases: bool = True
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from tiercel.http.native import NativeHttp
     from tiercel.settings import ServerSettings
 
 PREDICT = "/predict/"
@@ -31,8 +32,9 @@ PREDICT = "/predict/"
 class DataPlane:
     """The ASGI application. Routes `POST /predict/...` itself: Starlette's stack would double the cost of a request."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, native: NativeHttp | None = None) -> None:
         self._engine = engine
+        self._native = native
         self._predict = PredictEndpoint(engine, settings)
         self._starlette = Starlette(
             routes=[
@@ -77,12 +79,14 @@ class DataPlane:
             if routes.problems
             else "materialize a feature service, promote a model"
         )
-        body = {
+        body: dict[str, Any] = {
             "status": "ready" if ready else f"nothing to serve: {waiting}",
             "models": {name: dict(model.aliases) for name, model in sorted(routes.models.items())},
             "services": {name: base.manifest.base_name for name, base in sorted(routes.services.items())},
             "problems": [*routes.problems, *self._engine.watch_problems],
         }
+        if self._native is not None:
+            body["fast_path"] = self._native.counts
         return _json(body, 200 if ready else 503)
 
 

@@ -16,11 +16,42 @@ from tiercel.http.status import body_of, status_of
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from tiercel.serving.engine import Engine
+    from tiercel.http.request import PredictRequest
+    from tiercel.serving.engine import Engine, ServingPlan
     from tiercel.settings import ServerSettings
 
 log = logging.getLogger("tiercel.http")
 REALTIME = "realtime"
+
+
+class Replies:
+    """Makes replies of plans' answers. Ids are unique across restarts and workers: 64 random bits, then a counter."""
+
+    def __init__(self) -> None:
+        self._id_prefix = secrets.token_hex(8)
+        self._counter = itertools.count(1)
+
+    def reply(self, plan: ServingPlan, request: PredictRequest) -> dict[str, Any]:
+        """Score one request.
+
+        Raises:
+            TiercelError: as `ServingPlan.predict`.
+        """
+        single, scores, oldest_age_us, missing = plan.predict(request.entities, request.features, request.now_us)
+        reply: dict[str, Any] = {
+            "id": f"{self._id_prefix}{next(self._counter):x}",
+            "model": plan.model,
+            "version": plan.version,
+            "tier": REALTIME,
+            "score" if single else "scores": scores,
+        }
+        if plan.n_outputs > 1:
+            reply["classes"] = plan.signature.classes
+        reply["features"] = {
+            "oldest_age_ms": None if oldest_age_us is None else oldest_age_us / 1000,
+            "missing": [name for name, _ in missing] if single else dict(missing),
+        }
+        return reply
 
 
 class PredictEndpoint:
@@ -31,9 +62,7 @@ class PredictEndpoint:
         self._max_rows = settings.max_rows
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_s = settings.body_timeout_s
-        # Ids are unique across restarts and workers: 64 random bits per process, then a counter.
-        self._id_prefix = secrets.token_hex(8)
-        self._counter = itertools.count(1)
+        self._replies = Replies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure becomes an error body, none escapes to the server."""
@@ -58,21 +87,7 @@ class PredictEndpoint:
         plan = self._engine.find_plan(reference)
         if plan is None:
             plan = await self._engine.load_plan(reference)
-        single, scores, oldest_age_us, missing = plan.predict(request.entities, request.features, request.now_us)
-        reply: dict[str, Any] = {
-            "id": f"{self._id_prefix}{next(self._counter):x}",
-            "model": plan.model,
-            "version": plan.version,
-            "tier": REALTIME,
-            "score" if single else "scores": scores,
-        }
-        if plan.n_outputs > 1:
-            reply["classes"] = plan.signature.classes
-        reply["features"] = {
-            "oldest_age_ms": None if oldest_age_us is None else oldest_age_us / 1000,
-            "missing": [name for name, _ in missing] if single else dict(missing),
-        }
-        return reply
+        return self._replies.reply(plan, request)
 
 
 async def respond(send: Send, status: int, reply: Any, kind: str) -> None:

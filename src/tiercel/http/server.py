@@ -1,4 +1,4 @@
-"""Running the data plane under uvicorn: one bound socket, uvloop, httptools, graceful stop."""
+"""Running the data plane under uvicorn: one bound socket, uvloop, the compiled protocol, graceful stop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from tiercel.http.app import DataPlane
+from tiercel.http.native import NativeHttp
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
 
@@ -84,17 +85,18 @@ def serve(settings: Settings, listener: socket.socket, *, on_ready: Callable[[],
     try:
         engine = Engine(settings, registry)
         engine.refresh()  # connections wait in the listening socket's queue meanwhile
+        native = NativeHttp(engine, settings.server)
         config = uvicorn.Config(
-            DataPlane(engine, settings.server),
+            DataPlane(engine, settings.server, native),
             loop="uvloop",
-            http="httptools",
+            http=native.protocol,  # type: ignore[arg-type]  # uvicorn only ever calls it
             ws="none",
             lifespan="on",
             interface="asgi3",
             access_log=False,
             log_config=None,
             server_header=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=max(1, int(settings.server.idle_timeout_s)),
             timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace_s),
         )
         _Server(config, on_ready).run(sockets=[listener])

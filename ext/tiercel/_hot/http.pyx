@@ -1,0 +1,215 @@
+"""The strict head parser; see http.pxd for the shape and the contract. Owner: tiercel.http.native."""
+
+from libc.string cimport memcmp
+
+from tiercel._hot.typedefs cimport uint8_t
+
+NEED_MORE, FAST, HAND_ON = HEAD_NEED_MORE, HEAD_FAST, HEAD_HAND_ON
+
+# What a byte may be part of.
+cdef enum:
+    TOKEN = 1          # a header name (RFC 9110 tchar)
+    VALUE = 2          # a header value here: printable ASCII and space, not tab
+    REFERENCE = 4      # a model reference
+    HOST = 8           # a host and port
+
+cdef uint8_t CLASS_OF[256]
+
+
+cdef void _classify() noexcept:
+    cdef int byte
+    cdef uint8_t mask
+    for byte in range(256):
+        mask = 0
+        if 32 <= byte < 127:
+            mask |= VALUE
+        if 48 <= byte < 58 or 65 <= byte < 91 or 97 <= byte < 123:
+            mask |= TOKEN | REFERENCE | HOST
+        CLASS_OF[byte] = mask
+    for byte in b"!#$%&'*+-.^_`|~":
+        CLASS_OF[byte] |= TOKEN
+    for byte in b"-._@:":
+        CLASS_OF[byte] |= REFERENCE
+    for byte in b"-._:[]":
+        CLASS_OF[byte] |= HOST
+
+
+_classify()
+
+# The request line up to the reference, and from it.
+cdef const char* START = b"POST /predict/"
+cdef const char* END = b" HTTP/1.1\r\n"
+cdef enum:
+    START_LENGTH = 14
+    END_LENGTH = 11
+
+# Headers that mean something here, as bits of what was seen.
+cdef enum:
+    SEEN_HOST = 1
+    SEEN_LENGTH = 2
+    SEEN_TYPE = 4
+    SEEN_CONNECTION = 8
+    REQUIRED = 7
+
+
+cdef bint _same(const uint8_t* text, const char* lower, Py_ssize_t length) noexcept nogil:
+    """Whether `length` bytes of text equal the lower-case letters and '-', '/', '.' of `lower`, in any case."""
+    cdef Py_ssize_t i
+    cdef uint8_t byte
+    for i in range(length):
+        byte = text[i]
+        if 65 <= byte < 91:
+            byte |= 32
+        if byte != <uint8_t>lower[i]:
+            return False
+    return True
+
+
+cdef int _kind_of(const uint8_t* value, Py_ssize_t length) noexcept nogil:
+    """BodyKind of a Content-Type, -1 for any other type."""
+    cdef Py_ssize_t i = 0
+    while i < length and value[i] != 59:  # ';'
+        i += 1
+    while i > 0 and value[i - 1] == 32:
+        i -= 1
+    if i == 16 and _same(value, b"application/json", 16):
+        return BODY_JSON
+    if i == 19 and _same(value, b"application/msgpack", 19):
+        return BODY_MSGPACK
+    if i == 21 and _same(value, b"application/x-msgpack", 21):
+        return BODY_MSGPACK
+    if i == 23 and _same(value, b"application/vnd.msgpack", 23):
+        return BODY_MSGPACK
+    return -1
+
+
+cdef Py_ssize_t _length_of(const uint8_t* value, Py_ssize_t length) noexcept nogil:
+    """A Content-Length of 1 to 15 digits (which cannot overflow), -1 for anything else."""
+    cdef Py_ssize_t total = 0, i
+    if length < 1 or length > 15:
+        return -1
+    for i in range(length):
+        if value[i] < 48 or value[i] > 57:
+            return -1
+        total = total * 10 + (value[i] - 48)
+    return total
+
+
+cdef bint _is_host(const uint8_t* value, Py_ssize_t length) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(length):
+        if not CLASS_OF[value[i]] & HOST:
+            return False
+    return length > 0
+
+
+cdef bint _take_header(
+    const uint8_t* name, Py_ssize_t name_length, const uint8_t* value, Py_ssize_t length, Py_ssize_t max_body_bytes,
+    int* seen, Head* out,
+) noexcept nogil:
+    """Note one header; False when it takes the request out of the shape."""
+    cdef int bit = 0
+    if name_length == 4 and _same(name, b"host", 4):
+        bit = SEEN_HOST
+        if not _is_host(value, length):
+            return False
+    elif name_length == 14 and _same(name, b"content-length", 14):
+        bit = SEEN_LENGTH
+        out.content_length = _length_of(value, length)
+        if out.content_length < 0 or out.content_length > max_body_bytes:
+            return False
+    elif name_length == 12 and _same(name, b"content-type", 12):
+        bit = SEEN_TYPE
+        out.kind = _kind_of(value, length)
+        if out.kind < 0:
+            return False
+    elif name_length == 10 and _same(name, b"connection", 10):
+        bit = SEEN_CONNECTION
+        if length != 10 or not _same(value, b"keep-alive", 10):
+            return False
+    elif (
+        (name_length == 17 and _same(name, b"transfer-encoding", 17))
+        or (name_length == 16 and _same(name, b"content-encoding", 16))
+        or (name_length == 16 and _same(name, b"proxy-connection", 16))
+        or (name_length == 6 and _same(name, b"expect", 6))
+        or (name_length == 7 and (_same(name, b"upgrade", 7) or _same(name, b"trailer", 7)))
+        or (name_length == 2 and _same(name, b"te", 2))
+    ):
+        return False
+    if seen[0] & bit:
+        return False
+    seen[0] |= bit
+    return True
+
+
+cdef HeadStatus parse_head(const uint8_t* data, Py_ssize_t size, Py_ssize_t max_body_bytes, Head* out) noexcept nogil:
+    cdef Py_ssize_t at, name, value, end, n_headers = 0
+    cdef int seen = 0
+    cdef bint whole = size < MAX_HEAD_BYTES     # False: what is missing would be beyond the cap
+    cdef HeadStatus more = HEAD_NEED_MORE if whole else HEAD_HAND_ON
+    if size > MAX_HEAD_BYTES:
+        size = MAX_HEAD_BYTES
+    if memcmp(data, START, <size_t>min(size, START_LENGTH)) != 0:
+        return HEAD_HAND_ON
+    at = START_LENGTH
+    while at < size and CLASS_OF[data[at]] & REFERENCE:
+        at += 1
+    if at >= size:
+        return more
+    if at == START_LENGTH or memcmp(data + at, END, <size_t>min(size - at, END_LENGTH)) != 0:
+        return HEAD_HAND_ON
+    out.reference_start, out.reference_length = START_LENGTH, at - START_LENGTH
+    at += END_LENGTH
+    while True:
+        # At the start of a line.
+        if at >= size:
+            return more
+        if data[at] == 13:
+            if at + 1 >= size:
+                return more
+            if data[at + 1] != 10 or seen & REQUIRED != REQUIRED:
+                return HEAD_HAND_ON
+            out.head_length = at + 2
+            return HEAD_FAST
+        n_headers += 1
+        if n_headers > MAX_HEADERS:
+            return HEAD_HAND_ON
+        name = at
+        while at < size and CLASS_OF[data[at]] & TOKEN:
+            at += 1
+        if at >= size:
+            return more
+        if data[at] != 58 or at == name:  # ':'
+            return HEAD_HAND_ON
+        end = at
+        at += 1
+        while at < size and data[at] == 32:
+            at += 1
+        value = at
+        while at < size and CLASS_OF[data[at]] & VALUE:
+            at += 1
+        if at >= size:
+            return more
+        if data[at] != 13:
+            return HEAD_HAND_ON
+        if at + 1 >= size:
+            return more
+        if data[at + 1] != 10:
+            return HEAD_HAND_ON
+        if not _take_header(data + name, end - name, data + value, at - value, max_body_bytes, &seen, out):
+            return HEAD_HAND_ON
+        at += 2
+
+
+def read_head(const uint8_t[::1] data not None, Py_ssize_t max_body_bytes):
+    """Offsets of one head; see http.pyi."""
+    cdef Head head
+    cdef HeadStatus status
+    if data.shape[0] == 0:
+        return HEAD_NEED_MORE, 0, 0, 0, 0, 0
+    status = parse_head(&data[0], data.shape[0], max_body_bytes, &head)
+    if status != HEAD_FAST:
+        return status, 0, 0, 0, 0, 0
+    return (
+        status, head.reference_start, head.reference_length, head.head_length, head.content_length, head.kind
+    )

@@ -1,0 +1,76 @@
+# protocol.pxd - one client connection: predictions of the boring shape are answered here, all else is handed on.
+#
+# Bytes come in through data_received(). Every complete request whose head is HEAD_FAST (http.pxd), whose reference is
+# loaded and whose plan answers (`answer_body` returns a reply, not None) is answered at once, in order; the replies of
+# one read event go out in one write. From the first request that is none of this, the connection belongs to the general
+# protocol, which receives the bytes from that request on, untouched; it returns the connection with adopt() when it has
+# nothing left to do. So there is one writer at any moment, and an error has one author.
+#
+# Limits : a request's head and body have a deadline each, counted from their first byte however they trickle; an idle
+#          connection and a peer that does not read its replies have another. At most max_connections connections.
+#          A head is at most MAX_HEAD_BYTES, a body at most max_body_bytes; what is larger is handed on unread.
+# Flow   : while the transport's write buffer is full nothing is read and nothing more is answered.
+# Owns   : FastPath owns the output buffer that all its connections share; a connection owns the bytes of its one
+#          incomplete request, and its timer.
+# Lends  : `body` to answer_body() for the call.
+# GIL    : held throughout; the plan releases it for large requests.
+# Threads: all calls on the thread of the event loop.
+from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
+
+# How much is gathered before it is written and the transport may say stop.
+cdef enum:
+    WRITE_BYTES = 65536
+
+
+cdef enum Phase:
+    PHASE_IDLE          # between requests
+    PHASE_HEAD          # part of a head is here
+    PHASE_BODY          # a head and part of its body are here
+    PHASE_PAUSED        # the peer does not read: requests may be waiting in the buffer
+    PHASE_AWAY          # handed on, refused or closed
+
+
+cdef enum Outcome:
+    OUTCOME_DONE        # everything was answered
+    OUTCOME_PARTIAL     # an incomplete request is left
+    OUTCOME_HAND_ON     # the next request is not for this path
+    OUTCOME_PAUSED      # the transport is full
+
+
+# What all connections of a server share.
+cdef class FastPath:
+    cdef readonly uint64_t answered        # requests this path answered
+    cdef public uint64_t handed_on         # requests the general path received; counted there
+    cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
+    cdef readonly Py_ssize_t max_body_bytes, max_connections
+    cdef object _engine, _hand_on, _refuse, _answer
+    cdef uint8_t* _out
+    cdef Py_ssize_t _out_size, _out_capacity
+    cdef object _routes                    # the Routes that _plan was found in
+    cdef bytes _reference
+    cdef object _plan                      # plan of _reference, or None
+    cdef object _default_headers           # the list that _prefix was made from
+    cdef bytes _prefix
+
+    cdef object _find(self, const uint8_t* reference, Py_ssize_t length)
+    cdef int _refresh_prefix(self, object server_state) except -1
+    cdef int _put(self, const uint8_t* data, Py_ssize_t size) except -1
+    cdef int _put_reply(self, bytes body, int kind, bint close) except -1
+
+
+cdef class HotProtocol:
+    cdef readonly FastPath path
+    cdef readonly object config, server_state, app_state, loop
+    cdef object _transport, _timer
+    cdef bytearray _buffer                 # the incomplete request, or None
+    cdef Py_ssize_t _needed                # bytes of it that are worth another look
+    cdef double _deadline, _timer_at       # seconds of the monotonic clock
+    cdef Phase _phase
+    cdef bint _write_paused, _draining
+
+    cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
+    cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, Py_ssize_t* consumed) except *
+    cdef int _flush(self) except -1
+    cdef int _set_phase(self, Phase phase, bint renew) except -1
+    cdef int _arm(self, double now) except -1
+    cdef int _leave(self) except -1

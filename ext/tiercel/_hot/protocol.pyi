@@ -1,0 +1,55 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+class FastPath:
+    """What the connections of one server share: limits, counts, the way to the plans.
+
+    Args:
+        engine: has `routes` (`tiercel.serving.routes.Routes`, replaced whole).
+        hand_on: `(protocol, transport, data, deadline_s, write_paused, draining)`: takes the connection, with the
+            bytes not yet answered and the seconds left to complete them.
+        refuse: `(protocol, transport, status, code, text)`: answers with an error, then closes.
+        answer: `(plan, body, kind, now_us) -> bytes | None`.
+    """
+
+    answered: int
+    handed_on: int
+    header_timeout_s: float
+    body_timeout_s: float
+    idle_timeout_s: float
+    max_body_bytes: int
+    max_connections: int
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        header_timeout_s: float,
+        body_timeout_s: float,
+        idle_timeout_s: float,
+        max_body_bytes: int,
+        max_connections: int,
+        hand_on: Callable[[HotProtocol, asyncio.Transport, bytes, float, bool, bool], None],
+        refuse: Callable[[HotProtocol, asyncio.Transport, int, str, str], None],
+        answer: Callable[[Any, bytes, int, int], bytes | None],
+    ) -> None: ...
+
+class HotProtocol:
+    """The asyncio protocol of one connection."""
+
+    path: FastPath
+    config: Any
+    server_state: Any
+    app_state: dict[str, Any]
+    loop: asyncio.AbstractEventLoop
+    def __init__(
+        self, path: FastPath, config: Any, server_state: Any, app_state: dict[str, Any], loop: asyncio.AbstractEventLoop
+    ) -> None: ...
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def adopt(self, transport: asyncio.Transport, write_paused: bool) -> None: ...
+    def shutdown(self) -> None: ...

@@ -1,0 +1,334 @@
+"""The connection's hot path; see protocol.pxd for the contract. Owner: tiercel.http.native."""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.string cimport memcmp, memcpy
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+
+from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
+from tiercel._hot.typedefs cimport int64_t, uint8_t
+
+# A connection closed for draining first gets this long to bring what is already on its way.
+DRAIN_S = 0.02
+
+cdef bytes JSON_HEADERS = b"content-type: application/json\r\ncontent-length: "
+cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-length: "
+cdef bytes END = b"\r\n\r\n"
+cdef bytes CLOSE_END = b"\r\nconnection: close\r\n\r\n"
+
+
+cdef double _now() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <double>at.tv_sec + 1e-9 * <double>at.tv_nsec
+
+
+cdef int64_t _wall_us() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_REALTIME, &at)
+    return <int64_t>at.tv_sec * 1_000_000 + at.tv_nsec // 1000
+
+
+cdef class FastPath:
+    def __init__(
+        self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
+        Py_ssize_t max_body_bytes, Py_ssize_t max_connections, hand_on, refuse, answer,
+    ):
+        self._engine = engine
+        self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
+        self.idle_timeout_s = idle_timeout_s
+        self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
+        self._hand_on, self._refuse, self._answer = hand_on, refuse, answer
+        self._reference = b""
+
+    def __dealloc__(self):
+        PyMem_Free(self._out)
+
+    cdef object _find(self, const uint8_t* reference, Py_ssize_t length):
+        """The plan of a reference, or None. Most requests name what the one before named."""
+        routes = self._engine.routes
+        if (
+            routes is not self._routes
+            or length != PyBytes_GET_SIZE(self._reference)
+            or memcmp(PyBytes_AS_STRING(self._reference), reference, <size_t>length) != 0
+        ):
+            self._reference = PyBytes_FromStringAndSize(<const char*>reference, length)
+            self._plan = routes.by_reference.get(self._reference.decode("ascii"))
+            self._routes = routes
+        return self._plan
+
+    cdef int _refresh_prefix(self, object server_state) except -1:
+        """The status line and the headers that uvicorn adds to every reply; it makes a new list each second."""
+        headers = server_state.default_headers
+        if headers is not self._default_headers:
+            lines = [b"HTTP/1.1 200 OK\r\n"]
+            for name, value in headers:
+                lines += [name, b": ", value, b"\r\n"]
+            self._prefix = b"".join(lines)
+            self._default_headers = headers
+        return 0
+
+    cdef int _put(self, const uint8_t* data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t capacity
+        cdef uint8_t* grown
+        if self._out_size + size > self._out_capacity:
+            capacity = 2 * (self._out_size + size) + WRITE_BYTES
+            grown = <uint8_t*>PyMem_Realloc(self._out, <size_t>capacity)
+            if grown == NULL:
+                raise MemoryError(f"Expected {capacity} bytes for replies, got none")
+            self._out, self._out_capacity = grown, capacity
+        memcpy(self._out + self._out_size, data, <size_t>size)
+        self._out_size += size
+        return 0
+
+    cdef int _put_reply(self, bytes body, int kind, bint close) except -1:
+        """Append one reply to the output buffer."""
+        cdef uint8_t digits[20]
+        cdef int at = 20
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body), rest = size
+        cdef bytes headers = JSON_HEADERS if kind == BODY_JSON else MSGPACK_HEADERS
+        cdef bytes end = CLOSE_END if close else END
+        while True:
+            at -= 1
+            digits[at] = <uint8_t>(48 + rest % 10)
+            rest //= 10
+            if rest == 0:
+                break
+        self._put(<const uint8_t*>PyBytes_AS_STRING(self._prefix), PyBytes_GET_SIZE(self._prefix))
+        self._put(<const uint8_t*>PyBytes_AS_STRING(headers), PyBytes_GET_SIZE(headers))
+        self._put(&digits[at], 20 - at)
+        self._put(<const uint8_t*>PyBytes_AS_STRING(end), PyBytes_GET_SIZE(end))
+        self._put(<const uint8_t*>PyBytes_AS_STRING(body), size)
+        self.answered += 1
+        return 0
+
+
+cdef class HotProtocol:
+    def __init__(self, FastPath path not None, config, server_state, app_state, loop):
+        self.path, self.config, self.server_state, self.app_state, self.loop = (
+            path, config, server_state, app_state, loop
+        )
+        self._phase = PHASE_AWAY
+
+    # -- the life of the connection ------------------------------------------------------------------------------
+
+    def connection_made(self, transport):
+        if len(self.server_state.connections) >= self.path.max_connections:
+            self.path._refuse(
+                self, transport, 503, "too_many_connections",
+                f"Expected at most {self.path.max_connections} connections, got one more. Close some, or try later.",
+            )
+            return
+        self.adopt(transport, False)
+
+    def adopt(self, transport, bint write_paused):
+        """Take an idle connection: a new one, or one that the general protocol has finished with."""
+        self.server_state.connections.add(self)
+        self._transport = transport
+        self._write_paused = write_paused
+        self._set_phase(PHASE_IDLE, True)
+
+    def connection_lost(self, exc):
+        self._leave()
+
+    def eof_received(self):
+        # Replies are written as requests come, so nothing is owed: the transport flushes and closes.
+        return None
+
+    def shutdown(self):
+        """Close when idle; otherwise answer what has begun to arrive, then close (uvicorn calls this once)."""
+        self._draining = True
+        if self._phase == PHASE_IDLE:
+            # A request may be in the socket already: the loop reads it before this timer fires.
+            self.loop.call_later(DRAIN_S, self._close_if_idle)
+
+    def _close_if_idle(self):
+        if self._phase == PHASE_IDLE:
+            self._transport.close()
+
+    def pause_writing(self):
+        self._write_paused = True
+
+    def resume_writing(self):
+        self._write_paused = False
+        if self._phase != PHASE_PAUSED:
+            return
+        self._set_phase(PHASE_IDLE, True)
+        if self._buffer is not None:
+            self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
+        if self._phase != PHASE_PAUSED and self._phase != PHASE_AWAY:
+            self._transport.resume_reading()
+
+    cdef int _leave(self) except -1:
+        """The connection is no longer ours, or no longer at all."""
+        self.server_state.connections.discard(self)
+        self._phase = PHASE_AWAY
+        self._buffer = None
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return 0
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def data_received(self, data):
+        cdef bytes whole
+        if self._phase == PHASE_AWAY:
+            return
+        if self._buffer is None and self._phase != PHASE_PAUSED:
+            whole = data if type(data) is bytes else bytes(data)
+            self._take(<const uint8_t*>PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), whole)
+            return
+        if self._buffer is None:
+            self._buffer = bytearray()
+        self._buffer += data
+        if self._phase != PHASE_PAUSED and PyByteArray_GET_SIZE(self._buffer) >= self._needed:
+            self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
+
+    cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1:
+        """Answer what can be answered. `data` is the start of `whole`, or of the buffer when that is None."""
+        cdef Py_ssize_t consumed = 0
+        cdef Phase before = self._phase
+        cdef Outcome outcome
+        if size == 0:
+            self._buffer = None
+            return 0
+        outcome = self._answer_all(data, size, &consumed)
+        if outcome == OUTCOME_DONE:
+            self._buffer = None
+            self._set_phase(PHASE_IDLE, True)
+            if self._write_paused:
+                self._set_phase(PHASE_PAUSED, True)
+                self._transport.pause_reading()
+            elif self._draining:
+                self._transport.close()
+            return 0
+        rest = None
+        if whole is not None:
+            rest = whole if consumed == 0 else whole[consumed:]
+        elif consumed:
+            del self._buffer[:consumed]
+        if outcome == OUTCOME_HAND_ON:
+            if rest is None:
+                rest = bytes(self._buffer)
+            if consumed or before == PHASE_IDLE:
+                self._deadline = _now() + self.path.header_timeout_s
+            transport, deadline_s = self._transport, max(0.0, self._deadline - _now())
+            self._leave()
+            self.path._hand_on(self, transport, rest, deadline_s, self._write_paused, self._draining)
+            return 0
+        if rest is not None:
+            self._buffer = bytearray(rest)
+        if outcome == OUTCOME_PAUSED:
+            self._set_phase(PHASE_PAUSED, True)
+            self._transport.pause_reading()
+        else:
+            self._set_phase(PHASE_HEAD if self._needed == 0 else PHASE_BODY, consumed > 0)
+        return 0
+
+    cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, Py_ssize_t* consumed) except *:
+        """Answer requests from the start of `data`; `consumed` bytes of it are then done with, and written."""
+        cdef FastPath path = self.path
+        cdef Py_ssize_t offset = 0, total
+        cdef Outcome outcome = OUTCOME_DONE
+        cdef Head head
+        cdef HeadStatus status
+        cdef int64_t now_us = _wall_us()
+        path._out_size = 0
+        self._needed = 0
+        path._refresh_prefix(self.server_state)
+        while offset < size:
+            status = parse_head(data + offset, size - offset, path.max_body_bytes, &head)
+            if status != HEAD_FAST:
+                outcome = OUTCOME_PARTIAL if status == HEAD_NEED_MORE else OUTCOME_HAND_ON
+                break
+            total = head.head_length + head.content_length
+            if size - offset < total:
+                outcome, self._needed = OUTCOME_PARTIAL, total
+                break
+            plan = path._find(data + offset + head.reference_start, head.reference_length)
+            if plan is None:
+                outcome = OUTCOME_HAND_ON
+                break
+            body = path._answer(
+                plan, PyBytes_FromStringAndSize(<const char*>data + offset + head.head_length, head.content_length),
+                head.kind, now_us,
+            )
+            if body is None:
+                outcome = OUTCOME_HAND_ON
+                break
+            path._put_reply(<bytes?>body, head.kind, self._draining and offset + total == size)
+            offset += total
+            if path._out_size >= WRITE_BYTES:
+                self._flush()
+                if self._write_paused:
+                    # With nothing left the caller pauses just the same; see OUTCOME_DONE there.
+                    outcome = OUTCOME_PAUSED if offset < size else OUTCOME_DONE
+                    break
+        self._flush()
+        consumed[0] = offset
+        return outcome
+
+    cdef int _flush(self) except -1:
+        cdef FastPath path = self.path
+        cdef Py_ssize_t size = path._out_size
+        if size:
+            path._out_size = 0
+            self._transport.write(PyBytes_FromStringAndSize(<const char*>path._out, size))
+        return 0
+
+    # -- deadlines -----------------------------------------------------------------------------------------------
+
+    cdef int _set_phase(self, Phase phase, bint renew) except -1:
+        """Enter a phase; its deadline starts now when it is another phase or `renew` says another request."""
+        cdef double now
+        if phase == self._phase and not renew:
+            return 0
+        now = _now()
+        self._phase = phase
+        if phase == PHASE_HEAD:
+            self._deadline = now + self.path.header_timeout_s
+        elif phase == PHASE_BODY:
+            self._deadline = now + self.path.body_timeout_s
+        else:
+            self._deadline = now + self.path.idle_timeout_s
+        # PERF: the timer is not moved with every request. One that fires early is armed again for the rest.
+        if self._timer is None or self._timer_at > self._deadline:
+            self._arm(now)
+        return 0
+
+    cdef int _arm(self, double now) except -1:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self.loop.call_later(max(0.0, self._deadline - now), self._on_timer)
+        return 0
+
+    def _on_timer(self):
+        cdef double now = _now()
+        self._timer = None
+        if self._phase == PHASE_AWAY:
+            return
+        if now < self._deadline - 0.001:
+            self._arm(now)
+            return
+        transport = self._transport
+        if self._phase == PHASE_PAUSED or transport.is_closing() or transport.get_write_buffer_size() > 0:
+            transport.abort()  # its peer does not read: a close would wait for it for ever
+            return
+        phase = self._phase
+        if phase == PHASE_IDLE:
+            transport.close()
+            # Should the close not come through, the next timer aborts.
+            self._deadline = now + self.path.idle_timeout_s
+            self._arm(now)
+            return
+        self._leave()
+        if phase == PHASE_HEAD:
+            text = f"Expected a whole request head within {self.path.header_timeout_s:g} s, got only part of it"
+            self.path._refuse(self, transport, 408, "head_timeout", text)
+        else:
+            text = f"Expected the whole body within {self.path.body_timeout_s:g} s, got only part of it"
+            self.path._refuse(self, transport, 408, "body_timeout", text)

@@ -1,0 +1,298 @@
+"""The general HTTP path within limits: uvicorn's llhttp protocol, which has no deadline, no header cap and asks for no Host.
+
+Checks hang on the parser's own callbacks, so nothing here reads a byte of HTTP itself and no two parsers can differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from tiercel.settings import ServerSettings
+
+MAX_HEADERS = 100
+MAX_TARGET_BYTES = 8192
+# After a refusal what the peer still sends is read and dropped this long and this far: closing over unread bytes resets
+# the connection, and the refusal would be lost with it.
+LINGER_S = 2.0
+LINGER_BYTES = 1 << 20
+
+
+class RefusedError(Exception):
+    """A request that is not going to be answered; ends the connection. Never leaves this package."""
+
+    def __init__(self, status: int, code: str, text: str) -> None:
+        super().__init__(text)
+        self.status, self.code, self.text = status, code, text
+
+
+class _Lingering:
+    """The last protocol of a refused connection: drops what comes until the peer closes, or enough is enough."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._left = LINGER_BYTES
+        self._timer = loop.call_later(LINGER_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self._transport.abort()
+
+    def eof_received(self) -> None:
+        self._transport.close()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        pass
+
+    def resume_writing(self) -> None:
+        pass
+
+
+def refuse(
+    transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, headers: list[tuple[bytes, bytes]], why: RefusedError
+) -> None:
+    """Write the error as the connection's last reply and close once the peer has had a chance to read it."""
+    body = orjson.dumps({"error": why.text, "code": why.code})
+    lines = [STATUS_LINE[why.status]]
+    for name, value in headers:
+        lines += [name, b": ", value, b"\r\n"]
+    lines.append(b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body))
+    transport.write(b"".join([*lines, body]))
+    linger(transport, loop)
+
+
+def linger(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    """Send what is written, say that nothing follows, and close when the peer does."""
+    if transport.is_closing():
+        return
+    transport.set_protocol(_Lingering(transport, loop))  # type: ignore[arg-type]  # has what a protocol needs here
+    with contextlib.suppress(OSError, RuntimeError):  # the peer may be gone already; connection_lost follows
+        transport.write_eof()
+    transport.resume_reading()
+
+
+class GeneralProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits, for as long as a connection has requests that the fast path does not answer.
+
+    Args:
+        settings: the limits.
+        done: called with (transport, write_paused) when every request so far is answered and none has begun: the
+            connection may be taken back.
+        count: called once per request.
+        **uvicorn: what uvicorn gives its protocols.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        done: Callable[[asyncio.Transport, bool], None],
+        count: Callable[[], None],
+        **uvicorn: Any,
+    ) -> None:
+        super().__init__(**uvicorn)
+        self._settings = settings
+        self._done = done
+        self._count = count
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._in_message = self._in_head = self._draining = False
+        self._head_bytes = self._n_headers = self._n_running = 0
+        self._open_cycle: Any = None  # of the request whose body is still arriving
+        self._refusal: RefusedError | None = None
+
+    def adopt(
+        self, transport: asyncio.Transport, data: bytes, deadline_s: float, write_paused: bool, draining: bool
+    ) -> None:
+        """Take the connection over from the byte that `data` starts with; its head is due in `deadline_s`."""
+        transport.set_protocol(self)
+        self.connection_made(transport)
+        if write_paused:
+            self.pause_writing()
+        self._draining = draining
+        self._arm(deadline_s)
+        self.data_received(data)
+
+    # -- asyncio ------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        was_in_head = self._in_head
+        super().data_received(data)
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        if was_in_head and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._settings.max_head_bytes:
+                self._refuse(self._head_too_large())
+                return
+        if self._head_timer is None and (self._in_head or (not self._in_message and self._n_running == 0)):
+            self._arm(self._settings.header_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Finish what has begun, then close."""
+        self._draining = True
+        if self._n_running or self._in_message:
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+        else:
+            self.transport.close()
+
+    # -- the parser's callbacks ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_message = self._in_head = True
+        self._head_bytes = self._n_headers = 0
+        self._count()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise self._reason(
+                RefusedError(414, "target_too_long", f"Expected a target of at most {MAX_TARGET_BYTES} bytes, got more")
+            )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._n_headers += 1
+        self._head_bytes += len(name) + len(value) + 4
+        if self._n_headers > MAX_HEADERS:
+            raise self._reason(RefusedError(431, "head_too_large", f"Expected at most {MAX_HEADERS} headers, got more"))
+        if self._head_bytes > self._settings.max_head_bytes:
+            raise self._reason(self._head_too_large())
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._disarm()
+        why = self._judge()
+        if why is not None:
+            raise self._reason(why)
+        self._n_running += 1
+        super().on_headers_complete()
+        self._open_cycle = self.cycle
+        if self._draining or self.parser.should_upgrade():
+            # What follows a request to change protocols may be in that protocol: nothing more is read as HTTP.
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._open_cycle = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._n_running -= 1
+        super().on_response_complete()
+        if self.transport.is_closing() or self._n_running:
+            return
+        if self._refusal is not None:
+            self._close_with_refusal()
+        elif self._open_cycle is not None:
+            # Answered before its body had come, as with 413. The rest is not worth reading.
+            self._leave()
+            linger(self.transport, self.loop)
+        elif self._draining and not self._in_message:
+            self.transport.close()
+        elif not self._in_message:
+            self._leave()
+            self._done(self.transport, self.flow.write_paused)
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser gave up: uvicorn's hook for it. What came before in the pipeline is answered first."""
+        if self._refusal is None:
+            self._reason(RefusedError(400, "malformed_request", f"Expected an HTTP/1.1 request, got: {msg}"))
+        self._refuse(self._refusal)
+
+    # -- refusing -----------------------------------------------------------------------------------------------------
+
+    def _judge(self) -> RefusedError | None:
+        """What llhttp lets through and RFC 9110 and 9112 do not, and what is too large to wait for."""
+        version = self.parser.get_http_version()
+        if version not in {"1.0", "1.1"}:
+            return RefusedError(505, "http_version", f"Expected HTTP/1.1, got version {version}")
+        names = [name for name, _ in self.headers]
+        n_hosts = names.count(b"host")
+        if n_hosts > 1 or (n_hosts == 0 and version == "1.1"):
+            return RefusedError(400, "malformed_request", f"Expected exactly one Host header, got {n_hosts}")
+        if version == "1.0" and b"transfer-encoding" in names:
+            return RefusedError(400, "malformed_request", "Expected Transfer-Encoding only with HTTP/1.1, got HTTP/1.0")
+        limit = self._settings.max_body_bytes
+        for name, value in self.headers:
+            if name == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > limit):
+                shown = value.decode("ascii")[:30]
+                return RefusedError(
+                    413, "body_too_large", f"Expected a body of at most {limit} bytes, got {shown} announced"
+                )
+        return None
+
+    def _head_too_large(self) -> RefusedError:
+        return RefusedError(
+            431, "head_too_large", f"Expected a head of at most {self._settings.max_head_bytes} bytes, got more"
+        )
+
+    def _reason(self, why: RefusedError) -> RefusedError:
+        """Note why the parser is being stopped: its own exception hides ours."""
+        self._refusal = why
+        return why
+
+    def _refuse(self, why: RefusedError | None) -> None:
+        self._refusal = why
+        self._disarm()
+        broken, self._open_cycle = self._open_cycle, None
+        if broken is not None and not broken.response_complete:
+            # Its body is not going to come: it is what is being refused.
+            self._n_running -= 1
+            if self.pipeline and self.pipeline[0][0] is broken:
+                self.pipeline.popleft()
+            else:
+                broken.disconnected = True
+                broken.message_event.set()
+        if self._n_running == 0:
+            self._close_with_refusal()
+
+    def _close_with_refusal(self) -> None:
+        why = self._refusal
+        self._leave()
+        if why is not None and not self.transport.is_closing():
+            refuse(self.transport, self.loop, self.server_state.default_headers, why)
+
+    # -- deadlines and the way out ------------------------------------------------------------------------------------
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._head_timer = self.loop.call_later(seconds, self._head_expired)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_expired(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing() or self._refusal is not None:
+            return
+        limit = self._settings.header_timeout_s
+        self._refuse(
+            RefusedError(408, "head_timeout", f"Expected a whole request head within {limit:g} s, got only part of it")
+        )
+
+    def _leave(self) -> None:
+        """Stop being the connection's protocol."""
+        self.connections.discard(self)  # type: ignore[arg-type]
+        self._disarm()
+        self._unset_keepalive_if_required()

@@ -1,0 +1,111 @@
+"""The door to the compiled HTTP path: `NativeHttp.protocol` is what uvicorn gets as `http=`.
+
+A connection starts with the compiled protocol, which answers predictions of the one boring shape. A request of any
+other shape, and whatever a plan will not answer itself (every error among it), goes with the connection to
+`GeneralProtocol`, bytes untouched, and the connection comes back when it is idle.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel.errors import TiercelError
+from tiercel.http import payload
+from tiercel.http.general import GeneralProtocol, RefusedError, refuse
+from tiercel.http.predict import Replies
+from tiercel.http.request import parse_predict
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from tiercel.serving.engine import Engine
+    from tiercel.settings import ServerSettings
+
+
+class NativeHttp:
+    """One server's compiled HTTP path.
+
+    Args:
+        engine: what serves; only its `routes` are read.
+        settings: the limits.
+    """
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._ids = Replies()
+        self._path = FastPath(
+            engine,
+            header_timeout_s=settings.header_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            max_body_bytes=settings.max_body_bytes,
+            max_connections=settings.max_connections,
+            hand_on=self._hand_on,
+            refuse=self._refuse,
+            answer=self._answer,
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Requests answered by the compiled path, and requests handed on to the general one."""
+        return {"answered": self._path.answered, "handed_on": self._path.handed_on}
+
+    def protocol(
+        self,
+        *,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HotProtocol:
+        """The protocol of a new connection; uvicorn calls this."""
+        import asyncio
+
+        return HotProtocol(self._path, config, server_state, app_state, _loop or asyncio.get_running_loop())
+
+    def _hand_on(
+        self,
+        hot: HotProtocol,
+        transport: asyncio.Transport,
+        data: bytes,
+        deadline_s: float,
+        write_paused: bool,
+        draining: bool,
+    ) -> None:
+        general = GeneralProtocol(
+            self._settings,
+            done=partial(self._take_back, hot),
+            count=self._count,
+            config=hot.config,
+            server_state=hot.server_state,
+            app_state=hot.app_state,
+            _loop=hot.loop,
+        )
+        general.adopt(transport, data, deadline_s, write_paused, draining)
+
+    @staticmethod
+    def _take_back(hot: HotProtocol, transport: asyncio.Transport, write_paused: bool) -> None:
+        transport.set_protocol(hot)  # type: ignore[arg-type]  # a compiled class cannot inherit asyncio.Protocol
+        hot.adopt(transport, write_paused)
+
+    def _answer(self, plan: Any, body: bytes, kind: int, now_us: int) -> bytes | None:
+        """The reply body of a prediction, None for whatever the general path should judge."""
+        media = payload.MSGPACK if kind else payload.JSON
+        try:
+            request = parse_predict(payload.decode(body, media, self._settings.max_rows), self._settings.max_rows)
+            del now_us
+            return payload.encode(self._ids.reply(plan, request), media)
+        except TiercelError:
+            return None
+
+    def _count(self) -> None:
+        self._path.handed_on += 1
+
+    @staticmethod
+    def _refuse(hot: HotProtocol, transport: asyncio.Transport, status: int, code: str, text: str) -> None:
+        refuse(transport, hot.loop, hot.server_state.default_headers, RefusedError(status, code, text))
