@@ -125,6 +125,7 @@ class GeneralProtocol(HttpToolsProtocol):
     # -- asyncio ------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        """Feed the parser; then see to a head that is too large or late."""
         if self._refusal is not None:
             return
         was_in_head = self._in_head
@@ -140,6 +141,7 @@ class GeneralProtocol(HttpToolsProtocol):
             self._arm(self._settings.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """End with the connection."""
         self._disarm()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
@@ -156,12 +158,14 @@ class GeneralProtocol(HttpToolsProtocol):
     # -- the parser's callbacks ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        """Count a request from its first byte."""
         super().on_message_begin()
         self._in_message = self._in_head = True
         self._head_bytes = self._n_headers = 0
         self._count()
 
     def on_url(self, url: bytes) -> None:
+        """Refuse a target that grows too long."""
         super().on_url(url)
         if len(self.url) > MAX_TARGET_BYTES:
             raise self._reason(
@@ -169,6 +173,7 @@ class GeneralProtocol(HttpToolsProtocol):
             )
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Refuse headers, or trailers, that are too many or too large."""
         self._n_headers += 1
         self._head_bytes += len(name) + len(value) + 4
         if self._n_headers > MAX_HEADERS:
@@ -178,6 +183,7 @@ class GeneralProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        """Judge the head before a request is made of it."""
         self._in_head = False
         self._disarm()
         why = self._judge()
@@ -191,11 +197,13 @@ class GeneralProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
+        """Note that the body is whole."""
         self._in_message = False
         self._open_cycle = None
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        """Go on with the pipeline, refuse what was malformed, or give the connection back."""
         self._n_running -= 1
         super().on_response_complete()
         if self.transport.is_closing() or self._n_running:
@@ -210,6 +218,7 @@ class GeneralProtocol(HttpToolsProtocol):
             self.transport.close()
         elif not self._in_message:
             self._leave()
+            self.parser = None  # it holds this protocol: without this only the collector would free the two
             self._done(self.transport, self.flow.write_paused)
 
     def send_400_response(self, msg: str) -> None:
@@ -293,6 +302,6 @@ class GeneralProtocol(HttpToolsProtocol):
 
     def _leave(self) -> None:
         """Stop being the connection's protocol."""
-        self.connections.discard(self)  # type: ignore[arg-type]
+        self.connections.discard(self)
         self._disarm()
         self._unset_keepalive_if_required()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from tiercel.http.request import PredictRequest
-    from tiercel.serving.engine import Engine, ServingPlan
+    from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
 log = logging.getLogger("tiercel.http")
@@ -31,7 +31,7 @@ class Replies:
         self._id_prefix = secrets.token_hex(8)
         self._counter = itertools.count(1)
 
-    def reply(self, plan: ServingPlan, request: PredictRequest) -> dict[str, Any]:
+    def reply(self, plan: Any, request: PredictRequest) -> dict[str, Any]:
         """Score one request.
 
         Raises:

@@ -1,0 +1,272 @@
+"""The strict head parser: the one shape, nothing else, no byte too far, and never another reading than llhttp's."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import httptools
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tests.reference import http_head
+from tiercel._hot import http
+
+CAP = 10_000
+HEAD = (
+    b"POST /predict/flights@challenger HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: test/1.0 (a; b)\r\n"
+    b"Accept: */*\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n"
+)
+LINE, HOST = b"POST /predict/m HTTP/1.1\r\n", b"Host: x\r\n"
+TYPE, LENGTH = b"Content-Type: application/json\r\n", b"Content-Length: 2\r\n"
+GOOD = LINE + HOST + TYPE + LENGTH + b"\r\n"
+
+
+def status(data):
+    return http.read_head(data, CAP)[0]
+
+
+def test_fields_of_a_head():
+    """Offsets and lengths point into the caller's bytes."""
+    found, start, length, head, content, kind = http.read_head(HEAD + b'{"entities": {}}', CAP)
+    assert found == http.FAST
+    assert HEAD[start : start + length] == b"flights@challenger"
+    assert (head, content, kind) == (len(HEAD), 17, 0)
+
+
+def test_every_prefix_needs_more():
+    """A head cut anywhere waits for the rest."""
+    assert {status(HEAD[:size]) for size in range(len(HEAD))} == {http.NEED_MORE}
+    assert status(HEAD) == http.FAST
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"),
+    [
+        (b"application/json", 0),
+        (b"APPLICATION/Json", 0),
+        (b"application/json; charset=utf-8", 0),
+        (b"application/json ;x", 0),
+        (b"application/msgpack", 1),
+        (b"application/x-msgpack", 1),
+        (b"application/vnd.msgpack;v=1", 1),
+    ],
+)
+def test_content_types(header, kind):
+    """The types both bodies go by, in any case, with or without parameters."""
+    found = http.read_head(LINE + HOST + LENGTH + b"content-TYPE:" + header + b"\r\n\r\n", CAP)
+    assert (found[0], found[5]) == (http.FAST, kind)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(GOOD.replace(b"Content-", b"CONTENT-").replace(b"Host", b"hOsT"), id="names in any case"),
+        pytest.param(LINE + b"X:\r\n" + GOOD[len(LINE) :], id="an empty value"),
+        pytest.param(GOOD.replace(b": ", b":"), id="no space after the colon"),
+        pytest.param(GOOD.replace(b": ", b":    "), id="spaces after the colon"),
+        pytest.param(LINE + b"Connection: Keep-Alive\r\n" + GOOD[len(LINE) :], id="keep-alive"),
+        pytest.param(LINE + b"X: 1\r\nX: 2\r\n" + GOOD[len(LINE) :], id="a repeated header that means nothing here"),
+        pytest.param(GOOD.replace(b"h: 2", b"h: 007"), id="leading zeros"),
+        pytest.param(GOOD.replace(b"h: 2", b"h: 10000"), id="length at the cap"),
+        pytest.param(LINE + b"X: " + b"a" * (8192 - len(GOOD) - 5) + b"\r\n" + GOOD[len(LINE) :], id="8192 bytes"),
+        pytest.param(LINE + b"X: 1\r\n" * 61 + GOOD[len(LINE) :], id="64 headers"),
+    ],
+)
+def test_accepted(data):
+    """What varies among honest clients."""
+    assert status(data) == http.FAST
+    assert http.read_head(data, CAP)[1:] == http_head.read_head(data, CAP)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(GOOD.replace(b"POST", b"GET"), id="method"),
+        pytest.param(GOOD.replace(b"POST", b"post"), id="method in small letters"),
+        pytest.param(b"\r\n" + GOOD, id="an empty line first"),
+        pytest.param(GOOD.replace(b" HTTP/1.1", b""), id="no version"),
+        pytest.param(GOOD.replace(b"HTTP/1.1", b"HTTP/1.0"), id="HTTP/1.0"),
+        pytest.param(GOOD.replace(b"HTTP/1.1", b"HTTP/2.0"), id="HTTP/2.0"),
+        pytest.param(GOOD.replace(b"/m ", b"/ "), id="no reference"),
+        pytest.param(GOOD.replace(b"/m ", b"/m?x=1 "), id="a query"),
+        pytest.param(GOOD.replace(b"/m ", b"/m%41 "), id="an escape"),
+        pytest.param(GOOD.replace(b"/m ", b"/a/b "), id="a longer path"),
+        pytest.param(GOOD.replace(b"/predict", b"http://x/predict"), id="absolute form"),
+        pytest.param(GOOD.replace(b"/m ", b"/m  "), id="two spaces"),
+        pytest.param(GOOD.replace(b"\r\n", b"\n"), id="bare LF"),
+        pytest.param(GOOD.replace(b"x\r\n", b"x\r"), id="bare CR"),
+        pytest.param(GOOD.replace(b"x\r\n", b"x\n"), id="one bare LF"),
+        pytest.param(GOOD.replace(HOST, b""), id="no Host"),
+        pytest.param(GOOD.replace(HOST, HOST * 2), id="two Hosts"),
+        pytest.param(GOOD.replace(HOST, b"Host:\r\n"), id="empty Host"),
+        pytest.param(GOOD.replace(HOST, b"Host: a b\r\n"), id="a space in Host"),
+        pytest.param(GOOD.replace(LENGTH, b""), id="no Content-Length"),
+        pytest.param(GOOD.replace(LENGTH, LENGTH * 2), id="Content-Length twice"),
+        *(
+            pytest.param(GOOD.replace(b"h: 2\r", b"h: " + value + b"\r"), id=f"Content-Length {value!r}")
+            for value in (b"", b"-2", b"+2", b"0x2", b"2,2", b"2 ", b"2_0", b"1e1", b"10001", b"9" * 30, b"2;")
+        ),
+        pytest.param(GOOD.replace(TYPE, b""), id="no Content-Type"),
+        pytest.param(GOOD.replace(TYPE, TYPE * 2), id="Content-Type twice"),
+        pytest.param(GOOD.replace(b"json", b"xml"), id="another type"),
+        pytest.param(GOOD.replace(b"json", b"jsonx"), id="a longer type"),
+        *(
+            pytest.param(LINE + header + b"\r\n" + GOOD[len(LINE) :], id=header.decode("latin-1"))
+            for header in (
+                b"Transfer-Encoding: chunked",
+                b"tRANSFER-eNCODING: x",
+                b"Content-Encoding: gzip",
+                b"Expect: 100-continue",
+                b"Upgrade: h2c",
+                b"TE: trailers",
+                b"Trailer: x",
+                b"Connection: close",
+                b"Connection: keep-alive, upgrade",
+                b"Connection:",
+                b"X : 1",
+                b" X: 1",
+                b"X: 1\r\n folded",
+                b"X: \x00",
+                b"X: \x7f",
+                b"X: \x80",
+                b"X: a\tb",
+                b"X\x80: 1",
+                b"X(: 1",
+                b": 1",
+                b"X",
+            )
+        ),
+        pytest.param(LINE + b"X: " + b"a" * (8192 - len(GOOD) - 4) + b"\r\n" + GOOD[len(LINE) :], id="8193 bytes"),
+        pytest.param(LINE + b"X: " + b"a" * 10_000, id="no end in 8192 bytes"),
+        pytest.param(LINE + b"X: 1\r\n" * 62 + GOOD[len(LINE) :], id="65 headers"),
+    ],
+)
+def test_handed_on(data):
+    """Every smuggling class and every other oddity is for the general path, whatever follows."""
+    assert status(data) == http.HAND_ON
+    assert http_head.read_head(data, CAP) is None
+
+
+class Llhttp:
+    """What uvicorn's parser makes of the same bytes."""
+
+    def __init__(self, data):
+        self.url, self.headers, self.body, self.complete = b"", [], b"", 0
+        parser = httptools.HttpRequestParser(self)
+        parser.feed_data(data)
+        self.method, self.version = parser.get_method(), parser.get_http_version()
+        self.keeps_alive, self.upgrades = parser.should_keep_alive(), parser.should_upgrade()
+
+    def on_url(self, url):
+        self.url += url
+
+    def on_header(self, name, value):
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, body):
+        self.body += body
+
+    def on_message_complete(self):
+        self.complete += 1
+
+
+def check(data):
+    """The parser agrees with its oracle, and with llhttp on whatever it accepts."""
+    found = http.read_head(data, CAP)
+    expected = http_head.read_head(data, CAP)
+    assert (found[0] == http.FAST) == (expected is not None)
+    if expected is None:
+        return
+    assert found[1:] == expected
+    start, length, head, content, _ = expected
+    # Exactly one request: the head, then as much body as it announces.
+    other = Llhttp(data[:head] + b"x" * content)
+    assert (other.method, other.version, other.complete) == (b"POST", "1.1", 1)
+    assert other.url == b"/predict/" + data[start : start + length]
+    assert other.body == b"x" * content
+    assert other.keeps_alive
+    assert not other.upgrades
+    lines = [line.partition(b":") for line in data[: head - 4].split(b"\r\n")[1:]]
+    assert other.headers == [(name.lower(), value.strip(b" ")) for name, _, value in lines]
+
+
+BYTES = [b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b",", b"\x00", b"\x80", b"0", b"9", b"+", b"-", b"x", b"\r\n\r\n"]
+LINES = [HOST, TYPE, LENGTH, b"Content-Length: 3\r\n", b"Connection: keep-alive\r\n", b"X: y \r\n"]
+PIECES = st.sampled_from([*BYTES, *LINES, b"Transfer-Encoding: chunked\r\n"])
+HEADERS = st.lists(
+    st.tuples(
+        st.sampled_from([b"Host", b"Content-Length", b"Content-Type", b"Connection", b"X", b"Accept", b"te", b"HOST"]),
+        st.sampled_from([b": ", b":", b":  ", b" : ", b"\t: "]),
+        st.sampled_from(
+            [b"x", b"2", b"0", b"application/json", b"keep-alive", b"close", b"", b"a,b", b"application/msgpack;q=1"]
+        ),
+    ).map(b"".join),
+    max_size=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 3), PIECES | st.binary(max_size=2)), max_size=3)
+)
+@example(edits=[])
+def test_mutations_are_read_as_llhttp_reads_them(edits):
+    """A valid head with bytes cut and put in anywhere."""
+    data = GOOD
+    for at, cut, piece in edits:
+        data = data[:at] + piece + data[at + cut :]
+    check(data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(headers=HEADERS, extra=st.binary(max_size=4))
+def test_assembled_heads_are_read_as_llhttp_reads_them(headers, extra):
+    """Heads put together from the pieces that matter."""
+    check(
+        LINE
+        + b"\r\n".join([*headers, b"Host: h", b"Content-Length: 1", b"Content-Type: application/json"])
+        + b"\r\n\r\n"
+        + extra
+    )
+    check(LINE + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + extra)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=60), kept=st.integers(0, len(HEAD)))
+def test_a_verdict_never_changes(data, kept):
+    """HAND_ON and FAST of a prefix are what every longer text gets: a split read decides as a whole one."""
+    whole = HEAD[:kept] + data
+    verdicts = [status(whole[:size]) for size in range(1, len(whole) + 1)]
+    decided = [verdict for verdict in verdicts if verdict != http.NEED_MORE]
+    assert len(set(decided)) <= 1
+    assert verdicts == [http.NEED_MORE] * (len(verdicts) - len(decided)) + decided
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """A function that places bytes so that the one after the last cannot be read."""
+    page = mmap.PAGESIZE
+    n_pages = 3
+    memory = mmap.mmap(-1, (n_pages + 1) * page)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert libc.mprotect(first + n_pages * page, page, 0) == 0
+
+    def place(data):
+        start = first + n_pages * page - len(data)
+        ctypes.memmove(start, data, len(data))
+        return memoryview((ctypes.c_ubyte * len(data)).from_address(start)).cast("B")
+
+    yield place
+    libc.mprotect(first + n_pages * page, page, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+@pytest.mark.parametrize(
+    "text", [HEAD, LINE + b"X: " + b"a" * 9000, LINE + b"X: 1\r\n" * 70], ids=["good", "long", "many"]
+)
+def test_never_reads_past_the_end(guarded, text):
+    """Every prefix, with an unreadable page right behind it, is judged as anywhere else."""
+    for size in range(1, len(text) + 1):
+        assert http.read_head(guarded(text[:size]), CAP) == http.read_head(text[:size], CAP)
