@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -51,13 +50,12 @@ class Running:
             timeout_graceful_shutdown=5,
         )
         self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(
-            target=lambda: asyncio.run(self.server.serve([self.listener]), loop_factory=config.get_loop_factory())
-        )
+        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
 
     def __enter__(self):
         self.thread.start()
         while not self.server.started:
+            assert self.thread.is_alive()
             time.sleep(0.005)
         return self
 
