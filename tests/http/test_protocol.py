@@ -393,27 +393,25 @@ def test_nothing_is_answered_before_it_is_whole(running, whole):
 
 
 @pytest.mark.parametrize(
-    ("data", "code"),
+    ("whole", "cut", "code"),
     [
-        (GOOD[:20], "head_timeout"),
-        (GOOD[:-3], "body_timeout"),
-        (LIVEZ[:20], "head_timeout"),
-        (b"GET / HTTP/1.1\r\nX: ", "head_timeout"),
-        (chunked()[:-20], "body_timeout"),
+        (GOOD, 20, "head_timeout"),
+        (GOOD, -30, "body_timeout"),
+        (LIVEZ, 2, "head_timeout"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 1000, 25, "head_timeout"),
+        (b"\r\n" * 100, 2, "head_timeout"),
+        (chunked(), -40, "body_timeout"),
     ],
-    ids=["fast head", "fast body", "general head", "general value", "general body"],
+    ids=["fast head", "fast body", "general head", "general value", "empty lines", "general body"],
 )
-def test_a_trickle_has_a_deadline(running, data, code):
+def test_a_trickle_has_a_deadline(running, whole, cut, code):
     """A byte now and then does not hold a connection: it is told 408 after the deadline, however it trickles."""
     with peer(running) as one:
         start = time.monotonic()
-        one.send(data)
-        replied = False
-        while not replied and time.monotonic() - start < 3:
-            replied = not one.silent(0.05)
-            if not replied:
-                with contextlib.suppress(ConnectionError):
-                    one.send(b"x" if code == "head_timeout" else b"")
+        one.send(whole[:cut])
+        rest = iter(whole[cut:])
+        while one.silent(0.05) and time.monotonic() - start < 3:
+            one.send(bytes([next(rest)]))
         status, _, body = one.reply()
         assert (status, json.loads(body)["code"]) == (408, code)
         assert 0.3 < time.monotonic() - start < 2
