@@ -374,6 +374,28 @@ def test_expect_continue(running):
         assert one.statuses() == [413]
 
 
+def test_answered_before_the_body(running):
+    """A reply that did not wait for the body keeps the connection if the body follows, and ends it if not."""
+    whole = request(kind="text/plain")
+    with peer(running) as one:
+        for _ in range(2):
+            one.send(whole[:-10])
+            assert one.reply()[0] == 415
+            one.send(whole[-10:])
+            one.send(GOOD)
+            assert one.reply()[0] == 200
+        one.send(whole[:-10])
+        assert one.statuses() == [415]
+
+
+def test_a_body_without_end(running):
+    """Chunks past the cap are answered 413, and the connection ends however much follows."""
+    with peer(running) as one:
+        one.send(CHUNKED)
+        with pytest.raises(ConnectionError):
+            one.send((b"1000\r\n" + b"x" * 4096 + b"\r\n") * 10_000)
+
+
 def test_upgrade_is_not_taken(running):
     """A request to change protocols is answered as HTTP, and nothing after it is read as HTTP."""
     with peer(running) as one:

@@ -157,8 +157,11 @@ cdef class HotProtocol:
         self._set_phase(PHASE_IDLE, True)
         if self._buffer is not None:
             self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
-        if self._phase != PHASE_PAUSED and self._phase != PHASE_AWAY:
-            self._transport.resume_reading()
+        if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY:
+            return
+        self._transport.resume_reading()
+        if self._draining and self._phase == PHASE_IDLE:
+            self._transport.close()
 
     cdef int _leave(self) except -1:
         """The connection is no longer ours, or no longer at all."""

@@ -23,6 +23,8 @@ MAX_TARGET_BYTES = 8192
 # the connection, and the refusal would be lost with it.
 LINGER_S = 2.0
 LINGER_BYTES = 1 << 20
+# A request answered before its body had come (a wrong type, say) keeps its connection if the body comes in this time.
+EARLY_ANSWER_S = 1.0
 
 
 class RefusedError(Exception):
@@ -108,6 +110,8 @@ class GeneralProtocol(HttpToolsProtocol):
         self._in_message = self._in_head = self._draining = False
         self._head_bytes = self._n_headers = self._n_running = 0
         self._open_cycle: Any = None  # of the request whose body is still arriving
+        self._answered_early = False
+        self._dropped_bytes = 0
         self._refusal: RefusedError | None = None
 
     def adopt(
@@ -137,7 +141,12 @@ class GeneralProtocol(HttpToolsProtocol):
             if self._head_bytes > self._settings.max_head_bytes:
                 self._refuse(self._head_too_large())
                 return
-        if self._head_timer is None and (self._in_head or (not self._in_message and self._n_running == 0)):
+        if self._answered_early and self._open_cycle is None and self._n_running == 0 and not self._in_message:
+            self._give_back()
+        elif self._dropped_bytes > LINGER_BYTES:
+            self._leave()
+            linger(self.transport, self.loop)
+        elif self._head_timer is None and (self._in_head or (not self._in_message and self._n_running == 0)):
             self._arm(self._settings.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -184,7 +193,8 @@ class GeneralProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Judge the head before a request is made of it."""
-        self._in_head = False
+        self._in_head = self._answered_early = False
+        self._dropped_bytes = 0
         self._disarm()
         why = self._judge()
         if why is not None:
@@ -195,6 +205,12 @@ class GeneralProtocol(HttpToolsProtocol):
         if self._draining or self.parser.should_upgrade():
             # What follows a request to change protocols may be in that protocol: nothing more is read as HTTP.
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Count what comes for a request that is answered already."""
+        if self._open_cycle is not None and self._open_cycle.response_complete:
+            self._dropped_bytes += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the body is whole."""
@@ -211,15 +227,13 @@ class GeneralProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             self._close_with_refusal()
         elif self._open_cycle is not None:
-            # Answered before its body had come, as with 413. The rest is not worth reading.
-            self._leave()
-            linger(self.transport, self.loop)
+            self._answered_early = True
+            self._unset_keepalive_if_required()
+            self._arm(EARLY_ANSWER_S)
         elif self._draining and not self._in_message:
             self.transport.close()
         elif not self._in_message:
-            self._leave()
-            self.parser = None  # it holds this protocol: without this only the collector would free the two
-            self._done(self.transport, self.flow.write_paused)
+            self._give_back()
 
     def send_400_response(self, msg: str) -> None:
         """The parser gave up: uvicorn's hook for it. What came before in the pipeline is answered first."""
@@ -295,10 +309,19 @@ class GeneralProtocol(HttpToolsProtocol):
         self._head_timer = None
         if self.transport.is_closing() or self._refusal is not None:
             return
+        if self._answered_early and self._open_cycle is not None:
+            self._leave()
+            linger(self.transport, self.loop)
+            return
         limit = self._settings.header_timeout_s
         self._refuse(
             RefusedError(408, "head_timeout", f"Expected a whole request head within {limit:g} s, got only part of it")
         )
+
+    def _give_back(self) -> None:
+        self._leave()
+        self.parser = None  # it holds this protocol: without this only the collector would free the two
+        self._done(self.transport, self.flow.write_paused)
 
     def _leave(self) -> None:
         """Stop being the connection's protocol."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tiercel.settings import Settings
 
 log = logging.getLogger("tiercel.http")
+OTHER_FILES = 256  # open files of a server beside its connections
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -42,6 +43,22 @@ def bind(host: str, port: int) -> socket.socket:
         raise
     listener.set_inheritable(True)
     return listener
+
+
+def allow_connections(n: int) -> None:
+    """Raise this process's limit of open files so that `n` connections fit, as far as the system lets it."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):
@@ -85,6 +102,7 @@ def serve(settings: Settings, listener: socket.socket, *, on_ready: Callable[[],
     try:
         engine = Engine(settings, registry)
         engine.refresh()  # connections wait in the listening socket's queue meanwhile
+        allow_connections(settings.server.max_connections)
         native = NativeHttp(engine, settings.server)
         config = uvicorn.Config(
             DataPlane(engine, settings.server, native),
