@@ -148,7 +148,9 @@ def test_mutated_bodies(plans, data, kind):
     raw = bytearray(encode(BODY if data.draw(st.booleans()) else data.draw(bodies()), kind))
     for _ in range(data.draw(st.integers(1, 4))):
         at, width = data.draw(st.integers(0, len(raw))), data.draw(st.integers(0, 6))
-        new = data.draw(st.binary(max_size=3) | st.sampled_from([b'"', b"\\u0041", b"1e400", b" ", b",", b"\xc0\x80", raw[:9]]))
+        new = data.draw(
+            st.binary(max_size=3) | st.sampled_from([b'"', b"\\u0041", b"1e400", b" ", b",", b"\xc0\x80", raw[:9]])
+        )
         raw[at : at + width] = new
     check(plans["lenient"], bytes(raw), kind)
 
@@ -238,11 +240,24 @@ def test_msgpack_that_is_handed_on(plans, raw):
 @pytest.mark.parametrize("width", ["<b", ">h", ">i", ">q", ">B", ">H", ">I", ">Q", ">f", ">d"])
 def test_msgpack_numbers_of_every_width(plans, width):
     """An integer or float is the same value in any of its encodings."""
-    tags = {"b": 0xD0, "h": 0xD1, "i": 0xD2, "q": 0xD3, "B": 0xCC, "H": 0xCD, "I": 0xCE, "Q": 0xCF, "f": 0xCA, "d": 0xCB}
+    tags = {
+        "b": 0xD0,
+        "h": 0xD1,
+        "i": 0xD2,
+        "q": 0xD3,
+        "B": 0xCC,
+        "H": 0xCD,
+        "I": 0xCE,
+        "Q": 0xCF,
+        "f": 0xCA,
+        "d": 0xCB,
+    }
     for value in (-3, 3, 100):
         if value < 0 and width[1] in "BHIQ":
             continue
-        raw = b"\x82\xa8features\x82\xa1a" + bytes([tags[width[1]]]) + struct.pack(width, value) + b"\xa1b\x01\xa3now\x01"
+        raw = (
+            b"\x82\xa8features\x82\xa1a" + bytes([tags[width[1]]]) + struct.pack(width, value) + b"\xa1b\x01\xa3now\x01"
+        )
         assert check(plans["numbers"], raw, MSGPACK) is not None
 
 
@@ -255,7 +270,10 @@ def test_every_truncation_is_handed_on_without_reading_past_the_end(plans, kind)
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     assert libc.mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 0) == 0
     lists = {"entities": {"tailnum": ["N1", "é\U0001f6eb"], "origin": "EWR", "gate": [3, -4]}}
-    lists |= {"features": {"rain": [1.5e-7, -12.0], "hour": 70_000, "night": [True, None], "cabin": "coach"}, "now": 2**40}
+    lists |= {
+        "features": {"rain": [1.5e-7, -12.0], "hour": 70_000, "night": [True, None], "cabin": "coach"},
+        "now": 2**40,
+    }
     try:
         for whole in (encode(BODY, kind), encode(lists, kind), json.dumps(lists, ensure_ascii=False).encode()):
             if kind == MSGPACK and whole[:1] == b"{":

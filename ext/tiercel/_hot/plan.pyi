@@ -1,6 +1,7 @@
 from typing import Any
 
 from tiercel._hot.reply import ReplyIds
+
 from tiercel.types import ServiceSchema, Signature
 
 class ServingPlan:

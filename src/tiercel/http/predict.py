@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.reply import ReplyIds
-
 from tiercel.errors import TiercelError
 from tiercel.http import payload
 from tiercel.http.body import header, read_body
@@ -22,16 +21,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("tiercel.http")
 
 
+def make_ids(settings: ServerSettings) -> ReplyIds:
+    """Ids for the replies of one worker; all its paths share them."""
+    return ReplyIds(settings.max_rows)
+
+
 class PredictEndpoint:
     """Scores what a request names: `/predict/flights`, `/predict/flights@challenger`, `/predict/flights:3`."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, ids: ReplyIds | None = None) -> None:
         self._engine = engine
         self._max_rows = settings.max_rows
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_s = settings.body_timeout_s
-        #: One worker's ids, for every path that answers predictions.
-        self.ids = ReplyIds(settings.max_rows)
+        self._ids = make_ids(settings) if ids is None else ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure becomes an error body, none escapes to the server."""
@@ -58,7 +61,7 @@ class PredictEndpoint:
         if plan is None:
             plan = await self._engine.load_plan(reference)
         format_number = 0 if kind == payload.JSON else 1
-        return plan.reply(request.entities, request.features, request.now_us, format_number, self.ids)
+        return plan.reply(request.entities, request.features, request.now_us, format_number, self._ids)
 
 
 async def respond(send: Send, status: int, reply: Any, kind: str) -> None:
