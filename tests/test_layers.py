@@ -38,6 +38,9 @@ DOORS = {
     "wire": {"tiercel.models.onnx_proto"},
     "http": set(),
     "protocol": {"tiercel.http.native"},
+    "payload": set(),
+    "reply": {"tiercel.http.predict"},
+    "values": set(),
     "plan": {"tiercel.serving.engine", "tiercel.serving.routes"},
 }
 

@@ -376,9 +376,7 @@ def test_internal_failures_are_not_shown(app, monkeypatch, caplog):
     plan = app._engine.routes.by_reference["late"]
 
     class Broken:
-        n_outputs = 1
-
-        def predict(self, *_):
+        def reply(self, *_):
             raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(app._engine, "find_plan", lambda reference: Broken() if reference == "late" else plan)

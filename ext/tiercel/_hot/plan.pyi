@@ -1,5 +1,7 @@
 from typing import Any
 
+from tiercel._hot.reply import ReplyIds
+
 from tiercel.types import ServiceSchema, Signature
 
 class ServingPlan:
@@ -24,3 +26,7 @@ class ServingPlan:
     def predict(
         self, entities: dict[str, Any], features: dict[str, Any], now_us: int
     ) -> tuple[bool, Any, int | None, list[tuple[str, int]]]: ...
+    def reply(
+        self, entities: dict[str, Any], features: dict[str, Any], now_us: int, kind: int, ids: ReplyIds
+    ) -> bytes: ...
+    def answer(self, body: bytes | bytearray | memoryview, kind: int, now_us: int, ids: ReplyIds) -> bytes | None: ...

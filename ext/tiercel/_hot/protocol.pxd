@@ -15,6 +15,8 @@
 # Lends  : `body` to answer_body() for the call.
 # GIL    : held throughout; the plan releases it for large requests.
 # Threads: all calls on the thread of the event loop.
+from tiercel._hot.plan cimport ServingPlan
+from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
 
 # How much is gathered before it is written and the transport may say stop.
@@ -43,16 +45,17 @@ cdef class FastPath:
     cdef public uint64_t handed_on         # requests the general path received; counted there
     cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
     cdef readonly Py_ssize_t max_body_bytes, max_connections
-    cdef object _engine, _hand_on, _refuse, _answer
+    cdef object _engine, _hand_on, _refuse
+    cdef ReplyIds _ids
     cdef uint8_t* _out
     cdef Py_ssize_t _out_size, _out_capacity
     cdef object _routes                    # the Routes that _plan was found in
     cdef bytes _reference
-    cdef object _plan                      # plan of _reference, or None
+    cdef ServingPlan _plan                 # plan of _reference, or None
     cdef object _default_headers           # the list that _prefix was made from
     cdef bytes _prefix
 
-    cdef object _find(self, const uint8_t* reference, Py_ssize_t length)
+    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef int _refresh_prefix(self, object server_state) except -1
     cdef int _put(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int _put_reply(self, bytes body, int kind, bint close) except -1

@@ -2,15 +2,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from tiercel._hot.reply import ReplyIds
+
 class FastPath:
     """What the connections of one server share: limits, counts, the way to the plans.
 
     Args:
         engine: has `routes` (`tiercel.serving.routes.Routes`, replaced whole).
+        ids: gives every reply its id.
         hand_on: `(protocol, transport, data, deadline_s, write_paused, draining)`: takes the connection, with the
             bytes not yet answered and the seconds left to complete them.
         refuse: `(protocol, transport, status, code, text)`: answers with an error, then closes.
-        answer: `(plan, body, kind, now_us) -> bytes | None`.
     """
 
     answered: int
@@ -29,9 +31,9 @@ class FastPath:
         idle_timeout_s: float,
         max_body_bytes: int,
         max_connections: int,
+        ids: ReplyIds,
         hand_on: Callable[[HotProtocol, asyncio.Transport, bytes, float, bool, bool], None],
         refuse: Callable[[HotProtocol, asyncio.Transport, int, str, str], None],
-        answer: Callable[[Any, bytes, int, int], bytes | None],
     ) -> None: ...
 
 class HotProtocol:

@@ -7,6 +7,8 @@ from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
+from tiercel._hot.plan cimport ServingPlan
+from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 # A connection closed for draining first gets this long to bring what is already on its way.
@@ -33,19 +35,19 @@ cdef int64_t _wall_us() noexcept nogil:
 cdef class FastPath:
     def __init__(
         self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
-        Py_ssize_t max_body_bytes, Py_ssize_t max_connections, hand_on, refuse, answer,
+        Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
     ):
         self._engine = engine
         self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
         self.idle_timeout_s = idle_timeout_s
         self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
-        self._hand_on, self._refuse, self._answer = hand_on, refuse, answer
+        self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
         self._reference = b""
 
     def __dealloc__(self):
         PyMem_Free(self._out)
 
-    cdef object _find(self, const uint8_t* reference, Py_ssize_t length):
+    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length):
         """The plan of a reference, or None. Most requests name what the one before named."""
         routes = self._engine.routes
         if (
@@ -238,6 +240,8 @@ cdef class HotProtocol:
         cdef Outcome outcome = OUTCOME_DONE
         cdef Head head
         cdef HeadStatus status
+        cdef ServingPlan plan
+        cdef bytes body
         cdef int64_t now_us = _wall_us()
         path._out_size = 0
         self._needed = 0
@@ -252,17 +256,14 @@ cdef class HotProtocol:
                 outcome, self._needed = OUTCOME_PARTIAL, total
                 break
             plan = path._find(data + offset + head.reference_start, head.reference_length)
-            if plan is None:
+            if plan is None or head.content_length == 0:
                 outcome = OUTCOME_HAND_ON
                 break
-            body = path._answer(
-                plan, PyBytes_FromStringAndSize(<const char*>data + offset + head.head_length, head.content_length),
-                head.kind, now_us,
-            )
+            body = plan.answer_body(data + offset + head.head_length, head.content_length, head.kind, now_us, path._ids)
             if body is None:
                 outcome = OUTCOME_HAND_ON
                 break
-            path._put_reply(<bytes?>body, head.kind, self._draining and offset + total == size)
+            path._put_reply(body, head.kind, self._draining and offset + total == size)
             offset += total
             if path._out_size >= WRITE_BYTES:
                 self._flush()

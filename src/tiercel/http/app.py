@@ -35,7 +35,7 @@ class DataPlane:
     def __init__(self, engine: Engine, settings: ServerSettings, native: NativeHttp | None = None) -> None:
         self._engine = engine
         self._native = native
-        self._predict = PredictEndpoint(engine, settings)
+        self._predict = PredictEndpoint(engine, settings, None if native is None else native.ids)
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings), methods=["POST"]),

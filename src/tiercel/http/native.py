@@ -11,11 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.protocol import FastPath, HotProtocol
-from tiercel.errors import TiercelError
-from tiercel.http import payload
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
-from tiercel.http.predict import Replies
-from tiercel.http.request import parse_predict
+from tiercel.http.predict import make_ids
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,7 +34,8 @@ class NativeHttp:
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self._settings = settings
-        self._ids = Replies()
+        #: One worker's ids, for every path that answers predictions.
+        self.ids = make_ids(settings)
         self._path = FastPath(
             engine,
             header_timeout_s=settings.header_timeout_s,
@@ -45,9 +43,9 @@ class NativeHttp:
             idle_timeout_s=settings.idle_timeout_s,
             max_body_bytes=settings.max_body_bytes,
             max_connections=settings.max_connections,
+            ids=self.ids,
             hand_on=self._hand_on,
             refuse=self._refuse,
-            answer=self._answer,
         )
 
     @property
@@ -92,16 +90,6 @@ class NativeHttp:
     def _take_back(hot: HotProtocol, transport: asyncio.Transport, write_paused: bool) -> None:
         transport.set_protocol(hot)  # type: ignore[arg-type]  # a compiled class cannot inherit asyncio.Protocol
         hot.adopt(transport, write_paused)
-
-    def _answer(self, plan: Any, body: bytes, kind: int, now_us: int) -> bytes | None:
-        """The reply body of a prediction, None for whatever the general path should judge."""
-        media = payload.MSGPACK if kind else payload.JSON
-        try:
-            request = parse_predict(payload.decode(body, media, self._settings.max_rows), self._settings.max_rows)
-            del now_us
-            return payload.encode(self._ids.reply(plan, request), media)
-        except TiercelError:
-            return None
 
     def _count(self) -> None:
         self._path.handed_on += 1

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import secrets
 from typing import TYPE_CHECKING, Any
 
+from tiercel._hot.reply import ReplyIds
 from tiercel.errors import TiercelError
 from tiercel.http import payload
 from tiercel.http.body import header, read_body
@@ -18,53 +17,26 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from tiercel.http.request import PredictRequest
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
 log = logging.getLogger("tiercel.http")
-REALTIME = "realtime"
 
 
-class Replies:
-    """Makes replies of plans' answers. Ids are unique across restarts and workers: 64 random bits, then a counter."""
-
-    def __init__(self) -> None:
-        self._id_prefix = secrets.token_hex(8)
-        self._counter = itertools.count(1)
-
-    def reply(self, plan: Any, request: PredictRequest) -> dict[str, Any]:
-        """Score one request.
-
-        Raises:
-            TiercelError: as `ServingPlan.predict`.
-        """
-        single, scores, oldest_age_us, missing = plan.predict(request.entities, request.features, request.now_us)
-        reply: dict[str, Any] = {
-            "id": f"{self._id_prefix}{next(self._counter):x}",
-            "model": plan.model,
-            "version": plan.version,
-            "tier": REALTIME,
-            "score" if single else "scores": scores,
-        }
-        if plan.n_outputs > 1:
-            reply["classes"] = plan.signature.classes
-        reply["features"] = {
-            "oldest_age_ms": None if oldest_age_us is None else oldest_age_us / 1000,
-            "missing": [name for name, _ in missing] if single else dict(missing),
-        }
-        return reply
+def make_ids(settings: ServerSettings) -> ReplyIds:
+    """Ids for the replies of one worker; all its paths share them."""
+    return ReplyIds(settings.max_rows)
 
 
 class PredictEndpoint:
     """Scores what a request names: `/predict/flights`, `/predict/flights@challenger`, `/predict/flights:3`."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, ids: ReplyIds | None = None) -> None:
         self._engine = engine
         self._max_rows = settings.max_rows
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_s = settings.body_timeout_s
-        self._replies = Replies()
+        self._ids = make_ids(settings) if ids is None else ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure becomes an error body, none escapes to the server."""
@@ -74,27 +46,35 @@ class PredictEndpoint:
             kind = payload.media_type(header(scope, b"content-type"))
             body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
             reference = scope["path"][len("/predict/") :]
-            status, reply = 200, await self._predict(reference, body, kind)
+            status, content = 200, await self._predict(reference, body, kind)
         except TiercelError as error:
-            status, reply = status_of(error), body_of(error)
+            status, content = status_of(error), payload.encode(body_of(error), kind)
             if status == 500:
                 log.exception("Prediction failed")
         except Exception:  # whatever went wrong, the client gets an answer and the log the reason
             log.exception("Prediction failed unexpectedly")
-            status, reply = 500, {"error": "The server failed; its log has the reason", "code": "internal_error"}
-        await respond(send, status, reply, kind)
+            failure = {"error": "The server failed; its log has the reason", "code": "internal_error"}
+            status, content = 500, payload.encode(failure, kind)
+        await send_body(send, status, content, kind)
 
-    async def _predict(self, reference: str, body: bytes, kind: str) -> dict[str, Any]:
+    async def _predict(self, reference: str, body: bytes, kind: str) -> bytes:
         request = parse_predict(payload.decode(body, kind, self._max_rows), self._max_rows)
         plan = self._engine.find_plan(reference)
         if plan is None:
             plan = await self._engine.load_plan(reference)
-        return self._replies.reply(plan, request)
+        format_number = 0 if kind == payload.JSON else 1
+        return plan.reply(request.entities, request.features, request.now_us, format_number, self._ids)
 
 
 async def respond(send: Send, status: int, reply: Any, kind: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Send one complete reply."""
-    body = payload.encode(reply, kind)
+    await send_body(send, status, payload.encode(reply, kind), kind, headers)
+
+
+async def send_body(
+    send: Send, status: int, body: bytes, kind: str, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send a reply that is already encoded."""
     await send(
         {
             "type": "http.response.start",

@@ -1,0 +1,12 @@
+from collections.abc import Iterable
+
+class ReplyIds:
+    max_rows: int
+    def __init__(self, max_rows: int) -> None: ...
+
+class ReplyForm:
+    n_features: int
+    n_outputs: int
+    def __init__(
+        self, model: str, version: int, features: Iterable[str], classes: Iterable[str], n_outputs: int
+    ) -> None: ...
