@@ -94,6 +94,7 @@ def test_every_compiled_module_has_contract_and_types():
         assert source.with_suffix(".pxd").exists(), f"{source.stem}.pxd is missing"
         assert source.with_suffix(".pyi").exists(), f"{source.stem}.pyi is missing"
         assert source.stem in DOORS
+        assert f"| `{source.stem}` |" in (ROOT / "ext" / "README.md").read_text()
 
 
 def test_files_stay_small():
