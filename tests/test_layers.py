@@ -40,6 +40,7 @@ DOORS = {
     "protocol": {"tiercel.http.native"},
     "payload": set(),
     "reply": {"tiercel.http.predict"},
+    "recorder": set(),
     "values": set(),
     "plan": {"tiercel.serving.engine", "tiercel.serving.routes"},
 }

@@ -100,14 +100,45 @@ class RequestField:
 
 
 @dataclass(frozen=True)
+class TransformOutput:
+    """One feature that an on-demand feature view computes."""
+
+    name: str
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class TransformSchema:
+    """An on-demand feature view inside a service: a function of float64 values, one row at a time.
+
+    `source` is the function's canonical text in the restricted language of `tiercel.features.transform_source`; it says
+    everything, so that a server needs none of the project's code. `inputs` are names of stored columns, request fields or
+    `NOW_US`, in the order of the function's parameters; `outputs` in the order of what it returns.
+    """
+
+    name: str
+    source: str
+    inputs: tuple[str, ...]
+    outputs: tuple[TransformOutput, ...]
+
+
+#: Input of an on-demand feature view: the time of the read (of the label), in microseconds since the epoch.
+NOW_US = "now_us"
+
+
+@dataclass(frozen=True)
 class ServiceSchema:
-    """A feature service as applied: what one vector holds, in `features` order, and where each value comes from."""
+    """A feature service as applied: what one vector holds, in `features` order, and where each value comes from.
+
+    Columns of `groups` and `request_fields` that are not in `features` are there because a transform needs them.
+    """
 
     name: str
     groups: tuple[GroupSchema, ...]
     request_fields: tuple[RequestField, ...]
     features: tuple[str, ...]
     on_missing_entity: Literal["error", "null"] = "error"
+    transforms: tuple[TransformSchema, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -116,13 +147,16 @@ class ServiceSchema:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` restores an equal schema."""
-        return {
+        data: dict[str, Any] = {
             "name": self.name,
             "groups": [asdict(group) for group in self.groups],
             "request_fields": [asdict(field) for field in self.request_fields],
             "features": list(self.features),
             "on_missing_entity": self.on_missing_entity,
         }
+        if self.transforms:  # absent otherwise: fingerprints of services without transforms stay what they were
+            data["transforms"] = [asdict(transform) for transform in self.transforms]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ServiceSchema:
@@ -148,6 +182,15 @@ class ServiceSchema:
             ),
             features=tuple(data["features"]),
             on_missing_entity=data["on_missing_entity"],
+            transforms=tuple(
+                TransformSchema(
+                    t["name"],
+                    t["source"],
+                    tuple(t["inputs"]),
+                    tuple(TransformOutput(o["name"], DType(o["dtype"])) for o in t["outputs"]),
+                )
+                for t in data.get("transforms", ())
+            ),
         )
 
 

@@ -1,0 +1,41 @@
+# prediction.pxd - what one answered request was: the record that counters and journal are made from. Declarations only.
+#
+# Filled by a plan after the reply is written and before it is sent; every pointer is borrowed for the call.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from tiercel._hot.typedefs cimport feature_t, score_t
+
+
+# What a request spends its time on, in order. General-path requests have no STAGE_PARSE of their own.
+cdef enum Stage:
+    STAGE_PARSE             # body -> keys and values
+    STAGE_READ              # keys -> stored rows
+    STAGE_COMPUTE           # request features, on-demand features, missing values
+    STAGE_SCORE
+    STAGE_REPLY             # scores -> reply bytes
+    N_STAGES
+
+cdef enum PredictionFlag:
+    PREDICTION_FAST = 1     # answered by the compiled protocol
+    PREDICTION_MANY = 2     # lists were sent, even if of one row
+
+
+cdef enum:
+    KEY_ABSENT = 0xFFFF     # length of a join key that is null or was not sent
+
+
+cdef struct Prediction:
+    uint64_t number         # with ReplyIds.prefix it is the reply's id
+    int64_t received_us     # wall clock, microseconds since the epoch
+    int64_t now_us          # time of the read, for ages and ttl; equals received_us unless the request has `now`
+    int64_t oldest_age_us   # negative: nothing stored and timed was read
+    int64_t total_ns        # from the socket read (general path: from the parsed request) to here
+    int64_t stage_ns[5]     # N_STAGES
+    uint32_t flags          # PredictionFlag
+    int32_t n_rows
+    const feature_t* rows   # n_rows x n_features, as scored; NaN is missing
+    const score_t* scores   # n_rows x n_outputs
+    # Per row, per join key in sorted order of names: uint16 length (native order), then that many bytes as
+    # tiercel.features.keys encodes a last key part. KEY_ABSENT has no bytes.
+    const uint8_t* keys
+    size_t key_bytes
