@@ -32,6 +32,7 @@ MAY_IMPORT = {
 DOORS = {
     "liblmdb": {"tiercel.features.online"},
     "reader": {"tiercel.features.online"},
+    "walk": {"tiercel.features.online"},
     "forest": {"tiercel.models.ir"},
     "linear": {"tiercel.models.ir"},
     "scorer": set(),

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.features.stores import INT64, TIMES, Store, simple_store, stores
 from tests.reference.row import Entity, reference_float, reference_key, reference_row, reference_status
-from tiercel._hot.reader import BaseFile, BaseWalk, GroupReader
+from tiercel._hot.reader import BaseFile, GroupReader
+from tiercel._hot.walk import BaseWalk
 
 from tiercel.errors import BaseCorruptError
 from tiercel.features.base import write_base

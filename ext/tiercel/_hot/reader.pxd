@@ -5,10 +5,10 @@
 #
 # Owns   : BaseFile owns the environment and one read transaction; GroupReader owns its program and keeps its BaseFile.
 # Lends  : nothing. Values are copied out; no pointer into the map outlives a call.
-# GIL    : read_into and read_many_into need none. They never raise; the caller maps ReadStatus to errors.
+# GIL    : read_row, read_into and read_many_into need none. They never raise; the caller maps ReadStatus to errors.
 # Threads: one sealed file is immutable and mdb_get on the main database keeps no state in a read-only transaction
 #          (see the SAFETY note in reader.pyx), so concurrent calls are allowed.
-from tiercel._hot.liblmdb cimport MDB_cursor, MDB_dbi, MDB_env, MDB_stat, MDB_txn
+from tiercel._hot.liblmdb cimport MDB_dbi, MDB_env, MDB_stat, MDB_txn
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t
 
 
@@ -56,29 +56,36 @@ cdef class BaseFile:
     cdef MDB_stat _stat(self) except *
 
 
+# One column again, as the float64 that a transform sees.
+cdef struct WideStep:
+    int32_t column                # index into RowProgram.steps; not of text
+    int32_t place                 # in `wide`
+
+
+# How the rows of one group are read; all a read needs, so that code without the GIL can hold one.
+cdef struct RowProgram:
+    MDB_txn* txn                  # borrowed from the BaseFile
+    MDB_dbi dbi
+    int (*get)(MDB_txn*, MDB_dbi, void*, void*) noexcept nogil
+    uint8_t group
+    uint32_t fingerprint
+    size_t row_bytes
+    size_t bitmap_offset
+    Py_ssize_t n_columns          # values written per row
+    Py_ssize_t n_views
+    Py_ssize_t n_wide
+    ColumnStep* steps             # n_columns
+    WideStep* wide                # n_wide
+    int64_t* ttl_us               # n_views; INT64_MAX: never expires
+
+
 cdef class GroupReader:
     cdef BaseFile _base           # keeps the map alive
-    cdef MDB_txn* _txn            # borrowed from _base
-    cdef MDB_dbi _dbi
-    cdef int (*_get)(MDB_txn*, MDB_dbi, void*, void*) noexcept nogil
-    cdef uint8_t _group
-    cdef uint32_t _fingerprint
-    cdef size_t _row_bytes
-    cdef size_t _bitmap_offset
-    cdef ColumnStep* _steps       # n_columns
-    cdef int64_t* _ttl_us         # n_views; INT64_MAX: never expires
-    cdef readonly Py_ssize_t n_columns      # values written per row, in program order
-    cdef readonly Py_ssize_t n_views
+    cdef RowProgram program       # lent; valid as long as the reader is
+    cdef readonly Py_ssize_t n_columns, n_views, n_wide
     cdef readonly Py_ssize_t n_slots        # `out` must have room for this many values: highest slot + 1
 
-    # key      : the entity's encoded key WITHOUT the group prefix (the reader adds it); see features/keys.py.
-    #            NULL means "no such entity" (a null key value): READ_MISSING.
-    # now_us   : the time of the read; a view older than its ttl at now_us gives NaN + VALUE_OUTSIDE_TTL.
-    #            An event later than now_us is not stale: its value is given (age is negative).
-    # out      : written at out[slot[i]] for column i; every slot is written, NaN unless VALUE_PRESENT.
-    # status   : n_columns values (or NULL), by column, not by slot.
-    # event_us : n_views event times (or NULL); NO_EVENT_US where the view has no row.
-    # On any status but READ_OK the outputs are those of READ_MISSING.
+    # read_row without wide values.
     cdef ReadStatus read_into(
         self, const uint8_t* key, size_t key_len, int64_t now_us,
         feature_t* out, uint8_t* status, int64_t* event_us,
@@ -91,26 +98,20 @@ cdef class GroupReader:
         feature_t* out, Py_ssize_t out_stride, uint8_t* status, int64_t* event_us, uint8_t* results,
     ) noexcept nogil
 
-    # The outputs of an entity that is not there, without a look-up.
-    cdef void write_missing(self, feature_t* out, uint8_t* status, int64_t* event_us) noexcept nogil
-    cdef void _decode(
-        self, const uint8_t* row, int64_t now_us, feature_t* out, uint8_t* status, int64_t* event_us
-    ) noexcept nogil
 
+# key      : the entity's encoded key WITHOUT the group prefix (the reader adds it); see features/keys.py.
+#            NULL means "no such entity" (a null key value): READ_MISSING.
+# now_us   : the time of the read; a view older than its ttl at now_us gives NaN + VALUE_OUTSIDE_TTL.
+#            An event later than now_us is not stale: its value is given (age is negative).
+# out      : written at out[slot[i]] for column i; every slot is written, NaN unless VALUE_PRESENT.
+# status   : n_columns values (or NULL), by column, not by slot.
+# event_us : n_views event times (or NULL); NO_EVENT_US where the view has no row.
+# wide     : n_wide values at their places (or NULL): the same values as float64, Int64 rounded once.
+# On any status but READ_OK the outputs are those of READ_MISSING.
+cdef ReadStatus read_row(
+    const RowProgram* program, const uint8_t* key, size_t key_len, int64_t now_us,
+    feature_t* out, uint8_t* status, int64_t* event_us, double* wide,
+) noexcept nogil
 
-# A walk over every row of a base, for verification. Owns a transaction and a cursor of its own; not thread-safe.
-cdef class BaseWalk:
-    cdef BaseFile _base
-    cdef MDB_txn* _txn
-    cdef MDB_cursor* _cursor
-    cdef bint _done
-    cdef Py_ssize_t _n_groups
-    cdef uint32_t* _fingerprints
-    cdef size_t* _row_bytes
-    cdef list _key_kinds
-    cdef uint8_t _previous[MAX_STORED_KEY]
-    cdef size_t _previous_len
-    cdef readonly list group_rows
-    cdef readonly Py_ssize_t n_rows
-    cdef object _fail(self, str what)
-    cdef bint _is_key(self, uint8_t group, size_t size) except -1
+# What liblmdb says about a return code.
+cdef str lmdb_error(int code)

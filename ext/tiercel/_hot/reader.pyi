@@ -1,11 +1,8 @@
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-class _Hash(Protocol):
-    def update(self, data: Any, /) -> None: ...
 
 class BaseFile:
     path: str
@@ -21,6 +18,7 @@ class BaseFile:
 class GroupReader:
     n_columns: int
     n_views: int
+    n_wide: int
     n_slots: int
     def __init__(
         self,
@@ -32,6 +30,7 @@ class GroupReader:
         bitmap_offset: int,
         ttls_us: Sequence[int | None],
         steps: Sequence[tuple[int, int, int, int, int]],
+        wide: Sequence[tuple[int, int]] = (),
     ) -> None: ...
     def read_one(self, key: bytes | None, now_us: int, out: Any) -> int: ...
     def read_many(
@@ -42,11 +41,3 @@ class GroupReader:
         status: NDArray[np.uint8] | None = None,
         event_us: NDArray[np.int64] | None = None,
     ) -> bytes: ...
-
-class BaseWalk:
-    group_rows: list[int]
-    n_rows: int
-    def __init__(
-        self, base: BaseFile, fingerprints: Sequence[int], row_bytes: Sequence[int], key_kinds: Sequence[Sequence[bool]]
-    ) -> None: ...
-    def fill(self, key_hash: _Hash, row_hash: _Hash, n_rows: int = 4096) -> int: ...

@@ -5,12 +5,12 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from tiercel._hot cimport liblmdb
 from tiercel._hot.liblmdb cimport (
-    MDB_FIRST, MDB_NEXT, MDB_NOLOCK, MDB_NORDAHEAD, MDB_NOSUBDIR, MDB_NOTFOUND, MDB_RDONLY, MDB_SUCCESS,
-    MDB_cursor, MDB_dbi, MDB_stat, MDB_txn, MDB_val,
+    MDB_NOLOCK, MDB_NORDAHEAD, MDB_NOSUBDIR, MDB_NOTFOUND, MDB_RDONLY, MDB_SUCCESS,
+    MDB_dbi, MDB_stat, MDB_txn, MDB_val,
 )
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t
 
@@ -40,7 +40,7 @@ cdef Py_ssize_t GIL_ROWS = 256
 #   tests/ext/test_reader.py reads from several threads and compares; liblmdb is pinned to the 0.9 series by liblmdb.pyx.
 
 
-cdef str _lmdb_error(int code):
+cdef str lmdb_error(int code):
     cdef const char* text = liblmdb.api.strerror(code)
     return (<bytes>text).decode(errors="replace")
 
@@ -80,7 +80,7 @@ cdef class BaseFile:
         if rc == MDB_SUCCESS:
             rc = liblmdb.api.dbi_open(self._txn, NULL, 0, &self._dbi)
         if rc != MDB_SUCCESS:
-            raise BaseCorruptError(f"Cannot open {self.path} as a sealed base: {_lmdb_error(rc)}. Materialize the service again")
+            raise BaseCorruptError(f"Cannot open {self.path} as a sealed base: {lmdb_error(rc)}. Materialize the service again")
 
     def __dealloc__(self):
         if self._txn is not NULL:
@@ -94,14 +94,14 @@ cdef class BaseFile:
         cdef int fd = -1
         cdef int rc = liblmdb.api.env_get_fd(self._env, &fd)
         if rc != MDB_SUCCESS:
-            raise StoreError(f"LMDB has no file descriptor for {self.path}: {_lmdb_error(rc)}")
+            raise StoreError(f"LMDB has no file descriptor for {self.path}: {lmdb_error(rc)}")
         return fd
 
     cdef MDB_stat _stat(self) except *:
         cdef MDB_stat stat
         cdef int rc = liblmdb.api.stat(self._txn, self._dbi, &stat)
         if rc != MDB_SUCCESS:
-            raise BaseCorruptError(f"Cannot read the root of {self.path}: {_lmdb_error(rc)}")
+            raise BaseCorruptError(f"Cannot read the root of {self.path}: {lmdb_error(rc)}")
         return stat
 
     @property
@@ -131,8 +131,121 @@ cdef class BaseFile:
         if rc == MDB_NOTFOUND:
             return None
         if rc != MDB_SUCCESS:
-            raise StoreError(f"Reading {self.path} failed: {_lmdb_error(rc)}")
+            raise StoreError(f"Reading {self.path} failed: {lmdb_error(rc)}")
         return PyBytes_FromStringAndSize(<char*>data.mv_data, data.mv_size)
+
+
+cdef void _write_missing(
+    const RowProgram* program, feature_t* out, uint8_t* status, int64_t* event_us, double* wide
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(program.n_columns):
+        out[program.steps[i].slot] = NAN
+    if status is not NULL:
+        memset(status, VALUE_NOT_FOUND, program.n_columns)
+    if event_us is not NULL:
+        for i in range(program.n_views):
+            event_us[i] = INT64_MIN
+    if wide is not NULL:
+        for i in range(program.n_wide):
+            wide[program.wide[i].place] = NAN
+
+
+cdef void _decode(
+    const RowProgram* program, const uint8_t* row, int64_t now_us, feature_t* out, uint8_t* status, int64_t* event_us,
+    double* wide,
+) noexcept nogil:
+    # LMDB aligns values to 2 bytes only, so every number is copied out before it is looked at.
+    cdef uint8_t view_status[MAX_VIEWS]
+    cdef const uint8_t* bitmap = row + program.bitmap_offset
+    cdef const ColumnStep* step
+    cdef Py_ssize_t i
+    cdef int64_t event, ttl, i64
+    cdef feature_t f32
+    cdef double f64
+    cdef int32_t code
+    cdef uint8_t state
+    for i in range(program.n_views):
+        memcpy(&event, row + 8 + 8 * i, 8)
+        ttl = program.ttl_us[i]
+        if event == INT64_MIN:
+            view_status[i] = VALUE_NOT_FOUND
+        # event < now - ttl, where the difference saturates instead of wrapping (ttl is never negative).
+        elif ttl != INT64_MAX and now_us >= INT64_MIN + ttl and event < now_us - ttl:
+            view_status[i] = VALUE_OUTSIDE_TTL
+        else:
+            view_status[i] = VALUE_PRESENT
+        if event_us is not NULL:
+            event_us[i] = event
+    for i in range(program.n_columns):
+        step = &program.steps[i]
+        state = view_status[step.view]
+        if state == VALUE_PRESENT and not (bitmap[step.bit >> 3] >> (step.bit & 7)) & 1:
+            state = VALUE_NULL
+        if status is not NULL:
+            status[i] = state
+        if state != VALUE_PRESENT:
+            out[step.slot] = NAN
+        elif likely(step.kind == KIND_FLOAT32):
+            memcpy(&f32, row + step.offset, 4)
+            out[step.slot] = f32
+        elif step.kind == KIND_FLOAT64:
+            memcpy(&f64, row + step.offset, 8)
+            out[step.slot] = <feature_t>f64
+        elif step.kind == KIND_INT64:
+            memcpy(&i64, row + step.offset, 8)
+            out[step.slot] = <feature_t>i64
+        elif step.kind == KIND_BOOL:
+            out[step.slot] = 1.0 if row[step.offset] else 0.0
+        else:
+            memcpy(&code, row + step.offset, 4)
+            out[step.slot] = <feature_t>code
+    if wide is NULL:
+        return
+    for i in range(program.n_wide):
+        step = &program.steps[program.wide[i].column]
+        # What is no number in float32 is missing; the wider types are read again, exactly.
+        f64 = out[step.slot]
+        if view_status[step.view] == VALUE_PRESENT and (bitmap[step.bit >> 3] >> (step.bit & 7)) & 1:
+            if step.kind == KIND_FLOAT64:
+                memcpy(&f64, row + step.offset, 8)
+            elif step.kind == KIND_INT64:
+                memcpy(&i64, row + step.offset, 8)
+                f64 = <double>i64
+        wide[program.wide[i].place] = f64
+
+
+cdef ReadStatus read_row(
+    const RowProgram* program, const uint8_t* key, size_t key_len, int64_t now_us,
+    feature_t* out, uint8_t* status, int64_t* event_us, double* wide,
+) noexcept nogil:
+    cdef uint8_t stored[MAX_STORED_KEY]
+    cdef MDB_val key_val, row
+    cdef uint32_t fingerprint
+    cdef int rc
+    cdef ReadStatus result
+    if key is NULL or key_len > MAX_STORED_KEY - 1:     # no such key can have been stored
+        _write_missing(program, out, status, event_us, wide)
+        return READ_MISSING
+    stored[0] = program.group
+    memcpy(stored + 1, key, key_len)
+    key_val.mv_size = key_len + 1
+    key_val.mv_data = stored
+    rc = program.get(program.txn, program.dbi, &key_val, &row)
+    if likely(rc == MDB_SUCCESS):
+        # SAFETY: LMDB lends row.mv_size bytes of the map; nothing is read until that equals the layout's width.
+        if row.mv_size == program.row_bytes:
+            memcpy(&fingerprint, row.mv_data, 4)
+            if fingerprint == program.fingerprint:
+                _decode(program, <const uint8_t*>row.mv_data, now_us, out, status, event_us, wide)
+                return READ_OK
+            result = READ_WRONG_SCHEMA
+        else:
+            result = READ_WRONG_WIDTH
+    else:
+        result = READ_MISSING if rc == MDB_NOTFOUND else READ_STORE_ERROR
+    _write_missing(program, out, status, event_us, wide)
+    return result
 
 
 cdef class GroupReader:
@@ -145,19 +258,23 @@ cdef class GroupReader:
         row_bytes, bitmap_offset: the row's layout (features/layout.py).
         ttls_us: one per view; None never expires.
         steps: one (kind, offset, bit, view, slot) per column to read.
+        wide: (column, place) of the columns that a transform also wants as float64.
 
     Raises:
         ValueError: a step does not lie inside the row, the bitmap, the views or the slots.
     """
 
     def __cinit__(
-        self, BaseFile base not None, *, int group, uint32_t fingerprint, size_t row_bytes, size_t bitmap_offset, ttls_us, steps
+        self, BaseFile base not None, *, int group, uint32_t fingerprint, size_t row_bytes, size_t bitmap_offset, ttls_us, steps,
+        wide=(),
     ):
         cdef Py_ssize_t i
         cdef ColumnStep step
+        cdef WideStep wide_step
+        cdef RowProgram* program
         cdef size_t width
         steps = tuple(steps)
-        ttls_us = tuple(ttls_us)
+        ttls_us, wide = tuple(ttls_us), tuple(wide)
         if not 0 <= group <= 255:
             raise ValueError(f"Expected a group index in 0..255, got {group}")
         if len(ttls_us) > MAX_VIEWS:
@@ -165,24 +282,27 @@ cdef class GroupReader:
         if bitmap_offset != 8 + 8 * <size_t>len(ttls_us) or bitmap_offset > row_bytes:
             raise ValueError(f"Expected the validity bits after {len(ttls_us)} event times, got offset {bitmap_offset} of {row_bytes}")
         self._base = base
-        self._txn = base._txn
-        self._dbi = base._dbi
-        self._get = <int (*)(MDB_txn*, MDB_dbi, void*, void*) noexcept nogil>liblmdb.api.get
-        self._group = group
-        self._fingerprint = fingerprint
-        self._row_bytes = row_bytes
-        self._bitmap_offset = bitmap_offset
-        self.n_columns = len(steps)
-        self.n_views = len(ttls_us)
-        self.n_slots = 0
-        self._steps = <ColumnStep*>calloc(max(self.n_columns, 1), sizeof(ColumnStep))
-        self._ttl_us = <int64_t*>calloc(max(self.n_views, 1), sizeof(int64_t))
-        if self._steps is NULL or self._ttl_us is NULL:
+        program = &self.program
+        program.txn = base._txn
+        program.dbi = base._dbi
+        program.get = <int (*)(MDB_txn*, MDB_dbi, void*, void*) noexcept nogil>liblmdb.api.get
+        program.group = group
+        program.fingerprint = fingerprint
+        program.row_bytes = row_bytes
+        program.bitmap_offset = bitmap_offset
+        self.n_columns = program.n_columns = len(steps)
+        self.n_views = program.n_views = len(ttls_us)
+        self.n_slots, self.n_wide = 0, len(wide)
+        program.n_wide = self.n_wide
+        program.steps = <ColumnStep*>calloc(max(self.n_columns, 1), sizeof(ColumnStep))
+        program.wide = <WideStep*>calloc(max(self.n_wide, 1), sizeof(WideStep))
+        program.ttl_us = <int64_t*>calloc(max(self.n_views, 1), sizeof(int64_t))
+        if program.steps is NULL or program.wide is NULL or program.ttl_us is NULL:
             raise MemoryError("No memory for a reader's program")
         for i in range(self.n_views):
             if ttls_us[i] is not None and ttls_us[i] < 0:
                 raise ValueError(f"Expected a ttl of at least 0, got {ttls_us[i]}")
-            self._ttl_us[i] = INT64_MAX if ttls_us[i] is None else ttls_us[i]
+            program.ttl_us[i] = INT64_MAX if ttls_us[i] is None else ttls_us[i]
         seen = set()
         for i in range(self.n_columns):
             step.kind, step.offset, step.bit, step.view, step.slot = steps[i]
@@ -199,102 +319,25 @@ cdef class GroupReader:
                 raise ValueError(f"Column {i} is written to slot {step.slot}, which is negative or taken")
             seen.add(step.slot)
             self.n_slots = max(self.n_slots, step.slot + 1)
-            self._steps[i] = step
+            program.steps[i] = step
+        for i in range(self.n_wide):
+            wide_step.column, wide_step.place = wide[i]
+            if not 0 <= wide_step.column < self.n_columns or wide_step.place < 0:
+                raise ValueError(f"Wide value {i} names column {wide_step.column} of {self.n_columns}, place {wide_step.place}")
+            if program.steps[wide_step.column].kind == <int32_t>KIND_CODE:
+                raise ValueError(f"Wide value {i} names column {wide_step.column}, which holds text")
+            program.wide[i] = wide_step
 
     def __dealloc__(self):
-        free(self._steps)
-        free(self._ttl_us)
-
-    cdef void write_missing(self, feature_t* out, uint8_t* status, int64_t* event_us) noexcept nogil:
-        cdef Py_ssize_t i
-        for i in range(self.n_columns):
-            out[self._steps[i].slot] = NAN
-        if status is not NULL:
-            memset(status, VALUE_NOT_FOUND, self.n_columns)
-        if event_us is not NULL:
-            for i in range(self.n_views):
-                event_us[i] = INT64_MIN
-
-    cdef void _decode(
-        self, const uint8_t* row, int64_t now_us, feature_t* out, uint8_t* status, int64_t* event_us
-    ) noexcept nogil:
-        # LMDB aligns values to 2 bytes only, so every number is copied out before it is looked at.
-        cdef uint8_t view_status[MAX_VIEWS]
-        cdef const uint8_t* bitmap = row + self._bitmap_offset
-        cdef const ColumnStep* step
-        cdef Py_ssize_t i
-        cdef int64_t event, ttl, i64
-        cdef feature_t f32
-        cdef double f64
-        cdef int32_t code
-        cdef uint8_t state
-        for i in range(self.n_views):
-            memcpy(&event, row + 8 + 8 * i, 8)
-            ttl = self._ttl_us[i]
-            if event == INT64_MIN:
-                view_status[i] = VALUE_NOT_FOUND
-            # event < now - ttl, where the difference saturates instead of wrapping (ttl is never negative).
-            elif ttl != INT64_MAX and now_us >= INT64_MIN + ttl and event < now_us - ttl:
-                view_status[i] = VALUE_OUTSIDE_TTL
-            else:
-                view_status[i] = VALUE_PRESENT
-            if event_us is not NULL:
-                event_us[i] = event
-        for i in range(self.n_columns):
-            step = &self._steps[i]
-            state = view_status[step.view]
-            if state == VALUE_PRESENT and not (bitmap[step.bit >> 3] >> (step.bit & 7)) & 1:
-                state = VALUE_NULL
-            if status is not NULL:
-                status[i] = state
-            if state != VALUE_PRESENT:
-                out[step.slot] = NAN
-            elif likely(step.kind == KIND_FLOAT32):
-                memcpy(&f32, row + step.offset, 4)
-                out[step.slot] = f32
-            elif step.kind == KIND_FLOAT64:
-                memcpy(&f64, row + step.offset, 8)
-                out[step.slot] = <feature_t>f64
-            elif step.kind == KIND_INT64:
-                memcpy(&i64, row + step.offset, 8)
-                out[step.slot] = <feature_t>i64
-            elif step.kind == KIND_BOOL:
-                out[step.slot] = 1.0 if row[step.offset] else 0.0
-            else:
-                memcpy(&code, row + step.offset, 4)
-                out[step.slot] = <feature_t>code
+        free(self.program.steps)
+        free(self.program.wide)
+        free(self.program.ttl_us)
 
     cdef ReadStatus read_into(
         self, const uint8_t* key, size_t key_len, int64_t now_us,
         feature_t* out, uint8_t* status, int64_t* event_us,
     ) noexcept nogil:
-        cdef uint8_t stored[MAX_STORED_KEY]
-        cdef MDB_val key_val, row
-        cdef uint32_t fingerprint
-        cdef int rc
-        cdef ReadStatus result
-        if key is NULL or key_len > MAX_STORED_KEY - 1:     # no such key can have been stored
-            self.write_missing(out, status, event_us)
-            return READ_MISSING
-        stored[0] = self._group
-        memcpy(stored + 1, key, key_len)
-        key_val.mv_size = key_len + 1
-        key_val.mv_data = stored
-        rc = self._get(self._txn, self._dbi, &key_val, &row)
-        if likely(rc == MDB_SUCCESS):
-            # SAFETY: LMDB lends row.mv_size bytes of the map; nothing is read until that equals the layout's width.
-            if row.mv_size == self._row_bytes:
-                memcpy(&fingerprint, row.mv_data, 4)
-                if fingerprint == self._fingerprint:
-                    self._decode(<const uint8_t*>row.mv_data, now_us, out, status, event_us)
-                    return READ_OK
-                result = READ_WRONG_SCHEMA
-            else:
-                result = READ_WRONG_WIDTH
-        else:
-            result = READ_MISSING if rc == MDB_NOTFOUND else READ_STORE_ERROR
-        self.write_missing(out, status, event_us)
-        return result
+        return read_row(&self.program, key, key_len, now_us, out, status, event_us, NULL)
 
     cdef Py_ssize_t read_many_into(
         self, const uint8_t* const* keys, const size_t* key_lens, Py_ssize_t n_rows, int64_t now_us,
@@ -424,131 +467,3 @@ cdef class GroupReader:
                 free(pointers)
                 free(lens)
         return results
-
-
-cdef class BaseWalk:
-    """Visits every row in key order and checks it; `group_rows` and `n_rows` count what was visited.
-
-    Args:
-        base: the file.
-        fingerprints, row_bytes: one per group.
-        key_kinds: per group, one bool per key column: True for STRING.
-    """
-
-    def __cinit__(self, BaseFile base not None, fingerprints, row_bytes, key_kinds):
-        cdef Py_ssize_t i
-        cdef int rc
-        self._base = base
-        self._n_groups = len(fingerprints)
-        self._fingerprints = <uint32_t*>calloc(max(self._n_groups, 1), sizeof(uint32_t))
-        self._row_bytes = <size_t*>calloc(max(self._n_groups, 1), sizeof(size_t))
-        if self._fingerprints is NULL or self._row_bytes is NULL:
-            raise MemoryError("No memory for a walk")
-        for i in range(self._n_groups):
-            if row_bytes[i] < 8:
-                raise ValueError(f"Expected rows of at least 8 bytes, got {row_bytes[i]} for group {i}")
-            self._fingerprints[i] = fingerprints[i]
-            self._row_bytes[i] = row_bytes[i]
-        self._key_kinds = [tuple(bool(is_text) for is_text in kinds) for kinds in key_kinds]
-        self.group_rows = [0] * self._n_groups
-        rc = liblmdb.api.txn_begin(base._env, NULL, MDB_RDONLY, &self._txn)
-        if rc != MDB_SUCCESS:
-            self._txn = NULL
-            raise StoreError(f"Cannot begin a walk of {base.path}: {_lmdb_error(rc)}")
-        rc = liblmdb.api.cursor_open(self._txn, base._dbi, &self._cursor)
-        if rc != MDB_SUCCESS:
-            self._cursor = NULL
-            raise StoreError(f"Cannot begin a walk of {base.path}: {_lmdb_error(rc)}")
-
-    def __dealloc__(self):
-        if self._cursor is not NULL:
-            liblmdb.api.cursor_close(self._cursor)
-        if self._txn is not NULL:
-            liblmdb.api.txn_abort(self._txn)
-        free(self._fingerprints)
-        free(self._row_bytes)
-
-    cdef object _fail(self, str what):
-        raise BaseCorruptError(f"Row {self.n_rows} of {self._base.path}: {what}. Materialize the service again")
-
-    def fill(self, key_hash, row_hash, Py_ssize_t n_rows=4096):
-        """Check up to `n_rows` more rows and feed them to the hashes; returns how many, 0 at the end.
-
-        Keys are hashed as u16 little-endian length + bytes, rows as they are.
-
-        Raises:
-            BaseCorruptError: a row of an unknown group, another width or schema, out of order, or under a key that does
-                not decode.
-        """
-        cdef MDB_val key, row
-        cdef int rc
-        cdef Py_ssize_t done = 0
-        cdef size_t common
-        cdef int order
-        cdef uint32_t fingerprint
-        cdef uint8_t group
-        cdef uint8_t length[2]
-        keys = bytearray()
-        rows = bytearray()
-        while done < n_rows and not self._done:
-            rc = liblmdb.api.cursor_get(self._cursor, &key, &row, MDB_FIRST if self.n_rows == 0 else MDB_NEXT)
-            if rc == MDB_NOTFOUND:
-                self._done = True
-                break
-            if rc != MDB_SUCCESS:
-                self._fail(f"reading failed: {_lmdb_error(rc)}")
-            if key.mv_size == 0 or key.mv_size > MAX_STORED_KEY:
-                self._fail(f"expected a key of 1..{MAX_STORED_KEY} bytes, got {key.mv_size}")
-            if self.n_rows:
-                common = min(key.mv_size, self._previous_len)
-                order = memcmp(self._previous, key.mv_data, common)
-                if order > 0 or (order == 0 and self._previous_len >= key.mv_size):
-                    self._fail("keys are not strictly increasing")
-            memcpy(self._previous, key.mv_data, key.mv_size)
-            self._previous_len = key.mv_size
-            group = self._previous[0]
-            if group >= self._n_groups:
-                self._fail(f"expected a group below {self._n_groups}, got {group}")
-            if row.mv_size != self._row_bytes[group]:
-                self._fail(f"expected {self._row_bytes[group]} bytes, got {row.mv_size}")
-            memcpy(&fingerprint, row.mv_data, 4)
-            if fingerprint != self._fingerprints[group]:
-                self._fail(f"expected schema {self._fingerprints[group]:08x}, got {fingerprint:08x}")
-            if not self._is_key(group, key.mv_size):
-                self._fail("the key does not decode")
-            length[0] = key.mv_size & 255
-            length[1] = key.mv_size >> 8
-            keys += length[:2]
-            keys += (<char*>key.mv_data)[:key.mv_size]
-            rows += (<char*>row.mv_data)[:row.mv_size]
-            self.group_rows[group] += 1
-            self.n_rows += 1
-            done += 1
-        key_hash.update(keys)
-        row_hash.update(rows)
-        return done
-
-    cdef bint _is_key(self, uint8_t group, size_t size) except -1:
-        """Whether self._previous[:size] is a key of `group`: integers 8 bytes, strings UTF-8."""
-        cdef tuple kinds = self._key_kinds[group]
-        cdef Py_ssize_t last = len(kinds) - 1, i
-        cdef size_t at = 1, width
-        for i in range(last + 1):
-            if not kinds[i]:
-                at += 8
-                continue
-            if i == last:
-                width = size - at if at <= size else 0
-            else:
-                if at + 2 > size:
-                    return False
-                width = (<size_t>self._previous[at] << 8) | self._previous[at + 1]
-                at += 2
-            if at + width > size:
-                return False
-            try:
-                (<char*>self._previous)[at:at + width].decode("utf-8")
-            except UnicodeDecodeError:
-                return False
-            at += width
-        return at == size

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tiercel._hot.reader import BaseFile, BaseWalk, GroupReader
+from tiercel._hot.reader import BaseFile, GroupReader
+from tiercel._hot.walk import BaseWalk
 from tiercel.errors import BaseCorruptError, RequestError, SchemaMismatchError, StoreError
 from tiercel.features.keys import KeyValue, encode_keys
 from tiercel.features.layout import RowLayout, Value
@@ -146,8 +147,15 @@ class OnlineBase:
                 ) from None
             return cls(file, manifest, categories)
 
-    def group_reader(self, group_index: int, columns: Sequence[str], slots: Sequence[int]) -> GroupReader:
+    def group_reader(
+        self, group_index: int, columns: Sequence[str], slots: Sequence[int], wide: Mapping[str, int] | None = None
+    ) -> GroupReader:
         """A compiled reader of some columns of one group; column i is written to `out[slots[i]]`.
+
+        Args:
+            group_index: of the service's groups.
+            columns, slots: what is read, and where each goes.
+            wide: those of the columns that are also wanted as float64, and their places there.
 
         Raises:
             ValueError: an unknown column, or slots that are negative, repeated or not one per column.
@@ -170,7 +178,18 @@ class OnlineBase:
                 (_KIND[group.columns[i].dtype], layout.offsets[i], i, group.columns[i].view, slot)
                 for i, slot in ((places[name], slot) for name, slot in zip(columns, slots, strict=True))
             ],
+            wide=[(i, wide[name]) for i, name in enumerate(columns) if name in wide] if wide else (),
         )
+
+    def touch(self) -> int:
+        """Read every row once, so that the first requests find their pages mapped; returns the number of rows.
+
+        About 0.1 us a row, without the GIL.
+
+        Raises:
+            BaseCorruptError, StoreError: a page cannot be read.
+        """
+        return BaseWalk(self._file, [], [], []).touch()
 
     def encode_keys(self, entities: Mapping[str, Sequence[KeyValue | None]]) -> list[list[bytes | None]]:
         """Encoded keys by group and row. A null in any of a group's keys means "no such entity" and gives None.
