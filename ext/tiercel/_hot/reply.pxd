@@ -2,7 +2,7 @@
 # the same byte for byte apart from the id.
 #
 # Owns   : a ReplyForm owns the constant parts of its plan's replies. Immutable.
-# GIL    : needed (a bytes object is made, and floats are formatted by CPython).
+# GIL    : write() needs it (a bytes object is made); the rest does not.
 # Threads: ReplyForm is safe; ReplyIds counts under the GIL.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
@@ -14,12 +14,21 @@ cdef class ReplyIds:
     cdef char _prefix[16]
     cdef uint64_t _count
     cdef readonly Py_ssize_t max_rows      # a body of more rows is handed on
-    cdef Py_ssize_t write(self, char* out) noexcept
+    cdef uint64_t next(self) noexcept nogil     # number of the next reply; with the prefix it is the reply's id
+
+
+cdef struct Text:
+    const char* data
+    Py_ssize_t size
 
 
 cdef class ReplyForm:
-    cdef tuple _heads, _classes, _names    # by format: bytes, bytes, tuple of bytes by feature
-    cdef Py_ssize_t _names_size            # bytes of all names in the format that needs more
+    cdef list _kept                        # the bytes that the Texts point at
+    cdef Text* _constants                  # owned; the others point into it
+    cdef Text* _heads                      # by format
+    cdef Text* _classes                    # by format
+    cdef Text* _names[2]                   # by format, by feature
+    cdef Py_ssize_t _constant_size
     cdef readonly Py_ssize_t n_features, n_outputs
 
     # scores    : n_rows * n_outputs. single: the request had no lists, so n_rows is 1.
@@ -29,11 +38,19 @@ cdef class ReplyForm:
         self, int kind, ReplyIds ids, bint single, Py_ssize_t n_rows, const score_t* scores, int64_t age_us,
         const int32_t* n_missing,
     )
+
+    # The same at `out`, which has room for most_bytes(n_rows); returns the length. `number` is from ids.next().
+    cdef Py_ssize_t most_bytes(self, Py_ssize_t n_rows) noexcept nogil
+    cdef Py_ssize_t write_into(
+        self, char* out, int kind, ReplyIds ids, uint64_t number, bint single, Py_ssize_t n_rows, const score_t* scores,
+        int64_t age_us, const int32_t* n_missing,
+    ) noexcept nogil
+    cdef int _keep(self, Py_ssize_t index, bytes text) except -1
     cdef char* _write_json(
-        self, char* at, ReplyIds ids, bint single, Py_ssize_t n_rows, const score_t* scores, int64_t age_us,
-        const int32_t* n_missing,
-    ) except NULL
+        self, char* at, const char* id, Py_ssize_t id_size, bint single, Py_ssize_t n_rows, const score_t* scores,
+        int64_t age_us, const int32_t* n_missing,
+    ) noexcept nogil
     cdef char* _write_msgpack(
-        self, char* at, ReplyIds ids, bint single, Py_ssize_t n_rows, const score_t* scores, int64_t age_us,
-        const int32_t* n_missing,
-    ) except NULL
+        self, char* at, const char* id, Py_ssize_t id_size, bint single, Py_ssize_t n_rows, const score_t* scores,
+        int64_t age_us, const int32_t* n_missing,
+    ) noexcept nogil

@@ -1,6 +1,7 @@
 from collections.abc import Iterable
 
 class ReplyIds:
+    prefix: str
     max_rows: int
     def __init__(self, max_rows: int) -> None: ...
 

@@ -10,12 +10,12 @@ from cpython.mem cimport PyMem_Free, PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport isfinite
 from libc.string cimport memcpy, strlen
 
-from tiercel._hot.payload cimport BODY_JSON
+from tiercel._hot.payload cimport BODY_JSON, BODY_MSGPACK
 from tiercel._hot.typedefs cimport uint8_t
 
 
 cdef extern from "Python.h":
-    char* PyOS_double_to_string(double val, char format_code, int precision, int flags, int* ptype) except NULL
+    char* PyOS_double_to_string(double val, char format_code, int precision, int flags, int* ptype)
     int Py_DTSF_ADD_DOT_0
 
 cdef enum:
@@ -35,19 +35,14 @@ cdef class ReplyIds:
         memcpy(self._prefix, PyBytes_AS_STRING(prefix), 16)
         self.max_rows = max_rows
 
-    cdef Py_ssize_t write(self, char* out) noexcept:
-        """The next id, at most 32 bytes; returns its length."""
-        cdef uint64_t count
-        cdef int n_digits = 1, i, digit
+    @property
+    def prefix(self):
+        """What every id of this process begins with: 16 hexadecimal digits."""
+        return self._prefix[:16].decode("ascii")
+
+    cdef uint64_t next(self) noexcept nogil:
         self._count += 1
-        memcpy(out, self._prefix, 16)
-        count = self._count
-        while count >> (4 * n_digits) and n_digits < 16:
-            n_digits += 1
-        for i in range(n_digits):
-            digit = <int>(count >> (4 * (n_digits - 1 - i))) & 15
-            out[16 + i] = <char>(digit + (48 if digit < 10 else 87))     # 0-9a-f
-        return 16 + n_digits
+        return self._count
 
 
 cdef class ReplyForm:
@@ -65,16 +60,28 @@ cdef class ReplyForm:
         pack = msgpack.packb
         self.n_features, self.n_outputs = len(features), n_outputs
         head = {"model": model, "version": version, "tier": "realtime"}
-        self._heads = (
-            _json(head)[1:-1],
-            b"".join([pack(name) + pack(value) for name, value in head.items()]),
-        )
-        self._classes = (
-            b',"classes":' + _json(classes) if n_outputs > 1 else b"",
-            pack("classes") + pack(classes) if n_outputs > 1 else b"",
-        )
-        self._names = (tuple([_json(name) for name in features]), tuple([pack(name) for name in features]))
-        self._names_size = max([sum([len(name) for name in names]) for names in self._names])
+        self._kept = []
+        self._constants = <Text*>PyMem_RawMalloc((4 + 2 * self.n_features) * sizeof(Text))
+        if self._constants is NULL:
+            raise MemoryError("No memory for the form of a reply")
+        self._keep(0, _json(head).removeprefix(b"{").removesuffix(b"}"))
+        self._keep(1, b"".join([pack(name) + pack(value) for name, value in head.items()]))
+        self._keep(2, b',"classes":' + _json(classes) if n_outputs > 1 else b"")
+        self._keep(3, pack("classes") + pack(classes) if n_outputs > 1 else b"")
+        self._heads, self._classes = self._constants, self._constants + 2
+        self._names[BODY_JSON], self._names[BODY_MSGPACK] = self._constants + 4, self._constants + 4 + self.n_features
+        for i, name in enumerate(features):
+            self._keep(4 + i, _json(name))
+            self._keep(4 + self.n_features + i, pack(name))
+        self._constant_size = sum([len(text) for text in self._kept])
+
+    def __dealloc__(self):
+        PyMem_RawFree(self._constants)
+
+    cdef int _keep(self, Py_ssize_t index, bytes text) except -1:
+        self._kept.append(text)
+        self._constants[index].data, self._constants[index].size = PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)
+        return 0
 
     cdef bytes write(
         self, int kind, ReplyIds ids, bint single, Py_ssize_t n_rows, const score_t* scores, int64_t age_us,
@@ -82,38 +89,45 @@ cdef class ReplyForm:
     ):
         cdef char few[FEW_BYTES]
         cdef char* start = few
-        cdef char* at
         cdef bytes result
-        cdef Py_ssize_t most = (
-            256 + PyBytes_GET_SIZE(self._heads[kind]) + PyBytes_GET_SIZE(self._classes[kind]) + self._names_size
-            + self.n_features * NUMBER_BYTES + n_rows * (self.n_outputs * NUMBER_BYTES + 8)
-        )
+        cdef Py_ssize_t most = self.most_bytes(n_rows)
         if most > FEW_BYTES:
             start = <char*>PyMem_RawMalloc(most)
             if start is NULL:
                 raise MemoryError(f"No memory for a reply of {n_rows} rows")
-        try:
-            if kind == BODY_JSON:
-                at = self._write_json(start, ids, single, n_rows, scores, age_us, n_missing)
-            else:
-                at = self._write_msgpack(start, ids, single, n_rows, scores, age_us, n_missing)
-            result = PyBytes_FromStringAndSize(start, at - start)
-        finally:
-            if start is not few:
-                PyMem_RawFree(start)
+        result = PyBytes_FromStringAndSize(
+            start, self.write_into(start, kind, ids, ids.next(), single, n_rows, scores, age_us, n_missing)
+        )
+        if start is not few:
+            PyMem_RawFree(start)
         return result
 
+    cdef Py_ssize_t most_bytes(self, Py_ssize_t n_rows) noexcept nogil:
+        return (
+            256 + self._constant_size + self.n_features * NUMBER_BYTES + n_rows * (self.n_outputs * NUMBER_BYTES + 8)
+        )
+
+    cdef Py_ssize_t write_into(
+        self, char* out, int kind, ReplyIds ids, uint64_t number, bint single, Py_ssize_t n_rows, const score_t* scores,
+        int64_t age_us, const int32_t* n_missing,
+    ) noexcept nogil:
+        cdef char id[32]
+        cdef Py_ssize_t id_size = _write_id(id, ids._prefix, number)
+        if kind == BODY_JSON:
+            return self._write_json(out, id, id_size, single, n_rows, scores, age_us, n_missing) - out
+        return self._write_msgpack(out, id, id_size, single, n_rows, scores, age_us, n_missing) - out
+
     cdef char* _write_json(
-        self, char* at, ReplyIds ids, bint single, Py_ssize_t n_rows, const score_t* scores, int64_t age_us,
-        const int32_t* n_missing,
-    ) except NULL:
+        self, char* at, const char* id, Py_ssize_t id_size, bint single, Py_ssize_t n_rows, const score_t* scores,
+        int64_t age_us, const int32_t* n_missing,
+    ) noexcept nogil:
         cdef Py_ssize_t r, k, i
         cdef bint first = True
-        cdef tuple names = <tuple>self._names[0]
+        cdef const Text* names = self._names[BODY_JSON]
         at = _put(at, b'{"id":"', 7)
-        at += ids.write(at)
+        at = _put(at, id, id_size)
         at = _put(at, b'",', 2)
-        at = _put_bytes(at, <bytes>self._heads[0])
+        at = _put_text(at, self._heads)
         at = _put(at, b',"score":', 9) if single else _put(at, b',"scores":[', 11)
         for r in range(n_rows):
             if r:
@@ -128,7 +142,7 @@ cdef class ReplyForm:
                 at = _put(at, b"]", 1)
         if not single:
             at = _put(at, b"]", 1)
-        at = _put_bytes(at, <bytes>self._classes[0])
+        at = _put_text(at, self._classes)
         at = _put(at, b',"features":{"oldest_age_ms":', 29)
         at = _put(at, b"null", 4) if age_us < 0 else _put_double(at, <double>age_us / 1000)
         at = _put(at, b',"missing":[' if single else b',"missing":{', 12)
@@ -138,27 +152,25 @@ cdef class ReplyForm:
             if not first:
                 at = _put(at, b",", 1)
             first = False
-            at = _put_bytes(at, <bytes>names[i])
+            at = _put_text(at, names + i)
             if not single:
                 at = _put(at, b":", 1)
                 at = _put_decimal(at, n_missing[i])
         return _put(at, b"]}}" if single else b"}}}", 3)
 
     cdef char* _write_msgpack(
-        self, char* at, ReplyIds ids, bint single, Py_ssize_t n_rows, const score_t* scores, int64_t age_us,
-        const int32_t* n_missing,
-    ) except NULL:
-        cdef Py_ssize_t r, k, i, id_size, n_named = 0
-        cdef tuple names = <tuple>self._names[1]
-        cdef char text[32]
+        self, char* at, const char* id, Py_ssize_t id_size, bint single, Py_ssize_t n_rows, const score_t* scores,
+        int64_t age_us, const int32_t* n_missing,
+    ) noexcept nogil:
+        cdef Py_ssize_t r, k, i, n_named = 0
+        cdef const Text* names = self._names[BODY_MSGPACK]
         at = _put(at, b"\x87\xa2id" if self.n_outputs > 1 else b"\x86\xa2id", 4)
-        id_size = ids.write(text)
         if id_size < 32:
             at = _put_byte(at, <uint8_t>(0xA0 | id_size))
         else:
             at = _put_byte(_put_byte(at, 0xD9), <uint8_t>id_size)
-        at = _put(at, text, id_size)
-        at = _put_bytes(at, <bytes>self._heads[1])
+        at = _put(at, id, id_size)
+        at = _put_text(at, self._heads + 1)
         if single:
             at = _put(at, b"\xa5score", 6)
         else:
@@ -168,7 +180,7 @@ cdef class ReplyForm:
                 at = _put_count(at, 0x90, 0xDC, self.n_outputs)
             for k in range(self.n_outputs):
                 at = _put_float64(at, scores[r * self.n_outputs + k])
-        at = _put_bytes(at, <bytes>self._classes[1])
+        at = _put_text(at, self._classes + 1)
         at = _put(at, b"\xa8features\x82\xadoldest_age_ms", 24)
         at = _put_byte(at, 0xC0) if age_us < 0 else _put_float64(at, <double>age_us / 1000)
         at = _put(at, b"\xa7missing", 8)
@@ -178,7 +190,7 @@ cdef class ReplyForm:
         for i in range(self.n_features):
             if n_missing[i] == 0:
                 continue
-            at = _put_bytes(at, <bytes>names[i])
+            at = _put_text(at, names + i)
             if not single:
                 at = _put_uint(at, n_missing[i])
         return at
@@ -188,26 +200,42 @@ cdef bytes _json(value):
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-cdef inline char* _put(char* at, const char* text, Py_ssize_t size) noexcept:
+cdef Py_ssize_t _write_id(char* out, const char* prefix, uint64_t number) noexcept nogil:
+    """An id, at most 32 bytes; returns its length."""
+    cdef int n_digits = 1, i, digit
+    memcpy(out, prefix, 16)
+    while number >> (4 * n_digits) and n_digits < 16:
+        n_digits += 1
+    for i in range(n_digits):
+        digit = <int>(number >> (4 * (n_digits - 1 - i))) & 15
+        out[16 + i] = <char>(digit + (48 if digit < 10 else 87))     # 0-9a-f
+    return 16 + n_digits
+
+
+cdef inline char* _put(char* at, const char* text, Py_ssize_t size) noexcept nogil:
     memcpy(at, text, size)
     return at + size
 
 
-cdef inline char* _put_bytes(char* at, bytes text) noexcept:
-    return _put(at, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+cdef inline char* _put_text(char* at, const Text* text) noexcept nogil:
+    return _put(at, text.data, text.size)
 
 
-cdef inline char* _put_byte(char* at, uint8_t value) noexcept:
+cdef inline char* _put_byte(char* at, uint8_t value) noexcept nogil:
     at[0] = <char>value
     return at + 1
 
 
-cdef char* _put_double(char* at, double value) except NULL:
+cdef char* _put_double(char* at, double value) noexcept nogil:
     """Shortest text that reads back as `value`; null for what JSON has no number for."""
-    cdef char* text
-    cdef size_t size
     if not isfinite(value):
         return _put(at, b"null", 4)
+    return _put_finite(at, value)
+
+
+cdef char* _put_finite(char* at, double value) noexcept with gil:
+    cdef char* text
+    cdef size_t size
     text = PyOS_double_to_string(value, b"r", 0, Py_DTSF_ADD_DOT_0, NULL)
     size = strlen(text)
     memcpy(at, text, size)
@@ -215,7 +243,7 @@ cdef char* _put_double(char* at, double value) except NULL:
     return at + size
 
 
-cdef char* _put_decimal(char* at, int64_t value) noexcept:
+cdef char* _put_decimal(char* at, int64_t value) noexcept nogil:
     cdef char digits[20]
     cdef int n = 0
     while True:
@@ -231,20 +259,20 @@ cdef char* _put_decimal(char* at, int64_t value) noexcept:
     return at
 
 
-cdef char* _put_big_endian(char* at, uint64_t value, int n_bytes) noexcept:
+cdef char* _put_big_endian(char* at, uint64_t value, int n_bytes) noexcept nogil:
     cdef int i
     for i in range(n_bytes):
         at[i] = <char>(value >> (8 * (n_bytes - 1 - i)))
     return at + n_bytes
 
 
-cdef char* _put_float64(char* at, double value) noexcept:
+cdef char* _put_float64(char* at, double value) noexcept nogil:
     cdef uint64_t bits
     memcpy(&bits, &value, 8)
     return _put_big_endian(_put_byte(at, 0xCB), bits, 8)
 
 
-cdef char* _put_count(char* at, uint8_t fix, uint8_t wide, Py_ssize_t count) noexcept:
+cdef char* _put_count(char* at, uint8_t fix, uint8_t wide, Py_ssize_t count) noexcept nogil:
     """The head of an array or map: `fix` is the tag of its short form, `wide` that of its 16-bit form."""
     if count < 16:
         return _put_byte(at, <uint8_t>(fix | count))
@@ -253,7 +281,7 @@ cdef char* _put_count(char* at, uint8_t fix, uint8_t wide, Py_ssize_t count) noe
     return _put_big_endian(_put_byte(at, <uint8_t>(wide + 1)), count, 4)
 
 
-cdef char* _put_uint(char* at, uint64_t value) noexcept:
+cdef char* _put_uint(char* at, uint64_t value) noexcept nogil:
     if value < 128:
         return _put_byte(at, <uint8_t>value)
     if value < 256:
