@@ -43,6 +43,7 @@ DOORS = {
     "reply": {"tiercel.http.predict"},
     "recorder": set(),
     "values": set(),
+    "vector": set(),
     "plan": {"tiercel.serving.engine", "tiercel.serving.routes"},
 }
 

@@ -1,6 +1,9 @@
+from collections.abc import Sequence
 from typing import Any
 
+from tiercel._hot.recorder import PlanRecorder
 from tiercel._hot.reply import ReplyIds
+from tiercel._hot.vector import VectorProgram
 
 from tiercel.types import ServiceSchema, Signature
 
@@ -12,6 +15,7 @@ class ServingPlan:
     base: Any
     n_features: int
     n_outputs: int
+    vectors: VectorProgram
     def __init__(
         self,
         model: str,
@@ -20,6 +24,9 @@ class ServingPlan:
         scorer: Any,
         schema: ServiceSchema | None = None,
         base: Any = None,
+        *,
+        transforms: Sequence[Any] = (),
+        recorder: PlanRecorder | None = None,
     ) -> None: ...
     @property
     def join_keys(self) -> frozenset[str]: ...

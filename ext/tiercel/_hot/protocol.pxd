@@ -1,7 +1,7 @@
 # protocol.pxd - one client connection: predictions of the boring shape are answered here, all else is handed on.
 #
 # Bytes come in through data_received(). Every complete request whose head is HEAD_FAST (http.pxd), whose reference is
-# loaded and whose plan answers (`answer_body` returns a reply, not None) is answered at once, in order; the replies of
+# loaded and whose plan answers (`answer_into` returns a reply, not None) is answered at once, in order; the replies of
 # one read event go out in one write. From the first request that is none of this, the connection belongs to the general
 # protocol, which receives the bytes from that request on, untouched; it returns the connection with adopt() when it has
 # nothing left to do. So there is one writer at any moment, and an error has one author.
@@ -12,10 +12,12 @@
 # Flow   : while the transport's write buffer is full nothing is read and nothing more is answered.
 # Owns   : FastPath owns the output buffer that all its connections share; a connection owns the bytes of its one
 #          incomplete request, and its timer.
-# Lends  : `body` to answer_body() for the call.
+# Lends  : `body` to answer_into() for the call.
 # GIL    : held throughout; the plan releases it for large requests.
 # Threads: all calls on the thread of the event loop.
-from tiercel._hot.plan cimport ServingPlan
+from tiercel._hot.http cimport Head
+from tiercel._hot.output cimport Output
+from tiercel._hot.plan cimport Arrival, ServingPlan
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
 
@@ -47,8 +49,7 @@ cdef class FastPath:
     cdef readonly Py_ssize_t max_body_bytes, max_connections
     cdef object _engine, _hand_on, _refuse
     cdef ReplyIds _ids
-    cdef uint8_t* _out
-    cdef Py_ssize_t _out_size, _out_capacity
+    cdef Output _out
     cdef object _routes                    # the Routes that _plan was found in
     cdef bytes _reference
     cdef ServingPlan _plan                 # plan of _reference, or None
@@ -57,8 +58,7 @@ cdef class FastPath:
 
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef int _refresh_prefix(self, object server_state) except -1
-    cdef int _put(self, const uint8_t* data, Py_ssize_t size) except -1
-    cdef int _put_reply(self, bytes body, int kind, bint close) except -1
+    cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close)
 
 
 cdef class HotProtocol:

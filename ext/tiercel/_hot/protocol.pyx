@@ -2,17 +2,22 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.string cimport memcmp, memcpy
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from libc.stdlib cimport free
+from libc.string cimport memcmp, memcpy, memmove
 
 from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
-from tiercel._hot.plan cimport ServingPlan
+from tiercel._hot.output cimport Output, reserve
+from tiercel._hot.plan cimport Arrival, ServingPlan, monotonic_ns, wall_us
+from tiercel._hot.prediction cimport PREDICTION_FAST
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 # A connection closed for draining first gets this long to bring what is already on its way.
 DRAIN_S = 0.02
+
+cdef enum:
+    MAX_LENGTH_DIGITS = 20
+    RELEASE_GIL_BYTES = 16384       # a body of this size has rows enough to keep the GIL from others for long
 
 cdef bytes JSON_HEADERS = b"content-type: application/json\r\ncontent-length: "
 cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-length: "
@@ -21,15 +26,7 @@ cdef bytes CLOSE_END = b"\r\nconnection: close\r\n\r\n"
 
 
 cdef double _now() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <double>at.tv_sec + 1e-9 * <double>at.tv_nsec
-
-
-cdef int64_t _wall_us() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_REALTIME, &at)
-    return <int64_t>at.tv_sec * 1_000_000 + at.tv_nsec // 1000
+    return 1e-9 * <double>monotonic_ns()
 
 
 cdef class FastPath:
@@ -45,7 +42,7 @@ cdef class FastPath:
         self._reference = b""
 
     def __dealloc__(self):
-        PyMem_Free(self._out)
+        free(self._out.data)
 
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length):
         """The plan of a reference, or None. Most requests name what the one before named."""
@@ -71,39 +68,54 @@ cdef class FastPath:
             self._default_headers = headers
         return 0
 
-    cdef int _put(self, const uint8_t* data, Py_ssize_t size) except -1:
-        cdef Py_ssize_t capacity
-        cdef uint8_t* grown
-        if self._out_size + size > self._out_capacity:
-            capacity = 2 * (self._out_size + size) + WRITE_BYTES
-            grown = <uint8_t*>PyMem_Realloc(self._out, <size_t>capacity)
-            if grown == NULL:
-                raise MemoryError(f"Expected {capacity} bytes for replies, got none")
-            self._out, self._out_capacity = grown, capacity
-        memcpy(self._out + self._out_size, data, <size_t>size)
-        self._out_size += size
-        return 0
-
-    cdef int _put_reply(self, bytes body, int kind, bint close) except -1:
-        """Append one reply to the output buffer."""
-        cdef uint8_t digits[20]
-        cdef int at = 20
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(body), rest = size
-        cdef bytes headers = JSON_HEADERS if kind == BODY_JSON else MSGPACK_HEADERS
+    cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close):
+        """Append the reply to one body to the output buffer; False to hand the request on."""
+        cdef Output* out = &self._out
+        cdef bytes headers = JSON_HEADERS if head.kind == BODY_JSON else MSGPACK_HEADERS
         cdef bytes end = CLOSE_END if close else END
-        while True:
-            at -= 1
-            digits[at] = <uint8_t>(48 + rest % 10)
-            rest //= 10
-            if rest == 0:
-                break
-        self._put(<const uint8_t*>PyBytes_AS_STRING(self._prefix), PyBytes_GET_SIZE(self._prefix))
-        self._put(<const uint8_t*>PyBytes_AS_STRING(headers), PyBytes_GET_SIZE(headers))
-        self._put(&digits[at], 20 - at)
-        self._put(<const uint8_t*>PyBytes_AS_STRING(end), PyBytes_GET_SIZE(end))
-        self._put(<const uint8_t*>PyBytes_AS_STRING(body), size)
+        cdef Py_ssize_t start = out.size, length, at
+        cdef Py_ssize_t room = (
+            PyBytes_GET_SIZE(self._prefix) + PyBytes_GET_SIZE(headers) + MAX_LENGTH_DIGITS + PyBytes_GET_SIZE(end)
+        )
+        if not reserve(out, room):
+            return False
+        # The body goes where the longest head would end; the head is written once its length is known.
+        out.size += room
+        if head.content_length >= RELEASE_GIL_BYTES:
+            with nogil:
+                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out)
+        else:
+            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out)
+        if length < 0:
+            out.size = start
+            return False
+        at = start
+        at = _copy(out, at, self._prefix)
+        at = _copy(out, at, headers)
+        at = _copy_decimal(out, at, length)
+        at = _copy(out, at, end)
+        memmove(out.data + at, out.data + start + room, <size_t>length)
+        out.size = at + length
         self.answered += 1
-        return 0
+        return True
+
+
+cdef inline Py_ssize_t _copy(Output* out, Py_ssize_t at, bytes text):
+    memcpy(out.data + at, PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text))
+    return at + PyBytes_GET_SIZE(text)
+
+
+cdef inline Py_ssize_t _copy_decimal(Output* out, Py_ssize_t at, Py_ssize_t value):
+    cdef uint8_t digits[MAX_LENGTH_DIGITS]
+    cdef int first = MAX_LENGTH_DIGITS
+    while True:
+        first -= 1
+        digits[first] = <uint8_t>(48 + value % 10)
+        value //= 10
+        if value == 0:
+            break
+    memcpy(out.data + at, &digits[first], <size_t>(MAX_LENGTH_DIGITS - first))
+    return at + MAX_LENGTH_DIGITS - first
 
 
 cdef class HotProtocol:
@@ -241,9 +253,9 @@ cdef class HotProtocol:
         cdef Head head
         cdef HeadStatus status
         cdef ServingPlan plan
-        cdef bytes body
-        cdef int64_t now_us = _wall_us()
-        path._out_size = 0
+        cdef Arrival arrival
+        arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
+        path._out.size = 0
         self._needed = 0
         path._refresh_prefix(self.server_state)
         while offset < size:
@@ -259,13 +271,13 @@ cdef class HotProtocol:
             if plan is None or head.content_length == 0:
                 outcome = OUTCOME_HAND_ON
                 break
-            body = plan.answer_body(data + offset + head.head_length, head.content_length, head.kind, now_us, path._ids)
-            if body is None:
+            if not path._answer(
+                plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size
+            ):
                 outcome = OUTCOME_HAND_ON
                 break
-            path._put_reply(body, head.kind, self._draining and offset + total == size)
             offset += total
-            if path._out_size >= WRITE_BYTES:
+            if path._out.size >= WRITE_BYTES:
                 self._flush()
                 if self._write_paused:
                     # With nothing left the caller pauses just the same; see OUTCOME_DONE there.
@@ -277,10 +289,10 @@ cdef class HotProtocol:
 
     cdef int _flush(self) except -1:
         cdef FastPath path = self.path
-        cdef Py_ssize_t size = path._out_size
+        cdef Py_ssize_t size = path._out.size
         if size:
-            path._out_size = 0
-            self._transport.write(PyBytes_FromStringAndSize(<const char*>path._out, size))
+            path._out.size = 0
+            self._transport.write(PyBytes_FromStringAndSize(<const char*>path._out.data, size))
         return 0
 
     # -- deadlines -----------------------------------------------------------------------------------------------
