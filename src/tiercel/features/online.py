@@ -154,7 +154,8 @@ class OnlineBase:
 
         Args:
             group_index: of the service's groups.
-            columns, slots: what is read, and where each goes.
+            columns: what is read.
+            slots: where each goes.
             wide: those of the columns that are also wanted as float64, and their places there.
 
         Raises:
