@@ -9,6 +9,7 @@
 # Limits : a request's head and body have a deadline each, counted from their first byte however they trickle; an idle
 #          connection and a peer that does not read its replies have another. At most max_connections connections.
 #          A head is at most MAX_HEAD_BYTES, a body at most max_body_bytes; what is larger is handed on unread.
+# Writes : straight to the socket while the transport holds nothing back, else through the transport.
 # Flow   : while the transport's write buffer is full nothing is read and nothing more is answered.
 # Owns   : FastPath owns the output buffer that all its connections share; a connection owns the bytes of its one
 #          incomplete request, and its timer.
@@ -70,10 +71,13 @@ cdef class HotProtocol:
     cdef double _deadline, _timer_at       # seconds of the monotonic clock
     cdef Phase _phase
     cdef bint _write_paused, _draining
+    cdef int _fd                           # of the open connection, -1: write through the transport only
+    cdef bint _is_queued                   # the transport may still hold bytes that must go first
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
     cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, Py_ssize_t* consumed) except *
     cdef int _flush(self) except -1
+    cdef int _close(self) except -1
     cdef int _set_phase(self, Phase phase, bint renew) except -1
     cdef int _arm(self, double now) except -1
     cdef int _leave(self) except -1
