@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -418,3 +420,27 @@ def test_errors_cross_process_boundaries(three):
         three.get("late")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (type(copy), str(copy), copy.code) == (AliasNotFoundError, str(caught.value), "alias_not_found")
+
+
+def test_an_unchanged_registry_is_polled_without_a_query(three, monkeypatch):
+    """Once its files are a second old, `generation` looks at them and no further; a commit makes it look again."""
+    registry = three
+    before = registry.generation()
+    path = Path(registry._database._file)
+    for name in (path, path.with_name(path.name + "-wal")):
+        if name.exists():
+            os.utime(name, ns=(10**18, 10**18))
+    queries = []
+    head = registry.head
+    monkeypatch.setattr(registry, "head", lambda: queries.append(1) or head())
+    assert [registry.generation() for _ in range(3)] == [before] * 3
+    assert len(queries) == 1
+    registry.promote("late", 1, alias="second", actor="ann")
+    assert registry.generation() == before + 1
+
+
+def test_a_registry_changed_a_moment_ago_is_always_asked(three, monkeypatch):
+    """Two commits may fall into one tick of a file's clock, so young files prove nothing."""
+    monkeypatch.setattr("tiercel.registry.database.SETTLED_NS", 10**18)
+    assert three._database.stamp() is None
+    assert three.generation() == three.head().seq

@@ -87,6 +87,7 @@ class Registry:
         self._artifacts = ArtifactStore(Path(artifacts))
         self._database = Database(url)
         self._clock_us = clock_us or _wall_clock_us
+        self._generation_at: tuple[tuple[tuple[int, int, int], ...], int] | None = None
 
     @classmethod
     def for_state(cls, state_dir: Path, *, url: str | None = None) -> Registry:
@@ -232,8 +233,14 @@ class Registry:
             return tuple(read_events(connection, name))
 
     def generation(self) -> int:
-        """A number that grows with every change: the last event's. Servers poll it; it reads one row."""
-        return self.head().seq
+        """A number that grows with every change: the last event's. Servers poll it; it reads one row at most."""
+        stamp = self._database.stamp()
+        if stamp is None:
+            return self.head().seq
+        if self._generation_at is None or self._generation_at[0] != stamp:
+            # The stamp is older than the row: what is committed in between makes another stamp.
+            self._generation_at = (stamp, self.head().seq)
+        return self._generation_at[1]
 
     def head(self) -> LedgerHead:
         """The last event's number and hash. Keep it elsewhere to make `verify_ledger` notice a rewritten ledger."""
