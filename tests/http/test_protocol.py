@@ -210,6 +210,19 @@ def test_split_at_any_byte(running):
     assert running.native.counts["answered"] - before == len(GOOD) - 1
 
 
+@pytest.mark.parametrize(("size", "expected"), [(LIMITS.max_head_bytes - 200, 200), (LIMITS.max_head_bytes, 431)])
+def test_a_large_head_is_judged_alike_however_it_is_split(running, size, expected):
+    """A head near the limit gets the same answer in one read and in many: no byte is counted twice."""
+    data = request(headers=["X-Large: " + "a" * size])
+    for step in (len(data), 700, 97):
+        with peer(running) as one:
+            for at in range(0, len(data), step):
+                with contextlib.suppress(ConnectionError):
+                    one.send(data[at : at + step])
+                time.sleep(0.0003)
+            assert one.reply()[0] == expected
+
+
 def test_byte_by_byte(running):
     """One byte at a time, two requests back to back."""
     with peer(running) as one:

@@ -108,7 +108,7 @@ class GeneralProtocol(HttpToolsProtocol):
         self._count = count
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_message = self._in_head = self._draining = False
-        self._head_bytes = self._n_headers = self._n_running = 0
+        self._head_bytes = self._read_bytes = self._n_headers = self._n_running = 0
         self._open_cycle: Any = None  # of the request whose body is still arriving
         self._answered_early = False
         self._dropped_bytes = 0
@@ -137,8 +137,10 @@ class GeneralProtocol(HttpToolsProtocol):
         if self._refusal is not None or self.transport.is_closing():
             return
         if was_in_head and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._settings.max_head_bytes:
+            # Reads that ended in the head, white space and request line included. The parser's own count decides; this
+            # one bounds what it keeps of a line without end, and is wide enough never to judge a head by its splits.
+            self._read_bytes += len(data)
+            if self._read_bytes > 2 * self._settings.max_head_bytes + MAX_TARGET_BYTES:
                 self._refuse(self._head_too_large())
                 return
         if self._answered_early and self._open_cycle is None and self._n_running == 0 and not self._in_message:
@@ -170,7 +172,7 @@ class GeneralProtocol(HttpToolsProtocol):
         """Count a request from its first byte."""
         super().on_message_begin()
         self._in_message = self._in_head = True
-        self._head_bytes = self._n_headers = 0
+        self._head_bytes = self._read_bytes = self._n_headers = 0
         self._count()
 
     def on_url(self, url: bytes) -> None:
