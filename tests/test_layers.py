@@ -34,6 +34,7 @@ DOORS = {
     "reader": {"tiercel.features.online"},
     "walk": {"tiercel.features.online"},
     "forest": {"tiercel.models.ir"},
+    "forest_blocks": set(),
     "linear": {"tiercel.models.ir"},
     "scorer": set(),
     "wire": {"tiercel.models.onnx_proto"},

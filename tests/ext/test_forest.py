@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference.forest import score_forest
 from tiercel._hot.forest import ForestScorer
+from tiercel._hot.forest_blocks import MODES
 
 from tiercel.errors import UnsupportedModelError
 from tiercel.models.ir import Aggregate, CategorySets, Forest, Post, Step, StepKind
@@ -85,10 +86,10 @@ def random_rows(forest, seed, n_rows):
     return rng.choice(pool, (n_rows, forest.n_features)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    n_rows=st.sampled_from([1, 3, 8, 13, 70]),
+    n_rows=st.sampled_from([1, 3, 8, 13, 16, 33, 70]),
     n_raw=st.integers(1, 3),
     vector=st.booleans(),
     sets=st.booleans(),
@@ -97,17 +98,18 @@ def random_rows(forest, seed, n_rows):
     base_first=st.booleans(),
     floor_negative=st.booleans(),
     wide=st.booleans(),
+    blocks=st.sampled_from(MODES),
 )
 def test_forest_equals_reference(
-    seed, n_rows, n_raw, vector, sets, skew, single_precision, base_first, floor_negative, wide
+    seed, n_rows, n_raw, vector, sets, skew, single_precision, base_first, floor_negative, wide, blocks
 ):
-    """Compiled scores equal the obvious walk bit for bit, for one row and many, small nodes and wide ones."""
+    """Compiled scores equal the obvious walk bit for bit, for one row and many, small nodes and wide ones, walked and in blocks."""
     forest = random_forest(
         seed, n_raw=n_raw, vector=vector, sets=sets, skew=skew, single_precision=single_precision,
         base_first=base_first, floor_negative=floor_negative,
     )  # fmt: skip
     rows = random_rows(forest, seed, n_rows)
-    np.testing.assert_array_equal(forest.compile(wide=wide).score(rows), score_forest(forest, rows))
+    np.testing.assert_array_equal(forest.compile(wide=wide, blocks=blocks).score(rows), score_forest(forest, rows))
 
 
 @pytest.mark.parametrize("aggregate", list(Aggregate))

@@ -7,6 +7,11 @@ import numpy as np
 from libc.math cimport INFINITY, nextafterf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from tiercel._hot.forest_blocks cimport ForestBlocks
+from tiercel._hot.forest_kernel cimport (
+    TC_CHUNK_TREES, TC_LANES, TC_LEAF_BITS, TC_LEAF_MASK, TC_MAX, TC_NO_SET, TC_POST_KINDS, TC_STACK_RAW, TC_STEP_KINDS,
+    TC_SUM, tc_forest, tc_node, tc_score_rows, tc_set, tc_step, tc_walk_rows, tc_wide_node,
+)
 from tiercel._hot.scorer cimport SCORE_NO_MEMORY, SCORE_OK, Scorer, ScoreStatus
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint16_t, uint32_t
 
@@ -62,6 +67,7 @@ cdef class ForestScorer(Scorer):
         floor_negative: whether -0.5 is category 0 (LightGBM).
         steps: (TC_* kind, a, b) applied to each row first.
         wide: use 16-byte nodes even where 8 would do.
+        blocks: how many rows are scored; one of forest_blocks.MODES.
     Raises:
         ValueError: arrays that do not describe trees (a cycle, a child outside its tree, an index out of range).
     """
@@ -80,7 +86,7 @@ cdef class ForestScorer(Scorer):
         self, *, Py_ssize_t n_features, tree_start, feature, threshold, left, right, missing_left, set_of, leaf, values,
         tree_raw, Py_ssize_t n_raw, base, bint base_first, bint single_precision, double divisor, int aggregate,
         int post, double post_scale, bint normalize, int pick, set_words, set_start, set_equal, bint floor_negative,
-        list steps, bint wide=False,
+        list steps, bint wide=False, str blocks="auto",
     ):
         if self._arrays is not None:
             raise TypeError("ForestScorer is immutable; it cannot be initialised twice")
@@ -159,6 +165,12 @@ cdef class ForestScorer(Scorer):
                 leaf_view, n_values, False,
             )
         self.is_compact = compact
+        self._blocks = ForestBlocks(
+            n_sets=n_sets, tree_start=np.asarray(tree_start_view), feature=np.asarray(feature_view),
+            threshold=np.asarray(threshold_view), left=np.asarray(left_view), right=np.asarray(right_view),
+            missing_left=missing_left, set_of=set_of, leaf=np.asarray(leaf_view), tree_leaf=arrays["tree_leaf"],
+            mode=blocks,
+        )
         self._group_trees()
         self._take_steps(steps)
 
@@ -336,7 +348,7 @@ cdef class ForestScorer(Scorer):
     cdef ScoreStatus score_rows(
         self, const feature_t* rows, Py_ssize_t n_rows, Py_ssize_t stride, score_t* out
     ) noexcept nogil:
-        if tc_score_rows(&self._forest, rows, n_rows, stride, out, self.n_outputs) != 0:
+        if tc_score_rows(&self._forest, &self._blocks.blocks, rows, n_rows, stride, out, self.n_outputs) != 0:
             return SCORE_NO_MEMORY
         return SCORE_OK
 

@@ -238,31 +238,20 @@ static inline void tc_find_leaves(const tc_forest* f, Py_ssize_t chunk, const fl
 TC_DEFINE_SCORE(f64, double, values)
 TC_DEFINE_SCORE(f32, float, values_f32)
 
-/* 0, or 1 when there is no memory for scratch space. */
-static inline int tc_score_rows(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
-                                double* out, Py_ssize_t n_outputs) {
-    Py_ssize_t width = 2 * f->n_features;
-    if (n_rows < TC_LANES) {
-        float row_stack[TC_STACK_FLOATS];
-        double acc_stack[TC_STACK_RAW];
-        float* row = row_stack;
-        void* acc = acc_stack;
-        int status = 0;
-        if (width > TC_STACK_FLOATS) row = (float*)malloc((size_t)width * sizeof *row);
-        if (f->n_raw > TC_STACK_RAW) acc = malloc((size_t)f->n_raw * sizeof(double));
-        if (row == NULL || acc == NULL) {
-            status = 1;
-        } else {
-            for (Py_ssize_t i = 0; i < n_rows; i++) {
-                tc_expand(f, rows + i * stride, row);
-                if (f->values != NULL) tc_score_one_f64(f, row, (double*)acc, out + i * n_outputs);
-                else tc_score_one_f32(f, row, (float*)acc, out + i * n_outputs);
-            }
-        }
-        if (row != row_stack) free(row);
-        if (acc != acc_stack) free(acc);
-        return status;
+/* One row after another. `row` holds 2 * n_features floats, `acc` n_raw doubles. */
+static inline void tc_walk_singly(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
+                                  float* row, void* acc, double* out, Py_ssize_t n_outputs) {
+    for (Py_ssize_t i = 0; i < n_rows; i++) {
+        tc_expand(f, rows + i * stride, row);
+        if (f->values != NULL) tc_score_one_f64(f, row, (double*)acc, out + i * n_outputs);
+        else tc_score_one_f32(f, row, (float*)acc, out + i * n_outputs);
     }
+}
+
+/* Eight rows down one tree. 0, or 1 when there is no memory for scratch space. */
+static inline int tc_walk_together(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
+                                   double* out, Py_ssize_t n_outputs) {
+    Py_ssize_t width = 2 * f->n_features;
     Py_ssize_t block = n_rows < TC_BLOCK_ROWS ? n_rows : TC_BLOCK_ROWS;
     size_t row_bytes = ((size_t)(block * width) * sizeof(float) + 63u) & ~(size_t)63u;
     char* scratch = (char*)malloc(row_bytes + (size_t)(block * f->n_raw) * sizeof(double));
@@ -277,6 +266,25 @@ static inline int tc_score_rows(const tc_forest* f, const float* rows, Py_ssize_
     }
     free(scratch);
     return 0;
+}
+
+/* Walks for any number of rows. 0, or 1 when there is no memory for scratch space. */
+static inline int tc_walk_rows(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
+                               double* out, Py_ssize_t n_outputs) {
+    Py_ssize_t width = 2 * f->n_features;
+    float row_stack[TC_STACK_FLOATS];
+    double acc_stack[TC_STACK_RAW];
+    float* row = row_stack;
+    void* acc = acc_stack;
+    int status = 0;
+    if (n_rows >= TC_LANES) return tc_walk_together(f, rows, n_rows, stride, out, n_outputs);
+    if (width > TC_STACK_FLOATS) row = (float*)malloc((size_t)width * sizeof *row);
+    if (f->n_raw > TC_STACK_RAW) acc = malloc((size_t)f->n_raw * sizeof(double));
+    if (row == NULL || acc == NULL) status = 1;
+    else tc_walk_singly(f, rows, n_rows, stride, row, acc, out, n_outputs);
+    if (row != row_stack) free(row);
+    if (acc != acc_stack) free(acc);
+    return status;
 }
 
 #endif
