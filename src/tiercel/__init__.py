@@ -19,8 +19,10 @@ if TYPE_CHECKING:
         FeatureService,
         FeatureView,
         Field,
+        OnDemandFeatureView,
         ParquetSource,
         RequestSource,
+        on_demand_feature_view,
     )
     from tiercel.project import Project
     from tiercel.types import Bool, Float32, Float64, Int64, String
@@ -37,10 +39,12 @@ _HOME = {
     "Float32": "tiercel.types",
     "Float64": "tiercel.types",
     "Int64": "tiercel.types",
+    "OnDemandFeatureView": "tiercel.features.definitions",
     "ParquetSource": "tiercel.features.definitions",
     "Project": "tiercel.project",
     "RequestSource": "tiercel.features.definitions",
     "String": "tiercel.types",
+    "on_demand_feature_view": "tiercel.features.definitions",
 }
 
 __all__ = [
@@ -55,10 +59,12 @@ __all__ = [
     "Float32",
     "Float64",
     "Int64",
+    "OnDemandFeatureView",
     "ParquetSource",
     "Project",
     "RequestSource",
     "String",
+    "on_demand_feature_view",
 ]
 
 

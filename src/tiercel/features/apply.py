@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tiercel.errors import DefinitionError
 from tiercel.features.binding import ViewChecker
 from tiercel.features.catalog import Catalog, EntityRecord, FieldRecord, ViewRecord, load_catalog, store_catalog
 from tiercel.features.compute import is_computed
-from tiercel.features.definitions import FeatureService, FeatureView, FeatureViewProjection, RequestSource
+from tiercel.features.definitions import (
+    FeatureService,
+    FeatureView,
+    FeatureViewProjection,
+    OnDemandFeatureView,
+    OnDemandFeatureViewProjection,
+    RequestSource,
+)
 from tiercel.features.layout import RowLayout
 from tiercel.features.project_file import load_definitions
 from tiercel.features.sources import ComputeLimits, SourceFiles, SourceSpec
-from tiercel.types import Column, GroupSchema, KeyColumn, RequestField, ServiceSchema
+from tiercel.features.transform_source import canonical_source
+from tiercel.features.transforms import compile_transforms, compiled_dir
+from tiercel.types import (
+    NOW_US,
+    Column,
+    GroupSchema,
+    KeyColumn,
+    RequestField,
+    ServiceSchema,
+    TransformOutput,
+    TransformSchema,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import FunctionType
 
     from tiercel.features.project_file import Definitions
 
@@ -78,6 +97,8 @@ def apply(
                 raise DefinitionError(f"{definitions.views[view.name].where}: {error}") from error
     finally:
         checker.close()
+    for schema in catalog.services.values():
+        compile_transforms(schema, compiled_dir(state_dir))  # now, so that no server has to
     try:
         before = load_catalog(state_dir)
     except DefinitionError:  # the first apply, or damage that this apply repairs
@@ -90,9 +111,10 @@ def build_catalog(definitions: Definitions, project_dir: Path) -> Catalog:
     """The catalog these definitions mean, before any data is looked at.
 
     Raises:
-        DefinitionError: a service's stored row would be too large.
+        DefinitionError: a service's stored row would be too large, or a function is not in the on-demand language.
     """
     views = {name: _view_record(view) for name, view in definitions.views.items()}
+    transforms = {name: _transform_schema(view) for name, view in definitions.on_demand_views.items()}
     return Catalog(
         project_dir=project_dir,
         entities={
@@ -100,7 +122,7 @@ def build_catalog(definitions: Definitions, project_dir: Path) -> Catalog:
             for name, entity in definitions.entities.items()
         },
         views=views,
-        services={name: _service_schema(service, views) for name, service in definitions.services.items()},
+        services={name: _service_schema(service, views, transforms) for name, service in definitions.services.items()},
         service_descriptions={name: service.description for name, service in definitions.services.items()},
     )
 
@@ -146,28 +168,43 @@ def _view_record(view: FeatureView) -> ViewRecord:
     )
 
 
-def _service_schema(service: FeatureService, views: dict[str, ViewRecord]) -> ServiceSchema:
+def _transform_schema(view: OnDemandFeatureView) -> TransformSchema:
+    """The function as canonical text, which needs none of the project's code."""
+    checked = canonical_source(cast("FunctionType", view.function))  # the view made sure
+    if checked.n_outputs != len(view.schema):
+        raise DefinitionError(
+            f"{view.where}: OnDemandFeatureView '{view.name}': the function returns {checked.n_outputs} values, its schema has "
+            f"{len(view.schema)} fields. Expected one value per field, in order."
+        )
+    outputs = tuple(TransformOutput(made.name, made.dtype) for made in view.schema)
+    return TransformSchema(view.name, checked.text, view.inputs, outputs)
+
+
+def _service_schema(
+    service: FeatureService, views: dict[str, ViewRecord], transforms: dict[str, TransformSchema]
+) -> ServiceSchema:
     """Group the selected features by join keys, keeping the order of the vector."""
-    groups: dict[tuple[KeyColumn, ...], _GroupBuilder] = {}
-    request_fields: list[RequestField] = []
+    builder = _ServiceBuilder(views)
     names: list[str] = []
+    on_demand: dict[str, OnDemandFeatureView] = {}
     for part in service.features:
         if isinstance(part, RequestSource):
-            for made in part.schema:
-                categories = None if made.categories is None else tuple(made.categories)
-                request_fields.append(RequestField(made.name, made.dtype, categories))
-                names.append(made.name)
-            continue
-        view = part.view if isinstance(part, FeatureViewProjection) else part
-        record = views[view.name]
-        selected = part.features if isinstance(part, FeatureViewProjection) else [f.name for f in record.fields]
-        group = groups.setdefault(record.keys, _GroupBuilder("_".join(record.entities), [], []))
-        if record not in group.views:
-            group.views.append(record)
-        index = group.views.index(record)
-        group.columns += [Column(name, record.field(name).dtype, index) for name in selected]
-        names += selected
-    _refuse_near_duplicates(service, [*names, *(key.name for keys in groups for key in keys)])
+            names += [builder.add(part, made.name) for made in part.schema]
+        elif isinstance(part, OnDemandFeatureView | OnDemandFeatureViewProjection):
+            computed = part.view if isinstance(part, OnDemandFeatureViewProjection) else part
+            on_demand[computed.name] = computed
+            names += part.features if isinstance(part, OnDemandFeatureViewProjection) else [f.name for f in part.schema]
+        else:
+            view = part.view if isinstance(part, FeatureViewProjection) else part
+            names += [builder.add(view, name) for name in _selected(part)]
+    # Last, so that what is stored for the vector itself comes first in a row.
+    for computed in on_demand.values():
+        for name in computed.inputs:
+            if name != NOW_US:
+                builder.add(computed.input(name)[0], name)
+    groups, request_fields = builder.groups, builder.request_fields
+    outputs = [made.name for view in on_demand.values() for made in view.schema]
+    _refuse_near_duplicates(service, [*builder.added, *outputs, *(key.name for keys in groups for key in keys)])
     schema = ServiceSchema(
         name=service.name,
         groups=tuple(
@@ -177,6 +214,7 @@ def _service_schema(service: FeatureService, views: dict[str, ViewRecord]) -> Se
         request_fields=tuple(request_fields),
         features=tuple(names),
         on_missing_entity=service.on_missing_entity,
+        transforms=tuple(transforms[name] for name in on_demand),
     )
     for stored in schema.groups:
         try:
@@ -198,8 +236,39 @@ def _refuse_near_duplicates(service: FeatureService, names: list[str]) -> None:
             )
 
 
+def _selected(part: FeatureView | FeatureViewProjection) -> list[str]:
+    return list(part.features) if isinstance(part, FeatureViewProjection) else [made.name for made in part.schema]
+
+
 @dataclass
 class _GroupBuilder:
     entity: str
     views: list[ViewRecord]
     columns: list[Column]
+
+
+class _ServiceBuilder:
+    """Collects stored columns and request fields, each once, in the order they are asked for."""
+
+    def __init__(self, views: dict[str, ViewRecord]) -> None:
+        self.groups: dict[tuple[KeyColumn, ...], _GroupBuilder] = {}
+        self.request_fields: list[RequestField] = []
+        self.added: dict[str, None] = {}
+        self._views = views
+
+    def add(self, source: RequestSource | FeatureView, name: str) -> str:
+        """Take in one feature; the definitions made sure that a name means one thing."""
+        if name in self.added:
+            return name
+        self.added[name] = None
+        if isinstance(source, RequestSource):
+            made = next(made for made in source.schema if made.name == name)
+            categories = None if made.categories is None else tuple(made.categories)
+            self.request_fields.append(RequestField(made.name, made.dtype, categories))
+            return name
+        record = self._views[source.name]
+        group = self.groups.setdefault(record.keys, _GroupBuilder("_".join(record.entities), [], []))
+        if record not in group.views:
+            group.views.append(record)
+        group.columns.append(Column(name, record.field(name).dtype, group.views.index(record)))
+        return name

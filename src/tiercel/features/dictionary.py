@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiercel.errors import SourceError, StoreError
-from tiercel.features.definitions import MAX_CATEGORIES
+from tiercel.features.fields import MAX_CATEGORIES
 from tiercel.features.files import locked, replace_file
 from tiercel.types import categories_digest
 

@@ -21,6 +21,8 @@ from tiercel.features.definitions import (
     FeatureService,
     FeatureView,
     FeatureViewProjection,
+    OnDemandFeatureView,
+    OnDemandFeatureViewProjection,
     RequestSource,
     Source,
 )
@@ -40,6 +42,7 @@ class Definitions:
     sources: dict[str, Source]
     request_sources: dict[str, RequestSource]
     views: dict[str, FeatureView]
+    on_demand_views: dict[str, OnDemandFeatureView]
     services: dict[str, FeatureService]
 
 
@@ -105,7 +108,7 @@ def _line_of(error: Exception, path: Path) -> str:
 
 
 def _collect(values: Any) -> Definitions:
-    found = Definitions({}, {}, {}, {}, {})
+    found = Definitions({}, {}, {}, {}, {}, {})
     for value in list(values):
         _add(found, value)
     return found
@@ -120,8 +123,17 @@ def _add(found: Definitions, value: object) -> None:
             _register(found.sources, "source", value)
         case RequestSource():
             _register(found.request_sources, "RequestSource", value)
-        case FeatureViewProjection():
+        case FeatureViewProjection() | OnDemandFeatureViewProjection():
             _add(found, value.view)
+        case OnDemandFeatureView():
+            for source in value.sources:
+                _add(found, source)
+            _register(found.on_demand_views, "OnDemandFeatureView", value)
+            if value.name in found.views:
+                raise DefinitionError(
+                    f"{value.where}: OnDemandFeatureView '{value.name}' has the name of a FeatureView, at "
+                    f"{found.views[value.name].where}; rename one."
+                )
         case FeatureView():
             for part in (*value.entities, *(value.sources or ())):
                 _add(found, part)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from tiercel.errors import MissingExtraError, SourceError, StoreError
-from tiercel.features.definitions import CSVSource, Source
+from tiercel.features.fields import CSVSource, Source
 from tiercel.features.files import replace_file
 
 if TYPE_CHECKING:
