@@ -41,6 +41,7 @@ DOORS = {
     "http": set(),
     "protocol": {"tiercel.http.native"},
     "payload": set(),
+    "decimal": set(),
     "reply": {"tiercel.http.predict"},
     "recorder": set(),
     "values": set(),

@@ -2,7 +2,7 @@
 # the same byte for byte apart from the id.
 #
 # Owns   : a ReplyForm owns the constant parts of its plan's replies. Immutable.
-# GIL    : write() needs it (a bytes object is made); the rest does not.
+# GIL    : write() needs it (a bytes object is made); the rest does not: numbers are written by decimal.h.
 # Threads: ReplyForm is safe; ReplyIds counts under the GIL.
 from libc.stdint cimport int32_t, int64_t, uint64_t
 

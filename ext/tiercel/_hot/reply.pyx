@@ -6,17 +6,16 @@ import secrets
 import msgpack
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport isfinite
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy
 
+from tiercel._hot.decimal cimport Powers, powers, put_double
 from tiercel._hot.payload cimport BODY_JSON, BODY_MSGPACK
 from tiercel._hot.typedefs cimport uint8_t
 
 
-cdef extern from "Python.h":
-    char* PyOS_double_to_string(double val, char format_code, int precision, int flags, int* ptype)
-    int Py_DTSF_ADD_DOT_0
+cdef Powers POWERS = powers()
 
 cdef enum:
     FEW_BYTES = 4096
@@ -230,17 +229,7 @@ cdef char* _put_double(char* at, double value) noexcept nogil:
     """Shortest text that reads back as `value`; null for what JSON has no number for."""
     if not isfinite(value):
         return _put(at, b"null", 4)
-    return _put_finite(at, value)
-
-
-cdef char* _put_finite(char* at, double value) noexcept with gil:
-    cdef char* text
-    cdef size_t size
-    text = PyOS_double_to_string(value, b"r", 0, Py_DTSF_ADD_DOT_0, NULL)
-    size = strlen(text)
-    memcpy(at, text, size)
-    PyMem_Free(text)
-    return at + size
+    return put_double(POWERS, at, value)
 
 
 cdef char* _put_decimal(char* at, int64_t value) noexcept nogil:
