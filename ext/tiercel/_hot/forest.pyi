@@ -12,6 +12,8 @@ class ForestScorer(Scorer):
     n_leaves: int
     depth: int
     is_compact: bool
+    block_lanes: int
+    block_rows: int
     def __init__(
         self,
         *,

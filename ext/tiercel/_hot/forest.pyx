@@ -345,6 +345,16 @@ cdef class ForestScorer(Scorer):
             self._steps[i].kind, self._steps[i].a, self._steps[i].b = kind, &a[0], &b[0]
         self._forest.steps, self._forest.n_steps = self._steps, len(steps)
 
+    @property
+    def block_lanes(self):
+        """Rows evaluated at once in a batch; 0 where every row is walked."""
+        return self._blocks.blocks.lanes
+
+    @property
+    def block_rows(self):
+        """The shortest batch that is not walked."""
+        return self._blocks.blocks.min_rows
+
     cdef ScoreStatus score_rows(
         self, const feature_t* rows, Py_ssize_t n_rows, Py_ssize_t stride, score_t* out
     ) noexcept nogil:

@@ -26,6 +26,7 @@
 #define TC_HAVE_AVX2 0
 #endif
 
+enum { TC_BLOCK_VECTORS = 4, TC_TURNED = 16 };
 enum { TC_VECTOR = 64, TC_UNIT = 8, TC_MAX_VECTORS = 65536 / (TC_VECTOR / TC_UNIT) };
 
 /* One inner node. Positions count in TC_UNIT bytes, an x86 addressing mode; `bound` is the biased rank bound repeated. */
@@ -78,31 +79,33 @@ static inline int32_t tc_bucket(float x, float low, float scale, float last) {
 
 /* ---- ranks ---- */
 
+/* How many of the n_cuts thresholds lie below each of n values. */
 static inline void tc_count_buckets(const tc_ranking* g, const float* cuts, const uint16_t* starts, const float* x,
-                                    int32_t* count, int lanes) {
+                                    int32_t* count, int n) {
     float low = g->low, scale = g->scale, last = (float)(g->n_buckets - 1);
+    for (int i = 0; i < n; i++) count[i] = tc_bucket(x[i], low, scale, last);
     if (g->probes == 1) {
-        for (int i = 0; i < lanes; i++) {
-            int32_t start = starts[tc_bucket(x[i], low, scale, last)];
+        for (int i = 0; i < n; i++) {
+            int32_t start = starts[count[i]];
             count[i] = start + (cuts[start] < x[i]);
         }
     } else if (g->probes == 2) {
-        for (int i = 0; i < lanes; i++) {
-            int32_t start = starts[tc_bucket(x[i], low, scale, last)];
+        for (int i = 0; i < n; i++) {
+            int32_t start = starts[count[i]];
             count[i] = start + (cuts[start] < x[i]) + (cuts[start + 1] < x[i]);
         }
     } else {
-        for (int i = 0; i < lanes; i++) {
-            int32_t start = starts[tc_bucket(x[i], low, scale, last)], below = start;
+        for (int i = 0; i < n; i++) {
+            int32_t start = starts[count[i]], below = start;
             for (int32_t k = 0; k < g->probes; k++) below += cuts[start + k] < x[i];
             count[i] = below;
         }
     }
 }
 
-/* Eight searches in flight. */
-static inline void tc_count_search(const tc_ranking* g, const float* cuts, const float* x, int32_t* count, int lanes) {
-    for (int first = 0; first < lanes; first += 8) {
+/* Eight searches in flight; n is a multiple of eight. */
+static inline void tc_count_search(const tc_ranking* g, const float* cuts, const float* x, int32_t* count, int n) {
+    for (int first = 0; first < n; first += 8) {
         uint32_t at[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         for (uint32_t half = 1u << g->steps >> 1; half > 0; half >>= 1)
             for (int i = 0; i < 8; i++) at[i] += cuts[at[i] + half - 1] < x[first + i] ? half : 0;
@@ -110,35 +113,52 @@ static inline void tc_count_search(const tc_ranking* g, const float* cuts, const
     }
 }
 
+/* Columns of n rows, 1 <= n <= TC_BLOCK_VECTORS * LANES: one vector's columns after another's. Rows missing in the last
+ * vector repeat row n - 1. A few features at a time are turned into contiguous values; the padding keeps them from
+ * falling on the same cache sets. */
 #define TC_DEFINE_COLUMNS(name, cell_t, bias, LANES)                                                                   \
-    /* Ranks of n rows (1 <= n <= LANES); the other lanes repeat the last row. */                                      \
-    static inline void name(const tc_forest* f, const tc_blocks* b, const float* rows, int n, Py_ssize_t stride,       \
-                            char* columns) {                                                                           \
-        float x[LANES];                                                                                                \
-        int32_t count[LANES];                                                                                          \
-        for (Py_ssize_t r = 0; r < b->n_rankings; r++) {                                                               \
-            const tc_ranking* g = &b->rankings[r];                                                                     \
-            for (int i = 0; i < n; i++) x[i] = rows[i * stride + g->feature];                                          \
-            for (int i = n; i < LANES; i++) x[i] = x[n - 1];                                                           \
-            if (g->n_buckets > 0) tc_count_buckets(g, b->cuts + g->cuts, b->starts + g->starts, x, count, LANES);      \
-            else tc_count_search(g, b->cuts + g->cuts, x, count, LANES);                                               \
-            if (g->right >= 0) {                                                                                       \
-                cell_t* column = (cell_t*)(columns + (Py_ssize_t)g->right * TC_VECTOR);                                \
-                for (int i = 0; i < LANES; i++)                                                                        \
-                    column[i] = (cell_t)((x[i] == x[i] ? count[i] : g->n_cuts) + 1 - (bias));                          \
+    static void name(const tc_forest* f, const tc_blocks* b, const float* rows, int n, Py_ssize_t stride,              \
+                     char* columns) {                                                                                  \
+        enum { MOST = TC_BLOCK_VECTORS * LANES, PADDED = MOST + 16 };                                                  \
+        float x[TC_TURNED][PADDED];                                                                                    \
+        int32_t count[MOST];                                                                                           \
+        int n_vectors = (n + LANES - 1) / LANES, full = n_vectors * LANES;                                             \
+        Py_ssize_t step = b->n_columns * TC_VECTOR;                                                                    \
+        for (Py_ssize_t r = 0; r < b->n_rankings; r += TC_TURNED) {                                                    \
+            const tc_ranking* some = &b->rankings[r];                                                                  \
+            int n_some = b->n_rankings - r < TC_TURNED ? (int)(b->n_rankings - r) : TC_TURNED;                         \
+            for (int i = 0; i < full; i++) {                                                                           \
+                const float* row = rows + (i < n ? i : n - 1) * stride;                                                \
+                for (int k = 0; k < n_some; k++) x[k][i] = row[some[k].feature];                                       \
             }                                                                                                          \
-            if (g->left >= 0) {                                                                                        \
-                cell_t* column = (cell_t*)(columns + (Py_ssize_t)g->left * TC_VECTOR);                                 \
-                for (int i = 0; i < LANES; i++)                                                                        \
-                    column[i] = (cell_t)((x[i] == x[i] ? count[i] + 1 : 0) - (bias));                                  \
+            for (int k = 0; k < n_some; k++) {                                                                         \
+                const tc_ranking* g = &some[k];                                                                        \
+                const float* value = x[k];                                                                             \
+                int32_t missing = g->n_cuts;                                                                           \
+                if (g->n_buckets > 0) tc_count_buckets(g, b->cuts + g->cuts, b->starts + g->starts, value, count, full); \
+                else tc_count_search(g, b->cuts + g->cuts, value, count, full);                                        \
+                for (int v = 0; v < n_vectors; v++) {                                                                  \
+                    const float* of = value + v * LANES;                                                               \
+                    const int32_t* rank = count + v * LANES;                                                           \
+                    if (g->right >= 0) {                                                                               \
+                        cell_t* column = (cell_t*)(columns + v * step + (Py_ssize_t)g->right * TC_VECTOR);             \
+                        for (int i = 0; i < LANES; i++)                                                                \
+                            column[i] = (cell_t)((of[i] == of[i] ? rank[i] : missing) + 1 - (bias));                   \
+                    }                                                                                                  \
+                    if (g->left >= 0) {                                                                                \
+                        cell_t* column = (cell_t*)(columns + v * step + (Py_ssize_t)g->left * TC_VECTOR);              \
+                        for (int i = 0; i < LANES; i++)                                                                \
+                            column[i] = (cell_t)((of[i] == of[i] ? rank[i] : -1) + 1 - (bias));                        \
+                    }                                                                                                  \
+                }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
         for (Py_ssize_t m = 0; m < b->n_memberships; m++) {                                                            \
             const tc_membership* g = &b->memberships[m];                                                               \
-            cell_t* column = (cell_t*)(columns + (Py_ssize_t)g->column * TC_VECTOR);                                   \
-            for (int i = 0; i < LANES; i++) {                                                                          \
+            for (int i = 0; i < full; i++) {                                                                           \
+                cell_t* column = (cell_t*)(columns + i / LANES * step + (Py_ssize_t)g->column * TC_VECTOR);            \
                 float value = rows[(i < n ? i : n - 1) * stride + g->feature];                                         \
-                column[i] = (cell_t)(!tc_is_member(&f->sets[g->set], f->words, value) - (bias));                       \
+                column[i % LANES] = (cell_t)(!tc_is_member(&f->sets[g->set], f->words, value) - (bias));               \
             }                                                                                                          \
         }                                                                                                              \
     }
@@ -213,30 +233,52 @@ static inline void tc_evaluate(const tc_blocks* b, const tc_op* op, const tc_op*
     }
 }
 
-/* ---- a block ---- */
+/* ---- a block: up to TC_BLOCK_VECTORS vectors of rows, so that tables and operations are fetched once for all ---- */
 
+/* Four trees at a time keep the sum in a register; the order of additions is the trees' order all the same. */
 #define TC_DEFINE_BLOCK(name, real, values_of, id_t, suffix)                                                           \
-    static inline void name(const tc_forest* f, const tc_blocks* b, int n, const char* columns, char* cells,           \
-                            real* acc, double* out, Py_ssize_t n_outputs) {                                            \
+    static inline void name##_add(const tc_forest* f, const tc_blocks* b, Py_ssize_t tree, Py_ssize_t end, int n,      \
+                                  const char* cells, real* acc) {                                                      \
+        if (f->aggregate != TC_SUM || f->width != 1) {                                                                 \
+            for (; tree < end; tree++) {                                                                               \
+                const id_t* id = (const id_t*)(cells + (size_t)b->root[tree] * TC_UNIT);                               \
+                for (int i = 0; i < n; i++)                                                                            \
+                    tc_add_##suffix(f, tree, f->tree_leaf[tree] + id[i], &acc[i * f->n_raw]);                          \
+            }                                                                                                          \
+            return;                                                                                                    \
+        }                                                                                                              \
+        for (; f->n_raw == 1 && end - tree >= 4; tree += 4) {                                                          \
+            const id_t* id0 = (const id_t*)(cells + (size_t)b->root[tree] * TC_UNIT);                                  \
+            const id_t* id1 = (const id_t*)(cells + (size_t)b->root[tree + 1] * TC_UNIT);                              \
+            const id_t* id2 = (const id_t*)(cells + (size_t)b->root[tree + 2] * TC_UNIT);                              \
+            const id_t* id3 = (const id_t*)(cells + (size_t)b->root[tree + 3] * TC_UNIT);                              \
+            const real* value0 = f->values_of + f->tree_leaf[tree];                                                    \
+            const real* value1 = f->values_of + f->tree_leaf[tree + 1];                                                \
+            const real* value2 = f->values_of + f->tree_leaf[tree + 2];                                                \
+            const real* value3 = f->values_of + f->tree_leaf[tree + 3];                                                \
+            for (int i = 0; i < n; i++)                                                                                \
+                acc[i] = acc[i] + value0[id0[i]] + value1[id1[i]] + value2[id2[i]] + value3[id3[i]];                   \
+        }                                                                                                              \
+        for (; tree < end; tree++) {                                                                                   \
+            const id_t* id = (const id_t*)(cells + (size_t)b->root[tree] * TC_UNIT);                                   \
+            const real* value = f->values_of + f->tree_leaf[tree];                                                     \
+            real* to = acc + f->tree_raw[tree];                                                                        \
+            for (int i = 0; i < n; i++) to[i * f->n_raw] += value[id[i]];                                              \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void name(const tc_forest* f, const tc_blocks* b, int n, const char* columns, char* cells, real* acc,       \
+                     double* out, Py_ssize_t n_outputs) {                                                              \
+        int lanes = b->lanes;                                                                                          \
         for (int i = 0; i < n; i++)                                                                                    \
             for (Py_ssize_t k = 0; k < f->n_raw; k++)                                                                  \
                 acc[i * f->n_raw + k] = f->base_first ? (real)f->base[k] : (real)0;                                    \
         for (Py_ssize_t g = 0; g < b->n_groups; g++) {                                                                 \
-            tc_evaluate(b, b->ops + b->group_op[g], b->ops + b->group_op[g + 1], n, columns, cells);                   \
-            for (Py_ssize_t tree = b->group_tree[g]; tree < b->group_tree[g + 1]; tree++) {                            \
-                const id_t* id = (const id_t*)(cells + (size_t)b->root[tree] * TC_UNIT);                               \
-                if (f->aggregate == TC_SUM && f->width == 1) {                                                         \
-                    const real* value = f->values_of + f->tree_leaf[tree];                                             \
-                    if (f->n_raw == 1) {                                                                               \
-                        for (int i = 0; i < n; i++) acc[i] += value[id[i]];                                            \
-                    } else {                                                                                           \
-                        real* to = acc + f->tree_raw[tree];                                                            \
-                        for (int i = 0; i < n; i++) to[i * f->n_raw] += value[id[i]];                                  \
-                    }                                                                                                  \
-                } else {                                                                                               \
-                    for (int i = 0; i < n; i++)                                                                        \
-                        tc_add_##suffix(f, tree, f->tree_leaf[tree] + id[i], &acc[i * f->n_raw]);                      \
-                }                                                                                                      \
+            const tc_op* op = b->ops + b->group_op[g];                                                                 \
+            const tc_op* end = b->ops + b->group_op[g + 1];                                                            \
+            for (int first = 0, v = 0; first < n; first += lanes, v++) {                                               \
+                int rows = n - first < lanes ? n - first : lanes;                                                      \
+                tc_evaluate(b, op, end, rows, columns + v * b->n_columns * TC_VECTOR, cells);                          \
+                name##_add(f, b, b->group_tree[g], b->group_tree[g + 1], rows, cells, acc + first * f->n_raw);         \
             }                                                                                                          \
         }                                                                                                              \
         for (int i = 0; i < n; i++) tc_finish_##suffix(f, &acc[i * f->n_raw], &out[i * n_outputs]);                    \
@@ -249,13 +291,16 @@ TC_DEFINE_BLOCK(tc_block_16_f32, float, values_f32, uint16_t, f32)
 
 static inline size_t tc_aligned(size_t bytes) { return (bytes + TC_VECTOR - 1) & ~(size_t)(TC_VECTOR - 1); }
 
-/* As many of the rows as blocks pay for, from the front. *done: how many. 0, or 1 when there is no memory. */
+/* 0, or 1 when there is no memory for scratch space. */
 static inline int tc_score_blocks(const tc_forest* f, const tc_blocks* b, const float* rows, Py_ssize_t n_rows,
-                                  Py_ssize_t stride, double* out, Py_ssize_t n_outputs, Py_ssize_t* done) {
-    Py_ssize_t n_features = f->n_features, lanes = b->lanes, first = 0;
-    size_t column_bytes = (size_t)b->n_columns * TC_VECTOR, cell_bytes = (size_t)b->n_cells * TC_VECTOR;
-    size_t acc_bytes = tc_aligned((size_t)(lanes * f->n_raw) * sizeof(double));
-    size_t row_bytes = f->n_steps > 0 ? (size_t)(lanes * n_features) * sizeof(float) : 0;
+                                  Py_ssize_t stride, double* out, Py_ssize_t n_outputs) {
+    Py_ssize_t n_features = f->n_features, lanes = b->lanes;
+    Py_ssize_t n_vectors = (n_rows + lanes - 1) / lanes;
+    if (n_vectors > TC_BLOCK_VECTORS) n_vectors = TC_BLOCK_VECTORS;
+    Py_ssize_t block = n_vectors * lanes;
+    size_t column_bytes = (size_t)(n_vectors * b->n_columns) * TC_VECTOR, cell_bytes = (size_t)b->n_cells * TC_VECTOR;
+    size_t acc_bytes = tc_aligned((size_t)(block * f->n_raw) * sizeof(double));
+    size_t row_bytes = f->n_steps > 0 ? (size_t)(block * n_features) * sizeof(float) : 0;
     char* taken = (char*)malloc(column_bytes + cell_bytes + acc_bytes + row_bytes + TC_VECTOR);
     if (taken == NULL) return 1;
     char* columns = (char*)tc_aligned((size_t)taken);
@@ -266,43 +311,43 @@ static inline int tc_score_blocks(const tc_forest* f, const tc_blocks* b, const 
         if (lanes == 64) memset(cells + k * TC_VECTOR, (int)k, TC_VECTOR);
         else for (Py_ssize_t i = 0; i < lanes; i++) ((uint16_t*)(cells + k * TC_VECTOR))[i] = (uint16_t)k;
     }
-    while (n_rows - first >= b->min_rows) {
-        int n = (int)(n_rows - first < lanes ? n_rows - first : lanes);
-        const float* block = rows + first * stride;
+    for (Py_ssize_t first = 0; first < n_rows; first += block) {
+        int n = (int)(n_rows - first < block ? n_rows - first : block);
+        const float* some = rows + first * stride;
+        double* to = out + first * n_outputs;
         Py_ssize_t step = stride;
         if (f->n_steps > 0) {
             for (int i = 0; i < n; i++) {
                 float* row = prepared + i * n_features;
-                memcpy(row, block + i * stride, (size_t)n_features * sizeof *row);
+                memcpy(row, some + i * stride, (size_t)n_features * sizeof *row);
                 for (Py_ssize_t s = 0; s < f->n_steps; s++) tc_apply_step(&f->steps[s], row, n_features);
             }
-            block = prepared;
+            some = prepared;
             step = n_features;
         }
-        double* to = out + first * n_outputs;
         if (lanes == 64) {
-            tc_columns_8(f, b, block, n, step, columns);
+            tc_columns_8(f, b, some, n, step, columns);
             if (f->values != NULL) tc_block_8_f64(f, b, n, columns, cells, (double*)acc, to, n_outputs);
             else tc_block_8_f32(f, b, n, columns, cells, (float*)acc, to, n_outputs);
         } else {
-            tc_columns_16(f, b, block, n, step, columns);
+            tc_columns_16(f, b, some, n, step, columns);
             if (f->values != NULL) tc_block_16_f64(f, b, n, columns, cells, (double*)acc, to, n_outputs);
             else tc_block_16_f32(f, b, n, columns, cells, (float*)acc, to, n_outputs);
         }
-        first += n;
     }
     free(taken);
-    *done = first;
     return 0;
 }
 
-/* 0, or 1 when there is no memory for scratch space. */
+/* Rows in blocks as far as that pays, the rest walked. 0, or 1 when there is no memory for scratch space. */
 static inline int tc_score_rows(const tc_forest* f, const tc_blocks* b, const float* rows, Py_ssize_t n_rows,
                                 Py_ssize_t stride, double* out, Py_ssize_t n_outputs) {
     Py_ssize_t done = 0;
-    if (b->lanes > 0 && n_rows >= b->min_rows &&
-        tc_score_blocks(f, b, rows, n_rows, stride, out, n_outputs, &done) != 0)
-        return 1;
+    if (b->lanes > 0 && n_rows >= b->min_rows) {
+        Py_ssize_t rest = n_rows % b->lanes;
+        done = rest < b->min_rows ? n_rows - rest : n_rows;
+        if (tc_score_blocks(f, b, rows, done, stride, out, n_outputs) != 0) return 1;
+    }
     if (done == n_rows) return 0;
     return tc_walk_rows(f, rows + done * stride, n_rows - done, stride, out + done * n_outputs, n_outputs);
 }
