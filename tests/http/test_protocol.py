@@ -106,6 +106,11 @@ class Peer:
     def send(self, data):
         self.connection.sendall(data)
 
+    def ask(self, data):
+        """Status of the one reply to one request."""
+        self.send(data)
+        return self.reply()[0]
+
     def more(self):
         data = self.connection.recv(65536)
         self.buffer += data
@@ -399,6 +404,15 @@ def test_answered_before_the_body(running):
             assert one.reply()[0] == 200
         one.send(whole[:-10])
         assert one.statuses() == [415]
+
+
+def test_one_reply_to_a_request_answered_before_its_body_broke(running):
+    """After a reply that did not wait for the body, a malformed body ends the connection without a second reply."""
+    with peer(running) as one:
+        one.send(CHUNKED.replace(b"application/json", b"text/plain"))
+        assert one.reply()[0] == 415
+        one.send(b"xyz\r\n" + GOOD)
+        assert one.reply() is None
 
 
 def test_a_body_without_end(running):

@@ -279,7 +279,12 @@ class GeneralProtocol(HttpToolsProtocol):
         self._refusal = why
         self._disarm()
         broken, self._open_cycle = self._open_cycle, None
-        if broken is not None and not broken.response_complete:
+        if broken is not None and broken.response_complete:
+            # It was answered before its body had come: a second reply would be taken for the next request's.
+            self._leave()
+            linger(self.transport, self.loop)
+            return
+        if broken is not None:
             # Its body is not going to come: it is what is being refused.
             self._n_running -= 1
             if self.pipeline and self.pipeline[0][0] is broken:
