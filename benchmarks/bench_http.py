@@ -69,9 +69,10 @@ def ask(port: int, user: int) -> httpx.Response:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far (Linux)."""
+    """User and system time of a process and its live descendants so far (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(cpu_seconds(int(p)) for p in children)
 
 
 def load(port: int, script: Path, connections: int, seconds: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiercel.errors import DefinitionError
-from tiercel.settings import ServerSettings, load_settings
+from tiercel.settings import ControlSettings, ServerSettings, load_settings
 
 
 def project(tmp_path, text):
@@ -19,6 +19,7 @@ def test_defaults(tmp_path):
     assert settings.name == tmp_path.name
     assert settings.state_dir == tmp_path.resolve() / ".tiercel"
     assert settings.server == ServerSettings()
+    assert settings.control == ControlSettings()
 
 
 def test_values_are_read(tmp_path):
@@ -51,6 +52,11 @@ def test_state_may_be_elsewhere(tmp_path):
         ("[server]\nport = true\n", "server.port to be a int"),
         ("[server]\nport = -1\n", "from 0 to 65535, got -1"),
         ("[server]\nport = 70000\n", "from 0 to 65535"),
+        ("[server]\nworkers = 0\n", "server.workers from 1 to 256, got 0"),
+        ("[server]\npin_cores = 1\n", "server.pin_cores to be a bool"),
+        ("[control]\nport = 70000\n", "control.port from 0 to 65535"),
+        ('[control]\nhost = ""\n', "control.host to name an address"),
+        ("[control]\nports = 1\n", "unknown setting 'control.ports'"),
         ("[server]\nmax_rows = 0\n", "from 1 to 1000000"),
         ("[server]\nshutdown_grace_s = inf\n", "shutdown_grace_s from 0"),
         ("[server]\nbody_timeout_s = nan\n", "body_timeout_s from"),

@@ -28,6 +28,8 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── RegistrySchemaError    the database was made by a newer tiercel, or is not a registry
     │   ├── RegistryUnavailableError  the database cannot be reached or opened
     │   └── LedgerCorruptError     the ledger, or what follows from it, was altered
+    ├── ListenError                an address is taken or not ours
+    ├── ForcedStopError            a server was told to stop at once
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
         ├── ClientConnectionError, ClientTimeoutError, ProtocolError
@@ -276,6 +278,18 @@ class MissingExtraError(TiercelError):
     def __init__(self, *, package: str, extra: str, purpose: str) -> None:
         super().__init__(f'{purpose} needs {package}, which is not installed. Run: pip install "tiercel[{extra}]"')
         self.package, self.extra = package, extra
+
+
+class ListenError(TiercelError):
+    """An address cannot be listened on."""
+
+    code = "cannot_listen"
+
+
+class ForcedStopError(TiercelError):
+    """A server that was draining was told to end at once."""
+
+    code = "forced_stop"
 
 
 class ClientError(TiercelError):

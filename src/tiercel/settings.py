@@ -21,6 +21,13 @@ body_timeout_s = 10.0              # a body must have arrived by then
 idle_timeout_s = 75.0              # a connection without a request is closed
 shutdown_grace_s = 30.0            # how long requests in flight may take after SIGTERM
 verify_bases = true                # hash a base before it goes live; false only checks its size
+workers = 1                        # processes that answer requests
+pin_cores = false                  # keep each worker on a core of its own
+
+[control]
+enabled = true
+host = "127.0.0.1"                 # the admin port has no authentication: think before it is anything but loopback
+port = 8001
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ PROJECT_FILE = "tiercel.toml"
 FEATURES_FILE = "features.py"
 
 
-#: Smallest and largest value of each number under [server].
+#: Smallest and largest value of each number under [server]; [control] has a port too.
 LIMITS: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "max_rows": (1, 1_000_000),
@@ -47,6 +54,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "body_timeout_s": (0.01, 3600),
     "idle_timeout_s": (0.01, 86_400),
     "shutdown_grace_s": (0, 3600),
+    "workers": (1, 256),
 }
 
 
@@ -65,6 +73,17 @@ class ServerSettings:
     idle_timeout_s: float = 75.0
     shutdown_grace_s: float = 30.0
     verify_bases: bool = True
+    workers: int = 1
+    pin_cores: bool = False
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """The admin port, served by a process of its own."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = 8001
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,7 @@ class Settings:
     state_dir: Path
     registry_url: str | None = None
     server: ServerSettings = field(default_factory=ServerSettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
 
     @property
     def features_dir(self) -> Path:
@@ -101,11 +121,12 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    _refuse_unknown(path, "", data, {"project", "state", "registry", "server"})
+    _refuse_unknown(path, "", data, {"project", "state", "registry", "server", "control"})
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
+    control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
     if not state_path.strip() or (root / state_path).resolve() == root:
@@ -115,26 +136,30 @@ def load_settings(project_dir: Path) -> Settings:
         name=_typed(path, "project.name", project.get("name", root.name), str),
         state_dir=root / state_path,
         registry_url=_typed(path, "registry.url", registry["url"], str) if "url" in registry else None,
-        server=_server(path, server),
+        server=ServerSettings(**_values(path, "server", ServerSettings, server)),
+        control=ControlSettings(**_values(path, "control", ControlSettings, control)),
     )
 
 
-def _server(path: Path, table: dict[str, Any]) -> ServerSettings:
+def _values(
+    path: Path, name: str, kind: type[ServerSettings | ControlSettings], table: dict[str, Any]
+) -> dict[str, Any]:
+    """What a table sets, checked against its dataclass and LIMITS."""
     values: dict[str, Any] = {}
-    for item in fields(ServerSettings):
+    for item in fields(kind):
         if item.name not in table:
             continue
         expected: type = {"str": str, "int": int, "float": float, "bool": bool}[str(item.type)]
-        value = _typed(path, f"server.{item.name}", table[item.name], expected)
+        value = _typed(path, f"{name}.{item.name}", table[item.name], expected)
         lowest, highest = LIMITS.get(item.name, (None, None))
         if lowest is not None and not lowest <= value <= highest:
-            raise DefinitionError(f"{path}: expected server.{item.name} from {lowest} to {highest}, got {value}")
+            raise DefinitionError(f"{path}: expected {name}.{item.name} from {lowest} to {highest}, got {value}")
         values[item.name] = value
     if not values.get("host", "127.0.0.1").strip():
         raise DefinitionError(
-            f"{path}: expected server.host to name an address, got nothing. 0.0.0.0 is every interface"
+            f"{path}: expected {name}.host to name an address, got nothing. 0.0.0.0 is every interface"
         )
-    return ServerSettings(**values)
+    return values
 
 
 def _typed(path: Path, name: str, value: Any, expected: type) -> Any:

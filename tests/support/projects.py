@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -118,3 +119,19 @@ def running_server(directory, *, env=None):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+
+
+def children(pid):
+    """Pids of a process's children (Linux)."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers(pid):
+    """Pids of a server's workers, by name (Linux)."""
+    found = {}
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            arguments = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if b"tiercel.http.worker" in arguments and b"control" not in arguments:
+                found[arguments[-3].decode()] = child
+    return found

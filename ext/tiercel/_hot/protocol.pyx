@@ -12,8 +12,9 @@ from tiercel._hot.prediction cimport PREDICTION_FAST
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
-# A connection closed for draining first gets this long to bring what is already on its way.
-DRAIN_S = 0.02
+# A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
+# machine to send its next request: the answer to that says `connection: close`, and nobody writes into a closed socket.
+DRAIN_S = 1.0
 
 cdef enum:
     MAX_LENGTH_DIGITS = 20

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from tiercel.examples.flights.replay import Replay
 
 START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 45.0
 
 
 @click.command()
@@ -83,8 +86,8 @@ def demo(directory: Path, once: bool, port: int, hours: int) -> None:
             ],
         )
         console.print()
-        with _server(directory, port) as url:
-            console.print(f"[green]✓[/] Serving on {url}")
+        with _server(directory, port) as (url, admin_url):
+            console.print(f"[green]✓[/] Serving on {url}{f'; admin on {admin_url}' if admin_url else ''}")
             with _step(f"Replay {hours} hours of October over HTTP, publishing new features every hour") as note:
                 with progress() as report:
                     told = replay.replay(project, url, hours=hours, progress=report)
@@ -93,7 +96,8 @@ def demo(directory: Path, once: bool, port: int, hours: int) -> None:
             console.print(f"\nDone in {time.perf_counter() - started:.0f} s.")
             if not once:
                 _next(directory, url, told, is_up=True)
-                console.print("\nThe server stays up until you press Ctrl-C.")
+                admin = f", its admin port at {admin_url}" if admin_url else ""
+                console.print(f"\nThe server at {url}{admin}, stays up until you press Ctrl-C.")
                 _wait()
     if once:
         _next(directory, "http://127.0.0.1:8000", told, is_up=False)
@@ -149,9 +153,9 @@ def _step(title: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _server(directory: Path, port: int) -> Iterator[str]:
-    """`tiercel serve` in a process of its own, stopped at the end."""
-    from tiercel.http.server import bind
+def _server(directory: Path, port: int) -> Iterator[tuple[str, str | None]]:
+    """`tiercel serve` in processes of its own, stopped at the end; yields the addresses of its data and admin ports."""
+    from tiercel.serving.listening import bind
 
     if port:
         try:
@@ -159,39 +163,32 @@ def _server(directory: Path, port: int) -> Iterator[str]:
         except OSError:
             console.print(f"  Port {port} is taken; using a free one.")
             port = 0
-    if not port:
-        free = bind("127.0.0.1", 0)
-        port = free.getsockname()[1]
-        free.close()
     command = [sys.executable, "-m", "tiercel", "serve", "--project", str(directory), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)  # noqa: S603
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_ready(process, url)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with process:
         try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+            yield _wait_ready(process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its workers see it go and end too
 
 
-def _wait_ready(process: subprocess.Popen[str], url: str) -> None:
-    from tiercel.client import Client
-
-    deadline = time.monotonic() + START_TIMEOUT_S
-    with Client(url) as client:
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise TiercelError(f"The server stopped with status {process.returncode} before it was ready")
-            if client.ready():
-                return
-            time.sleep(0.05)
-    raise TiercelError(f"The server was not ready within {START_TIMEOUT_S:.0f} s")
+def _wait_ready(process: subprocess.Popen[str]) -> tuple[str, str | None]:
+    """The addresses in the line that `tiercel serve` prints once its workers answer."""
+    stdout = process.stdout
+    timer = threading.Timer(START_TIMEOUT_S, process.kill)
+    timer.start()
+    line = "" if stdout is None else stdout.readline()
+    timer.cancel()
+    found: list[str] = re.findall(r"http://\S+:\d+", line)
+    if not found:
+        raise TiercelError(
+            f"Expected the server to be ready within {START_TIMEOUT_S:.0f} s, it ended with status {process.wait()}"
+        )
+    return found[0], found[1] if len(found) > 1 else None
 
 
 def _wait() -> None:

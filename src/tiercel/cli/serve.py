@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import click
 
-from tiercel.cli.console import console, json_option, print_json, project_option
+from tiercel.cli.console import console, errors, json_option, print_json, project_option
 
 
 @click.command()
 @click.option("--host", help="Default: tiercel.toml, else 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Default: tiercel.toml, else 8000. 0 picks a free one.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that answer. Default: tiercel.toml, else 1.")
+@click.option(
+    "--admin-port", type=click.IntRange(0, 65_535), help="Default: tiercel.toml, else 8001. 0 picks a free one."
+)
 @project_option
-def serve(host: str | None, port: int | None, project_dir: str) -> None:
-    """Serve the project's models and features until interrupted."""
+@click.pass_context
+def serve(
+    context: click.Context,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    admin_port: int | None,
+    project_dir: str,
+) -> None:
+    """Serve the project's models and features until interrupted.
+
+    SIGTERM and Ctrl-C answer what was accepted, then end; a second one ends at once. SIGHUP reads tiercel.toml again and
+    replaces the processes one by one.
+    """
     from pathlib import Path
 
-    from tiercel.http.server import bind
-    from tiercel.http.server import serve as run
-    from tiercel.settings import load_settings
+    from tiercel.http.deployment import Deployment, Options
 
-    settings = load_settings(Path(project_dir))
-    server = replace(
-        settings.server,
-        host=settings.server.host if host is None else host,
-        port=settings.server.port if port is None else port,
-    )
-    settings = replace(settings, server=server)
-    try:
-        listener = bind(server.host, server.port)
-    except OSError as error:
-        raise click.ClickException(f"Cannot listen on {server.host}:{server.port}: {error.strerror}") from None
-    actual_port = listener.getsockname()[1]
+    options = Options(host=host, port=port, workers=workers, admin_port=admin_port)
+    verbose = bool(context.find_root().params.get("verbose"))
+    with Deployment(Path(project_dir), options, verbose=verbose, say=_say, warn=_warn) as deployment:
+        deployment.run()
 
-    def ready() -> None:
-        host = f"[{server.host}]" if ":" in server.host else server.host
-        console.print(f"Serving {settings.name} on http://{host}:{actual_port} (Ctrl-C stops)", markup=False)
 
-    run(settings, listener, on_ready=ready)
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def _warn(text: str) -> None:
+    errors.print(text, markup=False)
 
 
 @click.command()

@@ -32,8 +32,11 @@ PREDICT = "/predict/"
 class DataPlane:
     """The ASGI application. Routes `POST /predict/...` itself: Starlette's stack would double the cost of a request."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings, native: NativeHttp | None = None) -> None:
+    def __init__(
+        self, engine: Engine, settings: ServerSettings, native: NativeHttp | None = None, worker: str | None = None
+    ) -> None:
         self._engine = engine
+        self._worker = worker
         self._native = native
         self._predict = PredictEndpoint(engine, settings, None if native is None else native.ids)
         self._starlette = Starlette(
@@ -85,8 +88,10 @@ class DataPlane:
             "services": {name: base.manifest.base_name for name, base in sorted(routes.services.items())},
             "problems": [*routes.problems, *self._engine.watch_problems],
         }
+        if self._worker is not None:
+            body["worker"] = self._worker
         if self._native is not None:
-            body["fast_path"] = self._native.counts
+            body["fast_path"] = self._native.counts  # of this worker
         return _json(body, 200 if ready else 503)
 
 

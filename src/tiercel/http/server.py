@@ -1,48 +1,28 @@
-"""Running the data plane under uvicorn: one bound socket, uvloop, the compiled protocol, graceful stop."""
+"""A data worker: the data plane on the shared socket, with uvloop and the compiled protocol, warm before it is ready."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import logging
-import math
-import signal
-import socket
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from tiercel.http.app import DataPlane
 from tiercel.http.native import NativeHttp
+from tiercel.http.supervised import SupervisedServer
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
+from tiercel.serving.listening import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import socket
 
+    from tiercel.serving.channel import Channel
     from tiercel.settings import Settings
 
-log = logging.getLogger("tiercel.http")
+__all__ = ["allow_connections", "bind", "serve"]
+
 OTHER_FILES = 256  # open files of a server beside its connections
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one.
-
-    Raises:
-        OSError: the address is taken or not ours.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError:
-        listener.close()
-        raise
-    listener.set_inheritable(True)
-    return listener
 
 
 def allow_connections(n: int) -> None:
@@ -61,51 +41,27 @@ def allow_connections(n: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class _Server(uvicorn.Server):
-    """Tells its caller when it is accepting connections, and freezes what start-up allocated."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None] | None) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT start the drain. Unlike uvicorn's own, a drained server ends with status 0."""
-        signals = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(each, self.handle_exit) for each in signals]
-        try:
-            yield
-        finally:
-            for each, handler in zip(signals, before, strict=True):
-                signal.signal(each, handler)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        # What lives now lives until the end: the collector need not walk it again while requests are answered.
-        gc.collect()
-        gc.freeze()
-        # PERF: a request leaves no cycles behind; looking for some every 700 objects cost it about 6 us (bench_http).
-        gc.set_threshold(50_000, 20, 20)
-        if self.started and self._on_ready is not None:
-            self._on_ready()
-
-
-def serve(settings: Settings, listener: socket.socket, *, on_ready: Callable[[], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; requests in flight get `shutdown_grace_s` to finish.
+def serve(settings: Settings, listener: socket.socket, channel: Channel, *, name: str) -> None:
+    """Answer requests as the worker `name` until the supervisor or SIGTERM says so.
 
     Args:
         settings: the project.
-        listener: from `bind`; closed on return.
-        on_ready: called once connections are accepted.
+        listener: shared with the other workers; closed on return.
+        channel: to the supervisor.
+        name: of this worker.
+
+    Raises:
+        TiercelError, OSError: the worker cannot start.
     """
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     try:
         engine = Engine(settings, registry)
         engine.refresh()  # connections wait in the listening socket's queue meanwhile
+        engine.warm()
         allow_connections(settings.server.max_connections)
         native = NativeHttp(engine, settings.server)
         config = uvicorn.Config(
-            DataPlane(engine, settings.server, native),
+            DataPlane(engine, settings.server, native, name),
             loop="uvloop",
             http=native.protocol,  # type: ignore[arg-type]  # uvicorn only ever calls it
             ws="none",
@@ -115,9 +71,8 @@ def serve(settings: Settings, listener: socket.socket, *, on_ready: Callable[[],
             log_config=None,
             server_header=False,
             timeout_keep_alive=max(1, int(settings.server.idle_timeout_s)),
-            timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace_s),
         )
-        _Server(config, on_ready).run(sockets=[listener])
+        SupervisedServer(config, listener, channel, grace_s=settings.server.shutdown_grace_s).serve_until_told()
     finally:
         registry.close()
         listener.close()

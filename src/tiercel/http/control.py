@@ -1,0 +1,99 @@
+"""The control plane: the admin port's application, in a process of its own so that nothing it does delays a prediction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tiercel.http.supervised import SupervisedServer
+
+if TYPE_CHECKING:
+    import socket
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from tiercel.serving.channel import Channel, Message
+    from tiercel.settings import Settings
+
+CONTROL = "control"
+PATHS = "/livez, /readyz or /api/workers"
+# Nobody waits long for an admin page.
+GRACE_S = 5.0
+
+
+class ControlPlane:
+    """The ASGI application. What it knows of the workers is what the supervisor last said."""
+
+    def __init__(self) -> None:
+        self._processes: list[dict[str, Any]] = []
+        self._starlette = Starlette(
+            routes=[
+                Route("/livez", self._livez, methods=["GET"]),
+                Route("/readyz", self._readyz, methods=["GET"]),
+                Route("/api/workers", self._workers, methods=["GET"]),
+            ],
+            exception_handlers={HTTPException: _http_error},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+        await self._starlette(scope, receive, send)
+
+    def hear(self, message: Message) -> None:
+        """Take what the supervisor says."""
+        if "processes" in message:
+            self._processes = message["processes"]
+
+    async def _livez(self, _request: Request) -> Response:
+        return _json({"status": "alive"})
+
+    async def _readyz(self, _request: Request) -> Response:
+        """200 when every worker serves."""
+        names = {process["name"] for process in self._processes} - {CONTROL}
+        ready = {process["name"] for process in self._processes if process["state"] == "ready"} - {CONTROL}
+        is_ready = bool(names) and ready == names
+        status = "ready" if is_ready else f"{len(ready)} of {len(names)} workers serve"
+        waiting = [process for process in self._processes if process["name"] in names - ready]
+        return _json({"status": status, "waiting": waiting}, 200 if is_ready else 503)
+
+    async def _workers(self, _request: Request) -> Response:
+        """Every process: pid, state, since when, how often it was started again and how it last ended."""
+        return _json({"processes": self._processes})
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    """Refusals in the body shape of every other error."""
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+    code = {404: "unknown_path", 405: "method_not_allowed"}.get(status, "http_error")
+    text = {404: f"Expected {PATHS}, got another path", 405: "Expected another method on this path"}.get(status, detail)
+    return _json({"error": text, "code": code}, status)
+
+
+def serve_control(settings: Settings, listener: socket.socket, channel: Channel) -> None:
+    """Serve the admin port until the supervisor or SIGTERM says so; the listener is closed on return."""
+    plane = ControlPlane()
+    config = uvicorn.Config(
+        plane,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+    )
+    grace_s = min(GRACE_S, settings.server.shutdown_grace_s)
+    with listener:
+        SupervisedServer(config, listener, channel, grace_s=grace_s, on_message=plane.hear).serve_until_told()

@@ -1,0 +1,191 @@
+"""`tiercel serve` as a whole: settings, listening sockets, supervisor and processes put together."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from tiercel.errors import ForcedStopError, ListenError
+from tiercel.serving.handover import Handover
+from tiercel.serving.listening import address, bind
+from tiercel.serving.processes import Process, ProcessTable, interpreter
+from tiercel.serving.supervisor import Supervisor
+from tiercel.settings import ControlSettings, Settings, load_settings
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from pathlib import Path
+
+log = logging.getLogger("tiercel.supervisor")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; None where it says nothing."""
+
+    host: str | None = None
+    port: int | None = None
+    workers: int | None = None
+    admin_port: int | None = None
+
+    def over(self, settings: Settings) -> Settings:
+        """The settings with these in place."""
+        given: dict[str, Any] = {"host": self.host, "port": self.port, "workers": self.workers}
+        server = replace(settings.server, **{name: value for name, value in given.items() if value is not None})
+        control = settings.control
+        if self.admin_port is not None:
+            control = replace(control, port=self.admin_port)
+        return replace(settings, server=server, control=control)
+
+
+class Deployment:
+    """One `tiercel serve`: binds on construction, serves in `run`.
+
+    Args:
+        project_dir: where tiercel.toml is.
+        options: of the command line.
+        verbose: whether the processes log what happens inside.
+        say, warn: print one line for people, on standard output and standard error.
+
+    Raises:
+        DefinitionError: tiercel.toml is wrong.
+        ListenError: an address is taken or not ours.
+    """
+
+    def __init__(
+        self,
+        project_dir: Path,
+        options: Options,
+        *,
+        verbose: bool,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._project_dir, self._options, self._verbose = project_dir, options, verbose
+        self._say, self._warn = say, warn
+        self._settings = options.over(load_settings(project_dir))
+        server, control = self._settings.server, self._settings.control
+        try:
+            self._listener = bind(server.host, server.port)
+        except OSError as error:
+            raise ListenError(
+                f"Cannot listen on {server.host}:{server.port}: {error.strerror}. Stop what listens there, or choose "
+                f"another with --port or server.port; 0 picks a free one."
+            ) from None
+        self._admin: socket.socket | None = None
+        if control.enabled:
+            try:
+                self._admin = self._bind_admin(control)
+            except ListenError:
+                self._listener.close()
+                raise
+        self.url = address(server.host, self._listener)
+        self.admin_url = None if self._admin is None else address(control.host, self._admin)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def run(self) -> None:
+        """Serve until told to stop. For the main thread.
+
+        Raises:
+            TiercelError: no worker could start.
+            ForcedStopError: a second signal cut the stop short.
+        """
+        table = ProcessTable(self._make)
+        supervisor = Supervisor(
+            table.spawn,
+            n_workers=self._settings.server.workers,
+            with_control=self._admin is not None,
+            grace_s=self._settings.server.shutdown_grace_s,
+            on_serving=self._announce,
+            on_closed=self._listener.close,
+            on_reload=self._reload,
+        )
+        table.run(supervisor)
+        if supervisor.failure is not None:
+            raise supervisor.failure
+        if supervisor.was_forced:
+            raise ForcedStopError("Stopped by force: what was in flight is lost")
+
+    def _bind_admin(self, control: ControlSettings) -> socket.socket:
+        if not _is_loopback(control.host):
+            self._warn(
+                f"warning: control.host is {control.host}: the admin port has no authentication and would be open to "
+                f"whoever reaches it. Keep it on 127.0.0.1 unless a proxy or firewall stands before it."
+            )
+        try:
+            return bind(control.host, control.port)
+        except OSError as error:
+            # Two projects on one host with nothing said about ports should both serve.
+            is_default = self._options.admin_port is None and control.port == ControlSettings.port
+            if not is_default:
+                raise ListenError(
+                    f"Cannot listen on {control.host}:{control.port} for the admin port: {error.strerror}. Choose "
+                    f"another with --admin-port or control.port (0 picks a free one), or set control.enabled = false."
+                ) from None
+            try:
+                free = bind(control.host, 0)
+            except OSError:
+                raise ListenError(f"Cannot listen on {control.host} for the admin port: {error.strerror}") from None
+            self._warn(
+                f"Admin port {control.port} is taken, perhaps by another project: using {free.getsockname()[1]}. "
+                f"Choose one with --admin-port or control.port."
+            )
+            return free
+
+    def _make(self, name: str) -> Process:
+        is_control = name == "control"
+        listener = self._admin if is_control and self._admin is not None else self._listener
+        pinned = self._settings.server.pin_cores and not is_control
+        handover = Handover(
+            role="control" if is_control else "worker",
+            name=name,
+            settings=self._settings,
+            listener_fd=listener.fileno(),
+            core=int(name.rpartition("-")[2]) - 1 if pinned else None,
+            verbose=self._verbose,
+        )
+        return Process(interpreter("tiercel.http.worker", name), [listener.fileno()], handover.to_message())
+
+    def _announce(self, n_ready: int) -> None:
+        n = self._settings.server.workers
+        count = f"{n_ready} worker{'s' if n_ready > 1 else ''}" if n_ready == n else f"{n_ready} of {n} workers"
+        admin = "" if self.admin_url is None else f"; admin on {self.admin_url}"
+        self._say(f"Serving {self._settings.name} on {self.url} with {count}{admin} (Ctrl-C stops)")
+
+    def _reload(self) -> None:
+        """Read tiercel.toml again. What only a restart can change stays as it is, and is named."""
+        before = self._settings
+        after = self._options.over(load_settings(self._project_dir))
+        kept: dict[str, Any] = {
+            name: getattr(before.server, name)
+            for name in ("host", "port", "workers")
+            if getattr(after.server, name) != getattr(before.server, name)
+        }
+        names = [f"server.{name}" for name in kept]
+        if after.control != before.control:
+            names.append("[control]")
+        if names:
+            log.error("%s changed in tiercel.toml; that takes a restart. Kept as before", " and ".join(names))
+        self._settings = replace(after, server=replace(after.server, **kept), control=before.control)
+
+    def _close(self) -> None:
+        self._listener.close()
+        if self._admin is not None:
+            self._admin.close()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
