@@ -141,10 +141,14 @@ class Deployment:
             return free
 
     def _make(self, name: str) -> Process:
+        handover = self._handover(name)
+        return Process(interpreter("tiercel.http.worker", name), [handover.listener_fd], handover.to_message())
+
+    def _handover(self, name: str) -> Handover:
         is_control = name == "control"
         listener = self._admin if is_control and self._admin is not None else self._listener
         pinned = self._settings.server.pin_cores and not is_control
-        handover = Handover(
+        return Handover(
             role="control" if is_control else "worker",
             name=name,
             settings=self._settings,
@@ -152,7 +156,6 @@ class Deployment:
             core=int(name.rpartition("-")[2]) - 1 if pinned else None,
             verbose=self._verbose,
         )
-        return Process(interpreter("tiercel.http.worker", name), [listener.fileno()], handover.to_message())
 
     def _announce(self, n_ready: int) -> None:
         n = self._settings.server.workers
