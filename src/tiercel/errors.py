@@ -30,6 +30,9 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   └── LedgerCorruptError     the ledger, or what follows from it, was altered
     ├── ListenError                an address is taken or not ours
     ├── ForcedStopError            a server was told to stop at once
+    ├── MonitorError               what workers recorded
+    │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
+    │   └── JournalError           a journal segment is damaged, foreign, or of another format
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
         ├── ClientConnectionError, ClientTimeoutError, ProtocolError
@@ -268,6 +271,24 @@ class LedgerCorruptError(RegistryError):
     def __init__(self, message: str, *, seq: int | None = None) -> None:
         super().__init__(message)
         self.seq = seq
+
+
+class MonitorError(TiercelError):
+    """Base of errors about what workers recorded."""
+
+    code = "monitor_error"
+
+
+class CounterFileError(MonitorError):
+    """A counter file is foreign, was cut short, or has a format that this version does not know."""
+
+    code = "counter_file_unreadable"
+
+
+class JournalError(MonitorError):
+    """A journal segment is damaged, foreign, or has a format that this version does not know."""
+
+    code = "journal_damaged"
 
 
 class MissingExtraError(TiercelError):

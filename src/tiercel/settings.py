@@ -28,6 +28,11 @@ pin_cores = false                  # keep each worker on a core of its own
 enabled = true
 host = "127.0.0.1"                 # the admin port has no authentication: think before it is anything but loopback
 port = 8001
+
+[journal]
+enabled = true                     # keep a record of every prediction
+max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
+segment_bytes = 16777216           # of one file; a worker holds two in memory
 """
 
 from __future__ import annotations
@@ -55,6 +60,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "idle_timeout_s": (0.01, 86_400),
     "shutdown_grace_s": (0, 3600),
     "workers": (1, 256),
+    "max_bytes": (1 << 22, 1 << 50),
+    "segment_bytes": (1 << 21, 1 << 30),  # a segment holds at least one record of the largest size and its declaration
 }
 
 
@@ -87,6 +94,15 @@ class ControlSettings:
 
 
 @dataclass(frozen=True)
+class JournalSettings:
+    """What workers keep of their predictions."""
+
+    enabled: bool = True
+    max_bytes: int = 1 << 30
+    segment_bytes: int = 1 << 24
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything `tiercel.toml` says, with absolute paths."""
 
@@ -96,6 +112,7 @@ class Settings:
     registry_url: str | None = None
     server: ServerSettings = field(default_factory=ServerSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
+    journal: JournalSettings = field(default_factory=JournalSettings)
 
     @property
     def features_dir(self) -> Path:
@@ -121,12 +138,13 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    _refuse_unknown(path, "", data, {"project", "state", "registry", "server", "control"})
+    _refuse_unknown(path, "", data, {"project", "state", "registry", "server", "control", "journal"})
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
+    journal = _table(path, data, "journal", {item.name for item in fields(JournalSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
     if not state_path.strip() or (root / state_path).resolve() == root:
@@ -138,11 +156,12 @@ def load_settings(project_dir: Path) -> Settings:
         registry_url=_typed(path, "registry.url", registry["url"], str) if "url" in registry else None,
         server=ServerSettings(**_values(path, "server", ServerSettings, server)),
         control=ControlSettings(**_values(path, "control", ControlSettings, control)),
+        journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
     )
 
 
 def _values(
-    path: Path, name: str, kind: type[ServerSettings | ControlSettings], table: dict[str, Any]
+    path: Path, name: str, kind: type[ServerSettings | ControlSettings | JournalSettings], table: dict[str, Any]
 ) -> dict[str, Any]:
     """What a table sets, checked against its dataclass and LIMITS."""
     values: dict[str, Any] = {}

@@ -1,0 +1,1 @@
+"""Monitoring data: counted and journaled by the workers, read by everyone else."""

@@ -1,0 +1,190 @@
+"""What a worker keeps of the predictions it made: counters and journal, made ready for each of its plans."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from tiercel._hot.recorder import PlanRecorder
+from tiercel.monitor import counting
+from tiercel.monitor.directories import WorkerDirectory, worker_name
+from tiercel.monitor.reference import default_edges
+from tiercel.monitor.segments import Journal, SegmentKeeper
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tiercel.monitor.reference import Reference
+    from tiercel.settings import JournalSettings
+    from tiercel.types import ServiceSchema, Signature
+
+__all__ = ["PlanRecorder", "Recorder"]
+
+log = logging.getLogger("tiercel.monitor")
+
+#: Where below the state directory.
+COUNTERS, JOURNAL = "counters", "journal"
+
+
+class Recorder:
+    """Counters and journal of one worker start. A disk that refuses never stops a worker: it counts in its own memory then.
+
+    Args:
+        state_dir: the project's state directory.
+        worker: its number among the workers.
+        prefix: what the ids of this worker's replies begin with; 16 characters.
+        settings: of the journal.
+
+    Attributes:
+        counters: the worker's own counts (`WorkerCounters`).
+        problems: what could not be made, in words.
+
+    Threads: `for_plan` in any; `close` once, after the event loop's last record.
+    """
+
+    def __init__(self, state_dir: Path, worker: int, prefix: str, settings: JournalSettings) -> None:
+        name = worker_name(worker)
+        self._who: dict[str, Any] = {"worker": worker, "pid": os.getpid(), "started_us": time.time_ns() // 1000}
+        self._lock = threading.Lock()
+        self._counters: weakref.WeakValueDictionary[tuple[Any, ...], counting.PlanCounters] = (
+            weakref.WeakValueDictionary()
+        )
+        self._recorders: weakref.WeakValueDictionary[tuple[Any, ...], PlanRecorder] = weakref.WeakValueDictionary()
+        self._n_files = self._n_plans = 0
+        self.problems: tuple[str, ...] = ()
+        self._directory: WorkerDirectory | None = None
+        self._journal_directory: WorkerDirectory | None = None
+        self._journal: Journal | None = None
+        self._keeper: SegmentKeeper | None = None
+        self.counters = counting.WorkerCounters()
+        try:
+            self._directory = WorkerDirectory(state_dir / COUNTERS, name)
+            self.counters = counting.make_worker_counters(self._directory.path, self._who)
+        except OSError as error:
+            self._report(f"counters are not visible outside the worker: {error}")
+        if settings.enabled:
+            try:
+                self._journal_directory = WorkerDirectory(state_dir / JOURNAL, name)
+            except OSError as error:
+                self._report(f"no journal: {error}")
+                return
+            self._journal = Journal()
+            self._keeper = SegmentKeeper(
+                self._journal,
+                self._journal_directory.path,
+                settings,
+                worker=worker,
+                prefix=prefix.encode("ascii")[:16],
+                count=self.counters.add,
+            )
+            self._keeper.touched.append(self.counters)
+            self._keeper.start()
+
+    def for_plan(
+        self,
+        model: str,
+        version: int,
+        signature: Signature,
+        schema: ServiceSchema | None = None,
+        base_name: str | None = None,
+        reference: Reference | None = None,
+    ) -> PlanRecorder:
+        """Where a plan leaves its predictions.
+
+        Plans of one (model, version) share their counters, and one recorder while schema and base stay the same.
+
+        Args:
+            model: registered name.
+            version: registered number.
+            signature: the version's.
+            schema: of the feature service it reads, if any.
+            base_name: the sealed base's file, if any; another one is declared in the journal.
+            reference: the version's, if it has one of these features; without it features are counted as present, missing
+                or infinite only.
+        """
+        with self._lock:
+            key = (model, version, None if schema is None else schema.fingerprint, base_name)
+            recorder = self._recorders.get(key)
+            if recorder is None:
+                counters = self._plan_counters(model, version, signature, reference)
+                groups = () if schema is None else schema.groups
+                join_keys = {key.name: key.dtype.value for group in groups for key in group.keys}
+                self._n_plans += 1
+                declaration = {
+                    "model": model,
+                    "version": version,
+                    "service": None if schema is None else schema.name,
+                    "service_fingerprint": None if schema is None else schema.fingerprint,
+                    "base": base_name,
+                    "features": list(signature.features),
+                    "join_keys": sorted([name, dtype] for name, dtype in join_keys.items()),
+                    "n_outputs": signature.n_outputs,
+                    "task": signature.task.value,
+                    "classes": list(signature.classes),
+                }
+                recorder = PlanRecorder(
+                    counters,
+                    self.counters,
+                    self._journal,
+                    self._n_plans,
+                    json.dumps(declaration, separators=(",", ":")).encode(),
+                    len(join_keys),
+                )
+                self._recorders[key] = recorder
+            return recorder
+
+    def close(self) -> None:
+        """Seal the journal and let go of the files. What was counted stays readable."""
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        for directory in (self._directory, self._journal_directory):
+            if directory is not None:
+                directory.close()
+        self._directory = self._journal_directory = None
+
+    def _plan_counters(
+        self, model: str, version: int, signature: Signature, reference: Reference | None
+    ) -> counting.PlanCounters:
+        if reference is not None and (
+            reference.features != signature.features or len(reference.score_edges) != signature.n_outputs
+        ):
+            self._report(f"model {model}:{version}: its reference is of other features and is not used")
+            reference = None
+        digest = None if reference is None else reference.digest
+        counters = self._counters.get((model, version, digest))
+        if counters is not None:
+            return counters
+        features, scores = default_edges(signature)
+        if reference is not None:
+            features, scores = reference.feature_edges, reference.score_edges
+        what = {
+            "model": model,
+            "version": version,
+            "features": list(signature.features),
+            "n_outputs": signature.n_outputs,
+            "reference": digest,
+        }
+        try:
+            if self._directory is None:
+                counters = counting.PlanCounters(len(features), len(scores), features, scores)
+            else:
+                self._n_files += 1
+                path = self._directory.path / f"plan-{self._n_files:06d}.counters"
+                counters = counting.make_plan_counters(path, self._who, what, features, scores)
+        except OSError as error:
+            self._report(f"model {model}:{version}: counters are not visible outside the worker: {error}")
+            counters = counting.PlanCounters(len(features), len(scores), features, scores)
+        self._counters[model, version, digest] = counters
+        if self._keeper is not None:
+            self._keeper.touched[:] = [self.counters, *self._counters.values()]
+        return counters
+
+    def _report(self, problem: str) -> None:
+        log.error("monitoring: %s", problem)
+        self.problems = (*self.problems, problem)
