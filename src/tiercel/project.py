@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from tiercel import models
 from tiercel.errors import RequestError, SchemaMismatchError
 from tiercel.features.apply import CatalogDiff, apply
@@ -17,6 +19,7 @@ from tiercel.features.catalog import Catalog, load_catalog
 from tiercel.features.materialize import materialize
 from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.features.training import TrainingSet, get_historical_features
+from tiercel.monitor.reference import REFERENCE_FILE, Reference
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import load_settings
 from tiercel.types import TrainingSnapshot
@@ -24,7 +27,6 @@ from tiercel.types import TrainingSnapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from tiercel.features.compute import ComputedView
@@ -188,7 +190,8 @@ class Project:
             model: a fitted scikit-learn, LightGBM or XGBoost estimator, or a path to (or the bytes of) an ONNX,
                 LightGBM text or XGBoost JSON/UBJ file. Pickles are refused.
             name: the registered model's name.
-            training_set: what it was trained on; gives the feature service, feature names, snapshot and golden rows.
+            training_set: what it was trained on; gives the feature service, feature names, snapshot and golden rows, and
+                the reference that monitoring compares the version's traffic with.
             service: the feature service it reads, when no training set is given. None: every feature comes with the
                 request.
             feature_names: the model's inputs in order. Default: the names the model was trained with; where it has none,
@@ -235,6 +238,10 @@ class Project:
         if golden_rows is None and training_set is not None:
             golden_rows = training_set.vectors(feature_names or training_set.feature_names)[:GOLDEN_ROWS]
         prepared = models.prepare(model, feature_names=feature_names, golden_rows=golden_rows)
+        artifacts = prepared.artifacts
+        if training_set is not None and len(training_set.X):
+            reference = reference_of(artifacts, training_set.vectors(prepared.signature.features))
+            artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes()}
         facts = VersionFacts(
             snapshot=snapshot or TrainingSnapshot(source="unknown", n_rows=0, digest="unknown"),
             signature=prepared.signature,
@@ -250,7 +257,7 @@ class Project:
             description=description,
             tags=tags or {},
         )
-        version = self.registry.register(name, prepared.artifacts, facts, reuse=reuse)
+        version = self.registry.register(name, artifacts, facts, reuse=reuse)
         if alias is not None and alias not in version.aliases:
             self.promote(name, version.version, alias=alias)
             version = self.registry.get(name, version.version)
@@ -266,6 +273,23 @@ class Project:
         """
         target = self.registry.get(name, version)
         return self.registry.promote(name, target.version, alias=alias, actor=actor or login_name(), reason=reason)
+
+
+#: More training rows than these are thinned evenly before they are counted as the reference.
+REFERENCE_ROWS = 200_000
+
+
+def reference_of(artifacts: Mapping[str, bytes], rows: NDArray[np.float32]) -> Reference:
+    """What monitoring compares a version's traffic with.
+
+    Args:
+        artifacts: the version's files.
+        rows: float32 (n, n_features) in the model's order: what it was trained on.
+    """
+    model = models.load(artifacts, verify=False)
+    rows = np.ascontiguousarray(rows[:: -(-len(rows) // REFERENCE_ROWS)])
+    scores = np.concatenate([model.scorer.score(rows[at : at + 4096]) for at in range(0, len(rows), 4096)])
+    return Reference.build(rows, scores, model.signature.features)
 
 
 #: Rows of the training set that are kept with the version and must score the same wherever it is loaded.

@@ -50,6 +50,7 @@ __all__ = [
     "Counts",
     "PlanCounters",
     "WorkerCounters",
+    "check_description",
     "make_plan_counters",
     "make_worker_counters",
     "read_counter_file",
@@ -173,17 +174,37 @@ def read_counter_file(path: Path) -> Counts:
         raise CounterFileError(f"{path}: expected {first + 8 * n_cells} bytes, got {len(data)}: it was cut short")
     try:
         what = json.loads(data[_HEAD.size : _HEAD.size + json_bytes])["what"]
-        sections = what["sections"]
-        for name, (start, shape) in sections.items():
-            if type(start) is not int or not all(type(n) is int and n >= 0 for n in shape) or start < 0:
-                raise ValueError(name)  # noqa: TRY301 - one handler for everything
-            if start + int(np.prod(shape, dtype=object)) > n_cells:
-                raise ValueError(name)  # noqa: TRY301
-        if what["kind"] not in {"plan", "worker"}:
-            raise ValueError(what["kind"])  # noqa: TRY301
+        check_description(what, n_cells)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CounterFileError(f"{path}: expected a description of its cells, got: {error!r}") from error
     return Counts(what, np.frombuffer(data, np.uint64, n_cells, first).copy())
+
+
+def check_description(what: Any, n_cells: int) -> None:
+    """Refuse a description that is not of this version's layout, or of other cells than there are.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not.
+    """
+    if what["kind"] == "worker":
+        expected: Sections = worker_sections()
+        if not set(WORKER_CELLS) <= set(what["cells"]):
+            raise ValueError("cells of another version of tiercel")
+    elif what["kind"] == "plan":
+        features, n_outputs = what["features"], what["n_outputs"]
+        if not all(type(name) is str for name in (what["model"], *features)) or type(what["version"]) is not int:
+            raise ValueError("no model version")
+        expected = plan_sections(len(features), n_outputs)
+    else:
+        raise ValueError(what["kind"])
+    if what["sections"] != {name: [first, list(shape)] for name, (first, shape) in expected.items()}:
+        raise ValueError("sections of another version of tiercel")
+    if n_cells != _size(expected):
+        raise ValueError(f"{n_cells} cells")
+
+
+def _size(sections: Sections) -> int:
+    return max(first + int(np.prod(shape)) for first, shape in sections.values())
 
 
 def _make_file(
@@ -191,7 +212,7 @@ def _make_file(
 ) -> tuple[mmap.mmap, int, int]:
     """A new mapped file, the first byte of its cells and their bytes."""
     text = json.dumps({"who": who, "what": what}, separators=(",", ":"), allow_nan=False).encode()
-    n_cells = max(first + int(np.prod(shape)) for first, shape in sections.values())
+    n_cells = _size(sections)
     first_byte = -(-(_HEAD.size + len(text)) // 4096) * 4096  # cells on pages of their own
     head = _HEAD.pack(_MAGIC, _FORMAT, len(text), first_byte, n_cells) + text
     return map_new_file(path, first_byte + 8 * n_cells, head), first_byte, 8 * n_cells

@@ -20,7 +20,7 @@ from tiercel.errors import ArtifactCorruptError
 from tiercel.types import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -151,6 +151,16 @@ class Reference:
             score_edges.astype(np.float64),
             score_counts.astype(np.uint64),
         )
+
+
+def find_reference(artifacts: Mapping[str, bytes]) -> Reference | None:
+    """The reference among a version's files; None for versions registered without training data.
+
+    Raises:
+        ArtifactCorruptError: the file is there and is not one.
+    """
+    data = artifacts.get(REFERENCE_FILE)
+    return None if data is None else Reference.from_bytes(data)
 
 
 def quantile_edges(values: NDArray[Any]) -> NDArray[Any]:
