@@ -166,7 +166,7 @@ def read_segment(path: Path) -> Iterator[Record]:
             if kind == END:
                 return
             if kind == PLAN:
-                number, n_bytes = struct.unpack_from("=II", body)
+                number, n_bytes = struct.unpack_from("=II", body.data)
                 plans[number] = PlanDeclaration.from_json(json.loads(body[8 : 8 + n_bytes].tobytes()))
             elif kind == PREDICTION:
                 record = _parse(body, plans, worker, prefix)
@@ -234,12 +234,12 @@ def to_table(plan: PlanDeclaration, records: list[Record]) -> pa.Table:
         columns[name] = pa.array(np.ascontiguousarray(scores[:, i]))
     for i, (name, dtype) in enumerate(plan.join_keys):
         values = [row[i] for r in records for row in r.keys]
-        column = pa.array(values, pa.int64() if dtype == "int64" else pa.string())
-        columns[f"key.{name}" if name in columns else name] = column
+        key_type = pa.int64() if dtype == "int64" else pa.string()
+        columns[f"key.{name}" if name in columns else name] = pa.array(values, key_type)
     rows = np.concatenate([r.rows for r in records])
     for i, name in enumerate(plan.features):
-        values = np.ascontiguousarray(rows[:, i])
-        columns[f"feature.{name}" if name in columns else name] = pa.array(values, mask=np.isnan(values))
+        column = np.ascontiguousarray(rows[:, i])
+        columns[f"feature.{name}" if name in columns else name] = pa.array(column, mask=np.isnan(column))
     return pa.table(columns)
 
 
@@ -248,7 +248,7 @@ def _read(path: Path) -> NDArray[np.uint8]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
         data = np.zeros(min(os.fstat(descriptor).st_size, _MAX_SEGMENT_BYTES), np.uint8)
-        n = stream.readinto(data) if len(data) else 0
+        n = stream.readinto(data.data) if len(data) else 0
     return data[: n or 0]
 
 
@@ -256,7 +256,7 @@ def _check_header(path: Path, data: NDArray[np.uint8]) -> tuple[int, str]:
     """Worker number and id prefix."""
     if len(data) < SEGMENT_HEADER_BYTES:
         raise JournalError(f"{path}: expected a journal segment, got {len(data)} bytes")
-    magic, segment_format, header_bytes, _, _, _, prefix, worker, _ = SEGMENT_HEAD.unpack_from(data)
+    magic, segment_format, header_bytes, _, _, _, prefix, worker, _ = SEGMENT_HEAD.unpack_from(data.data)
     if magic != SEGMENT_MAGIC:
         raise JournalError(f"{path}: expected a journal segment of tiercel, got something else")
     if segment_format != SEGMENT_FORMAT or header_bytes != SEGMENT_HEADER_BYTES:
@@ -272,16 +272,16 @@ def _check_header(path: Path, data: NDArray[np.uint8]) -> tuple[int, str]:
 def _is_cut(data: NDArray[np.uint8], at: int) -> bool:
     """Whether what is at `at` is the beginning of a record that the file's end cut off."""
     if len(data) - at >= _RECORD_HEAD_BYTES:
-        (size,) = struct.unpack_from("=I", data, at)
+        (size,) = struct.unpack_from("=I", data.data, at)
         if size <= len(data) - at:
             return False
     end = len(data) - _END_BYTES
     is_sealed = end % 8 == 0 and end >= SEGMENT_HEADER_BYTES and next_record(data, end) == (END, _END_BYTES)
-    return not is_sealed and bool(len(data) < SEGMENT_HEAD.unpack_from(data)[3])
+    return not is_sealed and bool(len(data) < SEGMENT_HEAD.unpack_from(data.data)[3])
 
 
 def _parse(body: NDArray[np.uint8], plans: dict[int, PlanDeclaration], worker: int, prefix: str) -> Record:
-    head = PREDICTION_HEAD.unpack_from(body)
+    head = PREDICTION_HEAD.unpack_from(body.data)
     number, received_us, now_us, oldest_age_us, total_ns = head[:5]
     plan_number, flags, first_row, n_rows, request_rows, key_bytes = head[10:]
     plan = plans[plan_number]

@@ -179,7 +179,8 @@ def quantile_edges(values: NDArray[Any]) -> NDArray[Any]:
         # inverted_cdf: only values that occur, so that an edge lies where the data does.
         inner = np.unique(np.quantile(finite, np.arange(QUANTILE_BINS) / QUANTILE_BINS, method="inverted_cdf"))
     largest = np.finfo(values.dtype).max
-    behind = min(np.nextafter(distinct[-1], values.dtype.type(np.inf)), largest)  # edges are finite
+    with np.errstate(over="ignore"):
+        behind = min(np.nextafter(distinct[-1], values.dtype.type(np.inf)), largest)  # edges are finite
     inner = np.unique(np.append(inner, behind).astype(values.dtype)) + values.dtype.type(0)  # no -0.0
     edges[: len(inner)] = inner
     return edges
