@@ -1,9 +1,10 @@
-"""Numbers as text: what replies write is repr(), digit for digit."""
+"""Numbers as text and back: what replies write is repr(), what bodies say is float(), to the bit."""
 
 from __future__ import annotations
 
 import math
 import struct
+from fractions import Fraction
 
 import pytest
 from hypothesis import example, given, settings
@@ -69,3 +70,45 @@ def test_float32_values_are_written_as_repr_does():
     for bits in range(0x00000001, 0x7F800000, 1_000_003):
         (value,) = struct.unpack("<f", struct.pack("<I", bits))
         assert decimal.text(value) == repr(value).encode()
+
+
+SPELLINGS = [
+    "0", "-0", "-0.0", "0e999999999999999999999", "1e400", "-1e400", "9007199254740993", "9007199254740993.0",
+    "9007199254740993.00000000000000000000000001", "9007199254740992.9999999999999999999", "5e-324", "2.4703282292062327e-324",
+    "2.4703282292062328e-324", "2.2250738585072011e-308", "1.7976931348623158e308", "1.7976931348623159e308", "1e-400",
+    "1234567890123456.25", "1" + "0" * 400 + "e-400", "0." + "0" * 400 + "1e401", "1" * 400, "0." + "1" * 900, "1e-342", "9e-343",
+    "1" * 200 + "." + "9" * 700 + "e-150",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+def test_hard_spellings_are_read_as_float_does(text):
+    """Ties, subnormals, overflow, zeros in front and behind, and hundreds of digits."""
+    got = decimal.number(text.encode())
+    assert struct.pack("<d", got) == struct.pack("<d", float(text))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    value=st.floats(min_value=0, exclude_min=True, max_value=1.7e308),
+    more=st.sampled_from(["", "0", "1", "0" * 40 + "1"]),
+)
+def test_halfway_texts_are_read_as_float_does(value, more):
+    """The exact midpoint of two neighbours, and a digit past it, in up to 800 digits."""
+    middle = (Fraction(value) + Fraction(math.nextafter(value, math.inf))) / 2
+    places = middle.denominator.bit_length() - 1
+    text = f"{middle.numerator * 5**places}{more}e-{places + len(more)}"
+    assert decimal.number(text.encode()) == float(text)
+
+
+def test_random_spellings_are_read_as_float_does():
+    """No text of half a million of 1 to 25 digits, over the whole range of exponents, is read otherwise."""
+    assert decimal.first_wrong_number(3, 500_000) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "+1", "01", "1.", ".5", "1e", "1e+", "1_0", "0x1", " 1", "1 ", "nan", "inf", "--1", "1.e1"]
+)
+def test_what_json_does_not_call_a_number_is_not_one(text):
+    """Only RFC 8259's spelling is a number, and only the whole text."""
+    assert decimal.number(text.encode()) is None

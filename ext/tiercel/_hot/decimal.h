@@ -1,7 +1,10 @@
-/* decimal.h - float64 to the shortest decimal text that reads back as it.
+/* decimal.h - float64 to the shortest decimal text that reads back as it, and decimal text to the nearest float64.
  *
- * R. Giulietti, "The Schubfach way to render doubles" (2021), written from its figures; the text is that of Python's
- * repr(float), which json.dumps writes too. No locale, no allocation, no GIL.
+ * To text: R. Giulietti, "The Schubfach way to render doubles" (2021), written from its figures; the text is that of
+ * Python's repr(float), which json.dumps writes too.
+ * From text: D. Lemire, "Number parsing at a gigabyte per second" (2021), with both ends of the interval that a cut power
+ * leaves instead of the paper's case analysis; what the two ends do not settle is compared in exact integers. The result
+ * is float(text), to the bit. No locale, no allocation, no GIL.
  *
  * Owns  : nothing. The table of powers is made once, from exact integers (decimal.pyx), and lent as `Powers`.
  * Bounds: put_double() writes at most DECIMAL_BYTES.
@@ -9,11 +12,12 @@
 #ifndef TIERCEL_DECIMAL_H
 #define TIERCEL_DECIMAL_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-#define DECIMAL_BYTES 32 /* "-2.2250738585072014e-308" is 24; digits are written eight at a time */
+#define DECIMAL_BYTES 32 /* "-2.2250738585072014e-308" is 24 */
 
 enum { LEAST_POWER = -342, MOST_POWER = 324, N_POWERS = MOST_POWER - LEAST_POWER + 1, MOST_EXACT_POWER = 55 };
 
@@ -156,6 +160,222 @@ static inline char *put_double(Powers powers, char *at, double value) {
     at[point] = '.';
     memcpy(at + point + 1, digits + point, (size_t)(n_digits - point));
     return at + n_digits + 1;
+}
+
+/* ---- from text ---- */
+
+/* An unsigned integer of up to 3200 bits, lowest limb first. No comparison below needs more than 2800. */
+enum { N_LIMBS = 100, MOST_DIGITS = 800 };
+
+typedef struct {
+    int n;
+    uint32_t limbs[N_LIMBS];
+} Whole;
+
+static inline void multiply_add(Whole *a, uint32_t factor, uint32_t carry) {
+    for (int i = 0; i < a->n; i++) {
+        const uint64_t product = (uint64_t)a->limbs[i] * factor + carry;
+        a->limbs[i] = (uint32_t)product;
+        carry = (uint32_t)(product >> 32);
+    }
+    if (carry && a->n < N_LIMBS) a->limbs[a->n++] = carry;
+}
+
+static inline void multiply_by_power_of_five(Whole *a, int64_t power) {
+    for (; power >= 13; power -= 13) multiply_add(a, UINT32_C(1220703125), 0);
+    for (; power > 0; power--) multiply_add(a, 5, 0);
+}
+
+static inline void shift_left(Whole *a, int64_t bits) {
+    int words = (int)(bits / 32);
+    for (bits %= 32; bits > 0; bits--) multiply_add(a, 2, 0);
+    if (words > N_LIMBS - a->n) words = N_LIMBS - a->n;
+    memmove(a->limbs + words, a->limbs, (size_t)a->n * 4);
+    memset(a->limbs, 0, (size_t)words * 4);
+    a->n += words;
+}
+
+static inline int compare_wholes(const Whole *a, const Whole *b) {
+    if (a->n != b->n) return a->n < b->n ? -1 : 1;
+    for (int i = a->n - 1; i >= 0; i--)
+        if (a->limbs[i] != b->limbs[i]) return a->limbs[i] < b->limbs[i] ? -1 : 1;
+    return 0;
+}
+
+/* Whether a decimal is below (-1), at (0) or above (1) h * 2**e, which it is near. The decimal is the digits of `text`
+ * (with at most one point among them) times 10**written. Digits past the 800th count as "some more". */
+static int compare_exactly(const uint8_t *text, const uint8_t *end, int64_t written, uint64_t h, int64_t e) {
+    Whole decimal = {0}, binary = {2, {(uint32_t)h, (uint32_t)(h >> 32)}};
+    bool after_point = false, is_cut = false;
+    int n_digits = 0, order;
+    if (binary.limbs[1] == 0) binary.n = 1;
+    for (; text < end; text++) {
+        if (*text == '.') {
+            after_point = true;
+        } else if (n_digits < MOST_DIGITS) {
+            multiply_add(&decimal, 10, (uint32_t)(*text - '0'));
+            n_digits += decimal.n > 0;
+            written -= after_point;
+        } else {
+            is_cut |= *text != '0';
+            written += !after_point;
+        }
+    }
+    if (written >= 0) {
+        multiply_by_power_of_five(&decimal, written);
+    } else {
+        multiply_by_power_of_five(&binary, -written);
+    }
+    if (written > e) {
+        shift_left(&decimal, written - e);
+    } else {
+        shift_left(&binary, e - written);
+    }
+    order = compare_wholes(&decimal, &binary);
+    return order == 0 && is_cut ? 1 : order;
+}
+
+/* The double below or at `digits` * 10**exponent: `bits`, which is `mantissa` * 2**unit; `up` is whether the one above is
+ * nearer. False: `up` is not certain. */
+typedef struct {
+    uint64_t bits, mantissa;
+    int64_t unit;
+    bool up, certain;
+} Nearest;
+
+static inline Nearest nearest_double(Powers powers, uint64_t digits, int exponent) {
+    const bool is_exact = exponent >= 0 && exponent <= MOST_EXACT_POWER;
+    const Power power = power_of_ten(powers, exponent);
+    const int zeros = __builtin_clzll(digits);
+    const uint64_t w = digits << zeros;
+    Nearest found;
+    uint64_t low, middle, carried, rest = 0, half = 1;
+    uint64_t high = multiply_wide(power.high, w, &middle);
+    int top, shift;
+    carried = multiply_wide(power.low, w, &low);
+    middle += carried;
+    high += middle < carried;
+    top = 63 + (int)(high >> 63) + floor_log2_of_power(exponent) - zeros; /* floor(log2) of the product */
+    shift = 10 + (int)(high >> 63) + (top < -1022 ? -1022 - top : 0);
+    found.unit = top < -1022 ? -1074 : top - 52;
+    found.mantissa = shift < 64 ? high >> shift : 0;
+    if (shift <= 64) {
+        half <<= shift - 1;
+        rest = shift < 64 ? high & (2 * half - 1) : high;
+    }
+    found.up = rest > half || (rest == half && (!is_exact || (middle | low) != 0 || (found.mantissa & 1)));
+    /* The cut power hides less than one w above `low`: only a carry into `high` could change the decision. */
+    found.certain = is_exact || !(low + w < low && middle == UINT64_MAX);
+    found.bits = (top < -1022 ? 0 : (uint64_t)(top + 1022) << 52) + found.mantissa;
+    if (top > 1023) {
+        found.bits = UINT64_C(0x7FF) << 52;
+        found.up = false;
+        found.certain = true;
+    }
+    return found;
+}
+
+/* The double nearest to a positive decimal; infinity when it is too large. `digits` are its first 19 significant ones, to
+ * be taken times 10**exponent; `is_cut`: more follow. `text`, `end` and `written` are as for compare_exactly. */
+static inline double nearest_to_decimal(
+    Powers powers, uint64_t digits, int64_t exponent, bool is_cut, const uint8_t *text, const uint8_t *end, int64_t written
+) {
+    Nearest found;
+    double number;
+    if (digits == 0 || exponent < LEAST_POWER) return 0.0; /* below half of the least double, whatever follows */
+    if (exponent > 308) return INFINITY;
+    found = nearest_double(powers, digits, (int)exponent);
+    if (is_cut) {
+        const Nearest after = nearest_double(powers, digits + 1, (int)exponent);
+        found.certain &= after.certain && after.bits + after.up == found.bits + found.up;
+    }
+    if (!found.certain) {
+        const int order = compare_exactly(text, end, written, 2 * found.mantissa + 1, found.unit - 1);
+        found.up = order > 0 || (order == 0 && (found.mantissa & 1));
+    }
+    found.bits += found.up;
+    memcpy(&number, &found.bits, 8);
+    return number;
+}
+
+/* What a JSON number says. */
+typedef struct {
+    uint64_t digits;  /* the first 19 significant ones */
+    int64_t n_digits; /* all significant ones, zeros at the end included */
+    bool is_negative, is_whole; /* whole: written without a point or exponent */
+    double number;    /* of one that is not whole: the nearest double, maybe infinite */
+} Decimal;
+
+static inline bool is_digit(const uint8_t *p, const uint8_t *end) { return p < end && (uint8_t)(*p - '0') < 10; }
+
+/* A number as RFC 8259 spells it; returns past it, or NULL. With `as_double`, `number` is set for a whole one too. */
+static inline const uint8_t *read_decimal(
+    Powers powers, const uint8_t *p, const uint8_t *end, bool as_double, Decimal *out
+) {
+    static const double EXACT[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                                   1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+    const uint8_t *text, *text_end;
+    uint64_t digits = 0;
+    int64_t n_digits = 0, exponent = 0, written = 0;
+    double number;
+    out->is_negative = p < end && *p == '-';
+    p += out->is_negative;
+    if (!is_digit(p, end)) return NULL;
+    text = p;
+    if (*p == '0') {
+        p++;
+        if (is_digit(p, end)) return NULL; /* 01 */
+    } else {
+        for (; is_digit(p, end); p++, n_digits++) {
+            if (n_digits < 19) {
+                digits = digits * 10 + (*p - '0');
+            } else {
+                exponent++;
+            }
+        }
+    }
+    out->is_whole = !(p < end && (*p == '.' || (*p | 0x20) == 'e'));
+    if (out->is_whole) {
+        out->digits = digits;
+        out->n_digits = n_digits;
+        if (!as_double) return p;
+        text_end = p;
+    } else {
+        if (*p == '.') {
+            p++;
+            if (!is_digit(p, end)) return NULL;
+            for (; is_digit(p, end); p++) {
+                if (n_digits < 19) {
+                    digits = digits * 10 + (*p - '0');
+                    exponent--;
+                }
+                n_digits += digits != 0;
+            }
+        }
+        text_end = p;
+        if (p < end && (*p | 0x20) == 'e') {
+            bool down = false;
+            p++;
+            if (p < end && (*p == '+' || *p == '-')) down = *p++ == '-';
+            if (!is_digit(p, end)) return NULL;
+            /* A body has less than 10**15 bytes, so no run of digits outweighs an exponent past that. */
+            for (; is_digit(p, end); p++)
+                if (written < INT64_C(1000000000000000)) written = written * 10 + (*p - '0');
+            if (down) written = -written;
+            exponent += written;
+        }
+        out->digits = digits;
+        out->n_digits = n_digits;
+    }
+    /* Both operands are exact doubles, so the one division or product rounds once, correctly (Clinger's fast path). */
+    if (n_digits <= 19 && digits <= (UINT64_C(1) << 53) && exponent >= -22 && exponent <= 22) {
+        number = (double)digits;
+        number = exponent < 0 ? number / EXACT[-exponent] : number * EXACT[exponent];
+    } else {
+        number = nearest_to_decimal(powers, digits, exponent, n_digits > 19, text, text_end, written);
+    }
+    out->number = out->is_negative ? -number : number;
+    return p;
 }
 
 #endif

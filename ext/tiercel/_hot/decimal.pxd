@@ -4,7 +4,7 @@
 # Lends  : powers(): for the life of the process, so an importer may keep it.
 # GIL    : not needed. Raises: never.
 # Threads: safe.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 
 cdef extern from "decimal.h" nogil:
@@ -18,6 +18,13 @@ cdef extern from "decimal.h" nogil:
     ctypedef const Power* Powers
     # Shortest text of a finite value, as repr() writes it, at `at`, which has room for DECIMAL_BYTES; returns past it.
     char* put_double(Powers powers, char* at, double value)
+    ctypedef struct Decimal:
+        uint64_t digits
+        int64_t n_digits
+        bint is_negative, is_whole
+        double number
+    # A number as JSON spells it, from p; returns past it, or NULL. as_double: `number` is set for a whole one too.
+    const uint8_t* read_decimal(Powers powers, const uint8_t* p, const uint8_t* end, bint as_double, Decimal* out)
 
 
 cdef Powers powers() noexcept nogil

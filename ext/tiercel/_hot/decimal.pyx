@@ -2,12 +2,14 @@
 
 from cpython.mem cimport PyMem_Free
 from libc.math cimport isfinite
+from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, strlen
 
 
 cdef extern from "Python.h":
     char* PyOS_double_to_string(double val, char format_code, int precision, int flags, int* ptype)
     int Py_DTSF_ADD_DOT_0
+    double PyOS_string_to_double(const char* s, char** endptr, void* overflow_exception) except? -1
 
 
 cdef Power POWERS[N_POWERS]
@@ -38,6 +40,16 @@ def text(double value):
     if not isfinite(value):
         raise ValueError(f"Expected a finite number, got {value}")
     return out[:put_double(POWERS, out, value) - out]
+
+
+def number(const unsigned char[::1] text not None):
+    """The number that a JSON text is, maybe infinite, or None where it is not one number. For tests."""
+    cdef Decimal out
+    cdef const uint8_t* end
+    if text.shape[0] == 0:
+        return None
+    end = &text[0] + text.shape[0]
+    return out.number if read_decimal(POWERS, &text[0], end, True, &out) == end else None
 
 
 cdef inline uint64_t _next_random(uint64_t* state) noexcept nogil:
@@ -72,4 +84,39 @@ def first_wrong_text(uint64_t seed, Py_ssize_t count):
         PyMem_Free(expected)
         if not same:
             return value
+    return None
+
+
+def first_wrong_number(uint64_t seed, Py_ssize_t count):
+    """Of `count` texts of 1 to 25 random digits and an exponent the first not read as float() reads it, or None."""
+    cdef char text[64]
+    cdef uint64_t bits
+    cdef Decimal out
+    cdef double expected
+    cdef Py_ssize_t i
+    cdef int n, k, exponent
+    for i in range(count):
+        bits = _next_random(&seed)
+        n = 1 + <int>(bits % 25)
+        exponent = <int>((bits >> 32) % 660) - 345 - n
+        text[0] = <char>(49 + (bits >> 8) % 9)
+        for k in range(1, n):
+            if k % 16 == 1:
+                bits = _next_random(&seed)
+            text[k] = <char>(48 + (bits & 15) % 10)
+            bits >>= 4
+        text[n] = b"e"
+        n += 1
+        if exponent < 0:
+            text[n] = b"-"
+            n += 1
+            exponent = -exponent
+        text[n], text[n + 1], text[n + 2] = 48 + exponent // 100, 48 + exponent // 10 % 10, 48 + exponent % 10
+        n += 3
+        text[n] = 0
+        expected = PyOS_string_to_double(text, NULL, NULL)
+        if read_decimal(POWERS, <const uint8_t*>text, <const uint8_t*>text + n, True, &out) is NULL:
+            return text[:n]
+        if memcmp(&expected, &out.number, 8) != 0:
+            return text[:n]
     return None

@@ -1,10 +1,13 @@
-# payload.pxd - request bodies (JSON, msgpack) read in place against the names a plan knows; see payload.h.
+# payload.pxd - request bodies (JSON, msgpack) read in place against the names a plan knows; see payload.h
+# and body_text.h.
 #
 # Owns   : a BodyReader owns its tables of names and keeps the bytes they point at. Immutable.
 # Lends  : `Body.columns` point into the request's bytes: valid as long as those are.
 # GIL    : read() needs none and never raises; False hands the body on to the general path.
 # Threads: safe; what a request needs belongs to the call.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+
+from tiercel._hot.decimal cimport Powers
 
 
 cdef extern from "payload.h" nogil:
@@ -22,6 +25,7 @@ cdef extern from "payload.h" nogil:
     ctypedef struct Cell:
         int32_t type
     ctypedef struct Column:
+        Cell cell
         const uint8_t* items
     ctypedef struct Name:
         pass
@@ -37,11 +41,18 @@ cdef extern from "payload.h" nogil:
     ctypedef struct BodySchema:
         NameTable entities, features
         int64_t max_rows
-    bint read_body(const uint8_t* p, int64_t n_bytes, int kind, const BodySchema* schema, Body* body)
+        Powers powers
     void rewind_column(Column* column)
-    const Cell* next_cell(Column* column, const uint8_t* end, int kind, Cell* room)
     int32_t put_key_part(uint8_t* key, int32_t length, int32_t room, const Cell* cell, bint is_text, bint prefixed)
     bint to_feature(const Cell* cell, int kind, const NameTable* categories, float* out)
+
+
+cdef const Cell* next_item(Column* column, const uint8_t* end, int kind, Cell* room) noexcept nogil
+
+
+# The next row's value: the scalar again, or the next item of a list that read() accepted, maybe in `room`.
+cdef inline const Cell* next_cell(Column* column, const uint8_t* end, int kind, Cell* room) noexcept nogil:
+    return &column.cell if column.items is NULL else next_item(column, end, kind, room)
 
 
 # One feature that a request may bring.

@@ -4,12 +4,20 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from tiercel._hot.decimal cimport Powers, powers
 
-cdef extern from "payload.h" nogil:
+
+cdef extern from "body_text.h" nogil:
     void put_name(NameTable* table, const uint8_t* text, uint32_t size, int32_t value)
-    void* c_locale()
+    bint read_body(const uint8_t* p, int64_t n_bytes, int kind, const BodySchema* schema, Body* body)
+    const Cell* next_item_of(Powers powers, Column* column, const uint8_t* end, int kind, Cell* room)
 
-c_locale()      # made once, here, so that no two threads make it
+
+cdef Powers POWERS = powers()
+
+
+cdef const Cell* next_item(Column* column, const uint8_t* end, int kind, Cell* room) noexcept nogil:
+    return next_item_of(POWERS, column, end, kind, room)
 
 
 cdef class BodyReader:
@@ -61,6 +69,6 @@ cdef class BodyReader:
 
     cdef bint read(self, const uint8_t* data, Py_ssize_t size, int kind, int64_t max_rows, Body* body) noexcept nogil:
         cdef BodySchema schema = self._schema
-        schema.max_rows = max_rows
+        schema.max_rows, schema.powers = max_rows, POWERS
         memset(body.given, 0, self.n_fields)
         return read_body(data, size, kind, &schema, body)
