@@ -1,137 +1,125 @@
-"""One JSON row per request over HTTP: key -> stored row -> forest, beside hand-written servers in the same run.
+"""One row per request over HTTP: key -> stored row -> forest -> reply, beside the floor, hand-written servers and peers.
 
-    python -m benchmarks.bench_http [--rows N] [--seconds S] [--smoke]
+    python -m benchmarks.bench_http [--quick] [--smoke] [--peers all|none|a,b] [--seconds S] [--rounds N] [--rows N]
+                                    [--out DIR] [--cache DIR] [--readme]
 
-Each server runs alone on the first core, `wrk -t1` on the second, keep-alive, closed loop: a measure of capacity. The
-answers are compared first. Needs wrk (Debian package `wrk`).
+The server runs on the first core, the load generator on the last. In order: every contender's answers are compared with
+the model's own; closed loop with 32 connections (capacity, CPU per request) and with one; open loop at 50, 70 and 90 % of
+each one's capacity; then tiercel is disturbed while it serves. `tiercel bench` is the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import re
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import httpx
-import numpy as np
+from rich.console import Console
 
-from benchmarks import machine, workload
-from benchmarks.http_contenders import NAMES
+from benchmarks import disturbance, record, report, workload
+from benchmarks.contenders import environment
+from benchmarks.contenders.contender import BY_NAME, CONTENDERS, FLOOR, PEERS, Contender
+from benchmarks.measuring import Bench, Plan
 
-LUA = """
-math.randomseed(7)
-local headers = {["content-type"] = "application/json"}
-request = function()
-  local body = '{"entities": {"user_id": ' .. math.random(0, %d) .. '}}'
-  return wrk.format("POST", "/predict/bench", headers, body)
-end
-"""
+HERE = Path(__file__).parent
+SMOKE = ("floor", "tiercel", "tiercel_msgpack", "handwritten")
 
 
-@contextlib.contextmanager
-def server(name: str, directory: Path):
-    """The contender on a free port of the loopback, pinned to the first core."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.http_contenders", name, str(port), str(directory)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=lambda: pin(0))
-    try:
-        for _ in range(600):
-            with contextlib.suppress(httpx.TransportError):
-                if ask(port, 0).status_code == 200:
-                    break
-            if process.poll() is not None:
-                raise RuntimeError(f"{name} ended with status {process.returncode}")
-            time.sleep(0.1)
-        yield process, port
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+def parser() -> argparse.ArgumentParser:
+    """The options, for `tiercel bench` too."""
+    found = argparse.ArgumentParser(
+        prog="tiercel bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    found.add_argument("--quick", action="store_true", help="one short round without peers: about two minutes")
+    found.add_argument("--smoke", action="store_true", help="a moment of each, to show that it runs")
+    found.add_argument("--peers", default="none", help=f"all, none (default), or some of {','.join(PEERS)}")
+    found.add_argument("--only", default="", help="these contenders alone, by name")
+    found.add_argument("--seconds", type=float, help="length of one run (default 8; quick 1.5)")
+    found.add_argument("--rounds", type=int, help="how often (default 3; quick 1)")
+    found.add_argument("--rows", type=int, default=200_000, help="stored rows")
+    found.add_argument("--out", type=Path, default=HERE / "results", help="where http.json, http.md and the chart go")
+    found.add_argument(
+        "--cache", type=Path, default=environment.default_cache(), help="peers' environments, compiled parts"
+    )
+    found.add_argument("--workload", type=Path, help="keep the workload here and use it again")
+    found.add_argument("--readme", action="store_true", help="write the tables into benchmarks/README.md and README.md")
+    found.add_argument("--no-disturbances", action="store_true", help="leave out the disturbed runs")
+    return found
 
 
-def pin(core: int) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[core % len(cores)]})
+def chosen(options: argparse.Namespace) -> list[Contender]:
+    """Who is measured, in the order of the report.
 
-
-def ask(port: int, user: int) -> httpx.Response:
-    return httpx.post(f"http://127.0.0.1:{port}/predict/bench", json={"entities": {"user_id": user}}, timeout=5)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its live descendants so far (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(cpu_seconds(int(p)) for p in children)
-
-
-def load(port: int, script: Path, connections: int, seconds: int) -> dict[str, float]:
-    """One run of wrk: requests per second, p50 and p99 in microseconds, failed requests."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script),
-               f"http://127.0.0.1:{port}/predict/bench"]  # fmt: skip
-    text = subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=lambda: pin(1)).stdout
-    units = {"us": 1, "ms": 1e3, "s": 1e6}
-    found = {
-        quantile: float(value) * units[unit]
-        for quantile, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", text)
-    }
-    bad = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
-    bad += sum(int(n) for group in re.findall(r"Socket errors: (.*)", text) for n in re.findall(r"\d+", group))
-    return {
-        "rps": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),
-        "requests": float(re.search(r"(\d+) requests in", text)[1]),
-        "p50": found["50"],
-        "p99": found["99"],
-        "bad": bad,
-    }
+    Raises:
+        SystemExit: a name is not known.
+    """
+    if options.only or options.smoke:
+        names = list(SMOKE) if options.smoke else options.only.split(",")
+    else:
+        peers = {"all": list(PEERS), "none": []}.get(options.peers, options.peers.split(","))
+        names = [each.name for each in CONTENDERS if not each.is_peer] + peers
+    unknown = [name for name in names if name not in BY_NAME]
+    if unknown:
+        raise SystemExit(f"Expected contenders among {', '.join(BY_NAME)}; got {', '.join(unknown)}")
+    order = list(BY_NAME)
+    return [BY_NAME[name] for name in sorted(set(names), key=order.index)]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--seconds", type=int, default=8)
-    parser.add_argument("--smoke", action="store_true")
-    options = parser.parse_args(arguments)
-    if shutil.which("wrk") is None:
-        raise SystemExit("bench_http needs wrk; install the Debian package wrk")
-    n_rows, seconds = (2_000, 1) if options.smoke else (options.rows, options.seconds)
-    print(machine.describe("uvicorn", "uvloop", "httptools", "starlette", "orjson", "lmdb", "onnxruntime", "lightgbm"))
-    with tempfile.TemporaryDirectory() as temporary:
-        work = workload.build(Path(temporary) / "work", n_rows, with_onnx=True)
-        script = Path(temporary) / "post.lua"
-        script.write_text(LUA % (n_rows - 1))
-        results = {}
-        answers = {}
-        for name in NAMES:
-            with server(name, work.directory) as (process, port):
-                answers[name] = [ask(port, user).json()["score"] for user in range(0, n_rows, max(1, n_rows // 50))]
-                load(port, script, 32, 1)  # warm up
-                before = cpu_seconds(process.pid)
-                many = load(port, script, 32, seconds)
-                used = cpu_seconds(process.pid) - before
-                one = load(port, script, 1, max(1, seconds // 2))
-                results[name] = (many, one, 1e6 * used / many["requests"])
-        np.testing.assert_allclose(answers["tiercel"], answers["handwritten"], rtol=1e-5, atol=1e-6)
-        floor = results["constant"][0]["rps"]
-        peer = results["handwritten"][0]["rps"]
-        print(f"\n{n_rows:,} rows x {workload.N_FEATURES} float32, LightGBM 100 x 31, JSON, one worker; same answers\n")
-        print(f"{'server':12} {'c=32 req/s':>11} {'p50 us':>8} {'p99 us':>8} {'c=1 p50 us':>11} {'CPU us/req':>11} "
-              f"{'of constant':>12} {'x handwritten':>14} {'failed':>7}")  # fmt: skip
-        for name, (many, one, cpu) in results.items():
-            print(
-                f"{name:12} {many['rps']:11,.0f} {many['p50']:8.0f} {many['p99']:8.0f} {one['p50']:11.0f} {cpu:11.1f} "
-                f"{many['rps'] / floor:12.2f} {many['rps'] / peer:14.2f} {many['bad'] + one['bad']:7.0f}"
-            )
+    options = parser().parse_args(arguments)
+    short = options.quick or options.smoke
+    seconds = options.seconds or (0.3 if options.smoke else 1.5 if options.quick else 8.0)
+    rounds = options.rounds or (1 if short else 3)
+    n_rows = min(options.rows, 2_000) if options.smoke else options.rows
+    plan = Plan(rounds, seconds, (0.5,) if options.smoke else (0.5, 0.7, 0.9), 0.1 if options.smoke else 0.3)
+    contenders = chosen(options)
+    status = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as temporary, status.status("building the workload") as spinner:
+        scratch = Path(temporary)
+        work = prepare(options.workload or scratch / "work", n_rows)
+
+        def say(text: str) -> None:
+            spinner.update(text)
+            if not status.is_terminal and not options.smoke:
+                print(text, file=sys.stderr, flush=True)
+
+        bench = Bench(work, options.cache, scratch, plan, say)
+        loops = {"own": 0.0} if options.smoke else bench.choose_loop(FLOOR)
+        found = bench.measure(contenders)
+        disturbed = []
+        if "tiercel" in found and not (options.no_disturbances or options.smoke):
+            disturbed = disturbance.run_all(bench, found["tiercel"])
+    settings = {
+        "rows": n_rows, "features": workload.N_FEATURES, "model": "100 x 31", "rounds": rounds, "seconds": seconds,
+        "closed_loop": plan.loop, "closed_loop_floor_per_second": loops,
+    }  # fmt: skip
+    made = record.record(
+        found, cache=options.cache, floor_at_rate=bench.floor_at_rate, not_measured=bench.not_measured,
+        disturbances=disturbed, settings=settings,
+    )  # fmt: skip
+    report.print_screen(made, Console(width=None if sys.stdout.isatty() else 120))
+    if options.smoke:
+        failed = sum(row["failed"] for row in made["contenders"])
+        if failed or bench.not_measured:
+            raise SystemExit(f"{failed} requests failed; not measured: {bench.not_measured or 'nothing'}")
+        return
+    for path in report.write(made, options.out):
+        status.print(f"wrote {path}")
+    if options.readme:
+        report.insert(HERE / "README.md", "http", report.markdown(made))
+        report.insert(HERE.parent / "README.md", "http", report.short_markdown(made))
+
+
+def prepare(directory: Path, n_rows: int) -> workload.Workload:
+    """The workload, made unless it is there from an earlier run."""
+    if (directory / "complete").exists() and (directory / "complete").read_text() == str(n_rows):
+        return workload.Workload(directory, n_rows)
+    if directory.exists() and any(directory.iterdir()):
+        raise SystemExit(f"Expected a workload of {n_rows} rows, or nothing, in {directory}; found something else")
+    made = workload.build(directory, n_rows, with_onnx=True)
+    (directory / "complete").write_text(str(n_rows))
+    return made
 
 
 if __name__ == "__main__":

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
 
 def describe(*packages: str) -> str:
     """CPU, cores, kernel, Python and the versions of `packages`, in two lines."""
-    versions = []
-    for package in ("tiercel", *packages):
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            versions.append(f"{package} not installed")
+    versions = [f"{package} {version(package)}" for package in ("tiercel", *packages)]
     return (
         f"{_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}\n{', '.join(versions)}"
     )
+
+
+def version(package: str) -> str:
+    """Its version here."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def facts() -> dict[str, str | int]:
+    """The same as `describe`, for a program."""
+    return {
+        "cpu": _cpu(), "cores": os.cpu_count() or 0, "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(), "commit": _commit(), "load_average": round(os.getloadavg()[0], 2),
+    }  # fmt: skip
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"
 
 
 def percentiles(samples_us: list[float]) -> str:

@@ -70,7 +70,8 @@ def build(directory: Path, n_rows: int, *, with_onnx: bool) -> Workload:
     with Project(workload.project) as project:
         project.apply()
         project.materialize()
-        project.register(model, name="bench", service="bench", golden_rows=train[:256], alias="champion")
+        for alias in ("champion", "challenger"):  # twice the same model, so that promoting changes no answer
+            project.register(model, name="bench", service="bench", golden_rows=train[:256], alias=alias)
     with lmdb.open(str(workload.lmdb), subdir=False, map_size=1 << 34) as env, env.begin(write=True) as txn:
         for i, row in enumerate(rows):
             txn.put(i.to_bytes(8, "big"), row.tobytes(), append=True)

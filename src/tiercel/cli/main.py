@@ -7,6 +7,7 @@ import logging
 import click
 
 from tiercel import __version__
+from tiercel.cli.bench import bench
 from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
 from tiercel.cli.demo import demo
@@ -41,5 +42,6 @@ for command in (
     history,
     serve,
     predict,
+    bench,
 ):
     main.add_command(command)

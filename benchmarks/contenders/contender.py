@@ -1,0 +1,158 @@
+"""The one interface of everything that is measured: how to start it, what to ask it, where the score is in its reply."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+SERVERS = Path(__file__).with_name("servers")
+#: Loaded once per peer's environment; the model and the rows must come through the same libraries everywhere.
+COMMON = ("onnxruntime==1.32.0", "lmdb==3.0.0")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a contender is started with."""
+
+    python: Path  # of its environment
+    port: int
+    directory: Path  # the workload's
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server that answers the workload's question, or pretends to."""
+
+    name: str
+    title: str
+    command: Callable[[Place], list[str]]
+    path: str = "/predict"
+    content_type: str = "application/json"
+    body: Callable[[int], bytes] = lambda user: json.dumps({"entities": {"user_id": user}}).encode()
+    read: Callable[[bytes], float] | None = lambda reply: json.loads(reply)["score"]  # None: it does not compute one
+    requirements: tuple[str, ...] = ()  # () : runs in this environment
+    environment: Callable[[Place], dict[str, str]] = lambda _: {}
+    server: str = ""  # contenders of one server share its process
+    workers: int = 1
+    versions: tuple[str, ...] = ()  # packages whose versions the report names
+    start_s: float = 60.0  # how long it may take to answer
+    note: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it needs an environment of its own."""
+        return bool(self.requirements)
+
+    @property
+    def process(self) -> str:
+        """The key of its server process."""
+        return self.server or self.name
+
+
+def _plain(name: str) -> Callable[[Place], list[str]]:
+    module = "benchmarks.contenders.servers.serve_plain"
+    return lambda at: [sys.executable, "-m", module, name, str(at.port), str(at.directory), str(at.cache)]
+
+
+def _script(name: str) -> Callable[[Place], list[str]]:
+    return lambda at: [str(at.python), str(SERVERS / name), str(at.port), str(at.directory)]
+
+
+def _tiercel(*options: str) -> Callable[[Place], list[str]]:
+    return lambda at: [
+        sys.executable, "-m", "tiercel", "serve", "--project", str(at.directory / "project"), "--port", str(at.port),
+        *options,
+    ]  # fmt: skip
+
+
+def _v2_body(user: int) -> bytes:
+    """Open Inference Protocol."""
+    shape = {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [user]}
+    return json.dumps({"inputs": [shape]}).encode()
+
+
+def _v2_score(reply: bytes) -> float:
+    return json.loads(reply)["outputs"][0]["data"][0]
+
+
+TIERCEL = Contender(
+    "tiercel", "tiercel, JSON", _tiercel(), "/predict/bench", server="tiercel",
+    versions=("tiercel", "uvicorn", "uvloop", "lmdb"),
+)  # fmt: skip
+TIERCEL_MSGPACK = Contender(
+    "tiercel_msgpack", "tiercel, msgpack", _tiercel(), "/predict/bench", "application/msgpack",
+    lambda user: msgpack.packb({"entities": {"user_id": user}}), lambda reply: msgpack.unpackb(reply)["score"],
+    server="tiercel", versions=("tiercel", "msgpack"),
+)  # fmt: skip
+TIERCEL_2 = Contender(
+    "tiercel_workers_2", "tiercel, 2 workers, JSON", _tiercel("--workers", "2"), "/predict/bench", workers=2,
+    versions=("tiercel",),
+)  # fmt: skip
+FLOOR = Contender(
+    "floor", "the floor: constant reply, compiled protocol on uvloop", _plain("floor"), read=None, versions=("uvloop",)
+)
+
+CONTENDERS = (
+    FLOOR,
+    Contender(
+        "floor_uvicorn", "the same protocol under uvicorn", _plain("floor_uvicorn"), read=None, versions=("uvicorn",)
+    ),
+    TIERCEL,
+    TIERCEL_MSGPACK,
+    Contender("constant", "raw ASGI on uvicorn, constant reply", _plain("constant"), read=None, versions=("uvicorn",)),
+    Contender(
+        "starlette", "Starlette, JSON parsed, constant reply", _plain("starlette"), read=None, versions=("starlette",)
+    ),
+    Contender(
+        "handwritten", "hand-written: raw ASGI + orjson + py-lmdb + onnxruntime", _plain("handwritten"),
+        versions=("uvicorn", "orjson", "lmdb", "onnxruntime"),
+    ),
+    Contender(
+        "fastapi", "FastAPI", _script("serve_fastapi.py"), versions=("fastapi", "uvicorn", "onnxruntime"),
+        requirements=("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", *COMMON),
+    ),
+    Contender(
+        "pytriton", "Triton (nvidia-pytriton, Python backend)", _script("serve_pytriton.py"), "/v2/models/bench/infer",
+        body=_v2_body, read=_v2_score, requirements=("nvidia-pytriton==0.7.0", *COMMON), start_s=120,
+        versions=("nvidia-pytriton", "onnxruntime"),
+    ),
+    Contender(
+        "mlserver", "MLServer, custom runtime", _script("serve_mlserver.py"), "/v2/models/bench/infer",
+        body=_v2_body, read=_v2_score, requirements=("mlserver==1.7.1", *COMMON), start_s=120,
+        versions=("mlserver", "onnxruntime"),
+    ),
+    Contender(
+        "litserve", "LitServe", _script("serve_litserve.py"), requirements=("litserve==0.2.19", *COMMON), start_s=120,
+        versions=("litserve", "onnxruntime"),
+    ),
+    Contender(
+        "bentoml", "BentoML",
+        lambda at: [
+            str(at.python), "-m", "bentoml", "serve", "serve_bentoml:Bench", "--port", str(at.port),
+            "--host", "127.0.0.1", "--working-dir", str(SERVERS),
+        ],
+        body=lambda user: json.dumps({"user_id": user}).encode(),
+        environment=lambda at: {"BENCH_DIRECTORY": str(at.directory), "BENTOML_DO_NOT_TRACK": "True"},
+        requirements=("bentoml==1.4.39", *COMMON), start_s=120, versions=("bentoml", "onnxruntime"),
+    ),
+    Contender(
+        "ray_serve", "Ray Serve", _script("serve_ray.py"), requirements=("ray[serve]==2.60.0", *COMMON), start_s=180,
+        environment=lambda _: {"RAY_USAGE_STATS_ENABLED": "0"}, versions=("ray", "onnxruntime"),
+    ),
+)  # fmt: skip
+BY_NAME = {contender.name: contender for contender in (*CONTENDERS, TIERCEL_2)}
+PEERS = tuple(contender.name for contender in CONTENDERS if contender.is_peer)
+
+
+def environment_of(contender: Contender, place: Place) -> dict[str, str]:
+    """Variables of its process: ours, one thread per numerical library, its own."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **contender.environment(place)}

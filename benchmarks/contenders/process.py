@@ -1,0 +1,182 @@
+"""A contender's process tree: started pinned, waited for, measured, ended. Linux tells CPU and memory by process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.contenders import environment
+from benchmarks.contenders.contender import Contender, Place, environment_of
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class StartError(Exception):
+    """A contender could not be installed or did not answer; the text says why."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running contender."""
+
+    contender: Contender
+    pid: int
+    port: int
+    cores: frozenset[int]
+
+    def cpu_s(self) -> float:
+        """User and system seconds of the process tree so far, ended children included."""
+        return sum(_stat(pid).cpu_s for pid in tree(self.pid))
+
+    def rss_mb(self) -> dict[str, float]:
+        """Resident megabytes of the tree: all of it, what is private, and how many processes there are."""
+        pids = tree(self.pid)
+        parts = [_memory(pid) for pid in pids]
+        return {
+            "rss": sum(total for total, _ in parts), "anonymous": sum(anon for _, anon in parts), "processes": len(pids)
+        }  # fmt: skip
+
+    def ask(self, user: int, contender: Contender | None = None) -> httpx.Response:
+        """One request through an ordinary client."""
+        asked = contender or self.contender
+        return httpx.post(
+            f"http://127.0.0.1:{self.port}{asked.path}", content=asked.body(user),
+            headers={"content-type": asked.content_type}, timeout=10,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Stat:
+    parent: int
+    cpu_s: float
+    started: int  # with the pid, what a process is
+
+
+def _stat(pid: int) -> _Stat:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return _Stat(0, 0.0, 0)
+    return _Stat(int(fields[1]), sum(int(field) for field in fields[11:15]) * TICK_S, int(fields[19]))
+
+
+def _memory(pid: int) -> tuple[float, float]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0, 0.0
+    fields = dict(line.split(":", 1) for line in lines)
+    return tuple(int(fields.get(name, "0 kB").split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
+
+
+def tree(root: int) -> list[int]:
+    """A process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            children.setdefault(_stat(int(entry.name)).parent, []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def cores_for(workers: int) -> tuple[frozenset[int], int]:
+    """(the server's cores, the generator's): the last core is the generator's, alone while the machine has enough."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if len(cores) > workers:
+        return frozenset(cores[:workers]), cores[-1]
+    return frozenset(cores), cores[-1]
+
+
+def free_port() -> int:
+    """A port of the loopback that is free, and the next one too (some servers want a second)."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            with contextlib.suppress(OSError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
+@contextlib.contextmanager
+def started(contender: Contender, directory: Path, cache: Path, logs: Path) -> Iterator[Server]:
+    """The contender, answering, pinned to its cores; ended, with all its children, on leaving.
+
+    Raises:
+        StartError: it could not be installed, or did not answer in time.
+    """
+    python = Path()
+    if contender.is_peer:
+        try:
+            python = environment.ensure(cache, contender.name, contender.requirements)
+        except environment.InstallError as error:
+            raise StartError(f"could not be installed: {error}") from error
+    place = Place(python, free_port(), directory, cache)
+    cores, _ = cores_for(contender.workers)
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{contender.name}.log"
+
+    def pin() -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            contender.command(place), stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=pin,
+            env=environment_of(contender, place), start_new_session=True,
+        )  # fmt: skip
+    server = Server(contender, process.pid, place.port, cores)
+    try:
+        _wait(server, process, log)
+        yield server
+    finally:
+        _end(process)
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + server.contender.start_s
+    said = "no answer"
+    while time.monotonic() < until:
+        try:
+            reply = server.ask(0)
+        except httpx.TransportError as error:
+            said = str(error) or said
+        else:
+            if reply.status_code == 200:
+                return
+            said = f"status {reply.status_code}: {reply.text[:200]}"
+        if process.poll() is not None:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            raise StartError(f"ended with status {process.returncode}: {lines[-1][:300] if lines else 'no output'}")
+        time.sleep(0.1)
+    raise StartError(f"not ready after {server.contender.start_s:g} s: {said}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL to what is left of the tree (by pid and start time, so nobody else is hit)."""
+    members = {pid: _stat(pid).started for pid in tree(process.pid)}
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    until = time.monotonic() + 3
+    left = [pid for pid, started_at in members.items() if _stat(pid).started == started_at and started_at]
+    while left and time.monotonic() < until:
+        time.sleep(0.1)
+        left = [pid for pid in left if _stat(pid).started == members[pid]]
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

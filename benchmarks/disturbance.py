@@ -1,0 +1,197 @@
+"""tiercel at half of its capacity, quiet and then disturbed: what its p99.9 becomes, and whether a request fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks.contenders.contender import TIERCEL, TIERCEL_2
+from benchmarks.contenders.process import Server
+from benchmarks.loadgen.run import Run
+from benchmarks.measuring import CAPACITY_CONNECTIONS, OPEN_CONNECTIONS, Bench, Rounds
+from benchmarks.record import median_of
+from benchmarks.workload import Workload
+
+IDLE_CONNECTIONS = 10_000
+EVERY_S = 1.0
+
+
+def run_all(bench: Bench, measured: Rounds) -> list[dict[str, Any]]:
+    """Each disturbance: what it was, the ratio, what failed. What cannot be run here says why."""
+    rate = measured.rate[0.5]
+    found: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        server = bench.start(stack, TIERCEL)
+        if server is None:
+            return []
+        with _swapping(bench.workload) as swap:
+            found.append(_disturbed(bench, server, rate, swap, "a base swapped every second", "p999_swap"))
+        with _promoting(bench.workload) as promote:
+            found.append(_disturbed(bench, server, rate, promote, "the champion changed every second", "p999_promote"))
+        found += _idle(bench, server, rate)
+    found.append(_two_workers(bench, measured))
+    return found
+
+
+def _pair(
+    bench: Bench, server: Server, rate: float, disturb: Callable[[], None] | None, n: int
+) -> tuple[list[Run], list[Run], int]:
+    """(quiet runs, disturbed runs, how often it was disturbed), in turns."""
+    quiet, disturbed, count = [], [], 0
+    seconds = max(bench.plan.seconds, 2.5 * EVERY_S)
+    for at in range(n):
+        quiet.append(bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seconds=seconds, seed=at + 1))
+        with _every(EVERY_S, disturb) as times:
+            disturbed.append(
+                bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seconds=seconds, seed=at + 1)
+            )
+        count += times[0]
+    return quiet, disturbed, count
+
+
+def _disturbed(
+    bench: Bench, server: Server, rate: float, disturb: Callable[[], None], what: str, figure: str
+) -> dict[str, Any]:
+    bench.say(f"tiercel: {what}")
+    quiet, disturbed, count = _pair(bench, server, rate, disturb, bench.plan.rounds)
+    calm, rough = median_of(quiet), median_of(disturbed)
+    return {
+        "what": what, "figure": figure, "value": rough["p99.9"] / calm["p99.9"], "failed": calm["failed"] + rough["failed"],
+        "told": f"{count} times; p99.9 {rough['p99.9']:,.0f} us, quiet {calm['p99.9']:,.0f} us; "
+                f"p99 {rough['p99']:,.0f} us, quiet {calm['p99']:,.0f} us",
+        "quiet": calm, "disturbed": rough,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _every(seconds: float, act: Callable[[], None] | None) -> Iterator[list[int]]:
+    """`act` every so often on another thread, at the lowest priority, off the generator's core where there is room."""
+    stop, times = threading.Event(), [0]
+    errors: list[Exception] = []
+
+    def loop() -> None:
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, set(cores[1:-1]) or {cores[0]})  # on two cores it has to share the server's
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        while not stop.wait(seconds):
+            try:
+                assert act is not None
+                act()
+            except Exception as error:  # noqa: BLE001 - raised again where the run ends
+                errors.append(error)
+                return
+            times[0] += 1
+
+    thread = threading.Thread(target=loop, daemon=True)
+    if act is not None:
+        thread.start()
+    try:
+        yield times
+    finally:
+        stop.set()
+        if act is not None:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def _swapping(workload: Workload) -> Iterator[Callable[[], None]]:
+    """Makes the other one of two bases current, by renaming a MANIFEST as publishing does."""
+    from tiercel import Project
+
+    with Project(workload.project) as project:
+        project.materialize()
+    manifest = next((workload.project / ".tiercel" / "features").glob("*/MANIFEST"))
+    newer = manifest.read_bytes()
+    from tiercel.features.manifest import rollback
+
+    rollback(manifest.parent)
+    texts = [newer, manifest.read_bytes()]
+
+    def swap() -> None:
+        texts.reverse()
+        scratch = manifest.with_name("MANIFEST.bench")
+        scratch.write_bytes(texts[0])
+        scratch.replace(manifest)
+
+    yield swap
+
+
+@contextlib.contextmanager
+def _promoting(workload: Workload) -> Iterator[Callable[[], None]]:
+    """Moves the champion alias between version 1 and version 2, which is the same model."""
+    from tiercel import Project
+
+    with Project(workload.project) as project:
+        versions = [1, 2]
+
+        def promote() -> None:
+            versions.reverse()
+            project.promote("bench", versions[0])
+
+        yield promote
+        if versions[0] != 1:
+            promote()
+
+
+def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
+    """Memory of idle connections, and p99 beside them."""
+    wanted = IDLE_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted + 1000:
+        wanted = max(0, hard - 1000)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted + 1000), hard))
+    bench.say(f"tiercel: {wanted:,} idle connections")
+    quiet = median_of(_pair(bench, server, rate, None, bench.plan.rounds)[0])
+    before = server.rss_mb()["anonymous"]
+    held = []
+    try:
+        while len(held) < wanted:
+            held.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        time.sleep(0.5)
+        each_kib = 1024 * (server.rss_mb()["anonymous"] - before) / max(1, len(held))
+        beside = median_of(_pair(bench, server, rate, None, bench.plan.rounds)[0])
+    finally:
+        for one in held:
+            one.close()
+    return [
+        {
+            "what": f"{len(held):,} idle connections", "figure": "idle_kib", "value": each_kib,
+            "told": f"{each_kib:.2f} KiB of private memory each",
+        },
+        {
+            "what": f"load beside {len(held):,} idle connections", "figure": "p99_idle", "value": beside["p99"] / quiet["p99"],
+            "failed": beside["failed"] + quiet["failed"],
+            "told": f"p99 {beside['p99']:,.0f} us, without {quiet['p99']:,.0f} us",
+        },
+    ]  # fmt: skip
+
+
+def _two_workers(bench: Bench, one: Rounds) -> dict[str, Any]:
+    """Requests per CPU second of the server's process tree, two workers beside one."""
+    what = "two workers"
+    with ExitStack() as stack:
+        server = bench.start(stack, TIERCEL_2)
+        if server is None:
+            return {"what": what, "told": f"not measured: {bench.not_measured.pop(TIERCEL_2.name)}"}
+        bench.say("tiercel: two workers")
+        bench.load(server, TIERCEL_2, rate=0, connections=CAPACITY_CONNECTIONS, seconds=0.3)
+        runs = [bench.closed(server, TIERCEL_2) for _ in range(bench.plan.rounds)]
+    cpu_us = sorted(run["cpu_us"] for run in runs)[len(runs) // 2]
+    return {
+        "what": what, "figure": "workers_2", "value": one.cpu_us / cpu_us, "failed": sum(run["failed"] for run in runs),
+        "told": f"{cpu_us:.1f} us of CPU per request, one worker {one.cpu_us:.1f} us; "
+                f"{max(run['per_second'] for run in runs):,.0f} requests/s on {len(server.cores)} cores, the generator's among "
+                "them where there are no more",
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""The load generator: compiled, busy-polling, open loop (Poisson) or closed loop, latency from the intended send time."""

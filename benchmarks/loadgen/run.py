@@ -1,0 +1,131 @@
+"""One run of the generator: requests made before it starts, replies checked, everything it noticed about itself told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import compiled
+from benchmarks.loadgen.histogram import SOURCE, Histogram
+
+#: A request sent this long after it was due, with a connection free, was late by the generator's own fault.
+LATE_NS = 100_000
+#: More late sends than this and the row says so: its p99.9 may be the generator's.
+LATE_SHARE = 0.0005
+
+
+@dataclass(frozen=True)
+class Requests:
+    """HTTP requests as the bytes to send, one after the other, in a random order of keys."""
+
+    data: np.ndarray  # uint8, all requests end to end
+    starts: np.ndarray  # int64 (n + 1,)
+    users: np.ndarray  # int64 (n,): whom each asks about
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        path: str,
+        content_type: str,
+        body: Callable[[int], bytes],
+        n_rows: int,
+        seed: int,
+        at_most: int = 262_144,
+    ) -> Requests:
+        """Each of `n_rows` users once (at most `at_most` of them), shuffled by `seed`."""
+        users = np.random.default_rng(seed).permutation(n_rows)[:at_most]
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: ".encode()
+        pieces = []
+        for user in users.tolist():
+            content = body(user)
+            pieces.append(b"%b%d\r\n\r\n%b" % (head, len(content), content))
+        starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+        return cls(np.frombuffer(b"".join(pieces), np.uint8), starts, users)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run saw. `latency` counts from when a request was due (closed loop: was sent), `service` from the send."""
+
+    latency: Histogram
+    service: Histogram
+    lag: Histogram
+    sent: int
+    ok: int
+    failed: int  # another status, a broken connection, no reply in time, or a wrong score among those looked at
+    late: int
+    checked: int
+    per_second: float
+    why: str = ""
+
+    @property
+    def kept_schedule(self) -> bool:
+        """Whether the generator sent on time, so that the tail is the server's."""
+        return self.late <= LATE_SHARE * max(1, self.sent)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers of the report; times in microseconds."""
+        return {
+            "sent": self.sent, "ok": self.ok, "failed": self.failed, "late": self.late, "checked": self.checked,
+            "per_second": self.per_second, "kept_schedule": self.kept_schedule, "why": self.why,
+            "latency_us": self.latency.summary_us(), "send_lag_us": self.lag.summary_us(),
+        }  # fmt: skip
+
+
+def run(
+    port: int,
+    requests: Requests,
+    *,
+    rate: float,
+    seconds: float,
+    connections: int,
+    warmup_s: float = 0.5,
+    grace_s: float = 5.0,
+    seed: int = 1,
+    core: int | None = None,
+    check: Callable[[int, bytes], bool] | None = None,
+    n_checked: int = 200,
+) -> Run:
+    """Send at `rate` per second (0: closed loop) to the loopback's `port`, for `warmup_s` and then `seconds` that count.
+
+    This thread is pinned to `core` for the run, where it busy-polls in open loop. `check` (user, body) -> whether the reply
+    is right; it is asked about `n_checked` replies, after the run. What was sent in time may be answered up to `grace_s`
+    later.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    before = os.sched_getaffinity(0) if core is not None and hasattr(os, "sched_getaffinity") else None
+    if before is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        counts, maxima, _, counters, kept = compiled.load(SOURCE).run(
+            "127.0.0.1", port, requests.data, requests.starts,
+            connections=connections, rate=rate, seconds=seconds, warmup_s=warmup_s, grace_s=grace_s, seed=seed,
+            late_ns=LATE_NS, keep_every=97, keep_at_most=n_checked,
+        )  # fmt: skip
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+    latency, service, lag = (Histogram(counts[i], maxima[i]) for i in range(3))
+    wrong = _wrong(kept, requests.users, check)
+    failed = {name: counters[name] for name in ("bad_status", "broken", "unfinished") if counters[name]}
+    if wrong:
+        failed["wrong_score"] = wrong
+    if "bad_status" in failed:
+        failed["last_status"] = counters["last_status"]
+    return Run(
+        latency, service, lag, counters["sent"], counters["ok"],
+        sum(n for name, n in failed.items() if name != "last_status"), counters["late"], len(kept) if check else 0,
+        counters["ok"] / counters["measured_s"] if counters["measured_s"] > 0 else 0.0,
+        ", ".join(f"{name} {n}" for name, n in failed.items()),
+    )  # fmt: skip
+
+
+def _wrong(kept: Sequence[tuple[int, bytes]], users: np.ndarray, check: Callable[[int, bytes], bool] | None) -> int:
+    return 0 if check is None else sum(not check(int(users[request]), body) for request, body in kept)

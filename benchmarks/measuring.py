@@ -1,0 +1,256 @@
+"""The rounds of the HTTP benchmark: who runs when, and what is taken from it.
+
+Machines are shared and drift, so contenders take turns: every round measures each of them once, and a figure is the
+median of its rounds. Servers of this environment run side by side, idle but for the one being asked; a peer, which may
+be busy even when nobody asks, runs alone and takes its rounds in one go.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import compiled, machine, wrk
+from benchmarks.contenders import environment
+from benchmarks.contenders.contender import SERVERS, Contender
+from benchmarks.contenders.process import Server, StartError, cores_for, started
+from benchmarks.loadgen.run import Requests, Run, run
+from benchmarks.workload import Workload
+
+CAPACITY_CONNECTIONS = 32
+OPEN_CONNECTIONS = 64
+LOADS = (0.5, 0.7, 0.9)
+#: Scores agree to this, absolutely and relatively: float32 models on different engines round differently.
+TOLERANCE = 1e-5
+
+
+class WrongAnswerError(Exception):
+    """A contender's score is not the workload's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often."""
+
+    rounds: int
+    seconds: float  # of one run
+    loads: tuple[float, ...] = LOADS
+    warmup_s: float = 0.3
+    loop: str = "own"  # who drives the closed loop: "own" or "wrk"
+
+
+@dataclass
+class Rounds:
+    """What one contender's rounds gave."""
+
+    contender: Contender
+    closed: list[dict[str, Any]] = field(default_factory=list)  # c=32: per_second, p50, p99, cpu_us, failed
+    single: list[Run] = field(default_factory=list)  # c=1, closed loop
+    open: dict[float, list[Run]] = field(default_factory=dict)  # share of capacity -> runs
+    rate: dict[float, float] = field(default_factory=dict)  # share of capacity -> requests per second asked for
+    rss: dict[str, float] = field(default_factory=dict)
+    compared: int = 0  # answers compared before anything was timed
+
+    @property
+    def capacity(self) -> float:
+        """Requests per second of 32 connections that never wait."""
+        return statistics.median(each["per_second"] for each in self.closed)
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds of the whole process tree for each request, at capacity."""
+        return statistics.median(each["cpu_us"] for each in self.closed)
+
+
+class Bench:
+    """One run of the benchmark over a workload.
+
+    Args:
+        say: called with a line about what is being done.
+    """
+
+    def __init__(self, workload: Workload, cache: Path, scratch: Path, plan: Plan, say: Callable[[str], None]) -> None:
+        self.workload, self.cache, self.scratch, self.plan, self.say = workload, cache, scratch, plan, say
+        self.truth = Truth(workload)
+        self.not_measured: dict[str, str] = {}
+        self.floor_at_rate: list[Run] = []
+        self._requests: dict[tuple[str, str], Requests] = {}
+        compiled.build(SERVERS / "floor.pyx", cache)
+
+    def start(self, stack: ExitStack, contender: Contender) -> Server | None:
+        """The contender's server, its answers compared; None, and a reason kept, when that cannot be."""
+        try:
+            return stack.enter_context(started(contender, self.workload.directory, self.cache, self.scratch / "logs"))
+        except StartError as error:
+            self.not_measured[contender.name] = str(error)
+            self.say(f"{contender.name}: {error}")
+            return None
+
+    def compare(self, server: Server, contender: Contender, n: int = 50) -> int:
+        """Scores of `n` users through an ordinary client against the model's own.
+
+        Raises:
+            WrongAnswerError: one differs.
+        """
+        if contender.read is None:
+            return 0
+        users = range(0, self.workload.n_rows, max(1, self.workload.n_rows // n))
+        for user in users:
+            reply = server.ask(user, contender)
+            if reply.status_code != 200 or not self.truth.agrees(contender)(user, reply.content):
+                raise WrongAnswerError(
+                    f"{contender.name}: expected {self.truth.score(user)} for user {user}, "
+                    f"got status {reply.status_code}: {reply.text[:200]!r}"
+                )
+        return len(users)
+
+    def requests(self, contender: Contender) -> Requests:
+        """What to send it; made once."""
+        key = (contender.path, contender.content_type)
+        if key not in self._requests:
+            self._requests[key] = Requests.make(
+                path=contender.path, content_type=contender.content_type, body=contender.body,
+                n_rows=self.workload.n_rows, seed=7,
+            )  # fmt: skip
+        return self._requests[key]
+
+    def load(
+        self,
+        server: Server,
+        contender: Contender,
+        *,
+        rate: float,
+        connections: int,
+        seconds: float | None = None,
+        seed: int = 1,
+    ) -> Run:
+        """One run of our generator against it."""
+        return run(
+            server.port, self.requests(contender), rate=rate, seconds=seconds or self.plan.seconds,
+            connections=connections, warmup_s=self.plan.warmup_s, seed=seed, core=cores_for(contender.workers)[1],
+            check=None if contender.read is None else self.truth.agrees(contender),
+        )  # fmt: skip
+
+    def closed(self, server: Server, contender: Contender) -> dict[str, Any]:
+        """Capacity: 32 connections in closed loop; CPU of the process tree over the very requests."""
+        core = cores_for(contender.workers)[1]
+        if self.plan.loop == "wrk":
+            script = wrk.write_script(self.requests(contender), self.scratch)
+            before = server.cpu_s()
+            seen = wrk.run(server.port, script, connections=CAPACITY_CONNECTIONS, seconds=self.plan.seconds, core=core)
+            return {**seen, "cpu_us": 1e6 * (server.cpu_s() - before) / max(1, seen["requests"])}
+        before = server.cpu_s()
+        one = run(
+            server.port, self.requests(contender), rate=0, seconds=self.plan.seconds, connections=CAPACITY_CONNECTIONS,
+            warmup_s=0, core=core, check=None if contender.read is None else self.truth.agrees(contender),
+        )  # fmt: skip
+        used = server.cpu_s() - before
+        summary = one.latency.summary_us()
+        return {
+            "per_second": one.per_second, "requests": one.ok, "p50": summary["p50"], "p99": summary["p99"],
+            "failed": one.failed, "why": one.why, "cpu_us": 1e6 * used / max(1, one.ok),
+        }  # fmt: skip
+
+    def measure(self, contenders: Sequence[Contender]) -> dict[str, Rounds]:
+        """All of it: by contender, in the order given."""
+        found = {contender.name: Rounds(contender) for contender in contenders}
+        self._together([each for each in contenders if not each.is_peer], found)
+        for contender in contenders:
+            if contender.is_peer:
+                self.say(f"{contender.name}: starting (its environment is made first if there is none)")
+                self._together([contender], found)
+        return {name: rounds for name, rounds in found.items() if rounds.closed}
+
+    def _together(self, contenders: list[Contender], found: dict[str, Rounds]) -> None:
+        with ExitStack() as stack:
+            servers: dict[str, Server] = {}
+            for contender in list(contenders):
+                server = servers.get(contender.process) or self.start(stack, contender)
+                if server is None:
+                    contenders.remove(contender)
+                    continue
+                servers[contender.process] = server
+                found[contender.name].compared = self.compare(server, contender)
+            for contender in contenders:  # faulted in, and warm
+                self.load(servers[contender.process], contender, rate=0, connections=CAPACITY_CONNECTIONS, seconds=0.3)
+            for at in range(self.plan.rounds):
+                for contender in contenders:
+                    self.say(f"{contender.name}: round {at + 1} of {self.plan.rounds}, closed loop")
+                    server, rounds = servers[contender.process], found[contender.name]
+                    rounds.closed.append(self.closed(server, contender))
+                    rounds.single.append(
+                        self.load(server, contender, rate=0, connections=1, seconds=self.plan.seconds / 2)
+                    )
+                    rounds.rss = server.rss_mb()
+            for at in range(self.plan.rounds):
+                for contender in contenders:
+                    server, rounds = servers[contender.process], found[contender.name]
+                    for share in self.plan.loads:
+                        rate = rounds.rate.setdefault(share, share * rounds.capacity)
+                        self.say(f"{contender.name}: round {at + 1} of {self.plan.rounds}, {rate:,.0f} requests/s")
+                        rounds.open.setdefault(share, []).append(
+                            self.load(server, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=at + 1)
+                        )
+                if {"tiercel", "floor"} <= servers.keys() and 0.5 in self.plan.loads:
+                    rate = found["tiercel"].rate[0.5]
+                    self.floor_at_rate.append(
+                        self.load(servers["floor"], found["floor"].contender, rate=rate, connections=OPEN_CONNECTIONS, seed=at + 1)
+                    )  # fmt: skip
+
+    def choose_loop(self, floor: Contender) -> dict[str, float]:
+        """Which closed loop asks the floor faster, wrk's or ours; the plan uses it from here on."""
+        with ExitStack() as stack:
+            server = self.start(stack, floor)
+            if server is None:
+                raise SystemExit(f"The floor does not start: {self.not_measured[floor.name]}")
+            rates: dict[str, list[float]] = {"own": [], "wrk": []}
+            for _ in range(2):
+                for loop in rates if wrk.available() else ("own",):
+                    object.__setattr__(self.plan, "loop", loop)
+                    rates[loop].append(self.closed(server, floor)["per_second"])
+        medians = {loop: max(values) for loop, values in rates.items() if values}
+        object.__setattr__(self.plan, "loop", max(medians, key=medians.__getitem__))
+        return medians
+
+
+class Truth:
+    """The scores, from onnxruntime and the LMDB file in this process."""
+
+    def __init__(self, workload: Workload) -> None:
+        if str(SERVERS) not in sys.path:
+            sys.path.append(str(SERVERS))
+        from scorer import Scorer
+
+        self._scorer = Scorer(str(workload.directory))
+
+    def score(self, user: int) -> float:
+        """What every contender must answer for `user`."""
+        return self._scorer.score(user)
+
+    def agrees(self, contender: Contender) -> Callable[[int, bytes], bool]:
+        """(user, reply body) -> whether the reply's score is right to `TOLERANCE`."""
+        read = contender.read
+        assert read is not None
+
+        def check(user: int, body: bytes) -> bool:
+            try:
+                return bool(np.isclose(read(body), self.score(user), rtol=TOLERANCE, atol=TOLERANCE))
+            except (ValueError, KeyError, TypeError, IndexError):
+                return False
+
+        return check
+
+
+def versions_of(contender: Contender, cache: Path) -> dict[str, str]:
+    """The versions that its row names."""
+    if contender.is_peer:
+        installed = environment.versions(cache, contender.name, contender.requirements)
+        return {name: installed.get(name, "?") for name in contender.versions}
+    return {name: machine.version(name) for name in contender.versions}
