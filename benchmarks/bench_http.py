@@ -72,7 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = options.seconds or (0.3 if options.smoke else 1.5 if options.quick else 8.0)
     rounds = options.rounds or (1 if short else 3)
     n_rows = min(options.rows, 2_000) if options.smoke else options.rows
-    plan = Plan(rounds, seconds, (0.5,) if options.smoke else (0.5, 0.7, 0.9), 0.1 if options.smoke else 0.3)
+    plan = Plan(
+        rounds, seconds, (0.5,) if options.smoke else (0.5, 0.7, 0.9), 0.1 if options.smoke else 0.3, not options.smoke
+    )
     contenders = chosen(options)
     status = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary, status.status("building the workload") as spinner:

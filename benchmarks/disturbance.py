@@ -6,13 +6,17 @@ import contextlib
 import os
 import resource
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.contenders.contender import TIERCEL, TIERCEL_2
+import httpx
+
+from benchmarks import workload
+from benchmarks.contenders.contender import TIERCEL, TIERCEL_2, TIERCEL_UNRECORDED, has_option
 from benchmarks.contenders.process import Server
 from benchmarks.loadgen.run import Run
 from benchmarks.measuring import CAPACITY_CONNECTIONS, OPEN_CONNECTIONS, Bench, Rounds
@@ -21,6 +25,7 @@ from benchmarks.workload import Workload
 
 IDLE_CONNECTIONS = 10_000
 EVERY_S = 1.0
+PAGES = ("/metrics", "/", "/api/workers", "/readyz")
 
 
 def run_all(bench: Bench, measured: Rounds) -> list[dict[str, Any]]:
@@ -35,20 +40,22 @@ def run_all(bench: Bench, measured: Rounds) -> list[dict[str, Any]]:
             found.append(_disturbed(bench, server, rate, swap, "a base swapped every second", "p999_swap"))
         with _promoting(bench.workload) as promote:
             found.append(_disturbed(bench, server, rate, promote, "the champion changed every second", "p999_promote"))
+        found.append(_page(bench, server, rate))
         found += _idle(bench, server, rate)
+        found.append(_journal(bench, server, stack))
     found.append(_two_workers(bench, measured))
     return found
 
 
 def _pair(
-    bench: Bench, server: Server, rate: float, disturb: Callable[[], None] | None, n: int
+    bench: Bench, server: Server, rate: float, disturb: Callable[[], None] | None, n: int, every_s: float = EVERY_S
 ) -> tuple[list[Run], list[Run], int]:
     """(quiet runs, disturbed runs, how often it was disturbed), in turns."""
     quiet, disturbed, count = [], [], 0
     seconds = max(bench.plan.seconds, 2.5 * EVERY_S)
     for at in range(n):
         quiet.append(bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seconds=seconds, seed=at + 1))
-        with _every(EVERY_S, disturb) as times:
+        with _every(every_s, disturb) as times:
             disturbed.append(
                 bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seconds=seconds, seed=at + 1)
             )
@@ -57,10 +64,16 @@ def _pair(
 
 
 def _disturbed(
-    bench: Bench, server: Server, rate: float, disturb: Callable[[], None], what: str, figure: str
+    bench: Bench,
+    server: Server,
+    rate: float,
+    disturb: Callable[[], None],
+    what: str,
+    figure: str,
+    every_s: float = EVERY_S,
 ) -> dict[str, Any]:
     bench.say(f"tiercel: {what}")
-    quiet, disturbed, count = _pair(bench, server, rate, disturb, bench.plan.rounds)
+    quiet, disturbed, count = _pair(bench, server, rate, disturb, bench.plan.rounds, every_s)
     calm, rough = median_of(quiet), median_of(disturbed)
     return {
         "what": what, "figure": figure, "value": rough["p99.9"] / calm["p99.9"], "failed": calm["failed"] + rough["failed"],
@@ -105,13 +118,13 @@ def _every(seconds: float, act: Callable[[], None] | None) -> Iterator[list[int]
 
 
 @contextlib.contextmanager
-def _swapping(workload: Workload) -> Iterator[Callable[[], None]]:
+def _swapping(work: Workload) -> Iterator[Callable[[], None]]:
     """Makes the other one of two bases current, by renaming a MANIFEST as publishing does."""
     from tiercel import Project
 
-    with Project(workload.project) as project:
+    with Project(work.project) as project:
         project.materialize()
-    manifest = next((workload.project / ".tiercel" / "features").glob("*/MANIFEST"))
+    manifest = next((work.project / ".tiercel" / "features").glob("*/MANIFEST"))
     newer = manifest.read_bytes()
     from tiercel.features.manifest import rollback
 
@@ -128,11 +141,11 @@ def _swapping(workload: Workload) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _promoting(workload: Workload) -> Iterator[Callable[[], None]]:
+def _promoting(work: Workload) -> Iterator[Callable[[], None]]:
     """Moves the champion alias between version 1 and version 2, which is the same model."""
     from tiercel import Project
 
-    with Project(workload.project) as project:
+    with Project(work.project) as project:
         versions = [1, 2]
 
         def promote() -> None:
@@ -142,6 +155,49 @@ def _promoting(workload: Workload) -> Iterator[Callable[[], None]]:
         yield promote
         if versions[0] != 1:
             promote()
+
+
+def _page(bench: Bench, server: Server, rate: float) -> dict[str, Any]:
+    """The control process asked for whatever it shows, again and again."""
+    what = "pages of the control process read 20 times a second"
+    if not has_option("admin_port"):
+        return {"what": what, "told": "not measured: this version has no control process"}
+    url = f"http://127.0.0.1:{server.port + 1}"
+
+    with httpx.Client(base_url=url, timeout=10) as client:
+        missing = [path for path in PAGES if client.get(path).status_code != 200]
+        paths = [path for path in PAGES if path not in missing]
+        if not paths:
+            return {"what": what, "told": f"not measured: the control process has no {' and no '.join(missing)}"}
+
+        def read() -> None:
+            for path in paths:
+                client.get(path).raise_for_status()
+
+        return _disturbed(bench, server, rate, read, f"{' and '.join(paths)} of the control process read 20 times a second",
+                          "p999_page", every_s=0.05)  # fmt: skip
+
+
+def _journal(bench: Bench, server: Server, stack: ExitStack) -> dict[str, Any]:
+    """CPU per request with and without journal and counters, in turns."""
+    what = "journal and counters, share of CPU per request"
+    if not workload.without_journal(bench.workload):
+        return {"what": what, "told": "not measured: this version has no [journal] setting"}
+    other = bench.start(stack, TIERCEL_UNRECORDED)
+    if other is None:
+        return {"what": what, "told": f"not measured: {bench.not_measured.pop(TIERCEL_UNRECORDED.name)}"}
+    bench.say("tiercel: with and without the journal")
+    for each, contender in ((server, TIERCEL), (other, TIERCEL_UNRECORDED)):
+        bench.load(each, contender, rate=0, connections=CAPACITY_CONNECTIONS, seconds=0.3)
+    with_it, without = [], []
+    for _ in range(max(2, bench.plan.rounds)):
+        with_it.append(bench.closed(server, TIERCEL))
+        without.append(bench.closed(other, TIERCEL_UNRECORDED))
+    on, off = (statistics.median(run["cpu_us"] for run in runs) for runs in (with_it, without))
+    return {
+        "what": what, "figure": "journal_share", "value": (on - off) / on,
+        "failed": sum(run["failed"] for run in (*with_it, *without)), "told": f"{on:.2f} us with, {off:.2f} us without",
+    }  # fmt: skip
 
 
 def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import compiled, machine, wrk
+from benchmarks import compiled, instructions, machine, wrk
 from benchmarks.contenders import environment
 from benchmarks.contenders.contender import SERVERS, Contender
 from benchmarks.contenders.process import Server, StartError, cores_for, started
@@ -43,6 +43,7 @@ class Plan:
     seconds: float  # of one run
     loads: tuple[float, ...] = LOADS
     warmup_s: float = 0.3
+    count_instructions: bool = True
     loop: str = "own"  # who drives the closed loop: "own" or "wrk"
 
 
@@ -56,6 +57,7 @@ class Rounds:
     open: dict[float, list[Run]] = field(default_factory=dict)  # share of capacity -> runs
     rate: dict[float, float] = field(default_factory=dict)  # share of capacity -> requests per second asked for
     rss: dict[str, float] = field(default_factory=dict)
+    instructions: dict[str, float] | None = None  # per request at c=32: user, kernel
     compared: int = 0  # answers compared before anything was timed
 
     @property
@@ -81,6 +83,7 @@ class Bench:
         self.truth = Truth(workload)
         self.not_measured: dict[str, str] = {}
         self.floor_at_rate: list[Run] = []
+        self._counts = plan.count_instructions and instructions.available()
         self._requests: dict[tuple[str, str], Requests] = {}
         compiled.build(SERVERS / "floor.pyx", cache)
 
@@ -158,6 +161,15 @@ class Bench:
             "failed": one.failed, "why": one.why, "cpu_us": 1e6 * used / max(1, one.ok),
         }  # fmt: skip
 
+    def _count(self, server: Server, contender: Contender) -> dict[str, float] | None:
+        def load() -> int:
+            return run(
+                server.port, self.requests(contender), rate=0, seconds=min(1.0, self.plan.seconds),
+                connections=CAPACITY_CONNECTIONS, warmup_s=0, core=cores_for(contender.workers)[1],
+            ).ok  # fmt: skip
+
+        return instructions.count(server.pid, load)
+
     def measure(self, contenders: Sequence[Contender]) -> dict[str, Rounds]:
         """All of it: by contender, in the order given."""
         found = {contender.name: Rounds(contender) for contender in contenders}
@@ -189,6 +201,8 @@ class Bench:
                         self.load(server, contender, rate=0, connections=1, seconds=self.plan.seconds / 2)
                     )
                     rounds.rss = server.rss_mb()
+                    if self._counts and rounds.instructions is None:
+                        rounds.instructions = self._count(server, contender)
             for at in range(self.plan.rounds):
                 for contender in contenders:
                     server, rounds = servers[contender.process], found[contender.name]

@@ -64,7 +64,8 @@ def row(rounds: Rounds, cache: Path) -> dict[str, Any]:
         "name": rounds.contender.name, "title": rounds.contender.title, "versions": versions_of(rounds.contender, cache),
         "closed": closed, "closed_by_round": [round(each["per_second"]) for each in rounds.closed], "single": single,
         "open": {share: {**found, "rate": rounds.rate[float(share)]} for share, found in loads.items()},
-        "rss_mb": rounds.rss, "compared": rounds.compared,
+        "rss_mb": rounds.rss,
+        "instructions": rounds.instructions, "compared": rounds.compared,
         "failed": failed + sum(found["failed"] for found in loads.values()),
     }  # fmt: skip
 
@@ -109,6 +110,7 @@ def _figures(
     put("per_second", lambda: rate("tiercel"))
     put("of_floor", lambda: rate("tiercel") / rate("floor"))
     put("cpu_x_floor", lambda: rows["tiercel"]["closed"]["cpu_us"] / rows["floor"]["closed"]["cpu_us"])
+    put("instructions_x_floor", lambda: _instructions(rows["tiercel"]) / _instructions(rows["floor"]))
     put("x_handwritten", lambda: rate("tiercel") / rate("handwritten"))
     put("x_fastapi", lambda: rate("tiercel") / rate("fastapi"))
     put("msgpack_x_json", lambda: rate("tiercel_msgpack") / rate("tiercel"))
@@ -116,13 +118,24 @@ def _figures(
     if same_rate is not None:
         put("p99_x_floor", lambda: rows["tiercel"]["open"]["0.5"]["p99"] / same_rate["p99"])
         put("p999_x_floor", lambda: rows["tiercel"]["open"]["0.5"]["p99.9"] / same_rate["p99.9"])
-    put("rss_mb", lambda: rows["tiercel"]["rss_mb"]["rss"])
+    put("rss_mb", lambda: rows["tiercel"]["rss_mb"]["largest"])
     for each in disturbances:
         if "figure" in each and each.get("value") is not None:
             figures[each["figure"]] = each["value"]
     ours = [each["failed"] for name, each in rows.items() if name.startswith("tiercel")]
     figures["failed"] = sum(ours) + sum(each.get("failed", 0) for each in disturbances)
     return figures
+
+
+def _instructions(row: dict[str, Any]) -> float:
+    """Per request, in all modes.
+
+    Raises:
+        KeyError: they were not counted.
+    """
+    if row["instructions"] is None:
+        raise KeyError("instructions")
+    return row["instructions"]["user"] + row["instructions"]["kernel"]
 
 
 def promises(figures: dict[str, float]) -> list[dict[str, Any]]:

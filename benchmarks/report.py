@@ -26,7 +26,7 @@ def print_screen(record: dict[str, Any], console: Console) -> None:
     """One screen: a row for each contender, then the promises."""
     ratios = ratio_rows(record)
     table = Table(title=_heading(record), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    columns = ("", "req/s", "of floor", "tiercel", "p50 c=1", "p99", "p99.9", "CPU", "RSS", "failed")
+    columns = ("", "req/s", "of floor", "tiercel", "p50 c=1", "p99", "p99.9", "CPU", "instr.", "RSS", "failed")
     for column in columns:
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for row in record["contenders"]:
@@ -35,7 +35,7 @@ def print_screen(record: dict[str, Any], console: Console) -> None:
         table.add_row(
             row["name"], f"{row['closed']['per_second']:,.0f}", f"{ratio['of_floor']:.2f}",
             f"{ratio['tiercel_x']:.1f} x" if ratio["tiercel_x"] else "", us(row["single"]["p50"]),
-            _marked(half, "p99"), _marked(half, "p99.9"), us(row["closed"]["cpu_us"]), f"{row['rss_mb']['rss']:.0f} MB",
+            _marked(half, "p99"), _marked(half, "p99.9"), us(row["closed"]["cpu_us"]), _thousands(row), f"{row['rss_mb']['rss']:.0f} MB",
             str(row["failed"]), style="bold" if ours else "",
         )  # fmt: skip
     console.print(table)
@@ -68,18 +68,18 @@ def markdown(record: dict[str, Any]) -> str:
     ratios = ratio_rows(record)
     lines = [
         _heading(record) + ".", "",
-        "| server | req/s, c=32 | of the floor | tiercel is | CPU per request | p50, c=1 | RSS | failed |",
-        "|---|---|---|---|---|---|---|---|",
+        "| server | req/s, c=32 | of the floor | tiercel is | CPU per request | instructions | p50, c=1 | RSS | failed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in record["contenders"]:
         ratio = ratios[row["name"]]
         title = f"**{row['title']}**" if row["name"].startswith("tiercel") else row["title"]
         lines.append(
             f"| {title} | {row['closed']['per_second']:,.0f} | {ratio['of_floor']:.2f} | {ratio['tiercel_x']:.1f} x "
-            f"| {us(row['closed']['cpu_us'])} | {us(row['single']['p50'])} | {row['rss_mb']['rss']:.0f} MB | {row['failed']} |"
+            f"| {us(row['closed']['cpu_us'])} | {_thousands(row)} | {us(row['single']['p50'])} | {row['rss_mb']['rss']:.0f} MB | {row['failed']} |"
         )
     lines += [
-        f"| {each['title']} | not measured: {_cell(each['reason'])} | | | | | | |" for each in record["not_measured"]
+        f"| {each['title']} | not measured: {_cell(each['reason'])} | | | | | | | |" for each in record["not_measured"]
     ]
     lines += ["", *_open_loop(record), "", *_promises(record), "", *_disturbances(record), "", _versions(record)]
     return _typeset("\n".join(lines))
@@ -184,6 +184,12 @@ def _marked(found: dict[str, Any] | None, quantile: str) -> str:
     return us(found[quantile]) + ("" if found["kept_schedule"] else " ~")
 
 
+def _thousands(row: dict[str, Any]) -> str:
+    """Instructions per request."""
+    counted = row["instructions"]
+    return "" if counted is None else f"{(counted['user'] + counted['kernel']) / 1000:,.0f} k"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", r"\|").replace("\n", " ")[:200]
 
@@ -226,7 +232,8 @@ def _disturbances(record: dict[str, Any]) -> list[str]:
         return []
     lines = ["| disturbance | | failed |", "|---|---|---|"]
     return lines + [
-        f"| {each['what']} | {_cell(each['told'])} | {each.get('failed', '')} |" for each in record["disturbances"]
+        f"| {_cell(each['what'])} | {_cell(each['told'])} | {each.get('failed', '')} |"
+        for each in record["disturbances"]
     ]
 
 

@@ -6,7 +6,8 @@ packed float32 rows, and the model as ONNX for the contenders that use onnxrunti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiercel import Project
+from tiercel.settings import Settings
 
 N_FEATURES = 23
 NAMES = [f"f{i}" for i in range(N_FEATURES)]
@@ -71,7 +73,7 @@ def build(directory: Path, n_rows: int, *, with_onnx: bool) -> Workload:
         project.apply()
         project.materialize()
         for alias in ("champion", "challenger"):  # twice the same model, so that promoting changes no answer
-            project.register(model, name="bench", service="bench", golden_rows=train[:256], alias=alias)
+            project.register(model, name="bench", service="bench", golden_rows=train[:256], alias=alias, reuse=False)
     with lmdb.open(str(workload.lmdb), subdir=False, map_size=1 << 34) as env, env.begin(write=True) as txn:
         for i, row in enumerate(rows):
             txn.put(i.to_bytes(8, "big"), row.tobytes(), append=True)
@@ -83,3 +85,18 @@ def build(directory: Path, n_rows: int, *, with_onnx: bool) -> Workload:
         converted = onnxmltools.convert_lightgbm(model, initial_types=kind, target_opset=12, zipmap=False)
         workload.onnx.write_bytes(converted.SerializeToString())
     return workload
+
+
+def without_journal(workload: Workload) -> bool:
+    """Make `project_unrecorded`: the same state, journal off. False: this tiercel has no journal to turn off."""
+    if "journal" not in {each.name for each in fields(Settings)}:
+        return False
+    project = workload.directory / "project_unrecorded"
+    project.mkdir(exist_ok=True)
+    for name in ("features.py", "rows.parquet"):
+        if not (project / name).exists():
+            (project / name).symlink_to(workload.project / name)
+    state = workload.project / ".tiercel"
+    text = f'[project]\nname = "bench"\n[state]\npath = {json.dumps(str(state))}\n[journal]\nenabled = false\n'
+    (project / "tiercel.toml").write_text(text)
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,10 +68,22 @@ def _script(name: str) -> Callable[[Place], list[str]]:
     return lambda at: [str(at.python), str(SERVERS / name), str(at.port), str(at.directory)]
 
 
-def _tiercel(*options: str) -> Callable[[Place], list[str]]:
+def has_option(name: str) -> bool:
+    """Whether this tiercel's `serve` takes the option."""
+    from tiercel.cli.serve import serve
+
+    return name in {parameter.name for parameter in serve.params}
+
+
+def _admin_port(at: Place) -> list[str]:
+    """The next port, which `free_port` found free as well; several servers run at a time."""
+    return ["--admin-port", str(at.port + 1)] if has_option("admin_port") else []
+
+
+def _tiercel(*options: str, project: str = "project") -> Callable[[Place], list[str]]:
     return lambda at: [
-        sys.executable, "-m", "tiercel", "serve", "--project", str(at.directory / "project"), "--port", str(at.port),
-        *options,
+        sys.executable, "-m", "tiercel", "serve", "--project", str(at.directory / project), "--port", str(at.port),
+        *_admin_port(at), *options,
     ]  # fmt: skip
 
 
@@ -82,6 +95,12 @@ def _v2_body(user: int) -> bytes:
 
 def _v2_score(reply: bytes) -> float:
     return json.loads(reply)["outputs"][0]["data"][0]
+
+
+def _own_libpython(_: Place) -> dict[str, str]:
+    """Triton's Python stub loads a libpython by name: it must be the one whose standard library it will use."""
+    paths = (str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", ""))
+    return {"LD_LIBRARY_PATH": os.pathsep.join(path for path in paths if path)}
 
 
 TIERCEL = Contender(
@@ -100,6 +119,12 @@ TIERCEL_2 = Contender(
 FLOOR = Contender(
     "floor", "the floor: constant reply, compiled protocol on uvloop", _plain("floor"), read=None, versions=("uvloop",)
 )
+
+#: The same model and rows, without journal and counters (`workload.without_journal` makes the project).
+TIERCEL_UNRECORDED = Contender(
+    "tiercel_unrecorded", "tiercel, no journal", _tiercel(project="project_unrecorded"), "/predict/bench",
+    versions=("tiercel",),
+)  # fmt: skip
 
 CONTENDERS = (
     FLOOR,
@@ -123,6 +148,7 @@ CONTENDERS = (
     Contender(
         "pytriton", "Triton (nvidia-pytriton, Python backend)", _script("serve_pytriton.py"), "/v2/models/bench/infer",
         body=_v2_body, read=_v2_score, requirements=("nvidia-pytriton==0.7.0", *COMMON), start_s=120,
+        environment=_own_libpython,
         versions=("nvidia-pytriton", "onnxruntime"),
     ),
     Contender(

@@ -38,11 +38,12 @@ class Server:
         return sum(_stat(pid).cpu_s for pid in tree(self.pid))
 
     def rss_mb(self) -> dict[str, float]:
-        """Resident megabytes of the tree: all of it, what is private, and how many processes there are."""
+        """Resident megabytes of the tree: all of it, the largest process, what is private, and how many processes there are."""
         pids = tree(self.pid)
         parts = [_memory(pid) for pid in pids]
         return {
-            "rss": sum(total for total, _ in parts), "anonymous": sum(anon for _, anon in parts), "processes": len(pids)
+            "rss": sum(total for total, _ in parts), "largest": max(total for total, _ in parts),
+            "anonymous": sum(anon for _, anon in parts), "processes": len(pids)
         }  # fmt: skip
 
     def ask(self, user: int, contender: Contender | None = None) -> httpx.Response:
@@ -58,7 +59,7 @@ class Server:
 class _Stat:
     parent: int
     cpu_s: float
-    started: int  # with the pid, what a process is
+    started: int  # with the pid, what a process is; 0 when it has ended
 
 
 def _stat(pid: int) -> _Stat:
@@ -66,7 +67,8 @@ def _stat(pid: int) -> _Stat:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return _Stat(0, 0.0, 0)
-    return _Stat(int(fields[1]), sum(int(field) for field in fields[11:15]) * TICK_S, int(fields[19]))
+    cpu_s = sum(int(field) for field in fields[11:15]) * TICK_S
+    return _Stat(int(fields[1]), cpu_s, 0 if fields[0] in "ZX" else int(fields[19]))
 
 
 def _memory(pid: int) -> tuple[float, float]:
@@ -172,11 +174,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    until = time.monotonic() + 3
-    left = [pid for pid, started_at in members.items() if _stat(pid).started == started_at and started_at]
-    while left and time.monotonic() < until:
-        time.sleep(0.1)
-        left = [pid for pid in left if _stat(pid).started == members[pid]]
-    for pid in left:
+    for pid in _left(members, 3):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    _left(members, 5)
+
+
+def _left(members: dict[int, int], seconds: float) -> list[int]:
+    """Which of the processes (pid -> start time) still run after at most that long."""
+    until = time.monotonic() + seconds
+    while True:
+        left = [pid for pid, started_at in members.items() if started_at and _stat(pid).started == started_at]
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.05)
