@@ -7,6 +7,7 @@ Switches (environment variables, for development builds):
 """
 
 import os
+import re
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -28,12 +29,28 @@ if coverage:
     link_args += ["--coverage"]
     macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
 
+
+
+def headers(source: Path, seen: set[Path] | None = None) -> set[Path]:
+    """The C headers that a module is compiled with: those it names, or that what it imports or includes names."""
+    seen = set() if seen is None else seen
+    if source in seen or not source.exists():
+        return set()
+    seen.add(source)
+    text = source.read_text()
+    found = {HOT / name for name in re.findall(r"\b\w+\.h\b", text) if (HOT / name).exists()}
+    imported = {HOT / f"{name}.pxd" for name in re.findall(r"tiercel\._hot\.(\w+) cimport", text)}
+    for other in [*found, *imported, source.with_suffix(".pxd")]:
+        found |= headers(other, seen)
+    return found
+
+
 extensions = [
     Extension(
         f"tiercel._hot.{source.stem}",
         [str(source)],
         include_dirs=[str(HOT)],
-        depends=[str(header) for header in sorted(HOT.glob("*.h"))],
+        depends=[str(header) for header in sorted(headers(source))],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         define_macros=macros,

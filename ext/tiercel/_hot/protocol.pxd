@@ -16,6 +16,7 @@
 # Lends  : `body` to answer_into() for the call.
 # GIL    : held throughout; the plan releases it for large requests.
 # Threads: all calls on the thread of the event loop.
+from tiercel._hot.counters cimport WorkerCounters
 from tiercel._hot.http cimport Head
 from tiercel._hot.output cimport Output
 from tiercel._hot.plan cimport Arrival, ServingPlan
@@ -44,12 +45,11 @@ cdef enum Outcome:
 
 # What all connections of a server share.
 cdef class FastPath:
-    cdef readonly uint64_t answered        # requests this path answered
-    cdef public uint64_t handed_on         # requests the general path received; counted there
     cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
     cdef readonly Py_ssize_t max_body_bytes, max_connections
     cdef object _engine, _hand_on, _refuse
     cdef ReplyIds _ids
+    cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path
     cdef Output _out
     cdef object _routes                    # the Routes that _plan was found in
     cdef bytes _reference

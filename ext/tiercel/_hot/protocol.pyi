@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from tiercel._hot.counters import WorkerCounters
 from tiercel._hot.reply import ReplyIds
 
 class FastPath:
@@ -13,10 +14,11 @@ class FastPath:
         hand_on: `(protocol, transport, data, deadline_s, write_paused, draining)`: takes the connection, with the
             bytes not yet answered and the seconds left to complete them.
         refuse: `(protocol, transport, status, code, text)`: answers with an error, then closes.
+        counters: answers and connections are counted there.
     """
 
-    answered: int
-    handed_on: int
+    @property
+    def answered(self) -> int: ...
     header_timeout_s: float
     body_timeout_s: float
     idle_timeout_s: float
@@ -34,6 +36,7 @@ class FastPath:
         ids: ReplyIds,
         hand_on: Callable[[HotProtocol, asyncio.Transport, bytes, float, bool, bool], None],
         refuse: Callable[[HotProtocol, asyncio.Transport, int, str, str], None],
+        counters: WorkerCounters | None = None,
     ) -> None: ...
 
 class HotProtocol:

@@ -5,6 +5,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memmove
 
+from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.plan cimport Arrival, ServingPlan, monotonic_ns, wall_us
@@ -46,16 +47,23 @@ cdef class FastPath:
     def __init__(
         self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
         Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
+        WorkerCounters counters=None,
     ):
         self._engine = engine
         self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
         self.idle_timeout_s = idle_timeout_s
         self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
         self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
+        self._counters = WorkerCounters() if counters is None else counters
         self._reference = b""
 
     def __dealloc__(self):
         free(self._out.data)
+
+    @property
+    def answered(self):
+        """Requests this path answered."""
+        return self._counters.cells[<int>WORKER_ANSWERED]
 
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length):
         """The plan of a reference, or None. Most requests name what the one before named."""
@@ -109,7 +117,7 @@ cdef class FastPath:
         at = _copy(out, at, end)
         memmove(out.data + at, out.data + start + room, <size_t>length)
         out.size = at + length
-        self.answered += 1
+        self._counters.cells[<int>WORKER_ANSWERED] += 1
         return True
 
 
@@ -150,6 +158,7 @@ cdef class HotProtocol:
     # -- the life of the connection ------------------------------------------------------------------------------
 
     def connection_made(self, transport):
+        self.path._counters.cells[<int>WORKER_CONNECTIONS] += 1
         if len(self.server_state.connections) >= self.path.max_connections:
             self.path._refuse(
                 self, transport, 503, "too_many_connections",
@@ -168,6 +177,7 @@ cdef class HotProtocol:
         self._set_phase(PHASE_IDLE, True)
 
     def connection_lost(self, exc):
+        self.path._counters.cells[<int>WORKER_DISCONNECTIONS] += 1
         self._leave()
 
     def eof_received(self):

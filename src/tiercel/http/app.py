@@ -38,10 +38,11 @@ class DataPlane:
         self._engine = engine
         self._worker = worker
         self._native = native
-        self._predict = PredictEndpoint(engine, settings, None if native is None else native.ids)
+        ids, counters = (None, None) if native is None else (native.ids, native.counters)
+        self._predict = PredictEndpoint(engine, settings, ids, counters)
         self._starlette = Starlette(
             routes=[
-                Route("/features/{service}", FeaturesEndpoint(engine, settings), methods=["POST"]),
+                Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
             ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,9 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.http.supervised import SupervisedServer
+from tiercel.monitor.metrics import CONTENT_TYPE, render_metrics
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from tiercel.settings import Settings
 
 CONTROL = "control"
-PATHS = "/livez, /readyz or /api/workers"
+PATHS = "/livez, /readyz, /metrics or /api/workers"
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
 
@@ -31,12 +34,14 @@ GRACE_S = 5.0
 class ControlPlane:
     """The ASGI application. What it knows of the workers is what the supervisor last said."""
 
-    def __init__(self) -> None:
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
         self._processes: list[dict[str, Any]] = []
         self._starlette = Starlette(
             routes=[
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
+                Route("/metrics", self._metrics, methods=["GET"]),
                 Route("/api/workers", self._workers, methods=["GET"]),
             ],
             exception_handlers={HTTPException: _http_error},
@@ -63,6 +68,11 @@ class ControlPlane:
         waiting = [process for process in self._processes if process["name"] in names - ready]
         return _json({"status": status, "waiting": waiting}, 200 if is_ready else 503)
 
+    async def _metrics(self, _request: Request) -> Response:
+        """What all workers counted, in Prometheus' text format."""
+        text = await asyncio.to_thread(render_metrics, self._state_dir)
+        return Response(text, media_type=CONTENT_TYPE)
+
     async def _workers(self, _request: Request) -> Response:
         """Every process: pid, state, since when, how often it was started again and how it last ended."""
         return _json({"processes": self._processes})
@@ -82,7 +92,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 def serve_control(settings: Settings, listener: socket.socket, channel: Channel) -> None:
     """Serve the admin port until the supervisor or SIGTERM says so; the listener is closed on return."""
-    plane = ControlPlane()
+    plane = ControlPlane(settings.state_dir)
     config = uvicorn.Config(
         plane,
         loop="uvloop",

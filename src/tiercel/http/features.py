@@ -11,6 +11,7 @@ from tiercel.http.body import header, read_body
 from tiercel.http.predict import respond
 from tiercel.http.request import parse_features, show
 from tiercel.http.status import body_of, status_of
+from tiercel.monitor.counting import WorkerCounters
 from tiercel.types import STATIC_EVENT_US, ValueStatus
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ log = logging.getLogger("tiercel.http")
 class FeaturesEndpoint:
     """Reads the live base of a feature service."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, counters: WorkerCounters | None = None) -> None:
         self._engine = engine
         self._settings = settings
+        self._counters = WorkerCounters() if counters is None else counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        kind = payload.JSON
+        kind, code = payload.JSON, None
         limits = self._settings
         try:
             kind = payload.media_type(header(scope, b"content-type"))
@@ -41,12 +43,14 @@ class FeaturesEndpoint:
             request = parse_features(payload.decode(body, kind, limits.max_rows), limits.max_rows)
             status, reply = 200, read_features(base, request.entities, request.features, request.now_us)
         except TiercelError as error:
-            status, reply = status_of(error), body_of(error)
+            status, reply, code = status_of(error), body_of(error), error.code
             if status == 500:
                 log.exception("Feature read failed")
         except Exception:  # the client gets an answer, the log the reason
             log.exception("Feature read failed unexpectedly")
-            status, reply = 500, {"error": "The server failed; its log has the reason", "code": "internal_error"}
+            code = "internal_error"
+            status, reply = 500, {"error": "The server failed; its log has the reason", "code": code}
+        self._counters.count_reply(status, code)
         await respond(send, status, reply, kind)
 
 

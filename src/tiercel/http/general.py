@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from tiercel.monitor.counting import WorkerCounters
     from tiercel.settings import ServerSettings
 
 MAX_HEADERS = 100
@@ -38,8 +39,10 @@ class RefusedError(Exception):
 class _Lingering:
     """The last protocol of a refused connection: drops what comes until the peer closes, or enough is enough."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, counters: WorkerCounters
+    ) -> None:
+        self._transport, self._counters = transport, counters
         self._left = LINGER_BYTES
         self._timer = loop.call_later(LINGER_S, transport.abort)
 
@@ -52,6 +55,7 @@ class _Lingering:
         self._transport.close()
 
     def connection_lost(self, _error: Exception | None) -> None:
+        self._counters.add("disconnections")
         self._timer.cancel()
 
     def pause_writing(self) -> None:
@@ -62,23 +66,28 @@ class _Lingering:
 
 
 def refuse(
-    transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, headers: list[tuple[bytes, bytes]], why: RefusedError
+    transport: asyncio.Transport,
+    loop: asyncio.AbstractEventLoop,
+    headers: list[tuple[bytes, bytes]],
+    why: RefusedError,
+    counters: WorkerCounters,
 ) -> None:
     """Write the error as the connection's last reply and close once the peer has had a chance to read it."""
+    counters.count_reply(why.status, why.code)
     body = orjson.dumps({"error": why.text, "code": why.code})
     lines = [STATUS_LINE[why.status]]
     for name, value in headers:
         lines += [name, b": ", value, b"\r\n"]
     lines.append(b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body))
     transport.write(b"".join([*lines, body]))
-    linger(transport, loop)
+    linger(transport, loop, counters)
 
 
-def linger(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+def linger(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, counters: WorkerCounters) -> None:
     """Send what is written, say that nothing follows, and close when the peer does."""
     if transport.is_closing():
         return
-    transport.set_protocol(_Lingering(transport, loop))  # type: ignore[arg-type]  # has what a protocol needs here
+    transport.set_protocol(_Lingering(transport, loop, counters))  # type: ignore[arg-type]  # has what a protocol needs here
     with contextlib.suppress(OSError, RuntimeError):  # the peer may be gone already; connection_lost follows
         transport.write_eof()
     transport.resume_reading()
@@ -91,7 +100,7 @@ class GeneralProtocol(HttpToolsProtocol):
         settings: the limits.
         done: called with (transport, write_paused) when every request so far is answered and none has begun: the
             connection may be taken back.
-        count: called once per request.
+        counters: of the worker; requests, refusals and lost connections are counted there.
         **uvicorn: what uvicorn gives its protocols.
     """
 
@@ -99,13 +108,13 @@ class GeneralProtocol(HttpToolsProtocol):
         self,
         settings: ServerSettings,
         done: Callable[[asyncio.Transport, bool], None],
-        count: Callable[[], None],
+        counters: WorkerCounters,
         **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
         self._settings = settings
         self._done = done
-        self._count = count
+        self._counters = counters
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_message = self._in_head = self._draining = False
         self._head_bytes = self._read_bytes = self._n_headers = self._n_running = 0
@@ -147,12 +156,13 @@ class GeneralProtocol(HttpToolsProtocol):
             self._give_back()
         elif self._dropped_bytes > LINGER_BYTES:
             self._leave()
-            linger(self.transport, self.loop)
+            linger(self.transport, self.loop, self._counters)
         elif self._head_timer is None and (self._in_head or (not self._in_message and self._n_running == 0)):
             self._arm(self._settings.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End with the connection."""
+        self._counters.add("disconnections")
         self._disarm()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
@@ -173,7 +183,7 @@ class GeneralProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_message = self._in_head = True
         self._head_bytes = self._read_bytes = self._n_headers = 0
-        self._count()
+        self._counters.add("handed_on")
 
     def on_url(self, url: bytes) -> None:
         """Refuse a target that grows too long."""
@@ -282,7 +292,7 @@ class GeneralProtocol(HttpToolsProtocol):
         if broken is not None and broken.response_complete:
             # It was answered before its body had come: a second reply would be taken for the next request's.
             self._leave()
-            linger(self.transport, self.loop)
+            linger(self.transport, self.loop, self._counters)
             return
         if broken is not None:
             # Its body is not going to come: it is what is being refused.
@@ -299,7 +309,7 @@ class GeneralProtocol(HttpToolsProtocol):
         why = self._refusal
         self._leave()
         if why is not None and not self.transport.is_closing():
-            refuse(self.transport, self.loop, self.server_state.default_headers, why)
+            refuse(self.transport, self.loop, self.server_state.default_headers, why, self._counters)
 
     # -- deadlines and the way out ------------------------------------------------------------------------------------
 
@@ -318,7 +328,7 @@ class GeneralProtocol(HttpToolsProtocol):
             return
         if self._answered_early and self._open_cycle is not None:
             self._leave()
-            linger(self.transport, self.loop)
+            linger(self.transport, self.loop, self._counters)
             return
         limit = self._settings.header_timeout_s
         self._refuse(

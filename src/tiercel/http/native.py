@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tiercel._hot.protocol import FastPath, HotProtocol
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
 from tiercel.http.predict import make_ids
+from tiercel.monitor.counting import WorkerCounters
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from tiercel._hot.reply import ReplyIds
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
@@ -30,12 +32,21 @@ class NativeHttp:
     Args:
         engine: what serves; only its `routes` are read.
         settings: the limits.
+        ids: this worker's; default: ids of its own.
+        counters: where it counts what it answers and hands on; default: counters that nobody else sees.
     """
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ServerSettings,
+        ids: ReplyIds | None = None,
+        counters: WorkerCounters | None = None,
+    ) -> None:
         self._settings = settings
         #: One worker's ids, for every path that answers predictions.
-        self.ids = make_ids(settings)
+        self.ids = make_ids(settings) if ids is None else ids
+        self.counters = WorkerCounters() if counters is None else counters
         self._path = FastPath(
             engine,
             header_timeout_s=settings.header_timeout_s,
@@ -44,6 +55,7 @@ class NativeHttp:
             max_body_bytes=settings.max_body_bytes,
             max_connections=settings.max_connections,
             ids=self.ids,
+            counters=self.counters,
             hand_on=self._hand_on,
             refuse=self._refuse,
         )
@@ -51,7 +63,7 @@ class NativeHttp:
     @property
     def counts(self) -> dict[str, int]:
         """Requests answered by the compiled path, and requests handed on to the general one."""
-        return {"answered": self._path.answered, "handed_on": self._path.handed_on}
+        return {"answered": self.counters.get("answered"), "handed_on": self.counters.get("handed_on")}
 
     def protocol(
         self,
@@ -78,7 +90,7 @@ class NativeHttp:
         general = GeneralProtocol(
             self._settings,
             done=partial(self._take_back, hot),
-            count=self._count,
+            counters=self.counters,
             config=hot.config,
             server_state=hot.server_state,
             app_state=hot.app_state,
@@ -91,9 +103,6 @@ class NativeHttp:
         transport.set_protocol(hot)  # type: ignore[arg-type]  # a compiled class cannot inherit asyncio.Protocol
         hot.adopt(transport, write_paused)
 
-    def _count(self) -> None:
-        self._path.handed_on += 1
-
-    @staticmethod
-    def _refuse(hot: HotProtocol, transport: asyncio.Transport, status: int, code: str, text: str) -> None:
-        refuse(transport, hot.loop, hot.server_state.default_headers, RefusedError(status, code, text))
+    def _refuse(
+        self, hot: HotProtocol, transport: asyncio.Transport, status: int, code: str, text: str) -> None:
+        refuse(transport, hot.loop, hot.server_state.default_headers, RefusedError(status, code, text), self.counters)

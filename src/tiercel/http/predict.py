@@ -11,6 +11,7 @@ from tiercel.http import payload
 from tiercel.http.body import header, read_body
 from tiercel.http.request import parse_predict
 from tiercel.http.status import body_of, status_of
+from tiercel.monitor.counting import WorkerCounters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,16 +32,23 @@ def make_ids(settings: ServerSettings) -> ReplyIds:
 class PredictEndpoint:
     """Scores what a request names: `/predict/flights`, `/predict/flights@challenger`, `/predict/flights:3`."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings, ids: ReplyIds | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ServerSettings,
+        ids: ReplyIds | None = None,
+        counters: WorkerCounters | None = None,
+    ) -> None:
         self._engine = engine
         self._max_rows = settings.max_rows
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_s = settings.body_timeout_s
         self._ids = make_ids(settings) if ids is None else ids
+        self._counters = WorkerCounters() if counters is None else counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure becomes an error body, none escapes to the server."""
-        kind = payload.JSON
+        kind, code = payload.JSON, None
         try:
             # The reply, and so an error too, is in the request's own format.
             kind = payload.media_type(header(scope, b"content-type"))
@@ -48,13 +56,14 @@ class PredictEndpoint:
             reference = scope["path"][len("/predict/") :]
             status, content = 200, await self._predict(reference, body, kind)
         except TiercelError as error:
-            status, content = status_of(error), payload.encode(body_of(error), kind)
+            status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
             if status == 500:
                 log.exception("Prediction failed")
         except Exception:  # whatever went wrong, the client gets an answer and the log the reason
             log.exception("Prediction failed unexpectedly")
             failure = {"error": "The server failed; its log has the reason", "code": "internal_error"}
-            status, content = 500, payload.encode(failure, kind)
+            status, content, code = 500, payload.encode(failure, kind), failure["code"]
+        self._counters.count_reply(status, code)
         await send_body(send, status, content, kind)
 
     async def _predict(self, reference: str, body: bytes, kind: str) -> bytes:

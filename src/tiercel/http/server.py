@@ -9,7 +9,9 @@ import uvicorn
 
 from tiercel.http.app import DataPlane
 from tiercel.http.native import NativeHttp
+from tiercel.http.predict import make_ids
 from tiercel.http.supervised import SupervisedServer
+from tiercel.monitor.recording import Recorder
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
 from tiercel.serving.listening import bind
@@ -48,18 +50,20 @@ def serve(settings: Settings, listener: socket.socket, channel: Channel, *, name
         settings: the project.
         listener: shared with the other workers; closed on return.
         channel: to the supervisor.
-        name: of this worker.
+        name: of this worker; ends in "-<number>".
 
     Raises:
         TiercelError, OSError: the worker cannot start.
     """
+    ids = make_ids(settings.server)
+    recorder = Recorder(settings.state_dir, int(name.rpartition("-")[2]), ids.prefix, settings.journal)
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     try:
-        engine = Engine(settings, registry)
+        engine = Engine(settings, registry, recorder)
         engine.refresh()  # connections wait in the listening socket's queue meanwhile
         engine.warm()
         allow_connections(settings.server.max_connections)
-        native = NativeHttp(engine, settings.server)
+        native = NativeHttp(engine, settings.server, ids, recorder.counters)
         config = uvicorn.Config(
             DataPlane(engine, settings.server, native, name),
             loop="uvloop",
@@ -74,5 +78,6 @@ def serve(settings: Settings, listener: socket.socket, channel: Channel, *, name
         )
         SupervisedServer(config, listener, channel, grace_s=settings.server.shutdown_grace_s).serve_until_told()
     finally:
+        recorder.close()
         registry.close()
         listener.close()

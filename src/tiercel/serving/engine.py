@@ -27,12 +27,17 @@ from tiercel.errors import (
 )
 from tiercel.features.manifest import MANIFEST_NAME
 from tiercel.features.online import ManifestWatcher, OnlineBase
+from tiercel.features.transforms import compile_transforms, compiled_dir
+from tiercel.monitor.reference import find_reference
 from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
 from tiercel.serving.routes import ModelRoutes, Routes
 from tiercel.types import categories_digest
 
 if TYPE_CHECKING:
+    from tiercel.features.transforms import CompiledTransform
+    from tiercel.monitor.recording import Recorder
+    from tiercel.monitor.reference import Reference
     from tiercel.registry import ModelVersion
     from tiercel.settings import Settings
 
@@ -52,17 +57,25 @@ WARM_ROWS = (1, 128)
 class _Loaded:
     record: ModelVersion
     model: models.LoadedModel
+    reference: Reference | None
 
 
 class Engine:
     """Answers "which plan?" at once and keeps the answer current.
 
+    Args:
+        settings: the project.
+        registry: of its models; stays the caller's.
+        recorder: where its plans leave what they answered; None: nowhere.
+
     Threads: `find_plan` and `routes` are lock-free reads; `refresh` may run in any thread, one at a time.
     """
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: Registry, recorder: Recorder | None = None) -> None:
         self._settings = settings
         self._registry = registry
+        self._recorder = recorder
+        self._transforms: dict[str, tuple[CompiledTransform, ...]] = {}  # by fingerprint of the service's schema
         self._refresh_lock = threading.Lock()
         self._watchers: dict[str, ManifestWatcher] = {}
         self._republished: set[str] = set()  # services whose MANIFEST changed since they were opened
@@ -139,15 +152,7 @@ class Engine:
             return self.routes
 
     def warm(self) -> None:
-        """Make the first request as quick as the thousandth: every page of the bases mapped, every scorer run.
-
-        Nothing is recorded. A base whose pages cannot be read is logged; requests will say so too.
-        """
-        for name, base in self.routes.services.items():
-            try:
-                base.touch()
-            except (TiercelError, OSError) as error:
-                log.error("service %s: cannot be read through: %s", name, error)  # noqa: TRY400
+        """Make the first request as quick as the thousandth: every scorer run (bases are read when they are opened)."""
         for loaded in self._loaded.values():
             scorer = loaded.model.scorer
             for n_rows in WARM_ROWS:
@@ -176,7 +181,10 @@ class Engine:
                 continue
             self._republished.discard(name)
             try:
-                services[name] = OnlineBase.open(directory, verify=self._settings.server.verify_bases)
+                base = OnlineBase.open(directory, verify=self._settings.server.verify_bases)
+                base.touch()  # a new base's first reads are as quick as its last
+                self._compile(base)
+                services[name] = base
                 self._recover(f"service {name}")
             except (TiercelError, OSError) as error:
                 self._report(f"service {name}", error, problems, kept=live is not None)
@@ -249,7 +257,13 @@ class Engine:
         loaded = self._loaded.get((name, version))
         if loaded is None:
             record = self._registry.get(name, version)
-            loaded = _Loaded(record, models.load(self._registry.load_artifacts(record)))
+            artifacts = self._registry.load_artifacts(record)
+            try:
+                reference = find_reference(artifacts)
+            except TiercelError as error:  # nobody's prediction depends on it
+                log.warning("model %s:%s: %s Its features are counted without it.", name, version, error)
+                reference = None
+            loaded = _Loaded(record, models.load(artifacts), reference)
             self._loaded[name, version] = loaded
         return loaded
 
@@ -279,11 +293,33 @@ class Engine:
                 )
         return base
 
-    @staticmethod
-    def _wire(loaded: _Loaded, base: OnlineBase | None) -> ServingPlan:
+    def _compile(self, base: OnlineBase) -> None:
+        """The service's transforms, from the cache that `tiercel apply` filled."""
+        schema = base.schema
+        if schema.fingerprint not in self._transforms:
+            directory = compiled_dir(self._settings.state_dir)
+            self._transforms[schema.fingerprint] = compile_transforms(schema, directory)
+
+    def _wire(self, loaded: _Loaded, base: OnlineBase | None) -> ServingPlan:
         record, model = loaded.record, loaded.model
         schema = None if base is None else base.schema
-        return ServingPlan(record.name, record.version, model.signature, model.scorer, schema, base)
+        recorder = None
+        if self._recorder is not None:
+            base_name = None if base is None else base.manifest.base_name
+            recorder = self._recorder.for_plan(
+                record.name, record.version, model.signature, schema, base_name, loaded.reference
+            )
+        transforms = () if schema is None else self._transforms[schema.fingerprint]
+        return ServingPlan(
+            record.name,
+            record.version,
+            model.signature,
+            model.scorer,
+            schema,
+            base,
+            transforms=transforms,
+            recorder=recorder,
+        )
 
     def _pin(self, name: str, version: int) -> ServingPlan:
         """Load a version that no alias names, and keep it (with at most MAX_PINNED - 1 others)."""
