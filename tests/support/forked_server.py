@@ -12,13 +12,18 @@ import socket
 import sys
 from pathlib import Path
 
+import sqlalchemy.dialects.sqlite
+import uvicorn.lifespan.on
+import uvicorn.loops.uvloop
+
 from tiercel.http import server, worker
 from tiercel.http.deployment import Deployment, Options
 from tiercel.serving.channel import Channel
 from tiercel.serving.handover import Handover
 from tiercel.serving.processes import Process
 
-assert server  # noqa: S101 - imported so that the forks have it
+# What a worker imports when it starts, so that the forks have it.
+IMPORTED = (server, sqlalchemy.dialects.sqlite, uvicorn.lifespan.on, uvicorn.loops.uvloop)
 
 
 class ForkedProcess(Process):
