@@ -96,8 +96,8 @@ def test_settings_survive_the_handover(tmp_path):
         ControlSettings(host="::1"),
     )
     for handover in (
-        Handover("worker", "worker-1", settings, 7, 0, verbose=True),
-        Handover("control", "control", replace(settings, registry_url=None), 8, None, verbose=False),
+        Handover("worker", "worker-1", settings, 2, 7, 9, verbose=True),
+        Handover("control", "control", replace(settings, registry_url=None), 0, 8, None, verbose=False),
     ):
         message = json.loads(json.dumps(handover.to_message()))
         assert Handover.from_message(message) == handover

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from tiercel.errors import ForcedStopError, ListenError
+from tiercel.serving.board import ABSENT, ConnectionBoard
 from tiercel.serving.handover import Handover
 from tiercel.serving.listening import address, bind
 from tiercel.serving.processes import Process, ProcessTable, interpreter
@@ -82,6 +83,7 @@ class Deployment:
             except ListenError:
                 self._listener.close()
                 raise
+        self._board = ConnectionBoard.make(server.workers) if server.workers > 1 else None
         self.url = address(server.host, self._listener)
         self.admin_url = None if self._admin is None else address(control.host, self._admin)
 
@@ -142,20 +144,17 @@ class Deployment:
 
     def _make(self, name: str) -> Process:
         handover = self._handover(name)
-        return Process(interpreter("tiercel.http.worker", name), [handover.listener_fd], handover.to_message())
+        fds = [fd for fd in (handover.listener_fd, handover.board_fd) if fd is not None]
+        return Process(interpreter("tiercel.http.worker", name), fds, handover.to_message())
 
     def _handover(self, name: str) -> Handover:
-        is_control = name == "control"
-        listener = self._admin if is_control and self._admin is not None else self._listener
-        pinned = self._settings.server.pin_cores and not is_control
-        return Handover(
-            role="control" if is_control else "worker",
-            name=name,
-            settings=self._settings,
-            listener_fd=listener.fileno(),
-            core=int(name.rpartition("-")[2]) - 1 if pinned else None,
-            verbose=self._verbose,
-        )
+        if name == "control" and self._admin is not None:
+            return Handover("control", name, self._settings, 0, self._admin.fileno(), None, self._verbose)
+        index = int(name.rpartition("-")[2]) - 1
+        if self._board is not None:
+            self._board.put(index, ABSENT)  # what a killed worker left there
+        board_fd = None if self._board is None else self._board.fd
+        return Handover("worker", name, self._settings, index, self._listener.fileno(), board_fd, self._verbose)
 
     def _announce(self, n_ready: int) -> None:
         n = self._settings.server.workers
@@ -183,6 +182,8 @@ class Deployment:
         self._listener.close()
         if self._admin is not None:
             self._admin.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def _is_loopback(host: str) -> bool:

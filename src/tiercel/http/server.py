@@ -19,6 +19,7 @@ from tiercel.serving.listening import bind
 if TYPE_CHECKING:
     import socket
 
+    from tiercel.serving.board import ConnectionBoard
     from tiercel.serving.channel import Channel
     from tiercel.settings import Settings
 
@@ -43,7 +44,14 @@ def allow_connections(n: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def serve(settings: Settings, listener: socket.socket, channel: Channel, *, name: str) -> None:
+def serve(
+    settings: Settings,
+    listener: socket.socket,
+    channel: Channel,
+    *,
+    name: str,
+    share: tuple[ConnectionBoard, int] | None,
+) -> None:
     """Answer requests as the worker `name` until the supervisor or SIGTERM says so.
 
     Args:
@@ -51,6 +59,7 @@ def serve(settings: Settings, listener: socket.socket, channel: Channel, *, name
         listener: shared with the other workers; closed on return.
         channel: to the supervisor.
         name: of this worker; ends in "-<number>".
+        share: the board of the workers on this socket and this worker's index; None if it is the only one.
 
     Raises:
         TiercelError, OSError: the worker cannot start.
@@ -76,7 +85,8 @@ def serve(settings: Settings, listener: socket.socket, channel: Channel, *, name
             server_header=False,
             timeout_keep_alive=max(1, int(settings.server.idle_timeout_s)),
         )
-        SupervisedServer(config, listener, channel, grace_s=settings.server.shutdown_grace_s).serve_until_told()
+        grace_s = settings.server.shutdown_grace_s
+        SupervisedServer(config, listener, channel, grace_s=grace_s, share=share).serve_until_told()
     finally:
         recorder.close()
         registry.close()

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from tiercel.http.acceptor import Acceptor
 from tiercel.serving.listening import n_waiting, shut_door
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
+    from tiercel.serving.board import ConnectionBoard
     from tiercel.serving.channel import Channel, Message
 
 log = logging.getLogger("tiercel.http")
@@ -38,6 +40,7 @@ class SupervisedServer(uvicorn.Server):
             gone means "stop". SIGTERM to this process alone means "retire".
         grace_s: what requests in flight get.
         on_message: receives whatever else the supervisor says.
+        share: the board of the workers that share the listener, and which of them this is; None accepts alone.
     """
 
     def __init__(
@@ -48,12 +51,15 @@ class SupervisedServer(uvicorn.Server):
         *,
         grace_s: float,
         on_message: Callable[[Message], None] | None = None,
+        share: tuple[ConnectionBoard, int] | None = None,
     ) -> None:
         super().__init__(config)
         self._listener = listener
         self._channel = channel
         self._grace_s = grace_s
         self._on_message = on_message
+        self._share = share
+        self._acceptor: Acceptor | None = None
         self._is_last = False  # nobody else accepts from this socket
 
     def serve_until_told(self) -> None:
@@ -61,7 +67,7 @@ class SupervisedServer(uvicorn.Server):
         self._channel.set_blocking(False)
         self._hear()
         if not self.should_exit:
-            self.run(sockets=[self._listener])
+            self.run(sockets=[self._listener] if self._share is None else [])
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -81,8 +87,26 @@ class SupervisedServer(uvicorn.Server):
         # PERF: a request leaves no cycles behind; looking for some every 700 objects cost it about 6 us (bench_http).
         gc.set_threshold(50_000, 20, 20)
         if self.started:
+            if self._share is not None:
+                self._acceptor = Acceptor(
+                    self._listener, self._new_protocol, self.server_state.connections, *self._share
+                )
             asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
             self._channel.send({"event": "ready"})
+
+    async def on_tick(self, counter: int) -> bool:
+        """What uvicorn does ten times a second; and the other workers learn of connections that ended."""
+        if self._acceptor is not None:
+            self._acceptor.publish()
+        return await super().on_tick(counter)
+
+    def _new_protocol(self) -> Any:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]  # ours and uvicorn's take these
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - ours is the only one
         """Drain: empty the queue if nobody else will, stop accepting, see every connection to its end."""
@@ -98,6 +122,8 @@ class SupervisedServer(uvicorn.Server):
                 is_accepting = False
                 for server in self.servers:
                     server.close()
+                if self._acceptor is not None:
+                    self._acceptor.close()
                 self._listener.close()
                 self._channel.send({"event": "closed"})
             for connection in state.connections - told:
@@ -110,7 +136,8 @@ class SupervisedServer(uvicorn.Server):
                 )  # fmt: skip
                 break
             await asyncio.sleep(DRAIN_INTERVAL_S)
-            n_quiet = 0 if is_accepting or state.connections or state.tasks else n_quiet + 1
+            n_arriving = 0 if self._acceptor is None else self._acceptor.n_arriving
+            n_quiet = 0 if is_accepting or n_arriving or state.connections or state.tasks else n_quiet + 1
         for task in state.tasks:
             task.cancel(msg="the server stops")
         await self.lifespan.shutdown()

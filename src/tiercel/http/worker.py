@@ -9,6 +9,7 @@ import socket
 import sys
 
 from tiercel.errors import TiercelError
+from tiercel.serving.board import ConnectionBoard
 from tiercel.serving.channel import Channel
 from tiercel.serving.handover import Handover
 from tiercel.serving.listening import adopt
@@ -45,19 +46,24 @@ def main(fd: int) -> int:
 
 
 def _serve(handover: Handover, channel: Channel) -> None:
-    if handover.core is not None and hasattr(os, "sched_setaffinity"):
+    server, is_worker = handover.settings.server, handover.role == "worker"
+    if server.pin_cores and is_worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[handover.core % len(cores)]})
+        os.sched_setaffinity(0, {cores[handover.index % len(cores)]})
     os.set_inheritable(handover.listener_fd, False)
     listener = adopt(handover.listener_fd)
-    if handover.role == "control":
+    if not is_worker:
         from tiercel.http.control import serve_control
 
         serve_control(handover.settings, listener, channel)
     else:
         from tiercel.http.server import serve
 
-        serve(handover.settings, listener, channel, name=handover.name)
+        share = None
+        if handover.board_fd is not None:
+            os.set_inheritable(handover.board_fd, False)
+            share = ConnectionBoard(handover.board_fd, server.workers), handover.index
+        serve(handover.settings, listener, channel, name=handover.name, share=share)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,16 @@ from tiercel.settings import Settings  # noqa: TC001 - dataclass fields are reso
 class Handover:
     """One process's start.
 
-    `listener_fd` is its listening socket. `core` is the index of the core to stay on, or None.
+    `index` counts the workers from 0. `listener_fd` is its listening socket, `board_fd` the board of connections that the
+    workers share, if there are several.
     """
 
     role: str  # "worker" or "control"
     name: str
     settings: Settings
+    index: int
     listener_fd: int
-    core: int | None
+    board_fd: int | None
     verbose: bool
 
     def to_message(self) -> dict[str, Any]:
