@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.http.supervised import SupervisedServer
-from tiercel.monitor.metrics import CONTENT_TYPE, render_metrics
+from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
 
 if TYPE_CHECKING:
     import socket
@@ -71,7 +71,7 @@ class ControlPlane:
     async def _metrics(self, _request: Request) -> Response:
         """What all workers counted, in Prometheus' text format."""
         text = await asyncio.to_thread(render_metrics, self._state_dir)
-        return Response(text, media_type=CONTENT_TYPE)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def _workers(self, _request: Request) -> Response:
         """Every process: pid, state, since when, how often it was started again and how it last ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from prometheus_client.core import Metric
+
+__all__ = ["BUCKETS_S", "CONTENT_TYPE_LATEST", "quantile_us", "render_metrics"]
 
 #: Upper bounds of the duration histogram. The counts behind have cells of 3 %: one that straddles a bound counts below it
 #: if its middle is.
