@@ -4,7 +4,8 @@
 
 Every contender's answers are compared first. One row: each call gets another of 4,096 rows, so branch predictors and caches
 are not flattered by one hot input. "from C" calls the scorer from compiled code, as the serving plan does; "from Python"
-is one call of the public method. Rounds of the contenders alternate, so a busy machine slows all of them.
+is one call of the public method. Batches of 64, 1,000 and 100,000 rows are one call each; "walked" is tiercel without its
+blocks. Rounds of the contenders alternate, so a busy machine slows all of them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 N_FEATURES = 23
 N_ROWS = 4096
+BATCHES = (64, 1_000, 100_000)
+# Of the largest batch, the slow contenders get this many rows; their cost per row no longer falls there.
+SLOW_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,21 @@ def timed(call: Callable[[], Any], per: int) -> float:
     return (time.perf_counter_ns() - begin) / 1e3 / per
 
 
+def batch_contenders(
+    n: int, rows: Any, scorer: Any, walked: Any, onnx: Any, booster: Any
+) -> dict[str, Callable[[], float]]:
+    """Calls that score `n` rows at once, one thread each, in microseconds per row."""
+    batch = np.ascontiguousarray(np.resize(rows, (n, N_FEATURES)))
+    slow = batch[:SLOW_ROWS]
+    calls = max(1, 4096 // n)
+    return {
+        "tiercel": lambda: timed(lambda: [scorer.score(batch) for _ in range(calls)], n * calls),
+        "tiercel, walked": lambda: timed(lambda: walked.score(slow), len(slow)),
+        "onnxruntime run()": lambda: timed(lambda: onnx.score(slow), len(slow)),
+        "LightGBM predict()": lambda: timed(lambda: booster.predict(slow, num_threads=1), len(slow)),
+    }
+
+
 def compare(n_trees: int, n_leaves: int, rounds: int) -> None:
     """Print one model's table."""
     import lightgbm
@@ -66,7 +85,8 @@ def compare(n_trees: int, n_leaves: int, rounds: int) -> None:
     loads = []
     for _ in range(5):
         begin = time.perf_counter()
-        scorer = read_lightgbm(data).body.compile()
+        body = read_lightgbm(data).body
+        scorer = body.compile()
         loads.append(time.perf_counter() - begin)
     booster = lightgbm.Booster(model_str=data.decode())
     onnx = OnnxScorer(convert_to_onnx(data, "lightgbm", N_FEATURES))
@@ -86,14 +106,13 @@ def compare(n_trees: int, n_leaves: int, rounds: int) -> None:
         "onnxruntime run()": lambda: timed(lambda: [onnx.score(row) for row in one], len(one)),
         "LightGBM predict()": lambda: timed(lambda: [booster.predict(row, num_threads=1) for row in one[:128]], 128),
     }
-    batches: dict[str, Callable[[], float]] = {
-        "tiercel": lambda: timed(lambda: scorer.score(rows), N_ROWS),
-        "onnxruntime run()": lambda: timed(lambda: onnx.score(rows), N_ROWS),
-        "LightGBM predict()": lambda: timed(lambda: booster.predict(rows, num_threads=1), N_ROWS),
-    }
     print(f"\n{n_trees} trees x {n_leaves} leaves, {N_FEATURES} features, depth {scorer.depth}; answers equal")
     print(f"  load {np.median(loads) * 1e3:.1f} ms (text to scorer, median of {len(loads)}; {len(data) / 1e6:.1f} MB)")
-    for title, contenders in (("one row", singles), (f"{N_ROWS} rows", batches)):
+    walked = body.compile(blocks="never")
+    np.testing.assert_array_equal(walked.score(rows), scorer.score(rows))
+    tables = [("one row", singles)]
+    tables += [(f"{n:,} rows", batch_contenders(n, rows, scorer, walked, onnx, booster)) for n in BATCHES]
+    for title, contenders in tables:
         found: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, measure in contenders.items():

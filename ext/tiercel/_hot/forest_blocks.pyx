@@ -34,7 +34,7 @@ MAX_BUCKETS_PER_CUT, GOOD_PROBES, MAX_PROBES = 16, 2, 4
 MODES = ("auto", "never", "always", "always two_bytes", "always portable", "always two_bytes portable")
 
 # Nanoseconds, measured with bench_forest.py; only their ratios matter.
-NS_WALK_LEVEL = 1.9         # one row, one level of one tree (walks are shared by eight trees)
+NS_WALK_LEVEL = 1.4         # one row, one level of one tree (walks are shared by eight trees)
 NS_OP_AVX2, NS_OP = 1.5, 5.0                # one node, one vector
 NS_LEAF = 0.4               # one row, one tree
 NS_RANK, NS_MEMBER = 1.5, 2.5               # one row, one column
