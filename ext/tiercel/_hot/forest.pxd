@@ -3,7 +3,7 @@
 # Owns   : its node, leaf and category arrays (NumPy arrays kept in _arrays), laid out once in __init__, then immutable.
 # Lends  : nothing.
 # GIL    : score_rows needs none and never raises; SCORE_NO_MEMORY is possible only when scratch must be allocated
-#          (eight rows and more, over 512 features, over 32 raw outputs).
+#          (a block of rows, over 512 features, over 32 raw outputs).
 # Threads: safe; all scratch memory belongs to the call.
 from tiercel._hot.forest_blocks cimport ForestBlocks
 from tiercel._hot.forest_kernel cimport tc_forest, tc_step

@@ -1,7 +1,7 @@
 # forest_blocks.pxd - a forest laid out for many rows at once; forest_blocks.h says how it is evaluated.
 #
 # Owns   : the arrays that `blocks` points into (NumPy arrays kept in _arrays), built once in __init__, then immutable:
-#          12 bytes per inner node and at most 68 per distinct threshold.
+#          12 bytes per inner node, 2 per tree and at most 40 per distinct threshold.
 # Lends  : `blocks`, as long as the object lives.
 # GIL    : needed to build; `blocks` may be read without.
 # Threads: safe.
