@@ -121,6 +121,16 @@ class TransformSchema:
     inputs: tuple[str, ...]
     outputs: tuple[TransformOutput, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` restores an equal schema."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TransformSchema:
+        """Inverse of `to_json`."""
+        outputs = tuple(TransformOutput(made["name"], DType(made["dtype"])) for made in data["outputs"])
+        return cls(data["name"], data["source"], tuple(data["inputs"]), outputs)
+
 
 #: Input of an on-demand feature view: the time of the read (of the label), in microseconds since the epoch.
 NOW_US = "now_us"
@@ -155,7 +165,7 @@ class ServiceSchema:
             "on_missing_entity": self.on_missing_entity,
         }
         if self.transforms:  # absent otherwise: fingerprints of services without transforms stay what they were
-            data["transforms"] = [asdict(transform) for transform in self.transforms]
+            data["transforms"] = [transform.to_json() for transform in self.transforms]
         return data
 
     @classmethod
@@ -182,15 +192,7 @@ class ServiceSchema:
             ),
             features=tuple(data["features"]),
             on_missing_entity=data["on_missing_entity"],
-            transforms=tuple(
-                TransformSchema(
-                    t["name"],
-                    t["source"],
-                    tuple(t["inputs"]),
-                    tuple(TransformOutput(o["name"], DType(o["dtype"])) for o in t["outputs"]),
-                )
-                for t in data.get("transforms", ())
-            ),
+            transforms=tuple(TransformSchema.from_json(made) for made in data.get("transforms", ())),
         )
 
 

@@ -124,6 +124,8 @@ def build_catalog(definitions: Definitions, project_dir: Path) -> Catalog:
         views=views,
         services={name: _service_schema(service, views, transforms) for name, service in definitions.services.items()},
         service_descriptions={name: service.description for name, service in definitions.services.items()},
+        transforms=transforms,
+        transform_descriptions={name: view.description for name, view in definitions.on_demand_views.items()},
     )
 
 
@@ -141,6 +143,8 @@ def diff_catalogs(before: Catalog, after: Catalog) -> CatalogDiff:
 def _items(catalog: Catalog) -> dict[str, Any]:
     items: dict[str, Any] = {f"entity {name}": asdict(record) for name, record in catalog.entities.items()}
     items |= {f"view {name}": asdict(record) for name, record in catalog.views.items()}
+    for name, transform in catalog.transforms.items():
+        items[f"on-demand view {name}"] = (transform.to_json(), catalog.transform_descriptions.get(name, ""))
     for name, schema in catalog.services.items():
         items[f"service {name}"] = (schema.to_json(), catalog.service_descriptions.get(name, ""))
     return items

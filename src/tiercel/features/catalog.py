@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tiercel.errors import DefinitionError, ServiceNotFoundError
 from tiercel.features.files import replace_file
 from tiercel.features.sources import SourceSpec
-from tiercel.types import DType, KeyColumn, ServiceSchema, ViewSchema
+from tiercel.types import DType, KeyColumn, ServiceSchema, TransformSchema, ViewSchema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,6 +109,8 @@ class Catalog:
     views: dict[str, ViewRecord]
     services: dict[str, ServiceSchema]
     service_descriptions: dict[str, str] = field(default_factory=dict)
+    transforms: dict[str, TransformSchema] = field(default_factory=dict)  # on-demand views, used by a service or not
+    transform_descriptions: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -141,13 +143,17 @@ class Catalog:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without the project's place on this machine."""
-        return {
+        data: dict[str, Any] = {
             "format": FORMAT,
             "entities": {name: asdict(record) for name, record in self.entities.items()},
             "views": {name: asdict(record) for name, record in self.views.items()},
             "services": {name: schema.to_json() for name, schema in self.services.items()},
             "service_descriptions": self.service_descriptions,
         }
+        if self.transforms:  # absent otherwise: catalogs of projects without on-demand views stay what they were
+            data["transforms"] = {name: transform.to_json() for name, transform in self.transforms.items()}
+            data["transform_descriptions"] = self.transform_descriptions
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any], project_dir: Path) -> Catalog:
@@ -167,6 +173,8 @@ class Catalog:
             views={name: _view(record) for name, record in data["views"].items()},
             services={name: ServiceSchema.from_json(schema) for name, schema in data["services"].items()},
             service_descriptions=dict(data["service_descriptions"]),
+            transforms={name: TransformSchema.from_json(made) for name, made in data.get("transforms", {}).items()},
+            transform_descriptions=dict(data.get("transform_descriptions", {})),
         )
 
 

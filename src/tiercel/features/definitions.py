@@ -48,6 +48,9 @@ __all__ = [
     "on_demand_feature_view",
 ]
 
+#: Inputs, or outputs, of one on-demand view: the server's buffers have this size (`vector.pxd`).
+MAX_TRANSFORM_VALUES = 256
+
 
 @dataclass(frozen=True)
 class FeatureView:
@@ -271,6 +274,11 @@ class OnDemandFeatureView:
                 )
         if not self.inputs:
             raise DefinitionError(f"{what}: expected at least one parameter; a constant is no feature.")
+        if max(len(self.inputs), len(self.schema)) > MAX_TRANSFORM_VALUES:
+            raise DefinitionError(
+                f"{what}: expected at most {MAX_TRANSFORM_VALUES} parameters and as many outputs, got {len(self.inputs)} and "
+                f"{len(self.schema)}. Split the view."
+            )
 
     @property
     def inputs(self) -> tuple[str, ...]:

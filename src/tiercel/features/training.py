@@ -20,7 +20,9 @@ import pyarrow.compute as pc
 from tiercel.errors import SourceError
 from tiercel.features import dictionary
 from tiercel.features.compute import ComputedView, compute_views
+from tiercel.features.on_demand import compute_outputs, to_float32
 from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, quote_name
+from tiercel.features.transforms import compiled_dir
 from tiercel.types import DType, RequestField, TrainingSnapshot, categories_digest
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ class TrainingSet:
     """Labels joined with the features of one service.
 
     Args:
-        table: the label table's columns as given, then the stored features (text as text), then ages if asked for. One
-            row per label row, in the same order.
+        table: the label table's columns as given, then the stored and computed features (text as text), then ages if asked
+            for. One row per label row, in the same order.
         X: float32, shape (n_rows, n_features), C-contiguous, in the service's order: what serving hands the model.
         feature_names: names of X's columns.
         service: the schema this was made for; models register against its fingerprint.
@@ -133,12 +135,19 @@ def get_historical_features(
     times = _check_labels(schema, table, timestamp_field, label_columns)
     computed = compute_views(catalog, state_dir, catalog.views_of(schema), limits=limits, progress=progress)
     joined = _join(schema, table, times, computed, state_dir, limits, progress, ages=ages)
+    given = {field.name: _request_values(field, table.column(field.name)) for field in schema.request_fields}
+    made = compute_outputs(schema, {**given, **joined.stored}, times, compiled_dir(state_dir))
+    vectors = {**{name: to_float32(column) for name, column in given.items()}, **joined.vectors, **made.vectors}
     matrix = np.empty((table.num_rows, len(schema.features)), dtype=np.float32)
     for index, name in enumerate(schema.features):
-        matrix[:, index] = joined.vectors.get(name) if name in joined.vectors else _request_vector(schema, name, table)
+        matrix[:, index] = vectors[name]
     matrix.flags.writeable = False
     whole = table
-    for name, column in joined.columns.items():
+    columns = {**joined.stored, **made.columns}
+    for name in schema.features:
+        if name in columns:
+            whole = whole.append_column(name, columns[name])
+    for name, column in joined.ages.items():
         whole = whole.append_column(name, column)
     keys = dict.fromkeys(key.name for group in schema.groups for key in group.keys)
     snapshot = TrainingSnapshot(
@@ -163,19 +172,6 @@ def _dictionaries(catalog: Catalog, schema: ServiceSchema, state_dir: Path) -> t
                 values = dictionary.load_values(state_dir, view, view.field(column.name))
                 found.append((column.name, len(values), categories_digest(values)))
     return tuple(sorted(found))
-
-
-def to_float32(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """Numbers or booleans as the compiled reader casts them: straight to float32, NaN where null."""
-    kind = column.type
-    zero = pa.scalar(False if pa.types.is_boolean(kind) else 0, kind)
-    # Through a typed zero: to_numpy would widen a nullable integer to float64 first and round twice.
-    values = column.fill_null(zero).to_numpy()
-    with np.errstate(over="ignore"):  # beyond float32 is infinity here as it is there
-        vector = np.asarray(values).astype(np.float32)
-    if column.null_count:
-        vector[column.is_null().to_numpy()] = np.nan
-    return vector
 
 
 def _read_labels(catalog: Catalog, state_dir: Path, labels: Labels, limits: ComputeLimits) -> tuple[str, pa.Table]:
@@ -242,10 +238,12 @@ def _check_labels(
             raise SourceError(
                 f"Labels: expected a column '{name}', {role} of service '{schema.name}'; got {', '.join(names)}."
             )
-    for name in (column.name for group in schema.groups for column in group.columns):
+    stored = {column.name: "stored" for group in schema.groups for column in group.columns}
+    computed = {made.name: "computed" for transform in schema.transforms for made in transform.outputs}
+    for name, kind in {**stored, **computed}.items():
         if name in names:
             raise SourceError(
-                f"Labels: column '{name}' is also a stored feature of service '{schema.name}'. Rename or drop it."
+                f"Labels: column '{name}' is also a {kind} feature of service '{schema.name}'. Rename or drop it."
             )
     for group in schema.groups:
         for key in group.keys:
@@ -272,8 +270,9 @@ def _check_labels(
 
 @dataclass
 class _Joined:
-    columns: dict[str, pa.ChunkedArray]  # stored features and ages, for the table
-    vectors: dict[str, npt.NDArray[np.float32]]  # stored features, for X
+    stored: dict[str, pa.ChunkedArray]  # typed and exact; also what only an on-demand view reads
+    vectors: dict[str, npt.NDArray[np.float32]]  # the same, for X
+    ages: dict[str, pa.ChunkedArray]
 
 
 def _join(
@@ -317,8 +316,7 @@ def _join(
             connection.unregister("__labels")
     finally:
         connection.close()
-    ordered = {name: columns[name] for name in schema.features if name in columns}
-    return _Joined({**ordered, **age_columns}, vectors)
+    return _Joined(columns, vectors, age_columns)
 
 
 def _asof(
@@ -350,14 +348,12 @@ def _stored_vector(
     return to_float32(column)
 
 
-def _request_vector(schema: ServiceSchema, name: str, table: pa.Table) -> npt.NDArray[np.float32]:
-    field = next(field for field in schema.request_fields if field.name == name)
-    column = table.column(name)
+def _request_values(field: RequestField, column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
-        return to_float32(_request_column(field, column))
+        return _request_column(field, column)
     except pa.ArrowException as error:
         raise SourceError(
-            f"Labels: request feature '{name}' is {column.type}, expected {field.dtype.value}: {error}"
+            f"Labels: request feature '{field.name}' is {column.type}, expected {field.dtype.value}: {error}"
         ) from error
 
 

@@ -501,7 +501,7 @@ class _Translator:
         word = _word(value)
         if isinstance(value, FunctionType | _Unit):
             name = self._program.helper(value, self._unit, node)
-            self._check_count(node, name, self._program.n_parameters[name], len(arguments))
+            self._check_count(node, _name_of(value), self._program.n_parameters[name], len(arguments))
             self.cost += self._program.costs[name]
             return _call_of(name, arguments)
         if word is not None:

@@ -1,0 +1,269 @@
+"""The language of on-demand features: what is refused, where it is said to stand, and what canonical text says."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiercel.errors import DefinitionError
+from tiercel.features.transform_source import MAX_SOURCE_BYTES, canonical_source, check_source
+
+PRELUDE = """import math, numpy as np, sys
+from math import sin
+RATE = 7
+WORD = "text"
+TABLE = {1: 2}
+def helper(a):
+    return a + RATE
+def loops(a):
+    return loops(a)
+def first(a):
+    return second(a)
+def second(a):
+    return first(a)
+def two(a):
+    return a, a
+@staticmethod
+def static(a):
+    return a
+def boom0(a): return a + 1
+"""
+PRELUDE += "".join(f"def boom{i}(a): return boom{i - 1}(a) + boom{i - 1}(a)\n" for i in range(1, 30))
+N_PRELUDE = PRELUDE.count("\n")
+
+
+def define(tmp_path, text, name="f", prelude=PRELUDE):
+    """The function `name` of a file with this text."""
+    path = tmp_path / "features.py"
+    path.write_text(prelude + text)
+    linecache.checkcache(str(path))
+    namespace = {}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    return namespace[name]
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "found", "instead"),
+    [
+        ("x = 0\n for i in (1, 2):\n  x = x + i\n return x", 3, "a loop", "sql"),
+        ("while a > 0:\n  a = a - 1\n return a", 2, "a loop", "sql"),
+        ("return sum([a for i in (1, 2)])", 2, "a loop", "sql"),
+        ("return loops(a)", 8 - N_PRELUDE + 1, "recursion", "write the arithmetic out"),
+        ("return first(a)", 12 - N_PRELUDE + 1, "recursion", "write the arithmetic out"),
+        ("return a[0]", 2, "an index", "parameter of its own"),
+        ("return a.real", 2, "an attribute", "parameters"),
+        ("return TABLE[1]", 2, "an index", "parameter"),
+        ("return TABLE", 2, "a value of type dict", "numbers"),
+        ("return 'x'", 2, "a value of type str", "numbers"),
+        ("return WORD", 2, "a value of type str", "numbers"),
+        ("return f'{a}'", 2, "text", "sql"),
+        ("import math\n return math.pi", 2, "an import", "top of the file"),
+        ("try:\n  return 1\n except ValueError:\n  return 2", 2, "raising or catching", "nan"),
+        ("raise ValueError", 2, "raising or catching", "nan"),
+        ("assert a > 0\n return a", 2, "assert", "nan"),
+        ("g = lambda b: b\n return g(a)", 2, "a lambda", "top level"),
+        ("def g(b):\n  return b\n return g(a)", 2, "a function inside", "top level"),
+        ("with a:\n  return 1", 2, "with", "arithmetic"),
+        ("match a:\n  case 1: return 1\n return 2", 2, "match", "if and elif"),
+        ("return (b := a)", 2, "an assignment inside", "line of its own"),
+        ("return [a][0]", 2, "an index", "parameter"),
+        ("b = (a, a)\n return a", 2, "a tuple outside return", "name"),
+        ("b, c = a, a\n return b", 2, "a tuple outside return", "assignment of its own"),
+        ("b = c = a\n return b", 2, "several targets", "one assignment per line"),
+        ("a.b = 1\n return a", 2, "an attribute", "parameters"),
+        ("return unknown", 2, "the unknown name 'unknown'", "parameter"),
+        ("return math.nothing", 2, "'nothing', which math does not have", "check its name"),
+        ("return int(a)", 2, "a call of int", "np.trunc"),
+        ("return round(a)", 2, "a call of round", "np.rint"),
+        ("return math.floor(a)", 2, "a call of floor", "np.floor"),
+        ("return np.where(a > 1, 1, 2)", 2, "a call of where", "if condition else"),
+        ("return max(a)", 2, "max of one value", "two or more"),
+        ("return print(a)", 2, "a call of print", "copysign"),
+        ("return sys.exit(a)", 2, "a call of exit", "plain functions"),
+        ("return eval('a')", 2, "a value of type str", "numbers"),
+        ("return math.sin(a, a)", 2, "sin with 2 arguments", "give it 1"),
+        ("return helper()", 2, "helper with 0 arguments", "give it 1"),
+        ("return math.log(x=a)", 2, "by keyword", "in order"),
+        ("return math.sin(*a)", 2, "unpacking", "arguments out"),
+        ("return sin", 2, "the function 'sin' as a value", "call it"),
+        ("return two(a)", 15 - N_PRELUDE, "a tuple returned by a called function", "one number"),
+        ("return a(1)", 2, "a call of something that is no function", "by their names"),
+        ("return a & 1", 2, "the operator BitAnd", "and/or"),
+        ("return ~a", 2, "unaryop", "arithmetic"),
+        ("return a or 1", 2, "and/or of numbers", "compare"),
+        ("return a in (1, 2)", 2, "in or is", "compare"),
+        ("return a is None", 2, "in or is", "math.isnan"),
+        ("return None", 2, "None", "math.nan"),
+        ("return", 2, "return without a value", "math.nan"),
+        ("return 9007199254740993", 2, "the integer 9007199254740993", "9007199254740992.0"),
+        ("return 10 ** 400 + " + "9" * 400, 2, "the integer", "write inf"),
+        ("return 1j", 2, "a value of type complex", "numbers"),
+        ("if a > 0:\n  b = 1\n return b", 4, "'b' where it may have no value", "on every path"),
+        ("b = b + 1\n return b", 2, "'b' where it may have no value", "before"),
+        ("if a > 0:\n  return 1", 2, "a path that ends without return", "every path"),
+        ("b = a", 2, "a path that ends without return", "every path"),
+        ("return 1\n return 2", 3, "code after return", "remove"),
+        ("if a > 0:\n  return 1, 2\n return 1", 4, "returns of different lengths", "same number"),
+        ("a + 1\n return a", 2, "an expression whose value is not used", "assign it"),
+        ("_b = a\n return _b", 2, "the name '_b'", "underscore"),
+        ("global b\n return a", 2, "global", "return"),
+        ("del a\n return 1", 2, "del", "leave it out"),
+        ("yield a", 2, "yield", "return the outputs"),
+        ("return boom18(a)", None, "operations per row", "10000"),
+        ("return " + "-" * 150 + "a", 2, "nesting too deep", "names of their own"),
+        ("return " + " + ".join(["a"] * 90) + " + 1" * 20, 2, "nesting too deep", "names of their own"),
+    ],
+)  # fmt: skip
+def test_refused_with_its_line(tmp_path, body, line, found, instead):
+    """What the language does not have is refused with file, line, what was found and what to write instead."""
+    function = define(tmp_path, f"def f(a):\n {body}\n")
+    with pytest.raises(DefinitionError) as caught:
+        canonical_source(function)
+    message = str(caught.value)
+    assert found in message
+    assert instead in message
+    start = f"{tmp_path / 'features.py'}:"
+    assert message.startswith(start if line is None else f"{start}{N_PRELUDE + line}: ")
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("def f(a, b=1):", "a default"),
+        ("def f(*a):", "among the parameters"),
+        ("def f(*, a):", "among the parameters"),
+        ("def f(a, /):", "among the parameters"),
+        ("def f(**a):", "among the parameters"),
+        ("def f(_a):", "the name '_a'"),
+        ("async def f(a):", "an async function"),
+    ],
+)
+def test_parameters_are_plain(tmp_path, header, found):
+    """A function has named parameters without defaults, and is no coroutine."""
+    with pytest.raises(DefinitionError, match=r"features\.py:\d+") as caught:
+        canonical_source(define(tmp_path, f"{header}\n return 1\n"))
+    assert found in str(caught.value)
+
+
+def test_closures_and_lambdas(tmp_path):
+    """A closure over a number is that number; over anything else, and a lambda, are refused; so is text without a file."""
+    text = "def make(k):\n def f(a):\n  return a * k\n return f\ng = make(3)\nh = make('x')\ni = lambda a: a\n"
+    assert "a * 3.0" in canonical_source(define(tmp_path, text, "g")).text
+    with pytest.raises(DefinitionError, match="a value of type str"):
+        canonical_source(define(tmp_path, text, "h"))
+    with pytest.raises(DefinitionError, match="a lambda"):
+        canonical_source(define(tmp_path, text, "i"))
+    namespace = {}
+    exec("def f(a): return a", namespace)
+    with pytest.raises(DefinitionError, match="not there to read"):
+        canonical_source(namespace["f"])
+
+
+def test_canonical_text_is_self_contained(tmp_path):
+    """Constants become float64 literals, helpers come along under their numbers, comments and annotations go."""
+    text = '''
+LIMIT = -math.inf
+def f(a: float, now_us):
+    """Says nothing."""
+    b: float = helper(a)  # a comment
+    b += True
+    if b > LIMIT and not math.isnan(a):
+        pass
+    else:
+        b = np.floor(a)
+    late = a > 1
+    return b, late, max(a, b, 0), -0, pow(a, 2) if False else math.pow(a, 2), math.nan
+'''.replace("pow(a, 2) if False else ", "")
+    checked = canonical_source(define(tmp_path, text))
+    assert checked.text == (
+        "def _h0(a):\n    return a + 7.0\n"
+        "def _transform(a, now_us):\n"
+        "    b = _h0(a)\n    b = b + 1.0\n"
+        "    if b > -_inf and (not _isnan(a)):\n        pass\n    else:\n        b = _floor(a)\n"
+        "    late = 1.0 if a > 1.0 else 0.0\n"
+        "    return (b, late, _max(_max(a, b), 0.0), 0.0, a ** 2.0, _nan)\n"
+    )
+    assert (checked.parameters, checked.n_outputs, checked.returns_tuple) == (("a", "now_us"), 6, True)
+
+
+def test_layout_changes_nothing(tmp_path):
+    """Comments, blank lines and how the text is broken into lines leave the canonical text as it is."""
+    plain = canonical_source(define(tmp_path, "def f(a, b):\n  c = a + b * 2\n  return c / 3\n")).text
+    other = "def f(\n    a,\n    b,\n):\n    # why\n\n    c = (a\n         + (b * 2))\n    return (c) / 3.0\n"
+    assert canonical_source(define(tmp_path, other)).text == plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x = 1",
+        "def f(a):\n    return a",
+        "def _transform(a):\n    return a\ndef _transform(b):\n    return b",
+        "def _transform(a):\n    return 1",
+        "def _transform(a):\n    return __import__('os')",
+        "def _transform(a):\n    return a.__class__",
+        "def _transform(a):\n    return open(a)",
+        "def _transform(a):\n    return math.sin(a)",
+        "def _transform(a=print()):\n    return a",
+        "@_sin\ndef _transform(a):\n    return a",
+        "def _transform(a: print()):\n    return a",
+        "def _transform(a) -> print():\n    return a",
+        "def _transform(a):\n    '''text'''\n    return a",
+        "def _transform(a):\n    while a:\n        pass\n    return a",
+        "def _h0(a):\n    return _h0(a)\ndef _transform(a):\n    return _h0(a)",
+        "def _h0(a):\n    return _transform(a)\ndef _transform(a):\n    return _h0(a)",
+        "def _transform(a):\n    return _settle(a)",
+        "def _transform(a):\n    return a\nprint(1)",
+        "def _transform(a):\n    return " + "(" * 300 + "a" + ")" * 300,
+        "def _transform(a):\n    return " + "-" * 200 + "a",
+        "def _transform(a):\n    return a" + " + a" * 5000,
+        "def _transform(a):\n    return a #" + "x" * MAX_SOURCE_BYTES,
+        "def _transform(a):\n    return \0",
+        "def _transform(a):\n\treturn '\ud800'",
+    ],
+)
+def test_text_from_elsewhere_is_checked(text):
+    """Text that the translation did not write is refused, whatever it is; nothing of it runs."""
+    with pytest.raises(DefinitionError, match=r"^view 'v'"):
+        check_source(text, "view 'v'")
+
+
+NAMES = st.sampled_from(["a", "_sin", "_min", "_h0", "_transform", "print", "__builtins__", "_nan"])
+TREES = st.recursive(
+    st.one_of(NAMES, st.sampled_from(["1.0", "1", "'s'", "None", "1j"])),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "**", "and", "<", "is", "@", "if 1.0 else"]), inner).map(" ".join),
+        st.tuples(NAMES, inner).map(lambda pair: f"{pair[0]}({pair[1]})"),
+        st.tuples(inner, st.sampled_from([".x", "[0]", ".__class__"])).map("".join),
+    ),
+    max_leaves=8,
+)
+
+
+@given(TREES)
+def test_only_known_words_pass_the_check(expression):
+    """Whatever text passes calls nothing but the language's functions and names nothing but its parameters."""
+    try:
+        checked = check_source(f"def _transform(a):\n    return {expression}", "text")
+    except DefinitionError:
+        return
+    names = {node.id for node in ast.walk(checked.functions[0]) if isinstance(node, ast.Name)}
+    assert names <= {"a", "_sin", "_min", "_nan"}
+    assert not any(isinstance(node, ast.Attribute | ast.Subscript) for node in ast.walk(checked.functions[0]))
+
+
+def test_checking_runs_nothing_and_imports_no_compiler(tmp_path):
+    """The check alone is cheap: it does not import Numba."""
+    import subprocess
+
+    code = (
+        "import sys; from tiercel.features.transform_source import check_source; "
+        "check_source('def _transform(a):\\n    return a\\n', 'x'); sys.exit('numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
