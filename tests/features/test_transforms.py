@@ -166,6 +166,33 @@ def test_branches_and_helpers():
     assert same(compiled.apply(rows), np.array([plain["_transform"](*row) for row in rows.tolist()]))
 
 
+def test_a_function_too_long_to_inline():
+    """A function that LLVM keeps apart from its caller works like any other."""
+    lines = "".join(
+        f"    x{i} = _sin(a // {i + 2}.0) % (b + {i}.0) if a > x{i - 1} else _exp(b)\n" for i in range(1, 60)
+    )
+    text = f"def _transform(a, b):\n    x0 = a\n{lines}    return (x59, x58)\n"
+    (compiled,) = compile_transforms(service(text, ("a", "b"), 2), None)
+    plain = dict(CANONICAL)
+    exec(text, plain)
+    rows = np.random.default_rng(2).normal(size=(50, 2))
+    assert same(compiled.apply(rows), np.array([plain["_transform"](*row) for row in rows.tolist()]))
+
+
+def test_what_could_raise_is_not_compiled(monkeypatch):
+    """Were Numba to compile in an exception, the function would be refused: nobody is there to catch it."""
+    from tiercel.features import transform_compiler
+
+    def may_raise(x):
+        if x > 0.0:
+            raise ValueError
+        return x
+
+    monkeypatch.setattr(transform_compiler, "_sign", may_raise)
+    with pytest.raises(DefinitionError, match="it may raise"):
+        compile_transforms(service("def _transform(a):\n    return _sign(a)\n", ("a",)), None)
+
+
 def test_apply_takes_columns_and_rows():
     """A list of columns of any numeric type, or a matrix of any layout; another shape is refused."""
     (compiled,) = compile_transforms(service("def _transform(a, b, c):\n    return a + b * c\n"), None)

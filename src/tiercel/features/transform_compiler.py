@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,10 +122,8 @@ def compile_text(checked: CheckedSource) -> bytes:
     compiled = numba.cfunc(numba.types.void(pointer, pointer), error_model="numpy")(row)
     native = compiled.native_name.removeprefix("cfunc.")
     text = str(compiled._library._final_module)  # noqa: SLF001 - optimized, with everything it calls
-    body = text[text.index(f"@{native}(ptr", text.index("\ndefine ")) :]
-    returns = set(re.findall(r"ret i32 (.+)", body[: body.index("\n}")]))
-    if returns != {"0"}:
-        raise RuntimeError(f"it may raise (statuses {', '.join(sorted(returns))})")
+    if "picklebuf" in text:  # how Numba writes down an exception to raise
+        raise RuntimeError("it may raise")
     entries = _ENTRIES.format(
         native=native, row=ROW, loop=LOOP, n_inputs=len(checked.parameters), n_outputs=checked.n_outputs
     )
