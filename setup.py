@@ -30,7 +30,6 @@ if coverage:
     macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
 
 
-
 def headers(source: Path, seen: set[Path] | None = None) -> set[Path]:
     """The C headers that a module is compiled with: those it names, or that what it imports or includes names."""
     seen = set() if seen is None else seen

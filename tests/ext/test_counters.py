@@ -118,7 +118,7 @@ def test_ages_are_counted_or_absent():
         lambda e: e[:, :23],
         lambda e: np.where(np.arange(24) == 3, np.nan, e).astype(np.float32),
         lambda e: e[:, ::-1].copy(),
-        lambda e: np.zeros_like(e),
+        np.zeros_like,
         lambda e: e[:2],
     ],
     ids=["too few", "NaN", "descending", "no +inf at the end", "of other features"],

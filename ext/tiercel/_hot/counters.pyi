@@ -1,4 +1,4 @@
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ WORKER_CELLS: Final[tuple[str, ...]]
 ERROR_SLOTS: Final[int]
 ERROR_NAME_SIZE: Final[int]
 
-Sections = dict[str, tuple[int, tuple[int, ...]]]
+Sections: TypeAlias = dict[str, tuple[int, tuple[int, ...]]]
 
 def plan_sections(n_features: int, n_outputs: int) -> Sections: ...
 def worker_sections() -> Sections: ...

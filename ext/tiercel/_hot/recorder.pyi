@@ -3,7 +3,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
 from tiercel._hot.counters import PlanCounters, WorkerCounters
 from tiercel._hot.journal import Journal
 

@@ -39,9 +39,7 @@ class RefusedError(Exception):
 class _Lingering:
     """The last protocol of a refused connection: drops what comes until the peer closes, or enough is enough."""
 
-    def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, counters: WorkerCounters
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, counters: WorkerCounters) -> None:
         self._transport, self._counters = transport, counters
         self._left = LINGER_BYTES
         self._timer = loop.call_later(LINGER_S, transport.abort)

@@ -103,6 +103,5 @@ class NativeHttp:
         transport.set_protocol(hot)  # type: ignore[arg-type]  # a compiled class cannot inherit asyncio.Protocol
         hot.adopt(transport, write_paused)
 
-    def _refuse(
-        self, hot: HotProtocol, transport: asyncio.Transport, status: int, code: str, text: str) -> None:
+    def _refuse(self, hot: HotProtocol, transport: asyncio.Transport, status: int, code: str, text: str) -> None:
         refuse(transport, hot.loop, hot.server_state.default_headers, RefusedError(status, code, text), self.counters)
