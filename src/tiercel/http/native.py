@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.protocol import FastPath, HotProtocol
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
-from tiercel.http.predict import make_ids
+from tiercel.http.predict import ReplyIds, make_ids
 from tiercel.monitor.counting import WorkerCounters
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-    from tiercel._hot.reply import ReplyIds
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
+__all__ = ["PredictEndpoint", "ReplyIds", "make_ids", "respond", "send_body"]
+
 log = logging.getLogger("tiercel.http")
 
 
