@@ -3,6 +3,7 @@
 Switches (environment variables, for development builds):
     TIERCEL_DEBUG=1      bounds and None checks on, -O1 -g
     TIERCEL_SANITIZE=1   the same under AddressSanitizer and UndefinedBehaviorSanitizer
+    TIERCEL_FUZZ=1       the same by clang, with the edge counters that tests/fuzz steers by
     TIERCEL_COVERAGE=1   line tracing for coverage of the .pyx files, gcov for the C headers
 """
 
@@ -14,8 +15,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 HOT = Path("ext/tiercel/_hot")
-sanitize, coverage = (os.environ.get(f"TIERCEL_{switch}") == "1" for switch in ("SANITIZE", "COVERAGE"))
-debug = sanitize or coverage or os.environ.get("TIERCEL_DEBUG") == "1"
+sanitize, fuzz, coverage = (os.environ.get(f"TIERCEL_{switch}") == "1" for switch in ("SANITIZE", "FUZZ", "COVERAGE"))
+debug = sanitize or fuzz or coverage or os.environ.get("TIERCEL_DEBUG") == "1"
 
 # -ffp-contract=off: a fused multiply-add rounds once where the libraries we must equal round twice.
 compile_args = ["-std=c11", "-ffp-contract=off", *(["-O1", "-g"] if debug else ["-O3"])]
@@ -24,6 +25,10 @@ macros: list[tuple[str, str | None]] = []
 if sanitize:
     compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     link_args += ["-fsanitize=address,undefined"]
+if fuzz:
+    os.environ |= {"CC": "clang", "LDSHARED": "clang -shared"}
+    # Linked plainly: the runtimes come with the library that tests/fuzz/run preloads.
+    compile_args += ["-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=undefined"]
 if coverage:
     compile_args += ["--coverage"]
     link_args += ["--coverage"]
@@ -66,9 +71,12 @@ directives = {
     "cdivision": True,  # C semantics in every build: a check build must compute the same values
     "linetrace": coverage,
 }
-flavour = "sanitize" if sanitize else "coverage" if coverage else "debug" if debug else "release"
+# The checking builds compile slowly, and CI makes two of them.
+options = {"build_ext": {"parallel": os.cpu_count()}} if debug else {}
+flavour = "sanitize" if sanitize else "fuzz" if fuzz else "coverage" if coverage else "debug" if debug else "release"
 setup(
+    options=options,
     ext_modules=cythonize(
         extensions, include_path=["ext"], build_dir=f"build/cython-{flavour}", compiler_directives=directives
-    )
+    ),
 )

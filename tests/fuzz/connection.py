@@ -1,0 +1,171 @@
+"""Target `connection`: the compiled protocol alone; how bytes are split and when the peer reads changes no reply.
+
+The first byte seeds the splits; 0 to 3 modulo 8 also make the transport say stop now and then. The rest is what the
+client sends. Requests are answered in order, as the plan answers each body alone, up to the first that is not for this
+path; from there every byte is handed on, untouched.
+"""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+from tests.fuzz.world import SETTINGS, new_ids, settled, world
+from tests.reference import http_head
+from tiercel._hot.protocol import FastPath, HotProtocol
+
+DATE = b"Thu, 01 Jan 1970 00:00:00 GMT"
+TYPES = (b"application/json", b"application/msgpack")
+_LOOP = SimpleNamespace(call_later=lambda _seconds, _call: SimpleNamespace(cancel=lambda: None))
+
+
+class Transport:
+    """Keeps what is written; with `full_at`, says stop when so many bytes wait and go on at `drain()`."""
+
+    def __init__(self, full_at=None):
+        self.protocol = None
+        self.written, self.closed, self.reading = b"", False, True
+        self._full_at, self._waiting = full_at, 0
+
+    def write(self, data):
+        assert not self.closed
+        assert data
+        self.written += data
+        self._waiting += len(data)
+        if self._full_at is not None and self._waiting > self._full_at >= self._waiting - len(data):
+            self.protocol.pause_writing()
+
+    def drain(self):
+        was_full = self._full_at is not None and self._waiting > self._full_at
+        self._waiting = 0
+        if was_full:
+            self.protocol.resume_writing()
+
+    def set_protocol(self, protocol):
+        self.protocol = protocol
+
+    def get_protocol(self):
+        return self.protocol
+
+    def pause_reading(self):
+        self.reading = False
+
+    def resume_reading(self):
+        self.reading = True
+
+    def close(self):
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self):
+        return self.closed
+
+    def write_eof(self):
+        pass
+
+    def get_write_buffer_size(self):
+        return self._waiting
+
+    def get_extra_info(self, name, default=None):
+        return {"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
+
+
+def pieces(stream, seed):
+    """The stream cut in up to 12 places, or into single bytes."""
+    if seed % 8 == 7:
+        return [stream[at : at + 1] for at in range(len(stream))]
+    chance = random.Random(seed)
+    cuts = sorted(chance.randint(0, len(stream)) for _ in range(seed % 13))
+    return [part for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if (part := stream[a:b])]
+
+
+def full_at(seed):
+    """When the transport says stop, or None."""
+    return (0, 300, 1000, 5000)[seed % 4] if seed % 8 < 4 else None
+
+
+def feed(transport, parts):
+    """Every piece in turn, as a peer that reads its replies lets it through."""
+    for part in parts:
+        while not transport.reading:
+            transport.drain()
+        if transport.closed:
+            return
+        transport.protocol.data_received(part)
+        transport.drain()
+    while not transport.closed and (transport.get_write_buffer_size() or not transport.reading):
+        transport.drain()
+
+
+def _serve(parts, full_at=None):
+    """(replies, bytes handed on or None) of one connection."""
+    ids, prefix = new_ids()
+    handed = []
+
+    def hand_on(_hot, transport, data, _deadline_s, _write_paused, _draining):
+        assert data
+        handed.append(data)
+        transport.set_protocol(SimpleNamespace(data_received=handed.append, resume_writing=lambda: None))
+        transport.resume_reading()
+
+    path = FastPath(
+        world().engine,
+        header_timeout_s=10,
+        body_timeout_s=10,
+        idle_timeout_s=10,
+        max_body_bytes=SETTINGS.max_body_bytes,
+        max_connections=10,
+        ids=ids,
+        hand_on=hand_on,
+        refuse=lambda *_: None,
+    )
+    state = SimpleNamespace(connections=set(), tasks=set(), total_requests=0, default_headers=[(b"date", DATE)])
+    hot = HotProtocol(path, None, state, {}, _LOOP)
+    transport = Transport(full_at)
+    transport.protocol = hot
+    hot.connection_made(transport)
+    feed(transport, parts)
+    hot.connection_lost(None)
+    assert not state.connections
+    return settled(transport.written, prefix), b"".join(handed) if handed else None, path.answered
+
+
+def _expected(stream):
+    """(replies, what follows them, how many) by the oracles of head and body."""
+    ids, prefix = new_ids()
+    written, at, n = b"", 0, 0
+    routes = world().engine.routes
+    while (head := http_head.read_head(stream[at:], SETTINGS.max_body_bytes)) is not None:
+        start, length, size, content, kind = head
+        body = stream[at + size : at + size + content]
+        plan = routes.by_reference.get(stream[at + start : at + start + length].decode())
+        if plan is None or not body or len(body) < content:
+            break
+        reply = plan.answer(body, kind, 1_700_000_000_000_000, ids)
+        if reply is None:
+            break
+        written += b"HTTP/1.1 200 OK\r\ndate: %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (
+            DATE,
+            TYPES[kind],
+            len(reply),
+        )
+        written += reply
+        at, n = at + size + content, n + 1
+    return settled(written, prefix), stream[at:], n
+
+
+def check(data: bytes) -> None:
+    """One input: a seed, then what the client sends.
+
+    Raises:
+        AssertionError: replies, their number or the bytes handed on depend on the splits, or are not the oracles'.
+    """
+    if len(data) < 2:
+        return
+    stream, seed = data[1:], data[0]
+    written, handed, n = _serve(pieces(stream, seed), full_at(seed))
+    assert (written, handed, n) == _serve([stream])
+    expected, rest, n_expected = _expected(stream)
+    assert (written, n) == (expected, n_expected)
+    assert handed is None or handed == rest

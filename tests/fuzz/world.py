@@ -1,0 +1,101 @@
+"""What the fuzz targets serve: two plans with short names behind routes that never change."""
+
+from __future__ import annotations
+
+import array
+import atexit
+import re
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tests.support import stores
+from tiercel._hot.plan import ServingPlan
+from tiercel._hot.reply import ReplyIds
+
+from tiercel.errors import ModelNotFoundError
+from tiercel.features.online import OnlineBase
+from tiercel.serving.routes import ModelRoutes, Routes
+from tiercel.settings import ServerSettings
+from tiercel.types import Signature, Task
+
+JSON, MSGPACK = 0, 1
+SETTINGS = ServerSettings(max_rows=40, max_body_bytes=4000, max_head_bytes=9000)
+ID_BYTES = 16  # of an id, before its count: random, the same in all replies of one ReplyIds
+BODY = b'{"now":1,"features":{"a":1,"b":2}}'
+AGE = re.compile(rb'(oldest_age_ms)(?:":\d+|\xce.{4}|\xcf.{8})', re.DOTALL)
+
+
+class RowScorer:
+    """Scores that tell the rows apart, missing values included."""
+
+    def __init__(self, n_features, n_outputs):
+        self.n_features, self.n_outputs = n_features, n_outputs
+
+    def score(self, rows):
+        weights = np.arange(1, self.n_features + 1, dtype=np.float64)
+        base = np.where(np.isnan(rows), -1e-3, rows.astype(np.float64)) @ weights
+        return base[:, None] * np.arange(1, self.n_outputs + 1)
+
+
+class Engine:
+    """The part of an engine that the HTTP paths use."""
+
+    watch_problems = ()
+
+    def __init__(self, routes):
+        self.routes = routes
+
+    def find_plan(self, reference):
+        return self.routes.by_reference.get(reference)
+
+    async def load_plan(self, reference):
+        raise ModelNotFoundError(f"Expected a registered model, got '{reference}'")
+
+
+class World(NamedTuple):
+    plans: tuple[ServingPlan, ...]
+    engine: Engine
+    no_routes: Engine  # a fast path over this one hands everything on
+
+
+@cache
+def world():
+    """Plans `m` (two numbers, no store), `s` (every dtype, two stored entities) and `k` (the same, strict, classes)."""
+    directory = Path(tempfile.mkdtemp(prefix="tiercel-fuzz-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    stores.publish(directory)
+    stores.publish(directory, stores.schema("error", name="strict"))
+
+    def plan(name, service, task):
+        base = OnlineBase.open(directory / service)
+        classes = ("a", 'b"\n', "é") if task is Task.MULTICLASS else ("0", "1")
+        signature = Signature(base.schema.features, task, classes)
+        scorer = RowScorer(len(signature.features), signature.n_outputs)
+        return ServingPlan(name, 1, signature, scorer, base.schema, base)
+
+    numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1))
+    plans = (numbers, plan("s", "svc", Task.BINARY), plan("k", "strict", Task.MULTICLASS))
+    models = {each.model: ModelRoutes({1: each}, {"champion": 1}) for each in plans}
+    return World(plans, Engine(Routes.build(models, {}, ())), Engine(Routes.build({}, {}, ())))
+
+
+def exact(data):
+    """The bytes in memory of just their size: with PYTHONMALLOC=malloc a sanitizer sees the first byte past the end."""
+    return memoryview(array.array("B", data))
+
+
+def new_ids():
+    """Ids, and the random part of theirs; the first id is spent on finding that out."""
+    ids = ReplyIds(SETTINGS.max_rows)
+    reply = world().plans[0].answer(BODY, JSON, 0, ids)
+    at = reply.index(b'"id":"') + 6
+    return ids, reply[at : at + ID_BYTES]
+
+
+def settled(replies, prefix):
+    """Replies without what differs from one run to the next: the random part of ids, ages counted from the clock."""
+    return AGE.sub(rb"\1", replies.replace(prefix, b"*" * ID_BYTES))
