@@ -107,7 +107,6 @@ class Peer:
         self.connection.sendall(data)
 
     def ask(self, data):
-        """Status of the one reply to one request."""
         self.send(data)
         return self.reply()[0]
 
@@ -511,6 +510,7 @@ def test_a_peer_that_does_not_read(engine):
     """Replies nobody reads stop the reading of requests, cost bounded memory, and all come when reading resumes."""
     n = 30_000
     with Running(engine, ServerSettings(body_timeout_s=60, header_timeout_s=60)) as server, peer(server) as one:
+        one.connection.settimeout(60)  # of the whole sendall, which waits for the replies to be read
         sender = threading.Thread(target=one.send, args=(GOOD * n,))
         sender.start()
         previous = -1
