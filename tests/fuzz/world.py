@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import array
 import atexit
+import ctypes
 import re
 import shutil
 import tempfile
@@ -85,7 +85,8 @@ def world():
 
 def exact(data):
     """The bytes in memory of just their size: with PYTHONMALLOC=malloc a sanitizer sees the first byte past the end."""
-    return memoryview(array.array("B", data))
+    # ctypes takes just so many bytes; bytes have a zero behind them, bytearray and array some room to grow.
+    return memoryview((ctypes.c_ubyte * len(data)).from_buffer_copy(data)).cast("B") if data else memoryview(b"")
 
 
 def new_ids():
