@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     status = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary, status.status("building the workload") as spinner:
         scratch = Path(temporary)
-        work = prepare(options.workload or scratch / "work", n_rows)
+        work = prepare(options.workload or scratch / "work", n_rows, with_challenger=not options.smoke)
 
         def say(text: str) -> None:
             spinner.update(text)
@@ -113,13 +113,13 @@ def main(arguments: list[str] | None = None) -> None:
         report.insert(HERE.parent / "README.md", "http", report.short_markdown(made))
 
 
-def prepare(directory: Path, n_rows: int) -> workload.Workload:
+def prepare(directory: Path, n_rows: int, *, with_challenger: bool) -> workload.Workload:
     """The workload, made unless it is there from an earlier run."""
     if (directory / "complete").exists() and (directory / "complete").read_text() == str(n_rows):
         return workload.Workload(directory, n_rows)
     if directory.exists() and any(directory.iterdir()):
         raise SystemExit(f"Expected a workload of {n_rows} rows, or nothing, in {directory}; found something else")
-    made = workload.build(directory, n_rows, with_onnx=True)
+    made = workload.build(directory, n_rows, with_onnx=True, with_challenger=with_challenger)
     (directory / "complete").write_text(str(n_rows))
     return made
 

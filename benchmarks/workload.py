@@ -52,8 +52,8 @@ class Workload:
         return self.directory / "model.onnx"
 
 
-def build(directory: Path, n_rows: int, *, with_onnx: bool) -> Workload:
-    """Write the rows, train the model, materialize and register it."""
+def build(directory: Path, n_rows: int, *, with_onnx: bool, with_challenger: bool = False) -> Workload:
+    """Write the rows, train the model, materialize and register it (twice with `with_challenger`)."""
     workload = Workload(directory, n_rows)
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(n_rows, N_FEATURES)).astype(np.float32)
@@ -72,7 +72,9 @@ def build(directory: Path, n_rows: int, *, with_onnx: bool) -> Workload:
     with Project(workload.project) as project:
         project.apply()
         project.materialize()
-        for alias in ("champion", "challenger"):  # twice the same model, so that promoting changes no answer
+        for alias in (
+            ("champion", "challenger") if with_challenger else ("champion",)
+        ):  # twice the same model, so that promoting changes no answer
             project.register(model, name="bench", service="bench", golden_rows=train[:256], alias=alias, reuse=False)
     with lmdb.open(str(workload.lmdb), subdir=False, map_size=1 << 34) as env, env.begin(write=True) as txn:
         for i, row in enumerate(rows):
