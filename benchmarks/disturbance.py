@@ -165,7 +165,10 @@ def _page(bench: Bench, server: Server, rate: float) -> dict[str, Any]:
     url = f"http://127.0.0.1:{server.port + 1}"
 
     with httpx.Client(base_url=url, timeout=10) as client:
-        missing = [path for path in PAGES if client.get(path).status_code != 200]
+        try:
+            missing = [path for path in PAGES if client.get(path).status_code != 200]
+        except httpx.TransportError as error:
+            return {"what": what, "told": f"not measured: the control process does not answer: {error}"}
         paths = [path for path in PAGES if path not in missing]
         if not paths:
             return {"what": what, "told": f"not measured: the control process has no {' and no '.join(missing)}"}
