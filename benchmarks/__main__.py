@@ -6,7 +6,7 @@ import importlib
 import sys
 import time
 
-BENCHMARKS = ("bench_feature_read", "bench_forest", "bench_plan", "bench_point_in_time", "bench_http")
+BENCHMARKS = ("bench_feature_read", "bench_forest", "bench_plan", "bench_point_in_time", "bench_recorder", "bench_http")
 
 
 def main() -> int:

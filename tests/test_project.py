@@ -10,6 +10,7 @@ from tests.support import projects
 
 from tiercel import Project, models
 from tiercel.errors import RequestError, SchemaMismatchError, UnsupportedModelError
+from tiercel.monitor.reference import find_reference
 from tiercel.project import login_name
 
 lightgbm = pytest.importorskip("lightgbm")
@@ -124,3 +125,28 @@ def test_a_training_set_of_older_definitions_is_refused(project, training_set):
     model = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1).fit(training_set.X, training_set.label())
     with pytest.raises(SchemaMismatchError, match="Build the training set again"):
         project.register(model, name="m", training_set=training_set)
+
+
+def test_a_version_keeps_what_its_training_data_looked_like(project, training_set):
+    """A version registered with its training set has a reference of it, counted in the model's own feature order."""
+    names = list(reversed(training_set.feature_names))
+    model = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1)
+    model.fit(training_set.vectors(names), training_set.label())
+    version = project.register(model, name="m", training_set=training_set, feature_names=names)
+    again = project.register(model, name="m", training_set=training_set, feature_names=names)
+    assert again.version == version.version
+    reference = find_reference(project.registry.load_artifacts(version))
+    assert reference.features == tuple(names)
+    assert reference.n_rows == len(training_set.X)
+    missing = np.isnan(training_set.vectors(names)).sum(axis=0)
+    np.testing.assert_array_equal(reference.feature_counts[:, 25], missing)
+    assert reference.score_counts[:, 1:24].sum() == reference.n_rows
+
+
+def test_a_version_without_training_data_has_no_reference(project, training_set):
+    """A model registered from its file alone loads and simply has no reference."""
+    model = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1).fit(training_set.X, training_set.label())
+    version = project.register(model.booster_.model_to_string().encode(), name="m")
+    artifacts = project.registry.load_artifacts(version)
+    assert find_reference(artifacts) is None
+    assert models.load(artifacts).scorer is not None

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tests.support import projects
 
 from tiercel.cli.main import main
-from tiercel.settings import ControlSettings, ServerSettings
+from tiercel.settings import ControlSettings, JournalSettings, ServerSettings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -85,8 +85,8 @@ def test_the_project_that_init_makes_is_sound(tmp_path):
 
 
 def test_every_setting_is_documented():
-    """Each [server] and [control] setting stands in the README with its default."""
-    for table, kind in (("server", ServerSettings), ("control", ControlSettings)):
+    """Each [server], [control] and [journal] setting stands in the README with its default."""
+    for table, kind in (("server", ServerSettings), ("control", ControlSettings), ("journal", JournalSettings)):
         for item in fields(kind):
             assert f"`{table}.{item.name}`" in README, item.name
             assert str(item.default).lower() in README.lower(), item.default

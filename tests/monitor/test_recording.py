@@ -1,0 +1,219 @@
+"""Counters on disk: shared by plans of a version, merged over workers, kept when a worker dies."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.monitor.recorders import FEATURES, SIGNATURE, make_recorder, rows_of
+from tests.reference import binning
+
+from tiercel.errors import CounterFileError
+from tiercel.monitor.counting import read_counter_file
+from tiercel.monitor.metrics import quantile_us, render_metrics
+from tiercel.monitor.reference import Reference
+from tiercel.monitor.totals import fold, read_totals
+from tiercel.settings import JournalSettings
+
+NO_JOURNAL = JournalSettings(enabled=False)
+
+
+def test_a_versions_counts_are_its_own(tmp_path):
+    """Two versions counted side by side, one on its reference's edges, each have exactly their own rows."""
+    rows, scores = rows_of(300)
+    reference = Reference.build(rows, scores, FEATURES)
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    recorder.for_plan("late", 1, SIGNATURE, reference=reference).add(rows, scores)
+    recorder.for_plan("late", 2, SIGNATURE).add(rows[:10].copy(), scores[:10].copy())
+    one, two = sorted(read_totals(tmp_path / "counters").plans.values(), key=lambda c: c.what["version"])
+    np.testing.assert_array_equal(one.section("features"), reference.feature_counts)
+    np.testing.assert_array_equal(one.section("scores"), reference.score_counts)
+    assert one.what["reference"] == reference.digest
+    assert two.section("plan")[4:6].tolist() == [10, 0]
+    present = two.section("features")
+    np.testing.assert_array_equal(present[:, 25], np.isnan(rows[:10]).sum(axis=0))
+    np.testing.assert_array_equal(present[:, 0] + present[:, 25], [10] * 3)
+    recorder.close()
+
+
+def test_a_swapped_base_goes_on_counting(tmp_path):
+    """Plans of one version on different bases add to the same counters."""
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    rows, scores = rows_of(1)
+    one = recorder.for_plan("late", 1, SIGNATURE, base_name="one")
+    two = recorder.for_plan("late", 1, SIGNATURE, base_name="two")
+    assert recorder.for_plan("late", 1, SIGNATURE, base_name="one") is one
+    assert one.counters is two.counters
+    one.add(rows, scores)
+    two.add(rows, scores)
+    (counts,) = read_totals(tmp_path / "counters").plans.values()
+    assert counts.section("plan")[1] == 2
+    recorder.close()
+
+
+def test_plans_are_made_while_others_record(tmp_path):
+    """A refresh thread that makes plans does not disturb the thread that records."""
+    recorder = make_recorder(tmp_path)
+    rows, scores = rows_of(1)
+    plan = recorder.for_plan("late", 1, SIGNATURE)
+    kept = []
+    refresh = threading.Thread(
+        target=lambda: kept.extend(recorder.for_plan("late", v, SIGNATURE) for v in range(2, 40))
+    )
+    refresh.start()
+    for number in range(3000):
+        plan.add(rows, scores, number=number)
+    refresh.join()
+    recorder.close()
+    totals = read_totals(tmp_path / "counters")
+    assert len(totals.plans) == 39
+    assert totals.worker["journal_records"] == 3000
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from tests.monitor.recorders import SIGNATURE, make_recorder, rows_of
+recorder = make_recorder(Path(sys.argv[1]), worker=int(sys.argv[2]))
+rows, scores = rows_of(5)
+recorder.for_plan("late", 1, SIGNATURE).add(rows, scores, repeat=100)
+recorder.counters.count_reply(404, "model_not_found")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_totals_outlive_killed_workers(tmp_path):
+    """The counts of killed workers stay in the totals, are folded into one file once, and never go backwards."""
+    for worker in range(2):
+        subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), str(worker)], check=False, timeout=60)
+    live = make_recorder(tmp_path, NO_JOURNAL)
+    rows, scores = rows_of(5)
+    live.for_plan("late", 1, SIGNATURE).add(rows, scores, repeat=7)
+    directory = tmp_path / "counters"
+    before = render_metrics(tmp_path)
+    backup = tmp_path / "backup"
+    shutil.copytree(directory, backup)
+    assert fold(directory) == 2
+    assert render_metrics(tmp_path) == before
+    assert fold(directory) == 0
+    # As after a crash between the new totals and the removal of what they hold.
+    for dead in backup.iterdir():
+        if dead.is_dir() and not (directory / dead.name).exists():
+            shutil.copytree(dead, directory / dead.name)
+    assert render_metrics(tmp_path) == before
+    assert fold(directory) == 0
+    totals = read_totals(directory)
+    (counts,) = totals.plans.values()
+    assert counts.section("plan")[1] == 207
+    assert totals.errors == {"model_not_found": 2}
+    assert totals.n_live == 1
+    live.close()
+
+
+def test_metrics_are_prometheus_text(tmp_path):
+    """Requests, rows, missing values, durations and errors read back from the text as they were counted."""
+    recorder = make_recorder(tmp_path)
+    rows, scores = rows_of(4)
+    plan = recorder.for_plan("late", 1, SIGNATURE)
+    plan.add(rows, scores, flags=1, total_ns=70_000, stage_ns=(1, 2, 3, 4, 5), repeat=3)
+    plan.add(rows, scores, total_ns=30_000)
+    recorder.counters.count_reply(400, "wrong_type")
+    recorder.counters.add("answered", 3)
+    samples = {
+        (s.name, *sorted(s.labels.items())): s.value
+        for family in text_string_to_metric_families(render_metrics(tmp_path).decode())
+        for s in family.samples
+    }
+    label = [("model", "late"), ("version", "1")]
+    assert samples["tiercel_requests_total", label[0], ("path", "fast"), label[1]] == 3
+    assert samples["tiercel_rows_total", label[0], ("path", "general"), label[1]] == 4
+    assert samples["tiercel_feature_missing_total", ("feature", "a"), *label] == 4 * np.isnan(rows[:, 0]).sum()
+    at = [label[0], ("stage", "total"), ("tier", "realtime"), label[1]]
+    duration = "tiercel_request_duration_seconds"
+    assert samples[f"{duration}_bucket", ("le", "5e-05"), *at] == 1
+    assert samples[f"{duration}_bucket", ("le", "0.0001"), *at] == 4
+    assert samples[f"{duration}_bucket", ("le", "+Inf"), *at] == samples[f"{duration}_count", *at] == 4
+    assert samples[f"{duration}_sum", *at] == pytest.approx(240e-6, rel=1e-9)
+    assert samples["tiercel_errors_total", ("code", "wrong_type")] == 1
+    assert samples["tiercel_journal_records_total", ("outcome", "written")] == 4
+    assert samples["tiercel_fast_path_total", ("outcome", "answered")] == 3
+    (counts,) = read_totals(tmp_path / "counters").plans.values()
+    assert quantile_us(counts.section("durations_ns")[5], 0.99) == pytest.approx(70, rel=0.016)
+    recorder.close()
+
+
+def test_unreadable_counter_files_are_left_out_and_named(tmp_path):
+    """Foreign, cut, half-made and newer files do not stop the metrics; each is a problem, the rest is counted."""
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    rows, scores = rows_of(2)
+    recorder.for_plan("late", 1, SIGNATURE).add(rows, scores)
+    (directory,) = [path for path in (tmp_path / "counters").iterdir() if path.is_dir()]
+    good = next(directory.glob("plan-*")).read_bytes()
+    bad = {
+        "empty": b"",
+        "foreign": b"hello" * 100,
+        "newer": good[:8] + b"\x63" + good[9:],
+        "cells": good.replace(b'"n_outputs":1', b'"n_outputs":7'),
+        "json": good.replace(b'"what"', b'{what"'),
+        **{f"cut{n}": good[:n] for n in (1, 63, 64, 100, 4096, len(good) - 1)},
+    }
+    for name, content in bad.items():
+        (directory / f"plan-{name}.counters").write_bytes(content)
+        with pytest.raises(CounterFileError, match="expected"):
+            read_counter_file(directory / f"plan-{name}.counters")
+    (directory / ".plan-000009.counters").write_bytes(good)
+    (tmp_path / "counters" / "stray").write_text("x")
+    totals = read_totals(tmp_path / "counters")
+    assert len(totals.problems) == len(bad)
+    (counts,) = totals.plans.values()
+    assert counts.section("plan")[1] == 1
+    assert f"tiercel_counter_files_unreadable {float(len(bad))}".encode() in render_metrics(tmp_path)
+    recorder.close()
+
+
+def test_metrics_of_nothing(tmp_path):
+    """Before anything was served there are metrics already, and they are zero."""
+    assert b"tiercel_workers 0.0" in render_metrics(tmp_path / "nowhere")
+
+
+def test_a_state_directory_that_refuses_stops_nobody(tmp_path):
+    """Where no file can be made the worker counts in its own memory, says so, and predictions go on."""
+    (tmp_path / "counters").write_text("in the way")
+    (tmp_path / "journal").write_text("in the way")
+    recorder = make_recorder(tmp_path)
+    rows, scores = rows_of(3)
+    plan = recorder.for_plan("late", 1, SIGNATURE)
+    plan.add(rows, scores)
+    assert plan.counters.snapshot()["plan"][1] == 1
+    assert len(recorder.problems) == 2
+    recorder.close()
+
+
+def test_a_reference_of_other_features_is_not_used(tmp_path):
+    """Counting on edges of other features would mislead; the version is counted without edges and it is said."""
+    rows, scores = rows_of(50)
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    plan = recorder.for_plan("late", 1, SIGNATURE, reference=Reference.build(rows, scores, ("x", "y", "z")))
+    plan.add(rows, scores)
+    assert plan.counters.snapshot()["features"][:, 1:24].sum() == 0
+    assert "other features" in recorder.problems[0]
+    recorder.close()
+
+
+def test_counts_equal_the_slow_count_on_reference_edges(tmp_path):
+    """Through files and reader, traffic on reference edges is counted as the slow twin counts it."""
+    rows, scores = rows_of(200)
+    reference = Reference.build(rows, scores, FEATURES)
+    traffic, answers = rows_of(100, seed=9)
+    traffic[:5] = [[np.inf] * 3, [-np.inf] * 3, [-0.0] * 3, [1e30] * 3, [-1e30] * 3]
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    recorder.for_plan("late", 1, SIGNATURE, reference=reference).add(traffic, answers)
+    (counts,) = read_totals(tmp_path / "counters").plans.values()
+    np.testing.assert_array_equal(counts.section("features"), binning.histograms(reference.feature_edges, traffic))
+    assert [path.name for path in tmp_path.iterdir()] == ["counters"]
+    recorder.close()
