@@ -219,6 +219,7 @@ cdef class PlanCounters:
 
     cdef void count(self, const Prediction* prediction) noexcept nogil:
         cdef uint64_t* cells = self.cells
+        cdef uint64_t* ages = self._ages
         cdef uint64_t fast = (prediction.flags & PREDICTION_FAST) != 0
         cdef unsigned int stage
         tiercel_publish_u64(cells + PLAN_BEGUN, cells[PLAN_BEGUN] + 1)
@@ -229,9 +230,9 @@ cdef class PlanCounters:
             _count_magnitude(self._durations + stage * MAGNITUDE_CELLS, prediction.stage_ns[stage])
         _count_magnitude(self._durations + N_STAGES * MAGNITUDE_CELLS, prediction.total_ns)
         if prediction.oldest_age_us < 0:
-            self._ages[MAGNITUDE_NONE] += 1
+            ages[MAGNITUDE_NONE] += 1
         else:
-            _count_magnitude(self._ages, prediction.oldest_age_us // 1000)
+            _count_magnitude(ages, prediction.oldest_age_us // 1000)
         tiercel_count_rows(self._features, self._feature_edges, prediction.rows, prediction.n_rows, self.n_features)
         tiercel_count_scores(self._scores, self._score_edges, prediction.scores, prediction.n_rows, self.n_outputs)
         tiercel_publish_u64(cells + PLAN_DONE, cells[PLAN_DONE] + 1)

@@ -136,7 +136,7 @@ cdef class Journal:
         cdef const uint8_t* keys_end = prediction.keys + prediction.key_bytes
         cdef const uint8_t* keys_from
         cdef const uint8_t* row_end
-        cdef size_t size
+        cdef size_t size, written = 0
         cdef int32_t row = 0, first
         cdef bint whole = prediction.n_rows == 1
         self._bytes = 0
@@ -161,7 +161,8 @@ cdef class Journal:
             if not self._reserve(mark, size):
                 return APPEND_NO_SEGMENT
             _write(self._current, mark, prediction, first, row - first, keys_from, keys - keys_from)
-            self._bytes += size
+            written += size
+            self._bytes = written
             if row >= prediction.n_rows:
                 return APPENDED
 
