@@ -80,6 +80,10 @@ class Transport:
     pause_reading = resume_reading = abort = close
 
     @staticmethod
+    def get_extra_info(_name):
+        return None
+
+    @staticmethod
     def is_closing():
         return False
 

@@ -100,7 +100,7 @@ def ready_project(directory):
 
 @contextlib.contextmanager
 def running_server(directory, *, env=None):
-    """`tiercel serve` on a free port; yields (url, process) and ends it with SIGTERM."""
+    """`tiercel serve` on a free port; yields (url, process) and ends it with SIGTERM. `process.admin_url` is its admin port."""
     command = [sys.executable, "-m", "tiercel", "serve", "--project", str(directory), "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
@@ -110,6 +110,7 @@ def running_server(directory, *, env=None):
         found = re.search(r"http://\S+:\d+", line)
         if found is None:
             raise AssertionError(f"the server did not start: {line!r} {process.stderr.read()}")
+        process.admin_url = (re.findall(r"http://\S+:\d+", line)[1:] or [None])[0]
         yield found[0], process
     finally:
         if process.poll() is None:

@@ -81,6 +81,13 @@ cdef class ServingPlan:
                 f"Model '{model}' version {version}: expected a scorer of {self.n_features} features and "
                 f"{self.n_outputs} outputs, got {scorer.n_features} and {scorer.n_outputs}"
             )
+        if recorder is not None and recorder.n_features != 0 and (
+            recorder.n_features != self.n_features or recorder.n_outputs != self.n_outputs
+        ):
+            raise SchemaMismatchError(
+                f"Model '{model}' version {version}: expected a recorder of {self.n_features} features and "
+                f"{self.n_outputs} outputs, got {recorder.n_features} and {recorder.n_outputs}"
+            )
         self._recorder, self._records = recorder, recorder is not None
         self.vectors = VectorProgram(f"Model '{model}' version {version}", signature, schema, base, transforms)
         self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,11 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tiercel.errors import TiercelError
 from tiercel.http.supervised import SupervisedServer
 from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
+from tiercel.monitor.recording import COUNTERS
+from tiercel.monitor.totals import fold
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from starlette.requests import Request
@@ -25,10 +31,13 @@ if TYPE_CHECKING:
     from tiercel.serving.channel import Channel, Message
     from tiercel.settings import Settings
 
+log = logging.getLogger("tiercel.http")
+
 CONTROL = "control"
 PATHS = "/livez, /readyz, /metrics or /api/workers"
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
+FOLD_INTERVAL_S = 60.0
 
 
 class ControlPlane:
@@ -45,11 +54,22 @@ class ControlPlane:
                 Route("/api/workers", self._workers, methods=["GET"]),
             ],
             exception_handlers={HTTPException: _http_error},
+            lifespan=self._lifespan,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         await self._starlette(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        keeping = asyncio.create_task(keep_folded(self._state_dir))
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
 
     def hear(self, message: Message) -> None:
         """Take what the supervisor says."""
@@ -78,6 +98,16 @@ class ControlPlane:
         return _json({"processes": self._processes})
 
 
+async def keep_folded(state_dir: Path) -> None:
+    """Add the counters of workers that are gone to the totals and remove their files, until cancelled."""
+    while True:
+        try:
+            await asyncio.to_thread(fold, state_dir / COUNTERS)
+        except (TiercelError, OSError) as error:  # they stay readable; the next turn tries again
+            log.warning("Counters of ended workers stay in files of their own: %s", error)
+        await asyncio.sleep(FOLD_INTERVAL_S)
+
+
 def _json(body: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type="application/json")
 
@@ -98,7 +128,7 @@ def serve_control(settings: Settings, listener: socket.socket, channel: Channel)
         loop="uvloop",
         http="httptools",
         ws="none",
-        lifespan="off",
+        lifespan="on",
         interface="asgi3",
         access_log=False,
         log_config=None,
