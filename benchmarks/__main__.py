@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME ...] [--smoke]`: run benchmarks; `--smoke` runs each briefly to show that it works."""
+"""`python -m benchmarks [NAME ...] [OPTIONS]`: run benchmarks; `--smoke` runs each briefly to show that it works.
+
+Other options are those of the one benchmark that is named.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,18 @@ BENCHMARKS = ("bench_feature_read", "bench_forest", "bench_plan", "bench_point_i
 
 def main() -> int:
     arguments = sys.argv[1:]
-    smoke = "--smoke" in arguments
-    names = [f"bench_{name.removeprefix('bench_')}" for name in arguments if not name.startswith("-")]
+    first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    names, options = [f"bench_{name.removeprefix('bench_')}" for name in arguments[:first]], arguments[first:]
+    if options not in ([], ["--smoke"]) and len(names) != 1:
+        print("Expected options other than --smoke with the name of one benchmark", file=sys.stderr)
+        return 2
     for name in names or BENCHMARKS:
         if name not in BENCHMARKS:
             print(f"Expected one of {', '.join(BENCHMARKS)}; got {name}", file=sys.stderr)
             return 2
         print(f"\n=== {name}", flush=True)
         start = time.perf_counter()
-        importlib.import_module(f"benchmarks.{name}").main(["--smoke"] if smoke else [])
+        importlib.import_module(f"benchmarks.{name}").main(options)
         print(f"--- {name}: {time.perf_counter() - start:.1f} s", flush=True)
     return 0
 
