@@ -34,6 +34,9 @@ def main(fd: int) -> int:
         level=logging.INFO if handover.verbose else logging.WARNING,
         format=f"%(asctime)s {handover.name} %(levelname)s %(name)s: %(message)s",
     )
+    if not handover.verbose:
+        # One line per malformed request would let any peer fill the disk; refusals are counted, by code, in /metrics.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     try:
         _serve(handover, channel)
     except (TiercelError, OSError) as error:
