@@ -523,6 +523,26 @@ def test_a_peer_that_does_not_read(engine):
         assert replies == [200] * n
 
 
+def test_a_peer_that_does_not_read_and_leaves_requests_half_sent(engine):
+    """Reading stops just the same when every read event ends inside a request, and nothing is lost when it resumes."""
+    half, n, most = len(GOOD) // 2, 1, 40_000_000
+    with Running(engine, ServerSettings(body_timeout_s=60, header_timeout_s=60)) as server, peer(server) as one:
+        one.send(GOOD)
+        size = len(one.connection.recv(65536, socket.MSG_PEEK))
+        one.send(GOOD[:half])
+        while n * size < most:
+            one.send(GOOD[half:] + GOOD * 99 + GOOD[:half])
+            n += 100
+            deadline = time.monotonic() + 1
+            while server.native.counts["answered"] < n and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            if server.native.counts["answered"] < n:
+                break
+        assert n * size < most
+        one.send(GOOD[half:])
+        assert [one.reply()[0] for _ in range(n + 1)] == [200] * (n + 1)
+
+
 def test_a_peer_that_never_reads_is_dropped(engine):
     """Past the idle timeout its connection is aborted, not waited for."""
     with Running(engine, ServerSettings(idle_timeout_s=0.3)) as server, peer(server) as one:

@@ -278,7 +278,8 @@ cdef class HotProtocol:
             return 0
         if rest is not None:
             self._buffer = bytearray(rest)
-        if outcome == OUTCOME_PAUSED:
+        # A partial request must not keep the reading open: answered piece by piece, it would fill the transport for ever.
+        if outcome == OUTCOME_PAUSED or self._write_paused:
             self._set_phase(PHASE_PAUSED, True)
             self._transport.pause_reading()
         else:
