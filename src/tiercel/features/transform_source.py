@@ -89,6 +89,8 @@ def check_source(text: str, what: str) -> CheckedSource:
         raise DefinitionError(
             f"{what}: the function is too long to compile (more than {MAX_NODES} parts with all it calls). Split the view."
         )
+    if _height(module) > 2 * MAX_DEPTH:  # what follows is recursive, and not all of it counts as it goes
+        raise DefinitionError(f"{what}: expected the canonical text of a transform, got text nested too deeply.")
     known: dict[str, Any] = dict(CANONICAL)
     program = _Program()
     for index, node in enumerate(module.body):
@@ -453,8 +455,10 @@ class _Translator:
         except OverflowError:
             number = math.inf
         if type(value) is int and (math.isinf(number) or int(number) != value):
+            # Python refuses to write out an integer of more than 4,300 digits.
+            shown = f"{value!r:.60}" if value.bit_length() <= 4096 else f"of {value.bit_length()} bits"
             raise self._refuse(
-                node, f"the integer {value!r:.60}, which no float64 holds", f"write {number!r} if that will do"
+                node, f"the integer {shown}, which no float64 holds", f"write {number!r} if that will do"
             )
         if math.isnan(number) or math.isinf(number):
             made: ast.expr = ast.Name(id="_nan" if math.isnan(number) else "_inf", ctx=ast.Load())
@@ -542,6 +546,14 @@ class _Translator:
     def _check_count(self, node: ast.AST, name: str, expected: int, got: int) -> None:
         if expected != got:
             raise self._refuse(node, f"a call of {name} with {got} arguments", f"give it {expected}")
+
+
+def _height(tree: ast.AST) -> int:
+    """Levels of a syntax tree."""
+    height, level = 0, [tree]
+    while level:
+        height, level = height + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return height
 
 
 def _word(value: Any) -> Word | None:
