@@ -117,11 +117,12 @@ def test_ages_are_counted_or_absent():
     [
         lambda e: e[:, :23],
         lambda e: np.where(np.arange(24) == 3, np.nan, e).astype(np.float32),
+        lambda e: np.where(np.arange(24) == 0, -np.inf, e).astype(np.float32),
         lambda e: e[:, ::-1].copy(),
         np.zeros_like,
         lambda e: e[:2],
     ],
-    ids=["too few", "NaN", "descending", "no +inf at the end", "of other features"],
+    ids=["too few", "NaN", "-inf", "descending", "no +inf at the end", "of other features"],
 )
 def test_edges_that_cannot_be_binned_on_are_refused(change):
     """A plan's counters are never made with edges that would put a value into a wrong cell."""

@@ -188,7 +188,10 @@ cdef class PlanCounters:
         if score_edges.shape[0] != n_outputs or score_edges.shape[1] != TIERCEL_EDGES:
             raise ValueError(f"Expected edges of {n_outputs} outputs")
         for edges in (np.asarray(feature_edges), np.asarray(score_edges)):
-            if np.isnan(edges).any() or (edges[:, 1:] < edges[:, :-1]).any() or not (edges[:, -1] == np.inf).all():
+            # SAFETY: a value of -inf must be below every edge, or its cell lies past the histogram's end.
+            if np.isnan(edges).any() or np.isneginf(edges).any():
+                raise ValueError("Expected edges without NaN and -inf")
+            if (edges[:, 1:] < edges[:, :-1]).any() or not (edges[:, -1] == np.inf).all():
                 raise ValueError("Expected ascending edges that end in +inf")
         sections = plan_sections(n_features, n_outputs)
         n_cells = sections["scores"][0] + n_outputs * TIERCEL_CELLS
