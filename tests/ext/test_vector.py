@@ -20,7 +20,7 @@ from tiercel._hot.vector import VectorProgram
 
 from tiercel.errors import RequestError, SchemaMismatchError
 from tiercel.features.online import OnlineBase
-from tiercel.types import NOW_US, DType, Signature, Task, TransformOutput, TransformSchema
+from tiercel.types import NOW_US, DType, RequestField, Signature, Task, TransformOutput, TransformSchema
 
 C_TRANSFORM = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_double), ctypes.POINTER(ctypes.c_double))
 #: What `mix` computes from its inputs; the test knows it as Python.
@@ -192,3 +192,24 @@ def test_too_many_inputs_are_refused(base):
     signature = Signature(("delay_half",), Task.BINARY, ("0", "1"))
     with pytest.raises(SchemaMismatchError, match="at most 256"):
         VectorProgram("Model 'm'", signature, schema, base, (Compiled(wide, abs),))
+
+
+@pytest.mark.parametrize("name", ["tailnum_text", "delay_half", "nowhere"])
+def test_an_input_that_nothing_writes_is_refused(base, name):
+    """A schema whose transform reads text, another's output or nothing known is refused when the plan is wired."""
+    view = TransformSchema("view", "...", (name,), (TransformOutput("made", DType.FLOAT64),))
+    half = replace(AGE, inputs=("delay",))
+    schema = replace(
+        base.schema,
+        transforms=(view, half),
+        request_fields=(*base.schema.request_fields, RequestField("tailnum_text", DType.STRING, ("a", "b"))),
+    )
+    signature = Signature(("made", "delay_half"), Task.BINARY, ("0", "1"))
+    with pytest.raises(SchemaMismatchError, match=f"got '{name}'"):
+        VectorProgram("Model 'm'", signature, schema, base, (Compiled(view, abs), Compiled(half, abs)))
+
+
+def test_a_feature_named_twice_is_refused(base):
+    """Only one of two places of one name would be written, so there is never but one."""
+    with pytest.raises(SchemaMismatchError, match="every feature once"):
+        make_plan(base, ["seats", "seats"])

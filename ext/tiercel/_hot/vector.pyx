@@ -67,6 +67,16 @@ cdef class VectorProgram:
                 )
         steps = self._used_transforms(what, signature, schema)
         inputs = list(dict.fromkeys([name for step in steps for name in step.schema.inputs]))
+        for name in inputs:
+            # SAFETY: nothing else writes a transform's input, and text is no number.
+            field = stored.get(name) or request.get(name)
+            if name != NOW_US and (field is None or field.dtype is DType.STRING):
+                raise SchemaMismatchError(
+                    f"{what}: expected every input of an on-demand feature view of feature service '{schema.name}' to be a "
+                    f"number that is stored or comes with the request, got '{name}'. Run `tiercel apply`."
+                )
+        if len(set(signature.features)) < len(signature.features):
+            raise SchemaMismatchError(f"{what}: expected every feature once, got {', '.join(signature.features)}")
         self.n_wide = len(inputs)
         place_of = {name: place for place, name in enumerate(inputs)}
         self._now_place = place_of.get(NOW_US, -1)
