@@ -89,16 +89,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_totals_outlive_killed_workers(tmp_path):
     """The counts of killed workers stay in the totals, are folded into one file once, and never go backwards."""
+    live = make_recorder(tmp_path, NO_JOURNAL)
     for worker in range(2):
         subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), str(worker)], check=False, timeout=60)
-    live = make_recorder(tmp_path, NO_JOURNAL)
     rows, scores = rows_of(5)
     live.for_plan("late", 1, SIGNATURE).add(rows, scores, repeat=7)
     directory = tmp_path / "counters"
     before = render_metrics(tmp_path)
     backup = tmp_path / "backup"
     shutil.copytree(directory, backup)
-    assert fold(directory) == 2
+    assert fold(directory) == 1  # the second start has folded the first
     assert render_metrics(tmp_path) == before
     assert fold(directory) == 0
     # As after a crash between the new totals and the removal of what they hold.
@@ -113,6 +113,29 @@ def test_totals_outlive_killed_workers(tmp_path):
     assert totals.errors == {"model_not_found": 2}
     assert totals.n_live == 1
     live.close()
+
+
+def test_starts_leave_no_files_behind(tmp_path):
+    """A start adds the counts of those before it to the totals and removes their files, so restarts fill no disk."""
+    rows, scores = rows_of(1)
+    for _ in range(5):
+        recorder = make_recorder(tmp_path)
+        recorder.for_plan("late", 1, SIGNATURE).add(rows, scores)
+        recorder.close()
+    assert len([path for path in (tmp_path / "counters").iterdir() if path.is_dir()]) == 1
+    assert read_totals(tmp_path / "counters").worker["journal_records"] == 5
+
+
+def test_damaged_totals_stop_no_worker(tmp_path):
+    """A worker counts on beside a totals file that cannot be read, which is left as it is, and says so."""
+    (tmp_path / "counters").mkdir()
+    (tmp_path / "counters" / "totals.msgpack").write_bytes(b"no totals")
+    recorder = make_recorder(tmp_path)
+    recorder.for_plan("late", 1, SIGNATURE).add(*rows_of(1))
+    recorder.close()
+    assert "totals.msgpack" in recorder.problems[0]
+    assert (tmp_path / "counters" / "totals.msgpack").read_bytes() == b"no totals"
+    assert read_totals(tmp_path / "counters").worker["journal_records"] == 1
 
 
 def test_metrics_are_prometheus_text(tmp_path):

@@ -11,10 +11,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.recorder import PlanRecorder
+from tiercel.errors import CounterFileError
 from tiercel.monitor import counting
 from tiercel.monitor.directories import WorkerDirectory, worker_name
 from tiercel.monitor.reference import default_edges
 from tiercel.monitor.segments import Journal, SegmentKeeper
+from tiercel.monitor.totals import fold
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +69,8 @@ class Recorder:
             self.counters = counting.make_worker_counters(self._directory.path, self._who)
         except OSError as error:
             self._report(f"counters are not visible outside the worker: {error}")
+        else:
+            self._fold(state_dir / COUNTERS)
         if settings.enabled:
             try:
                 self._journal_directory = WorkerDirectory(state_dir / JOURNAL, name)
@@ -147,6 +151,13 @@ class Recorder:
             if directory is not None:
                 directory.close()
         self._directory = self._journal_directory = None
+
+    def _fold(self, directory: Path) -> None:
+        """Add up the workers that are gone, or every start would leave its files behind for good."""
+        try:
+            fold(directory)
+        except (OSError, CounterFileError) as error:
+            self._report(f"counters of workers that are gone stay in files of their own: {error}")
 
     def _plan_counters(
         self, model: str, version: int, signature: Signature, reference: Reference | None
