@@ -50,6 +50,18 @@ def test_options_win_over_the_file(project):
     assert Options().over(settings) == settings
 
 
+def test_the_journal_must_have_room_for_every_worker(project):
+    """Each worker keeps two segments whatever happens: a bound below that is refused, not exceeded, unless nothing is kept."""
+    text = "[journal]\nmax_bytes = 8388608\nsegment_bytes = 2097152\n"
+    settings = load_settings(project(text))
+    assert Options(workers=2).over(settings).server.workers == 2
+    with pytest.raises(
+        DefinitionError, match=r"tiercel.toml: expected journal.max_bytes of at least 12582912 .*got 8388608"
+    ):
+        Options(workers=3).over(settings)
+    assert Options(workers=3).over(load_settings(project(f"{text}enabled = false\n"))).server.workers == 3
+
+
 def test_a_taken_data_port_is_an_error(project, taken):
     """The error names the address and what to do."""
     with pytest.raises(ListenError, match=f"Cannot listen on 127.0.0.1:{taken}.*--port"):

@@ -7,13 +7,13 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from tiercel.errors import ForcedStopError, ListenError
+from tiercel.errors import DefinitionError, ForcedStopError, ListenError
 from tiercel.serving.board import ABSENT, ConnectionBoard
 from tiercel.serving.handover import Handover
 from tiercel.serving.listening import address, bind
 from tiercel.serving.processes import Process, ProcessTable, interpreter
 from tiercel.serving.supervisor import Supervisor
-from tiercel.settings import ControlSettings, Settings, load_settings
+from tiercel.settings import PROJECT_FILE, ControlSettings, Settings, load_settings
 
 if TYPE_CHECKING:
     import socket
@@ -33,12 +33,24 @@ class Options:
     admin_port: int | None = None
 
     def over(self, settings: Settings) -> Settings:
-        """The settings with these in place."""
+        """The settings with these in place.
+
+        Raises:
+            DefinitionError: the workers' journals cannot stay within journal.max_bytes.
+        """
         given: dict[str, Any] = {"host": self.host, "port": self.port, "workers": self.workers}
         server = replace(settings.server, **{name: value for name, value in given.items() if value is not None})
         control = settings.control
         if self.admin_port is not None:
             control = replace(control, port=self.admin_port)
+        journal = settings.journal
+        least = 2 * journal.segment_bytes * server.workers  # every worker writes one segment and has the next one ready
+        if journal.enabled and journal.max_bytes < least:
+            raise DefinitionError(
+                f"{settings.project_dir / PROJECT_FILE}: expected journal.max_bytes of at least {least} (two segments of "
+                f"{journal.segment_bytes} bytes for each of {server.workers} workers), got {journal.max_bytes}. Raise it, "
+                f"or lower journal.segment_bytes or the number of workers"
+            )
         return replace(settings, server=server, control=control)
 
 
