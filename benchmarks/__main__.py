@@ -9,7 +9,10 @@ import importlib
 import sys
 import time
 
-BENCHMARKS = ("bench_feature_read", "bench_forest", "bench_plan", "bench_point_in_time", "bench_recorder", "bench_http")
+BENCHMARKS = (
+    "bench_decimal", "bench_feature_read", "bench_forest", "bench_plan", "bench_point_in_time", "bench_recorder",
+    "bench_http",
+)  # fmt: skip
 
 
 def main() -> int:

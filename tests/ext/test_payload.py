@@ -214,7 +214,7 @@ def test_values_that_are_handed_on(plans, value):
     "body",
     ["{}", "[]", "null", '{"features":{}}', '{"entities":{},"features":{}}', '{"features":{"a":1,"b":2},"x":1}',
      '{"features":{"a":1,"a":1,"b":2}}', '{"features":{"a":1,"b":2},"features":{"a":1,"b":2}}', '{"features":{"a":1}}',
-     '{"features":{"a":1,"b":2}}{}', '{"features":{"a":1,"b":2}} x', '{"features":{"\\u0061":1,"b":2}}',
+     '{"features":{"a":1,"b":2}}{}', '{"features":{"a":1,"b":2}} x', '{"features":{"\\u0063":1,"b":2}}',
      '{"features":{"a":1,"b":2},"now":"2026-01-01"}', '{"features":{"a":1,"b":2},"now":-1}', '\ufeff{"features":{"a":1,"b":2}}',
      '{"features":{"a":1,"b":2},"now":4611686018427387904}', '{"features":{"a":1,"b":2},"now":true}', '{"features":{"a":1,"b":2},}',
      '{"features":{"a":1,"b":2,"c":3}}', '{"features":{"a":[1],"b":[1,2]}}', '{"entities":{"id":1},"features":{"a":1,"b":2}}',
@@ -291,8 +291,7 @@ def test_every_truncation_is_handed_on_without_reading_past_the_end(plans, kind)
                 ctypes.memmove(start + page - size, whole, size)
                 body = (ctypes.c_ubyte * size).from_address(start + page - size)
                 reply = plans["lenient"].answer(memoryview(body).cast("B"), kind, 0, ReplyIds(MAX_ROWS))
-                is_escaped = b"\\u" in whole
-                assert (reply is not None) == (size == len(whole) and not is_escaped)
+                assert (reply is not None) == (size == len(whole))
     finally:
         libc.mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 3)
 

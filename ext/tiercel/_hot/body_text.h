@@ -1,7 +1,7 @@
 /* body_text.h - JSON and msgpack request bodies, read in place against the names a plan knows.
  *
- * A reader here accepts only what is certainly right and returns NULL (or false) for everything else, which hands the body
- * on to the general path.
+ * A reader here accepts only what is certainly right and returns NULL (or false) for everything else, which hands the
+ * body on to the general path.
  *
  * Owns  : nothing; cells and columns point into the body.
  * Bounds: no byte at or past `end` is read; depth is fixed (object, object, list); nothing is allocated.
@@ -42,19 +42,53 @@ static inline const uint8_t *skip_space(const uint8_t *p, const uint8_t *end) {
     return p;
 }
 
-/* A string without escapes, from its opening quote; returns past the closing one. */
-static inline const uint8_t *json_text(const uint8_t *p, const uint8_t *end, const uint8_t **text, uint32_t *size) {
+static inline bool is_hex4(const uint8_t *p) {
+    for (int i = 0; i < 4; i++)
+        if (!((p[i] >= '0' && p[i] <= '9') || ((p[i] | 0x20) >= 'a' && (p[i] | 0x20) <= 'f'))) return false;
+    return true;
+}
+
+/* An escape from its backslash; returns past it (past both of a surrogate pair). A lone surrogate is no text. */
+static inline const uint8_t *json_escape(const uint8_t *p, const uint8_t *end) {
+    uint32_t unit;
+    if (end - p < 2) return NULL;
+    if (p[1] != 'u') return memchr("\"\\/bfnrt", p[1], 8) != NULL ? p + 2 : NULL;
+    if (end - p < 6 || !is_hex4(p + 2)) return NULL;
+    unit = hex4(p + 2);
+    if (unit < 0xD800 || unit > 0xDFFF) return p + 6;
+    if (unit > 0xDBFF || end - p < 12 || p[6] != '\\' || p[7] != 'u' || !is_hex4(p + 8)) return NULL;
+    unit = hex4(p + 8);
+    return unit >= 0xDC00 && unit <= 0xDFFF ? p + 12 : NULL;
+}
+
+/* A string from its opening quote, CELL_TEXT or CELL_ESCAPED; returns past the closing quote. */
+static inline const uint8_t *json_text(const uint8_t *p, const uint8_t *end, Cell *cell) {
+    const uint8_t *text;
     uint8_t any = 0;
     if (p >= end || *p != '"') return NULL;
-    *text = ++p;
-    for (; p < end && *p != '"'; p++) {
-        if (*p < 0x20 || *p == '\\') return NULL;
-        any |= *p;
+    cell->type = CELL_TEXT;
+    cell->as.text = text = ++p;
+    while (p < end && *p != '"') {
+        if (*p < 0x20) return NULL;
+        if (*p == '\\') {
+            cell->type = CELL_ESCAPED;
+            p = json_escape(p, end);
+            if (p == NULL) return NULL;
+            continue;
+        }
+        any |= *p++;
     }
-    if (p >= end || p - *text > INT32_MAX) return NULL;
-    *size = (uint32_t)(p - *text);
-    if (any >= 0x80 && !is_utf8(*text, *size)) return NULL;
+    if (p >= end || p - text > INT32_MAX) return NULL;
+    cell->size = (uint32_t)(p - text);
+    if (any >= 0x80 && !is_utf8(text, cell->size)) return NULL;
     return p + 1;
+}
+
+/* As json_text, unescaped into `room` where that is needed: a member's name. */
+static inline const uint8_t *json_name(const uint8_t *p, const uint8_t *end, uint8_t *room, Cell *name) {
+    p = json_text(p, end, name);
+    if (p == NULL || name->type == CELL_TEXT) return p;
+    return to_plain(name, room) ? p : NULL;
 }
 
 static inline const uint8_t *json_number(Powers powers, const uint8_t *p, const uint8_t *end, Cell *cell) {
@@ -86,8 +120,7 @@ static inline const uint8_t *json_cell(Powers powers, const uint8_t *p, const ui
     if (p >= end) return NULL;
     switch (*p) {
     case '"':
-        cell->type = CELL_TEXT;
-        return json_text(p, end, &cell->as.text, &cell->size);
+        return json_text(p, end, cell);
     case 'n':
         cell->type = CELL_NULL;
         return end - p >= 4 && memcmp(p, "null", 4) == 0 ? p + 4 : NULL;
@@ -105,7 +138,9 @@ static inline const uint8_t *json_cell(Powers powers, const uint8_t *p, const ui
 }
 
 /* A list of scalars from its '[': its length and its first item. */
-static const uint8_t *json_list(Powers powers, const uint8_t *p, const uint8_t *end, int64_t most, Column *column, int64_t *n_items) {
+static const uint8_t *json_list(
+    Powers powers, const uint8_t *p, const uint8_t *end, int64_t most, Column *column, int64_t *n_items
+) {
     Cell cell;
     column->items = p = skip_space(p + 1, end);
     for (*n_items = 1; *n_items <= most; ++*n_items) {
@@ -129,7 +164,7 @@ static inline uint64_t big_endian(const uint8_t *p, int n_bytes) {
 }
 
 /* A string; returns past it. */
-static inline const uint8_t *msgpack_text(const uint8_t *p, const uint8_t *end, const uint8_t **text, uint32_t *size) {
+static inline const uint8_t *msgpack_text(const uint8_t *p, const uint8_t *end, Cell *cell) {
     int width;
     uint64_t length;
     if (p >= end) return NULL;
@@ -143,8 +178,9 @@ static inline const uint8_t *msgpack_text(const uint8_t *p, const uint8_t *end, 
         p += width;
     }
     if (length > (uint64_t)(end - p) || length > INT32_MAX || !is_utf8(p, (uint32_t)length)) return NULL;
-    *text = p;
-    *size = (uint32_t)length;
+    cell->type = CELL_TEXT;
+    cell->as.text = p;
+    cell->size = (uint32_t)length;
     return p + length;
 }
 
@@ -160,8 +196,7 @@ static inline const uint8_t *msgpack_cell(const uint8_t *p, const uint8_t *end, 
         return p + 1;
     }
     if (tag < 0xC0 || (tag >= 0xD9 && tag <= 0xDB)) {
-        cell->type = CELL_TEXT;
-        return msgpack_text(p, end, &cell->as.text, &cell->size);
+        return msgpack_text(p, end, cell);
     }
     p++;
     if (tag == 0xC0) {
@@ -207,7 +242,9 @@ static inline const uint8_t *msgpack_cell(const uint8_t *p, const uint8_t *end, 
 }
 
 /* The count of a map or array: `fix` is the tag of its short form, `wide` that of its 16-bit form. */
-static inline const uint8_t *msgpack_count(const uint8_t *p, const uint8_t *end, uint8_t fix, uint8_t wide, int64_t *count) {
+static inline const uint8_t *msgpack_count(
+    const uint8_t *p, const uint8_t *end, uint8_t fix, uint8_t wide, int64_t *count
+) {
     int width;
     if (p >= end) return NULL;
     if ((*p & 0xF0) == fix) {
@@ -221,7 +258,9 @@ static inline const uint8_t *msgpack_count(const uint8_t *p, const uint8_t *end,
     return p + width;
 }
 
-static const uint8_t *msgpack_list(const uint8_t *p, const uint8_t *end, int64_t most, Column *column, int64_t *n_items) {
+static const uint8_t *msgpack_list(
+    const uint8_t *p, const uint8_t *end, int64_t most, Column *column, int64_t *n_items
+) {
     Cell cell;
     p = msgpack_count(p, end, 0x90, 0xDC, n_items);
     if (p == NULL || *n_items < 1 || *n_items > most) return NULL;
@@ -230,14 +269,78 @@ static const uint8_t *msgpack_list(const uint8_t *p, const uint8_t *end, int64_t
     return p;
 }
 
+/* ---- a time as ISO 8601 text ---- */
+
+/* `n` digits, or -1. */
+static inline int32_t fixed_digits(const uint8_t *p, int n) {
+    int32_t value = 0;
+    for (int i = 0; i < n; i++) {
+        if (p[i] < '0' || p[i] > '9') return -1;
+        value = 10 * value + (p[i] - '0');
+    }
+    return value;
+}
+
+/* Days from 1970-01-01 to a day of the Gregorian calendar; years begin in March here, so that leap days end them. */
+static inline int64_t days_to(int32_t year, int32_t month, int32_t day) {
+    const int32_t y = month > 2 ? year : year - 1, m = (month + 9) % 12;
+    return 365 * (int64_t)y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719468;
+}
+
+/* YYYY-MM-DDTHH:MM:SS[.digits][Z|+HH:MM|-HH:MM] as microseconds since 1970, or -1: it is something else, or earlier.
+ * Without an offset it is UTC, and digits past the sixth are dropped, as request.py has it; the rest of what ISO 8601
+ * and datetime.fromisoformat know (weeks, 24:00, times without seconds ...) is handed on. */
+static inline int64_t iso_us(const uint8_t *p, uint32_t size) {
+    static const uint8_t MONTH_DAYS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    const uint8_t *end = p + size;
+    int32_t year, month, day, hour, minute, second, us = 0, offset = 0;
+    int64_t total;
+    if (size < 19 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':') return -1;
+    year = fixed_digits(p, 4);
+    month = fixed_digits(p + 5, 2);
+    day = fixed_digits(p + 8, 2);
+    hour = fixed_digits(p + 11, 2);
+    minute = fixed_digits(p + 14, 2);
+    second = fixed_digits(p + 17, 2);
+    if (year < 1 || month < 1 || month > 12 || day < 1 || hour < 0 || hour > 23) return -1;
+    if (minute < 0 || minute > 59 || second < 0 || second > 59) return -1;
+    if (day > MONTH_DAYS[month - 1]) {
+        const bool is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        if (month != 2 || day != 29 || !is_leap) return -1;
+    }
+    p += 19;
+    if (p < end && *p == '.') {
+        int n = 0;
+        for (p++; p < end && *p >= '0' && *p <= '9'; p++)
+            if (n < 6) us = 10 * us + (*p - '0'), n++;
+        if (n == 0) return -1;
+        for (; n < 6; n++) us *= 10;
+    }
+    if (end - p == 1 && *p == 'Z') {
+        p++;
+    } else if (end - p == 6 && (*p == '+' || *p == '-') && p[3] == ':') {
+        hour = hour * 60 + minute;
+        minute = fixed_digits(p + 4, 2);
+        offset = fixed_digits(p + 1, 2);
+        if (offset < 0 || offset > 23 || minute < 0 || minute > 59) return -1;
+        offset = offset * 60 + minute;
+        minute = hour - (*p == '+' ? offset : -offset);
+        hour = 0;
+        p += 6;
+    }
+    if (p != end) return -1;
+    total = ((days_to(year, month, day) * 1440 + hour * 60 + minute) * 60 + second) * 1000000 + us;
+    return total < 0 ? -1 : total;
+}
+
 /* ---- both formats: a body of `entities`, `features` and `now` ---- */
 
 /* What stands under one known name. */
 static inline const uint8_t *read_column(
-    Powers powers, const uint8_t *p, const uint8_t *end, int kind, const NameTable *names, const uint8_t *name, uint32_t name_size,
+    Powers powers, const uint8_t *p, const uint8_t *end, int kind, const NameTable *names, const Cell *name,
     int64_t max_rows, Body *body
 ) {
-    int32_t field = find_name(names, name, name_size);
+    int32_t field = find_name(names, name->as.text, name->size);
     Column *column;
     int64_t n_items;
     if (field < 0 || body->given[field] || p >= end) return NULL;
@@ -258,19 +361,20 @@ static inline const uint8_t *read_column(
 
 /* An object of columns. */
 static const uint8_t *read_columns(
-    Powers powers, const uint8_t *p, const uint8_t *end, int kind, const NameTable *names, int64_t max_rows, Body *body, int32_t *n_names
+    Powers powers, const uint8_t *p, const uint8_t *end, int kind, const NameTable *names, int64_t max_rows, Body *body,
+    int32_t *n_names
 ) {
-    const uint8_t *name;
-    uint32_t size;
+    uint8_t room[MAX_ESCAPED_NAME];
+    Cell name;
     int64_t count;
     *n_names = 0;
     if (kind == BODY_MSGPACK) {
         p = msgpack_count(p, end, 0x80, 0xDE, &count);
         if (p == NULL) return NULL;
         for (; *n_names < count; ++*n_names) {
-            p = msgpack_text(p, end, &name, &size);
+            p = msgpack_text(p, end, &name);
             if (p == NULL) return NULL;
-            p = read_column(powers, p, end, kind, names, name, size, max_rows, body);
+            p = read_column(powers, p, end, kind, names, &name, max_rows, body);
             if (p == NULL) return NULL;
         }
         return p;
@@ -279,11 +383,11 @@ static const uint8_t *read_columns(
     p = skip_space(p + 1, end);
     if (p < end && *p == '}') return p + 1;
     for (;;) {
-        p = json_text(p, end, &name, &size);
+        p = json_name(p, end, room, &name);
         if (p == NULL) return NULL;
         p = skip_space(p, end);
         if (p >= end || *p != ':') return NULL;
-        p = read_column(powers, skip_space(p + 1, end), end, kind, names, name, size, max_rows, body);
+        p = read_column(powers, skip_space(p + 1, end), end, kind, names, &name, max_rows, body);
         if (p == NULL) return NULL;
         ++*n_names;
         p = skip_space(p, end);
@@ -296,9 +400,10 @@ static const uint8_t *read_columns(
 
 /* The value of one top-level field; `seen` has a bit for each of the three. */
 static const uint8_t *read_part(
-    const uint8_t *p, const uint8_t *end, int kind, const BodySchema *schema, const uint8_t *name, uint32_t size,
-    Body *body, int *seen
+    const uint8_t *p, const uint8_t *end, int kind, const BodySchema *schema, const Cell *named, Body *body, int *seen
 ) {
+    const uint8_t *name = named->as.text;
+    const uint32_t size = named->size;
     const int part = size == 8 && memcmp(name, "entities", 8) == 0   ? 1
                      : size == 8 && memcmp(name, "features", 8) == 0 ? 2
                      : size == 3 && memcmp(name, "now", 3) == 0      ? 4
@@ -306,10 +411,18 @@ static const uint8_t *read_part(
     Cell cell;
     if (part == 0 || (*seen & part)) return NULL;
     *seen |= part;
-    if (part == 1) return read_columns(schema->powers, p, end, kind, &schema->entities, schema->max_rows, body, &body->n_entities);
-    if (part == 2) return read_columns(schema->powers, p, end, kind, &schema->features, schema->max_rows, body, &body->n_features);
+    if (part != 4)
+        return read_columns(
+            schema->powers, p, end, kind, part == 1 ? &schema->entities : &schema->features, schema->max_rows, body,
+            part == 1 ? &body->n_entities : &body->n_features
+        );
     p = kind == BODY_JSON ? json_cell(schema->powers, p, end, &cell) : msgpack_cell(p, end, &cell);
-    if (p == NULL || cell.type != CELL_INT || cell.as.integer < 0 || cell.as.integer >> 62) return NULL;
+    if (p == NULL) return NULL;
+    if (cell.type == CELL_TEXT) {
+        body->now_us = iso_us(cell.as.text, cell.size);
+        return body->now_us < 0 ? NULL : p;
+    }
+    if (cell.type != CELL_INT || cell.as.integer < 0 || cell.as.integer >> 62) return NULL;
     body->now_us = cell.as.integer;
     return p;
 }
@@ -317,8 +430,8 @@ static const uint8_t *read_part(
 /* Read a whole body. `given` is zeroed and `columns` has room by the caller; false: hand the body on. */
 static inline bool read_body(const uint8_t *p, int64_t n_bytes, int kind, const BodySchema *schema, Body *body) {
     const uint8_t *end = p + n_bytes;
-    const uint8_t *name;
-    uint32_t size;
+    uint8_t room[MAX_ESCAPED_NAME];
+    Cell name;
     int64_t count;
     int seen = 0;
     body->n_rows = body->now_us = -1;
@@ -326,19 +439,19 @@ static inline bool read_body(const uint8_t *p, int64_t n_bytes, int kind, const 
     if (kind == BODY_MSGPACK) {
         p = msgpack_count(p, end, 0x80, 0xDE, &count);
         for (; p != NULL && count > 0; count--) {
-            p = msgpack_text(p, end, &name, &size);
-            if (p != NULL) p = read_part(p, end, kind, schema, name, size, body, &seen);
+            p = msgpack_text(p, end, &name);
+            if (p != NULL) p = read_part(p, end, kind, schema, &name, body, &seen);
         }
         return p == end && p != NULL && body->n_entities + body->n_features > 0;
     }
     p = skip_space(p, end);
     if (p >= end || *p != '{') return false;
     do {
-        p = json_text(skip_space(p + 1, end), end, &name, &size);
+        p = json_name(skip_space(p + 1, end), end, room, &name);
         if (p == NULL) return false;
         p = skip_space(p, end);
         if (p >= end || *p != ':') return false;
-        p = read_part(skip_space(p + 1, end), end, kind, schema, name, size, body, &seen);
+        p = read_part(skip_space(p + 1, end), end, kind, schema, &name, body, &seen);
         if (p == NULL) return false;
         p = skip_space(p, end);
         if (p >= end) return false;

@@ -2,9 +2,9 @@
  *
  * To text: R. Giulietti, "The Schubfach way to render doubles" (2021), written from its figures; the text is that of
  * Python's repr(float), which json.dumps writes too.
- * From text: D. Lemire, "Number parsing at a gigabyte per second" (2021), with both ends of the interval that a cut power
- * leaves instead of the paper's case analysis; what the two ends do not settle is compared in exact integers. The result
- * is float(text), to the bit. No locale, no allocation, no GIL.
+ * From text: D. Lemire, "Number parsing at a gigabyte per second" (2021), with both ends of the interval that a cut
+ * power leaves instead of the paper's case analysis; what the two ends do not settle is compared in exact integers. The
+ * result is float(text), to the bit. No locale, no allocation, no GIL.
  *
  * Owns  : nothing. The table of powers is made once, from exact integers (decimal.pyx), and lent as `Powers`.
  * Bounds: put_double() writes at most DECIMAL_BYTES.
@@ -235,8 +235,8 @@ static int compare_exactly(const uint8_t *text, const uint8_t *end, int64_t writ
     return order == 0 && is_cut ? 1 : order;
 }
 
-/* The double below or at `digits` * 10**exponent: `bits`, which is `mantissa` * 2**unit; `up` is whether the one above is
- * nearer. False: `up` is not certain. */
+/* The double below or at `digits` * 10**exponent: `bits`, which is `mantissa` * 2**unit; `up` is whether the one above
+ * is nearer. False: `up` is not certain. */
 typedef struct {
     uint64_t bits, mantissa;
     int64_t unit;
@@ -275,10 +275,11 @@ static inline Nearest nearest_double(Powers powers, uint64_t digits, int exponen
     return found;
 }
 
-/* The double nearest to a positive decimal; infinity when it is too large. `digits` are its first 19 significant ones, to
- * be taken times 10**exponent; `is_cut`: more follow. `text`, `end` and `written` are as for compare_exactly. */
+/* The double nearest to a positive decimal; infinity when it is too large. `digits` are its first 19 significant ones,
+ * to be taken times 10**exponent; `is_cut`: more follow. `text`, `end` and `written` are as for compare_exactly. */
 static inline double nearest_to_decimal(
-    Powers powers, uint64_t digits, int64_t exponent, bool is_cut, const uint8_t *text, const uint8_t *end, int64_t written
+    Powers powers, uint64_t digits, int64_t exponent, bool is_cut, const uint8_t *text, const uint8_t *end,
+    int64_t written
 ) {
     Nearest found;
     double number;

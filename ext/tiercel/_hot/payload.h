@@ -26,9 +26,10 @@ typedef enum {
 
 enum BodyKind { BODY_JSON = 0, BODY_MSGPACK = 1 };
 
-enum CellType { CELL_NULL, CELL_BOOL, CELL_INT, CELL_FLOAT, CELL_TEXT };
+enum CellType { CELL_NULL, CELL_BOOL, CELL_INT, CELL_FLOAT, CELL_TEXT, CELL_ESCAPED };
 
-/* One value. `text` points at `size` bytes of valid UTF-8 in the body. */
+/* One value. `text` points at `size` bytes of valid UTF-8 in the body; those of CELL_ESCAPED hold JSON escapes, all of
+ * them valid and surrogates in pairs (json_text of body_text.h checks), and are unescaped where they are used. */
 typedef struct {
     int32_t type;
     uint32_t size;
@@ -104,17 +105,84 @@ static inline void put_name(NameTable *table, const uint8_t *text, uint32_t size
     table->places[at] = (Name){text, size, value};
 }
 
+/* ---- escaped text ---- */
+
+/* A known name longer than this is found only where it is sent without escapes. */
+enum { MAX_ESCAPED_NAME = 256 };
+
+static inline uint32_t hex_digit(uint8_t c) { return c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10; }
+
+static inline uint32_t hex4(const uint8_t *p) {
+    return hex_digit(p[0]) << 12 | hex_digit(p[1]) << 8 | hex_digit(p[2]) << 4 | hex_digit(p[3]);
+}
+
+/* The UTF-8 of a CELL_ESCAPED; returns its length, or -1 where it is longer than `room`. */
+static inline int32_t unescape(const Cell *cell, uint8_t *out, int32_t room) {
+    const uint8_t *p = cell->as.text, *end = p + cell->size;
+    int32_t n = 0;
+    while (p < end) {
+        uint32_t c = *p++;
+        if (c != '\\') {
+            if (n >= room) return -1;
+            out[n++] = (uint8_t)c;
+            continue;
+        }
+        c = *p++;
+        switch (c) {
+        case 'b': c = '\b'; break;
+        case 'f': c = '\f'; break;
+        case 'n': c = '\n'; break;
+        case 'r': c = '\r'; break;
+        case 't': c = '\t'; break;
+        case 'u':
+            c = hex4(p);
+            p += 4;
+            if (c >= 0xD800 && c < 0xDC00) {
+                c = 0x10000 + ((c - 0xD800) << 10) + (hex4(p + 2) - 0xDC00);
+                p += 6;
+            }
+            break;
+        default: break; /* the character itself: a quote, a slash or a backslash */
+        }
+        const int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+        if (room - n < 1 + more) return -1;
+        out[n++] = (uint8_t)(more == 0 ? c : (0xFF00 >> (more + 1) & 0xFF) | c >> 6 * more);
+        for (int i = more - 1; i >= 0; i--) out[n++] = (uint8_t)(0x80 | (c >> 6 * i & 0x3F));
+    }
+    return n;
+}
+
+/* Make an escaped cell a plain one of the same text in `room`, of MAX_ESCAPED_NAME bytes; false: longer than that. */
+static inline bool to_plain(Cell *cell, uint8_t *room) {
+    const int32_t size = unescape(cell, room, MAX_ESCAPED_NAME);
+    if (size < 0) return false;
+    *cell = (Cell){.type = CELL_TEXT, .size = (uint32_t)size, .as.text = room};
+    return true;
+}
+
 /* ---- columns to keys and features ---- */
 
 static inline void rewind_column(Column *column) { column->next = column->items; }
 
 /* One part of an entity key, as features/keys.py encodes it; returns the new length, or -1 to hand on. */
-static inline int32_t put_key_part(uint8_t *key, int32_t length, int32_t room, const Cell *cell, bool is_text, bool prefixed) {
+static inline int32_t put_key_part(
+    uint8_t *key, int32_t length, int32_t room, const Cell *cell, bool is_text, bool prefixed
+) {
     if (!is_text) {
         if (cell->type != CELL_INT || length + 8 > room) return -1;
         uint64_t bits = (uint64_t)cell->as.integer ^ (UINT64_C(1) << 63);
         for (int i = 0; i < 8; i++) key[length + i] = (uint8_t)(bits >> (56 - 8 * i));
         return length + 8;
+    }
+    if (cell->type == CELL_ESCAPED) {
+        const int32_t start = length + (prefixed ? 2 : 0);
+        const int32_t size = start > room ? -1 : unescape(cell, key + start, room - start);
+        if (size < 0) return -1;
+        if (prefixed) {
+            key[length] = (uint8_t)(size >> 8);
+            key[length + 1] = (uint8_t)size;
+        }
+        return start + size;
     }
     if (cell->type != CELL_TEXT || cell->size > (uint32_t)room) return -1;
     if (length + (int32_t)cell->size + (prefixed ? 2 : 0) > room) return -1;
@@ -126,24 +194,35 @@ static inline int32_t put_key_part(uint8_t *key, int32_t length, int32_t room, c
     return length + (int32_t)cell->size;
 }
 
-/* A feature's value as float32 (null is NaN); false to hand on. */
+static inline bool to_category(const Cell *cell, int kind, const NameTable *categories, float *out) {
+    const int32_t code = kind == KIND_STRING ? find_name(categories, cell->as.text, cell->size) : -1;
+    *out = (float)code;
+    return code >= 0;
+}
+
+/* A feature's value as float32 (null is NaN); false to hand on.
+ *
+ * A number is rounded twice: its decimal text to the nearest float64 (decimal.h, ties to even), that to the nearest
+ * float32. Rounding the text once could differ in the last bit where the float64 falls on the middle of two float32;
+ * twice is what float32(float(text)) gives, which is how the general path and NumPy make training rows. */
 static inline bool to_feature(const Cell *cell, int kind, const NameTable *categories, float *out) {
     double number;
     switch (cell->type) {
     case CELL_NULL:
         *out = NAN;
         return true;
-    case CELL_TEXT: {
-        int32_t code = kind == KIND_STRING ? find_name(categories, cell->as.text, cell->size) : -1;
-        *out = (float)code;
-        return code >= 0;
-    }
+    case CELL_TEXT: return to_category(cell, kind, categories, out);
     case CELL_BOOL:
         *out = (float)cell->as.integer;
         return kind == KIND_BOOL || kind == KIND_NUMBER;
     case CELL_INT:
         *out = (float)(double)cell->as.integer;
         return kind == KIND_FLOAT || kind == KIND_INT || kind == KIND_NUMBER;
+    case CELL_ESCAPED: {
+        uint8_t room[MAX_ESCAPED_NAME];
+        Cell plain = *cell;
+        return to_plain(&plain, room) && to_category(&plain, kind, categories, out);
+    }
     default:
         number = cell->as.number;
         /* Halfway between the largest float32 and 2**128: below it a double rounds to a finite float32. */
