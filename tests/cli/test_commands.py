@@ -44,6 +44,13 @@ def as_json(run, *arguments):
     return json.loads(output)
 
 
+def test_init_says_a_command_that_a_shell_takes(tmp_path):
+    """A directory with spaces is quoted in the command to go on with."""
+    directory = tmp_path / "my shöp"
+    result = CliRunner().invoke(main, ["init", str(directory)])
+    assert f"tiercel apply --project '{directory}'" in result.output
+
+
 def test_init_makes_a_project_once(tmp_path):
     """A new directory becomes a project; one with files in it is left alone."""
     for _ in range(2):

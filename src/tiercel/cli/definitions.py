@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +26,12 @@ def init(directory: Path, example: str | None) -> None:
 
     copy_example(example or "empty", directory)
     console.print(f"Made project [bold]{directory}[/].")
+    quoted = shlex.quote(str(directory))  # what follows "Next" is to be pasted
     if example == "flights":
-        console.print(f"Next: tiercel demo --directory {directory}")
+        console.print(f"Next: tiercel demo --directory {quoted}", markup=False, soft_wrap=True)
     else:
-        console.print(f"Next: edit {directory}/features.py, then: tiercel apply --project {directory}")
+        following = f"Next: edit {directory / 'features.py'}, then: tiercel apply --project {quoted}"
+        console.print(following, markup=False, soft_wrap=True)
 
 
 @click.command()
