@@ -27,10 +27,6 @@ class Transport:
         self.written, self.closed, self.reading = b"", False, True
         self._full_at, self._waiting = full_at, 0
 
-    @staticmethod
-    def get_extra_info(_name):
-        return None
-
     def write(self, data):
         assert not self.closed
         assert data

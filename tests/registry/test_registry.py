@@ -18,6 +18,7 @@ from tiercel.errors import (
     ModelNotFoundError,
     RegistryConflictError,
     RegistryError,
+    RegistryUnavailableError,
     VersionNotFoundError,
 )
 from tiercel.registry import UNSET, Registry
@@ -444,3 +445,22 @@ def test_a_registry_changed_a_moment_ago_is_always_asked(three, monkeypatch):
     monkeypatch.setattr("tiercel.registry.database.SETTLED_NS", 10**18)
     assert three._database.stamp() is None
     assert three.generation() == three.head().seq
+
+
+def test_a_restored_file_is_the_registry(tmp_path, make_facts):
+    """A file put back in place of a deleted one is what counts from then on; while there is none, that is said."""
+    with Registry.for_state(tmp_path) as registry:
+        registry.register("late", {"model.onnx": b"1"}, make_facts())
+    backup = (tmp_path / "registry.db").read_bytes()
+    with Registry.for_state(tmp_path) as registry, Registry.for_state(tmp_path) as other:
+        registry.register("late", {"model.onnx": b"2"}, make_facts())
+        before = registry.generation()
+        for path in tmp_path.glob("registry.db*"):
+            path.unlink()
+        with pytest.raises(RegistryUnavailableError, match="Restore it"):
+            registry.generation()
+        assert not (tmp_path / "registry.db").exists()
+        (tmp_path / "registry.db").write_bytes(backup)
+        assert registry.generation() < before
+        other.promote("late", 1, actor="ann")
+        assert registry.get("late", "champion").version == 1

@@ -1,5 +1,7 @@
 """Every row of a sealed base; see walk.pxd for the contract. Python owner: tiercel.features.online."""
 
+cimport cython
+
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
@@ -11,6 +13,8 @@ from tiercel._hot.typedefs cimport uint8_t, uint32_t
 from tiercel.errors import BaseCorruptError, StoreError
 
 
+# The cursor ends before the environment it is of, even in a cycle that the collector clears.
+@cython.no_gc_clear
 cdef class BaseWalk:
     """Visits every row in key order and checks it; `group_rows` and `n_rows` count what was visited.
 

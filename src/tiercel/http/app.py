@@ -15,6 +15,7 @@ from starlette.routing import Route
 from tiercel.http import payload
 from tiercel.http.features import FeaturesEndpoint
 from tiercel.http.predict import PredictEndpoint, respond
+from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.engine import Engine, keep_current
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class DataPlane:
         self._engine = engine
         self._worker = worker
         self._native = native
-        ids, counters = (None, None) if native is None else (native.ids, native.counters)
+        ids, counters = (None, WorkerCounters()) if native is None else (native.ids, native.counters)
+        self._counters = counters
         self._predict = PredictEndpoint(engine, settings, ids, counters)
         self._starlette = Starlette(
             routes=[
@@ -46,7 +48,7 @@ class DataPlane:
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
             ],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: self._http_error},
             lifespan=self._lifespan,
         )
 
@@ -56,6 +58,7 @@ class DataPlane:
             if scope["method"] == "POST":
                 await self._predict(scope, receive, send)
             else:
+                self._counters.count_reply(405, "method_not_allowed")
                 reply = {"error": f"Expected POST, got {scope['method']}", "code": "method_not_allowed"}
                 await respond(send, 405, reply, payload.JSON, [(b"allow", b"POST")])
             return
@@ -70,6 +73,17 @@ class DataPlane:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
+
+    async def _http_error(self, _request: Request, error: Exception) -> Response:
+        """Starlette's own refusals (404, 405) in the body shape of every other error."""
+        status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+        code = {404: "unknown_path", 405: "method_not_allowed"}.get(status, "http_error")
+        text = {
+            404: "Expected /predict/{model}, /features/{service}, /livez or /readyz, got another path",
+            405: "Expected another method on this path",
+        }.get(status, detail)
+        self._counters.count_reply(status, code)
+        return _json({"error": text, "code": code}, status)
 
     async def _livez(self, _request: Request) -> Response:
         return _json({"status": "alive"})
@@ -98,14 +112,3 @@ class DataPlane:
 
 def _json(body: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type=payload.JSON)
-
-
-async def _http_error(_request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (404, 405) in the body shape of every other error."""
-    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
-    code = {404: "unknown_path", 405: "method_not_allowed"}.get(status, "http_error")
-    text = {
-        404: "Expected /predict/{model}, /features/{service}, /livez or /readyz, got another path",
-        405: "Expected another method on this path",
-    }.get(status, detail)
-    return _json({"error": text, "code": code}, status)

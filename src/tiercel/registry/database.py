@@ -45,6 +45,8 @@ class Database:
         self._file = None if url_file is None or url_file.startswith("file:") else os.path.abspath(url_file)  # noqa: PTH100 - a text to append to
         self._pid = os.getpid()
         self._fork_lock = threading.Lock()
+        self._file_lock = threading.RLock()
+        self._inode: int | None = None
         self._is_closed = False
         try:
             self._prepare()
@@ -99,6 +101,7 @@ class Database:
         if self._is_closed:
             raise RegistryError("Expected an open registry, got one after close()")
         self._drop_inherited_connections()
+        self._follow_file()
         try:
             with engine.connect() as connection, connection.begin():
                 yield connection
@@ -113,6 +116,26 @@ class Database:
                     self._engine.dispose(close=False)
                     self._pid = os.getpid()
 
+    def _follow_file(self) -> None:
+        """Use the file that is there now: one restored from a backup has another inode, which open connections do not see.
+
+        Raises:
+            RegistryUnavailableError: there is none. SQLite would make an empty one.
+        """
+        if self._file is None or self._inode is None:
+            return
+        with self._file_lock:
+            try:
+                inode = Path(self._file).stat().st_ino
+            except OSError as error:
+                raise RegistryUnavailableError(
+                    f"Expected the registry's file {self._file}, got: {error.strerror}. Restore it"
+                ) from error
+            if inode != self._inode:
+                self._inode = None
+                self._engine.dispose()
+                self._prepare()
+
     def _prepare(self) -> None:
         for attempt in (1, 2):
             try:
@@ -124,6 +147,7 @@ class Database:
                 if attempt == 2:
                     raise
             else:
+                self._inode = None if self._file is None else Path(self._file).stat().st_ino
                 return
 
 
@@ -211,6 +235,8 @@ def _unavailable(url: URL, error: SQLAlchemyError) -> RegistryUnavailableError:
         hint = f" Another process held the lock for more than {LOCK_TIMEOUT_S} s."
     elif "not a database" in str(cause):
         hint = " Move the file away, or name another one."
+    elif "unable to open" in str(cause) or "readonly" in str(cause):
+        hint = " Its directory must exist, and you must be allowed to write there."
     return RegistryUnavailableError(f"Expected a usable registry at {_shown(url)}: {cause}.{hint}")
 
 
