@@ -100,6 +100,22 @@ def test_served_vector_is_the_training_vector(flights):
     np.testing.assert_array_equal(served.values, held_out.X[np.ix_(rows, columns)])
 
 
+def test_schedule_is_what_the_calendar_says(flights):
+    """The schedule features that the project computes on demand are those DuckDB's calendar gives."""
+    catalog, state, held_out = flights
+    calendar = labels_sql("test").replace(
+        "SELECT tailnum",
+        "SELECT dayofweek(make_date(year, month, day)) AS weekday, 60 * hour + minute AS minutes, tailnum",
+    )
+    found = get_historical_features(catalog, state, calendar, SERVICE).to_arrow()
+    assert found.column("day_of_week").to_pylist() == found.column("weekday").to_pylist()
+    assert found.column("minute_of_day").to_pylist() == found.column("minutes").to_pylist()
+    ages = found.column("aircraft_age").drop_null()
+    assert len(ages) > 20_000
+    assert (pc.min(ages).as_py(), pc.max(ages).as_py()) > (-1, 20)
+    assert not {"year", "day", "sched_dep_time"} & set(held_out.feature_names)
+
+
 def test_data_is_unpacked_once(tmp_path):
     """A second call leaves the file alone; a partial file is replaced."""
     path = fetch_data(tmp_path)

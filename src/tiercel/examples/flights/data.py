@@ -54,7 +54,7 @@ def labels_sql(split: Literal["train", "test"]) -> str:
     return f"""
         SELECT tailnum, carrier, origin, dest, flight,
                time_hour + to_minutes(minute) AS event_timestamp,
-               distance, month, dayofweek(make_date(year, month, day)) AS day_of_week, 60 * hour + minute AS minute_of_day,
+               distance, year, month, day, sched_dep_time,
                carrier AS airline,
                CAST(arr_delay > 15 AS INTEGER) AS {LABEL}
         FROM flights

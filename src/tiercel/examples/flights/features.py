@@ -25,6 +25,7 @@ from tiercel import (
     Int64,
     RequestSource,
     String,
+    on_demand_feature_view,
 )
 
 NULLS = ("NA", "")
@@ -265,25 +266,63 @@ plan = RequestSource(
     schema=[
         Field("distance", Int64, "Miles."),
         Field("month", Int64, "1-12."),
-        Field("day_of_week", Int64, "0 is Sunday."),
-        Field("minute_of_day", Int64, "Of scheduled departure, New York time."),
+    ],
+    description="What the flight plan says and the model takes as it is; it comes with the request.",
+)
+
+airline = RequestSource(
+    "airline",
+    schema=[
         Field("airline", String, "The carrier again, as something to learn from.",
               categories=["9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV"]),
     ],
-    description="What the flight plan says; it comes with the request.",
 )  # fmt: skip
+
+timetable = RequestSource(
+    "timetable",
+    schema=[
+        Field("year", Int64),
+        Field("day", Int64, "Of the month, in New York."),
+        Field("sched_dep_time", Int64, "Scheduled departure as the timetable prints it, New York time: 1545 is 15:45."),
+    ],
+    description="What the flight plan says and the model takes only by way of `schedule`.",
+)
+
+
+@on_demand_feature_view(
+    sources=[plan, timetable, aircraft_facts],
+    schema=[
+        Field("day_of_week", Int64, "0 is Sunday."),
+        Field("minute_of_day", Int64, "Of scheduled departure, New York time."),
+        Field("aircraft_age", Int64, "Years since the aircraft was built."),
+    ],
+)
+def schedule(
+    year: float, month: float, day: float, sched_dep_time: float, built_year: float
+) -> tuple[float, float, float]:
+    """When the flight leaves, and how old its aircraft is then."""
+    # Zeller's rule: January and February count as months 13 and 14 of the year before. Its 0 is Saturday.
+    y = year - 1 if month <= 2 else year
+    m = month + 12 if month <= 2 else month
+    day_of_week = (day + 13 * (m + 1) // 5 + y + y // 4 - y // 100 + y // 400 + 6) % 7
+    minute_of_day = sched_dep_time // 100 * 60 + sched_dep_time % 100
+    return day_of_week, minute_of_day, year - built_year
+
 
 flight_delay = FeatureService(
     "flight_delay",
     features=[
         plan,
+        schedule[["day_of_week", "minute_of_day"]],
+        airline,
         airport_departures,
         airport_overdue,
         carrier_departures,
         carrier_overdue,
         carrier_arrivals,
         aircraft_history,
-        aircraft_facts,
+        schedule[["aircraft_age"]],  # and so the year an aircraft was built in is stored, but no part of the vector
+        aircraft_facts[["seats", "engine"]],
         route_history,
         destination_arrivals,
         airport_weather,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: 05:00 in New York, before the first departure of October 10: a day of bad weather, when there is something to predict.
 FIRST_HOUR = datetime(2013, 10, 10, 9, tzinfo=UTC)
 ENTITY_KEYS = ("tailnum", "carrier", "origin", "dest")
-REQUEST_FEATURES = ("distance", "month", "day_of_week", "minute_of_day", "airline")
+REQUEST_FEATURES = ("distance", "airline", "year", "month", "day", "sched_dep_time")
 N_SAMPLES = 6
 SWITCH_TIMEOUT_S = 10.0
 
