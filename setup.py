@@ -71,8 +71,8 @@ directives = {
     "cdivision": True,  # C semantics in every build: a check build must compute the same values
     "linetrace": coverage,
 }
-# The checking builds compile slowly, and CI makes two of them.
-options = {"build_ext": {"parallel": os.cpu_count()}} if debug else {}
+# Twenty modules: the cores share them.
+options = {"build_ext": {"parallel": os.cpu_count()}}
 flavour = "sanitize" if sanitize else "fuzz" if fuzz else "coverage" if coverage else "debug" if debug else "release"
 setup(
     options=options,

@@ -11,6 +11,7 @@ each one's capacity; then tiercel is disturbed while it serves. `tiercel bench` 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -68,6 +69,8 @@ def chosen(options: argparse.Namespace) -> list[Contender]:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
+    # Ended from outside, it still ends the servers it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     short = options.quick or options.smoke
     seconds = options.seconds or (0.3 if options.smoke else 1.5 if options.quick else 8.0)
     rounds = options.rounds or (1 if short else 3)
