@@ -40,7 +40,7 @@ cdef class ReplyIds:
         return self._prefix[:16].decode("ascii")
 
     cdef uint64_t next(self) noexcept nogil:
-        self._count += 1
+        self._count = self._count + 1       # "+=" does not compile with None checks on
         return self._count
 
 
