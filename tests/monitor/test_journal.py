@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.monitor.recorders import FEATURES, PREFIX, SCHEMA, SIGNATURE, key_bytes, make_recorder, rows_of
+from tests.monitor.recorders import FEATURES, PREFIX, SCHEMA, SIGNATURE, SMALL, key_bytes, make_recorder, rows_of
 
 from tiercel.errors import JournalError
 from tiercel.monitor.journal import read_journal, read_segment, read_tables, segment_paths
+from tiercel.monitor.segments import trim_segment
 from tiercel.settings import JournalSettings
 
 
@@ -309,6 +311,134 @@ def test_the_oldest_segments_go_first(tmp_path):
     numbers = [int(record.id[16:], 16) for record in read_journal(tmp_path / "journal")]
     assert numbers == list(range(400))[-len(numbers) :]
     assert recorder.counters.get("journal_dropped") == 0
+
+
+CRASH_LOOP = """
+import os, signal, sys
+from pathlib import Path
+from tests.monitor.recorders import SCHEMA, SIGNATURE, key_bytes, make_recorder, rows_of
+from tiercel.settings import JournalSettings
+
+for start in range(12):
+    child = os.fork()
+    if child == 0:
+        recorder = make_recorder(Path(sys.argv[1]), JournalSettings(segment_bytes=1 << 21, max_bytes=5 << 21))
+        plan = recorder.for_plan("late", 1, SIGNATURE, SCHEMA, "base")
+        rows, scores = rows_of(1)
+        for number in range(3):
+            plan.add(rows, scores, number=3 * start + number, keys=key_bytes(start, "x"))
+        while recorder._journal.wants_segment:
+            os.sched_yield()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+
+
+def test_a_crash_loop_evicts_no_record(tmp_path):
+    """12 starts killed after 3 records each leave all 36 within a bound of 5 segments; the spare segments are deleted."""
+    subprocess.run([sys.executable, "-c", CRASH_LOOP, str(tmp_path)], timeout=120, check=True)
+    recorder = make_recorder(tmp_path, JournalSettings(segment_bytes=1 << 21, max_bytes=5 << 21))
+    numbers = [int(record.id[16:], 16) for record in read_journal(tmp_path / "journal")]
+    assert numbers == list(range(36))
+    assert recorder.counters.get("segments_removed") == 0
+    recorder.close()
+    sizes = [path.stat().st_size for path in segment_paths(tmp_path / "journal")]
+    assert len(sizes) <= 13
+    assert sum(sizes) < 1 << 16
+
+
+def what_is_read(path):
+    """All a reader gives of a segment: its records and whether it complains."""
+    found = []
+    try:
+        found += [(r.id, r.rows.tobytes(), r.scores.tobytes(), r.keys, r.plan) for r in read_segment(path)]
+    except FileNotFoundError:
+        return []
+    except JournalError as error:
+        found.append(str(error))
+    return found
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(0, 5),
+    is_sealed=st.booleans(),
+    torn=st.binary(max_size=200),
+    flips=st.lists(st.integers(0, 8 * 1500), max_size=1),
+)
+def test_a_trimmed_segment_reads_the_same(tmp_path, n, is_sealed, torn, flips):
+    """Whatever a dead worker left - whole, sealed, torn or damaged - a reader finds the same before and after trimming."""
+    source = tmp_path / str(n)
+    if not source.exists():
+        record_some(source, max(n, 1))
+    data = segment_paths(source / "journal")[0].read_bytes()
+    end = data[-24:] if is_sealed else b""
+    data = (data[:-24] if n else data[:256]) + end
+    used = len(data)
+    left = bytearray(data + bytes(8) + torn).ljust(1 << 21, b"\0")  # torn: written, but its commit word was not
+    for bit in flips:
+        left[256 + bit // 8] ^= 1 << bit % 8
+    path = tmp_path / "000001.log"
+    path.write_bytes(left)
+    before = what_is_read(path)
+    trim_segment(path)
+    assert what_is_read(path) == before
+    if not flips:
+        assert len(before) == n
+        assert path.stat().st_size == used if n else not path.exists()
+    if path.exists():
+        size = path.stat().st_size
+        trim_segment(path)
+        assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"x" * 300, b"tiercelJ" + bytes(1000)])
+def test_a_foreign_file_is_not_trimmed(tmp_path, content):
+    """What is no segment of this format stays as it is."""
+    path = tmp_path / "000001.log"
+    path.write_bytes(content)
+    trim_segment(path)
+    assert path.read_bytes() == content
+
+
+def test_a_live_worker_is_never_trimmed(tmp_path, monkeypatch):
+    """Other workers' starts leave a live worker's segments at their size, also when its lock cannot be asked for."""
+    live = make_recorder(tmp_path)
+    plan = live.for_plan("late", 1, SIGNATURE)
+    rows, scores = rows_of(1)
+    plan.add(rows, scores, number=1)
+    paths = segment_paths(tmp_path / "journal")
+    make_recorder(tmp_path).close()
+    real = os.open
+
+    def exhausted(path, *args, **kwargs):
+        if os.fspath(path).endswith("lock") and paths[0].parent.name in os.fspath(path):
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", exhausted)
+        make_recorder(tmp_path).close()
+    assert paths
+    assert all(path.stat().st_size == SMALL.segment_bytes for path in paths)
+    plan.add(rows, scores, number=2)
+    live.close()
+    assert [record.id for record in read_journal(tmp_path / "journal")] == [f"{PREFIX}1", f"{PREFIX}2"]
+
+
+def test_workers_trim_at_once(tmp_path):
+    """Threads that trim the same segments at once leave what one would."""
+    path = record_some(tmp_path, n=4)
+    data = path.read_bytes()
+    for _ in range(20):
+        path.write_bytes(data.ljust(1 << 21, b"\0"))
+        barrier = threading.Barrier(4)
+        threads = [threading.Thread(target=lambda b=barrier: (b.wait(), trim_segment(path))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert path.read_bytes() == data
 
 
 def test_a_restart_never_overwrites(tmp_path):

@@ -53,11 +53,13 @@ def worker_name(worker: int) -> str:
 
 
 def is_live(directory: Path) -> bool:
-    """Whether the directory's worker still runs. A directory without a lock has none."""
+    """Whether the directory's worker still runs. A directory without a lock has none; one that cannot be asked counts as live."""
     try:
         descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # out of descriptors, not ours: what looks dead is cut and removed, so never guess that
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not mistake each other
     except BlockingIOError:

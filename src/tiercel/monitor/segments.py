@@ -4,6 +4,9 @@ The event loop only stores into memory. The keeper makes the next segment before
 never sparse, and faulted in), syncs and trims those that are full, keeps the pages that will be written next mapped
 writable, and removes the oldest segments when the journal outgrows its bound. When it cannot keep up - the disk is full or
 slow - the event loop finds no segment, drops the record and counts it.
+
+A worker that was killed leaves segments of their full size, however few records they hold. Before a keeper counts bytes
+against the bound it trims them (`trim_segment`): a worker that dies at every start evicts no records.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from tiercel._hot.journal import SEGMENT_HEADER_BYTES, Journal
+import numpy as np
+
+from tiercel._hot.journal import END, PREDICTION, SEGMENT_HEADER_BYTES, Journal, next_record
 from tiercel.monitor.allocation import map_new_file
 from tiercel.monitor.directories import is_live, worker_directories
 
@@ -25,9 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from tiercel.settings import JournalSettings
 
-__all__ = ["Journal", "SegmentKeeper"]
+__all__ = ["Journal", "SegmentKeeper", "trim_segment"]
 
 log = logging.getLogger("tiercel.monitor")
 
@@ -40,6 +47,8 @@ SEGMENT_HEAD = struct.Struct("=8sIIQQq16sII192x")
 AHEAD_BYTES = 4 << 20
 #: How long to wait after a segment could not be made.
 RETRY_S = 0.5
+#: A segment that was sealed before its first record: the header and an END record.
+EMPTY_BYTES = SEGMENT_HEADER_BYTES + 24
 
 
 class Touchable(Protocol):
@@ -78,6 +87,7 @@ class SegmentKeeper:
         self._worker, self._prefix, self._count, self._make = worker, prefix, count, make
         self._interval_s = interval_s
         self._mapped: dict[int, mmap.mmap] = {}
+        self._trimmed: set[Path] = set()
         self._sequence = 0
         self._retry_at_s = 0.0
         self._problem = ""
@@ -157,34 +167,51 @@ class SegmentKeeper:
             self._count("segments_sealed")
 
     def _make_room(self, size: int) -> None:
-        """Remove the oldest segments nobody writes until `size` more bytes stay within the bound."""
-        removable: list[Path] = []
+        """Remove the oldest segments nobody writes until `size` more bytes stay within the bound.
+
+        Other workers may do the same at the same time: what one of them removed first counts as removed.
+        """
+        removable: list[tuple[Path, int]] = []
         total = size
+        dead = self._tidy_dead()
         for directory in worker_directories(self._directory.parent):
             mine = directory == self._directory
-            live = mine or is_live(directory)
             for path in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
                 with contextlib.suppress(OSError):
-                    total += path.stat().st_size
-                    if not live or (mine and int(path.stem) not in self._mapped):
-                        removable.append(path)
-        for path in removable:
+                    n_bytes = path.stat().st_size
+                    total += n_bytes
+                    if directory in dead or (mine and int(path.stem) not in self._mapped):
+                        removable.append((path, n_bytes))
+        for path, n_bytes in removable:
             if total <= self._settings.max_bytes:
                 break
             with contextlib.suppress(OSError):
-                total -= path.stat().st_size
-                path.unlink()
+                path.unlink(missing_ok=True)
+                total -= n_bytes
                 self._count("segments_removed")
-        for directory in worker_directories(self._directory.parent):
-            if (
-                directory != self._directory
-                and not is_live(directory)
-                and not any(directory.glob(f"*{SEGMENT_SUFFIX}"))
-            ):
-                for entry in directory.iterdir():
-                    entry.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
+        for directory in dead:
+            _remove_if_empty(directory)
+
+    def _tidy_dead(self) -> set[Path]:
+        """Trim what dead workers left, once per directory. Returns the directories of dead workers.
+
+        A worker that is dead stays dead, and nobody else ever writes its segments, so this needs no lock: whoever trims
+        a segment at the same time finds the same length.
+        """
+        directories = worker_directories(self._directory.parent)
+        dead = {directory for directory in directories if directory != self._directory and not is_live(directory)}
+        self._trimmed &= dead
+        for directory in sorted(dead - self._trimmed):
+            for path in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
+                try:
+                    if path.name.startswith("."):  # never finished, so never written to
+                        path.unlink(missing_ok=True)
+                    else:
+                        trim_segment(path)
+                except OSError as error:  # it counts with its full size
+                    log.warning("journal: %s cannot be trimmed: %s", path, error)
+            self._trimmed.add(directory)
+        return dead
 
     def _path(self, sequence: int) -> Path:
         return self._directory / f"{sequence:06d}{SEGMENT_SUFFIX}"
@@ -201,3 +228,65 @@ class SegmentKeeper:
             self._worker,
             os.getpid(),
         )
+
+
+def trim_segment(path: Path) -> None:
+    """Cut a dead worker's segment behind its last committed record, or delete it when it holds no prediction.
+
+    Reading gives the same before and after. What is not a whole segment of this format, or is damaged, is left as it is.
+    Killed anywhere, this has done one of the two or nothing.
+
+    Args:
+        path: of a segment that nobody writes or maps any more.
+
+    Raises:
+        OSError: it cannot be read or cut.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:  # another worker was faster
+        return
+    with os.fdopen(descriptor, "r+b", buffering=0) as stream:
+        size = os.fstat(descriptor).st_size
+        head = os.pread(descriptor, SEGMENT_HEAD.size, 0)
+        if len(head) < SEGMENT_HEADER_BYTES:
+            return
+        magic, segment_format, header_bytes, full_bytes = SEGMENT_HEAD.unpack(head)[:4]
+        if (magic, segment_format, header_bytes) != (SEGMENT_MAGIC, SEGMENT_FORMAT, SEGMENT_HEADER_BYTES):
+            return
+        if EMPTY_BYTES < size != full_bytes:  # trimmed or sealed already
+            return
+        data = np.zeros(size, np.uint8)
+        data = data[: stream.readinto(data.data) or 0]
+        used, n_predictions = _used_bytes(data)
+        if used and not n_predictions:
+            path.unlink(missing_ok=True)
+        elif used and used < len(data):
+            os.ftruncate(descriptor, used)
+            os.fsync(descriptor)
+
+
+def _used_bytes(data: NDArray[np.uint8]) -> tuple[int, int]:
+    """(bytes up to the end of the last record, predictions in them) of a segment's bytes; (0, 0) when they are damaged."""
+    at, n_predictions = SEGMENT_HEADER_BYTES, 0
+    while at <= len(data):
+        kind, size = next_record(data, at)
+        if kind < 0:
+            return 0, 0
+        if kind == 0:
+            break
+        at += size
+        n_predictions += kind == PREDICTION
+        if kind == END:
+            break
+    return min(at, len(data)), n_predictions
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Remove a dead worker's directory that has no segment any more."""
+    with contextlib.suppress(OSError):  # another worker was faster
+        if any(directory.glob(f"*{SEGMENT_SUFFIX}")):
+            return
+        for entry in directory.iterdir():
+            entry.unlink(missing_ok=True)
+        directory.rmdir()
