@@ -80,7 +80,8 @@ def record(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """The whole run: machine, settings, a row for each contender, ratios, promises."""
-    rows = [row(rounds, cache) for rounds in found.values()]
+    rows, refused = answered([row(rounds, cache) for rounds in found.values()])
+    not_measured = {**not_measured, **refused}
     same_rate = median_of(floor_at_rate) if floor_at_rate else None
     figures = _figures({each["name"]: each for each in rows}, same_rate, disturbances)
     return {
@@ -92,6 +93,15 @@ def record(
         ],
         "figures": figures, "promises": promises(figures),
     }  # fmt: skip
+
+
+def answered(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows of contenders that answered, and why the others have none: a zero would be a figure that was not measured."""
+    refused = {
+        each["name"]: f"it refused every request of the load ({(each.get('single') or {}).get('why') or 'no reply'})"
+        for each in rows if not each["closed"]["per_second"]
+    }  # fmt: skip
+    return [each for each in rows if each["name"] not in refused], refused
 
 
 def _figures(
