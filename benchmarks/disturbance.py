@@ -232,7 +232,10 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
         {
             "what": f"load beside {len(held):,} idle connections", "figure": "p99_idle", "value": beside["p99"] / quiet["p99"],
             "failed": beside["failed"] + quiet["failed"],
-            "told": f"p99 {beside['p99']:,.0f} us, without {quiet['p99']:,.0f} us",
+            "told": f"p99 {beside['p99']:,.0f} us, without {quiet['p99']:,.0f} us; in the median tenth of a second "
+                    f"{beside['typical']['p99'] or 0:,.0f} us, {quiet['typical']['p99'] or 0:,.0f} us",
+            "more_figures": {"typical_p99_idle": beside["typical"]["p99"] / quiet["typical"]["p99"]}
+                            if beside["typical"]["p99"] and quiet["typical"]["p99"] else {},
         },
     ]  # fmt: skip
 

@@ -25,6 +25,8 @@ PROMISES: tuple[tuple[str, str, str, float], ...] = (
     ("p50 at c=1, x the floor's", "p50_c1_x_floor", "<=", 1.2),
     ("p99 at 50 % of capacity, x the floor's at the same rate", "p99_x_floor", "<=", 2.0),
     ("p99.9 at 50 % of capacity, x the floor's at the same rate", "p999_x_floor", "<=", 3.0),
+    ("the same p99 in the median tenth of a second", "typical_p99_x_floor", "<=", 2.0),
+    ("the same p99.9 in the median tenth of a second", "typical_p999_x_floor", "<=", 3.0),
     ("p99.9 while a base is swapped every second, x quiet", "p999_swap", "<=", 2.0),
     ("p99.9 while the champion changes every second, x quiet", "p999_promote", "<=", 2.0),
     ("p99.9 while a page of the control process is read, x quiet", "p999_page", "<=", 2.0),
@@ -32,6 +34,7 @@ PROMISES: tuple[tuple[str, str, str, float], ...] = (
     ("requests per CPU second with 2 workers, x 1 worker's", "workers_2", ">=", 0.9),
     ("KiB of server memory for each idle connection", "idle_kib", "<=", 8.0),
     ("p99 beside 10,000 idle connections, x without", "p99_idle", "<=", 1.2),
+    ("the same in the median tenth of a second", "typical_p99_idle", "<=", 1.2),
     ("resident megabytes of one worker", "rss_mb", "<=", 200.0),
     ("requests that failed", "failed", "<=", 0),
 )  # fmt: skip
@@ -41,9 +44,14 @@ def median_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Runs of one rate: each percentile the median of the runs', the maximum of all, counts summed."""
     summaries = [run.latency.summary_us() for run in runs]
     merged = {name: statistics.median(summary[name] for summary in summaries) for name in summaries[0]}
+    typical = [run.typical_us() for run in runs]
     lag = sum((run.lag for run in runs[1:]), runs[0].lag)
     return {
         **merged, "max": max(summary["max"] for summary in summaries),
+        "typical": {
+            name: None if any(each[name] is None for each in typical) else statistics.median(each[name] for each in typical)
+            for name in typical[0]
+        },
         "per_second": statistics.median(run.per_second for run in runs),
         **{name: sum(getattr(run, name) for run in runs) for name in ("sent", "ok", "failed", "late", "checked")},
         "why": "; ".join(sorted({run.why for run in runs if run.why})),
@@ -128,10 +136,14 @@ def _figures(
     if same_rate is not None:
         put("p99_x_floor", lambda: rows["tiercel"]["open"]["0.5"]["p99"] / same_rate["p99"])
         put("p999_x_floor", lambda: rows["tiercel"]["open"]["0.5"]["p99.9"] / same_rate["p99.9"])
+        for name, q in (("typical_p99_x_floor", "p99"), ("typical_p999_x_floor", "p99.9")):
+            with contextlib.suppress(TypeError):  # too few requests for a window's percentile
+                put(name, lambda q=q: rows["tiercel"]["open"]["0.5"]["typical"][q] / same_rate["typical"][q])
     put("rss_mb", lambda: rows["tiercel"]["rss_mb"]["largest"])
     for each in disturbances:
         if "figure" in each and each.get("value") is not None:
             figures[each["figure"]] = each["value"]
+        figures.update(each.get("more_figures", {}))
     ours = [each["failed"] for name, each in rows.items() if name.startswith("tiercel")]
     figures["failed"] = sum(ours) + sum(each.get("failed", 0) for each in disturbances)
     return figures

@@ -13,12 +13,13 @@ SRC = ROOT / "src" / "tiercel"
 HOT = ROOT / "ext" / "tiercel" / "_hot"
 
 PEERS = {"features", "registry", "models", "monitor", "explain"}
-BASE = {"types", "settings", "errors", "_hot"}
+BASE = {"types", "settings", "errors", "priority", "_hot"}
 MAY_IMPORT = {
     **{peer: BASE | {peer} for peer in PEERS},
     "errors": {"errors"},
     "types": {"types", "errors"},
     "settings": {"settings", "types", "errors"},
+    "priority": set(),
     "serving": BASE | PEERS | {"serving"},
     "batch": BASE | PEERS | {"serving", "batch"},
     "http": BASE | PEERS | {"serving", "http"},

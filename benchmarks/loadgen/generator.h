@@ -77,7 +77,7 @@ typedef struct {
     int64_t n_requests;
     int connections;
     double rate, warmup_s, seconds, grace_s;
-    uint64_t seed, late_ns;
+    uint64_t seed, late_ns, window_ns;
     int64_t keep_every; /* keep the bodies of the first KEPT_FIRST good replies, then of every n-th */
 } generator_config;
 
@@ -97,6 +97,8 @@ typedef struct {
     kept_reply *kept;
     int64_t kept_size, n_kept;
     int last_status;
+    uint32_t *windows; /* n_windows x HISTOGRAM_SIZE: latency again, by the window of `window_ns` the reply came in */
+    int64_t n_windows;
 } generator_result;
 
 typedef struct {
@@ -276,6 +278,9 @@ static int generate(const generator_config *config, generator_result *result) {
                 if (c->due_ns >= measure_from) {
                     histogram_add(&result->latency, now - c->due_ns);
                     histogram_add(&result->service, now - c->sent_ns);
+                    int64_t window = (int64_t)((now - measure_from) / config->window_ns);
+                    if (window < result->n_windows)
+                        result->windows[window * HISTOGRAM_SIZE + histogram_index(now - c->due_ns)]++;
                     result->ok++;
                     last_reply = now;
                 }

@@ -35,7 +35,7 @@ cdef extern from "generator.h" nogil:
         int64_t n_requests
         int connections
         double rate, warmup_s, seconds, grace_s
-        uint64_t seed, late_ns
+        uint64_t seed, late_ns, window_ns
         int64_t keep_every
 
     ctypedef struct kept_reply:
@@ -50,6 +50,8 @@ cdef extern from "generator.h" nogil:
         kept_reply* kept
         int64_t kept_size, n_kept
         int last_status
+        uint32_t* windows
+        int64_t n_windows
 
     uint32_t histogram_index(uint64_t value)
     uint64_t histogram_highest(uint32_t index)
@@ -97,8 +99,10 @@ def arrivals(uint64_t seed, double rate, Py_ssize_t n):
 
 def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1] starts not None, *, int connections,
         double rate, double seconds, double warmup_s, double grace_s, uint64_t seed, uint64_t late_ns,
-        int64_t keep_every, int64_t keep_at_most):
-    """One run; returns (counts of three histograms, maxima, sums, counters, kept replies). The GIL is released.
+        int64_t keep_every, int64_t keep_at_most, double window_s):
+    """One run; returns (counts of three histograms, maxima, sums, counters, kept replies, windows). The GIL is released.
+
+    windows is uint32 (whole windows of `window_s` in `seconds`, SIZE): the counts of latency by when the reply came.
 
     Raises:
         ValueError: the arguments make no run.
@@ -108,12 +112,13 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
     if n < 1 or starts[0] != 0 or starts[n] != requests.shape[0] or (np.diff(np.asarray(starts)) <= 0).any():
         raise ValueError("Expected `starts` to cut `requests` into one piece or more, none of them empty")
     if not (1 <= connections <= 60_000 and 0 <= rate < 1e9 and 0 < seconds and 0 <= warmup_s and 0 <= grace_s
-            and keep_every >= 1):
-        raise ValueError("Expected connections in 1..60000, rate >= 0, times >= 0 and keep_every >= 1")
+            and keep_every >= 1 and 0.001 <= window_s < 1e9):
+        raise ValueError("Expected connections in 1..60000, rate >= 0, times >= 0, keep_every >= 1, window_s >= 0.001")
     cdef generator_config config
     cdef generator_result result
     cdef int failure
     cdef uint64_t[:, ::1] counts
+    cdef uint32_t[:, ::1] window_counts
     memset(&config, 0, sizeof(config))
     memset(&result, 0, sizeof(result))
     packed = socket.inet_aton(host)
@@ -126,6 +131,11 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
     histograms = np.zeros((3, HISTOGRAM_SIZE), np.uint64)
     counts = histograms
     result.latency.counts, result.service.counts, result.lag.counts = &counts[0, 0], &counts[1, 0], &counts[2, 0]
+    config.window_ns, result.n_windows = <uint64_t>(window_s * 1e9), <int64_t>(seconds / window_s + 1e-9)
+    windows = np.zeros((max(1, result.n_windows), HISTOGRAM_SIZE), np.uint32)[: result.n_windows]
+    if result.n_windows > 0:
+        window_counts = windows
+        result.windows = &window_counts[0, 0]
     result.kept_size = keep_at_most
     result.kept = <kept_reply*>PyMem_Calloc(<size_t>max(1, keep_at_most), sizeof(kept_reply))
     if result.kept == NULL:
@@ -147,5 +157,5 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
     }
     return (
         histograms, (result.latency.max, result.service.max, result.lag.max),
-        (result.latency.sum, result.service.sum, result.lag.sum), counters, kept,
+        (result.latency.sum, result.service.sum, result.lag.sum), counters, kept, windows,
     )

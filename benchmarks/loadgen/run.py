@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,10 @@ from benchmarks.loadgen.histogram import SOURCE, Histogram
 LATE_NS = 100_000
 #: More late sends than this and the row says so: its p99.9 may be the generator's.
 LATE_SHARE = 0.0005
+#: A machine that stops for milliseconds a few times a second owns every tail. The median of windows this short tells what
+#: the tail is between its stops; one with fewer than MIN_WINDOW replies has no p99.9.
+WINDOW_S = 0.1
+MIN_WINDOW = 1000
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ class Run:
     checked: int
     per_second: float
     why: str = ""
+    windows: tuple[Histogram, ...] = ()  # latency, by the tenth of a second in which the reply came
+
+    def typical_us(self) -> dict[str, float | None]:
+        """p99 and p99.9 of the median window, in microseconds; None where most windows have too few replies."""
+        full = [each for each in self.windows if each.n >= MIN_WINDOW]
+        if 2 * len(full) <= len(self.windows):
+            return {"p99": None, "p99.9": None}
+        return {f"p{q:g}": statistics.median(each.percentile_ns(q) for each in full) / 1e3 for q in (99, 99.9)}
 
     @property
     def kept_schedule(self) -> bool:
@@ -104,10 +117,10 @@ def run(
     if before is not None:
         os.sched_setaffinity(0, {core})
     try:
-        counts, maxima, _, counters, kept = compiled.load(SOURCE).run(
+        counts, maxima, _, counters, kept, windows = compiled.load(SOURCE).run(
             "127.0.0.1", port, requests.data, requests.starts,
             connections=connections, rate=rate, seconds=seconds, warmup_s=warmup_s, grace_s=grace_s, seed=seed,
-            late_ns=LATE_NS, keep_every=97, keep_at_most=n_checked,
+            late_ns=LATE_NS, keep_every=97, keep_at_most=n_checked, window_s=WINDOW_S,
         )  # fmt: skip
     finally:
         if before is not None:
@@ -124,6 +137,7 @@ def run(
         sum(n for name, n in failed.items() if name != "last_status"), counters["late"], len(kept) if check else 0,
         counters["ok"] / counters["measured_s"] if counters["measured_s"] > 0 else 0.0,
         ", ".join(f"{name} {n}" for name, n in failed.items()),
+        tuple(Histogram(each, maxima[0]) for each in windows),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@
 #
 # Owns   : Segment structs; a reference to each segment's buffer until the keeper takes it back.
 # GIL    : append() needs none, never raises, never blocks, never allocates, makes no system call.
-# Threads: append() and seal() on one thread (the event loop); offer(), take_retired(), touch_ahead() on one other (the
+# Threads: append() and seal() on one thread (the event loop); offer(), take_retired(), progress() on one other (the
 #          keeper). Between them: one atomic slot for the next segment, one atomic list of retired ones.
 from tiercel._hot.prediction cimport Prediction
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t

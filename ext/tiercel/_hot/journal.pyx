@@ -18,6 +18,7 @@ cdef extern from "record.h" nogil:
     void* tiercel_observe_pointer(void** at)
     void tiercel_publish_pointer(void** at, void* value)
     void tiercel_touch(uint8_t* base, size_t size)
+    void tiercel_start_writing(int descriptor, int64_t start, int64_t size)
 
 
 SEGMENT_HEADER_BYTES = HEADER_BYTES
@@ -101,29 +102,14 @@ cdef class Journal:
         free(segment)
         return sequence
 
-    def touch_ahead(self, size_t n_bytes):
-        """Fault in what the event loop will write next, so that it does not have to. Keeper only."""
+    def progress(self):
+        """(sequence, bytes used) of the segment that is being written, or None. Keeper only."""
         # `used` is read while the event loop writes it: any of its values does, since all lie inside the segment. The
         # segment lives: only take_retired, on this thread, frees it.
         cdef Segment* segment = <Segment*>tiercel_observe_pointer(&self._observed)
-        cdef size_t start, size
         if segment == NULL:
-            return
-        with nogil:
-            start = tiercel_observe_u64(<uint64_t*>&segment.used) & ~<size_t>4095
-            size = segment.size - start
-            tiercel_touch(segment.base + start, size if size < n_bytes else n_bytes)
-
-    @staticmethod
-    def prefault(buffer):
-        """Fault a new segment in."""
-        cdef Py_buffer held
-        PyObject_GetBuffer(buffer, &held, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        try:
-            with nogil:
-                tiercel_touch(<uint8_t*>held.buf, held.len)
-        finally:
-            PyBuffer_Release(&held)
+            return None
+        return segment.sequence, tiercel_observe_u64(<uint64_t*>&segment.used)
 
     def seal(self):
         """End the current segment. Event loop only, or after it."""
@@ -267,6 +253,29 @@ cdef inline void _write(
     tiercel_publish_u64(&head.commit, commit)
     segment.used += size
     segment.n_records += 1
+
+
+def fault_in(buffer, size_t start, size_t size):
+    """Make the pages of buffer[start : start + size] present and writable, changing nothing, without the GIL.
+
+    Raises:
+        ValueError: they are not all inside the buffer.
+    """
+    cdef Py_buffer held
+    PyObject_GetBuffer(buffer, &held, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    try:
+        if start % 8 or start > <size_t>held.len or size > <size_t>held.len - start:
+            raise ValueError(f"Expected aligned bytes inside {held.len}, got {size} from {start}")
+        with nogil:
+            tiercel_touch(<uint8_t*>held.buf + start, size)
+    finally:
+        PyBuffer_Release(&held)
+
+
+def start_writing(int descriptor, int64_t start, int64_t size):
+    """Have the kernel begin to write those bytes of a file to the disk, without waiting for it. Linux; elsewhere nothing."""
+    with nogil:
+        tiercel_start_writing(descriptor, start, size)
 
 
 def next_record(const uint8_t[::1] data not None, size_t at):

@@ -3,9 +3,11 @@
 #ifndef TIERCEL_RECORD_H
 #define TIERCEL_RECORD_H
 
+#include <fcntl.h> /* sync_file_range: Python.h, included before, asks for it */
 #include <float.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 
 #define TIERCEL_EDGES 24    /* slots per histogram; the last is always +inf, so that +inf has a cell of its own */
 #define TIERCEL_CELLS 28    /* cells per histogram; see counters.pxd */
@@ -79,7 +81,21 @@ static inline void tiercel_publish_pointer(void **at, void *value) { __atomic_st
 /* Make every page of [base, base + size) present and writable, changing nothing: an atomic "or 0" is safe beside a thread
  * that writes there. Takes the page faults, and what they wait for, away from that thread. base is 8-aligned. */
 static inline void tiercel_touch(uint8_t *base, size_t size) {
+#ifdef MADV_POPULATE_WRITE
+    /* PERF: one system call instead of an exception for each page; half the time (bench_http, keeper's CPU). */
+    uintptr_t skew = (uintptr_t)base & 4095;
+    if (madvise(base - skew, size + skew, MADV_POPULATE_WRITE) == 0) return;
+#endif
     for (size_t at = 0; at + 8 <= size; at += 4096) __atomic_fetch_or((uint64_t *)(base + at), 0, __ATOMIC_RELAXED);
+}
+
+/* Begin to write a part of a file to the disk. An error shows again, and is reported, in the fsync that follows. */
+static inline void tiercel_start_writing(int descriptor, int64_t start, int64_t size) {
+#ifdef __linux__
+    (void)sync_file_range(descriptor, start, size, SYNC_FILE_RANGE_WRITE);
+#else
+    (void)descriptor, (void)start, (void)size;
+#endif
 }
 
 #endif

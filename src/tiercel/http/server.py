@@ -13,6 +13,7 @@ from tiercel.http.native import NativeHttp
 from tiercel.http.predict import make_ids
 from tiercel.http.supervised import SupervisedServer
 from tiercel.monitor.recording import Recorder
+from tiercel.priority import ask_for_short_slices
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
 from tiercel.serving.listening import bind
@@ -90,6 +91,7 @@ def serve(
             server_header=False,
             timeout_keep_alive=max(1, int(settings.server.idle_timeout_s)),
         )
+        ask_for_short_slices()
         grace_s = settings.server.shutdown_grace_s
         SupervisedServer(config, listener, channel, grace_s=grace_s, share=share).serve_until_told()
     finally:

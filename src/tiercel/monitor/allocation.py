@@ -23,8 +23,11 @@ def map_new_file(path: Path, size: int, head: bytes) -> mmap.mmap:
     try:
         try:
             _allocate(descriptor, size)
+            os.pwrite(descriptor, head, 0)
             mapped = mmap.mmap(descriptor, size)
-            mapped[: len(head)] = head
+            if hasattr(mmap, "MADV_RANDOM"):
+                # PERF: there is nothing to read ahead. Without this the first fault clears megabytes, for 3 ms.
+                mapped.madvise(mmap.MADV_RANDOM)
         finally:
             os.close(descriptor)
         os.link(unfinished, path)  # a reader never sees a file without its header, and none is ever overwritten

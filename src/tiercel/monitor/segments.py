@@ -1,9 +1,12 @@
 """The keeper of a worker's journal: everything about segments that takes a system call, on a thread of its own.
 
 The event loop only stores into memory. The keeper makes the next segment before it is needed (allocated block by block, so
-never sparse, and faulted in), syncs and trims those that are full, keeps the pages that will be written next mapped
-writable, and removes the oldest segments when the journal outgrows its bound. When it cannot keep up - the disk is full or
-slow - the event loop finds no segment, drops the record and counts it.
+never sparse), keeps the pages that will be written next mapped writable, has those that were written go to the disk and
+unmaps them, syncs and trims full segments, and removes the oldest when the journal outgrows its bound. When it cannot keep
+up - the disk is full or slow - the event loop finds no segment, drops the record and counts it.
+
+All of this may run on the event loop's own core, where whatever takes long at a time delays requests. So the keeper goes
+in steps of STEP_BYTES and sleeps between them.
 
 A worker that was killed leaves segments of their full size, however few records they hold. Before a keeper counts bytes
 against the bound it trims them (`trim_segment`): a worker that dies at every start evicts no records.
@@ -13,21 +16,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import struct
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from tiercel._hot.journal import END, PREDICTION, SEGMENT_HEADER_BYTES, Journal, next_record
+from tiercel._hot.journal import END, PREDICTION, SEGMENT_HEADER_BYTES, Journal, fault_in, next_record, start_writing
 from tiercel.monitor.allocation import map_new_file
 from tiercel.monitor.directories import is_live, worker_directories
+from tiercel.priority import stand_back
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Callable
     from pathlib import Path
 
@@ -46,8 +51,10 @@ SEGMENT_FORMAT = 1
 SEGMENT_HEAD = struct.Struct("=8sIIQQq16sII192x")
 #: How far ahead of the event loop pages are kept writable: what it writes in a few rounds at full speed.
 AHEAD_BYTES = 4 << 20
-#: Of the keeper's thread.
-NICENESS = 10
+#: PERF: of pages to fault in, write out or unmap at a time, some 0.1 ms; and the sleep between two such steps. A whole
+#:   segment at once held up requests for 12 ms (bench_http, one core).
+STEP_BYTES = 1 << 18
+STEP_PAUSE_S = 0.0005
 #: How long to wait after a segment could not be made.
 RETRY_S = 0.5
 #: A segment that was sealed before its first record: the header and an END record.
@@ -61,6 +68,20 @@ class Touchable(Protocol):
         """Fault it in."""
 
 
+@dataclass(slots=True)
+class _Segment:
+    """A mapped segment: [released, faulted) is what the process holds pages of, as far as the keeper knows."""
+
+    mapped: mmap.mmap
+    descriptor: int
+    released: int = 0
+    faulted: int = 0
+
+    def close(self) -> None:
+        self.mapped.close()
+        os.close(self.descriptor)
+
+
 class SegmentKeeper:
     """Makes, seals and removes the segments of one worker start.
 
@@ -69,7 +90,6 @@ class SegmentKeeper:
         directory: of this worker start, empty.
         prefix: what the ids of this worker's replies begin with.
         count: called on the keeper's thread with a cell name of the worker's counters.
-        make: makes and maps a file; replaced by tests.
 
     Threads: `start`, `close` and `work_once` by one thread; the rest runs on the keeper's own.
     """
@@ -84,12 +104,11 @@ class SegmentKeeper:
         prefix: bytes,
         count: Callable[[str], None],
         interval_s: float = 0.05,
-        make: Callable[[Path, int, bytes], mmap.mmap] = map_new_file,
     ) -> None:
         self._journal, self._directory, self._settings = journal, directory, settings
-        self._worker, self._prefix, self._count, self._make = worker, prefix, count, make
+        self._worker, self._prefix, self._count = worker, prefix, count
         self._interval_s = interval_s
-        self._mapped: dict[int, mmap.mmap] = {}
+        self._segments: dict[int, _Segment] = {}
         self._trimmed: set[Path] = set()
         self._sequence = 0
         self._retry_at_s = 0.0
@@ -113,7 +132,7 @@ class SegmentKeeper:
         self._finish_retired()
         unused = self._journal.withdraw()
         if unused is not None:
-            self._mapped.pop(unused).close()
+            self._segments.pop(unused).close()
             self._path(unused).unlink(missing_ok=True)
 
     def work_once(self) -> None:
@@ -121,16 +140,15 @@ class SegmentKeeper:
         self._finish_retired()
         if self._journal.wants_segment and time.monotonic() >= self._retry_at_s:
             self._prepare()
-        self._journal.touch_ahead(AHEAD_BYTES)
+        at = self._journal.progress()
+        if at is not None and at[0] in self._segments:
+            self._fault_ahead(self._segments[at[0]], at[1])
+            self._release_behind(self._segments[at[0]], at[1])
         for counters in list(self.touched):
             counters.touch()
 
     def _run(self) -> None:
-        # PERF: faulting a segment in is milliseconds of CPU. Where the event loop has the same core, it must not wait for
-        #   the scheduler to take turns. (On Linux a thread has a priority of its own.)
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        stand_back()
         while not self._stop.wait(self._interval_s):
             try:
                 self.work_once()
@@ -144,7 +162,13 @@ class SegmentKeeper:
         try:
             self._make_room(size)
             path = self._path(sequence)
-            mapped = self._make(path, size, self._head(sequence, size))
+            mapped = map_new_file(path, size, self._head(sequence, size))
+            try:
+                segment = _Segment(mapped, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            except BaseException:
+                mapped.close()
+                path.unlink(missing_ok=True)
+                raise
         except OSError as error:
             self._count("segments_failed")
             self._retry_at_s = time.monotonic() + RETRY_S
@@ -155,23 +179,53 @@ class SegmentKeeper:
         if self._problem:
             self._problem = ""
             log.info("journal: segments can be made again")
-        self._journal.prefault(mapped)
         self._sequence = sequence
-        self._mapped[sequence] = mapped
-        self._journal.offer(mapped, sequence)
+        self._segments[sequence] = segment
+        self._journal.offer(segment.mapped, sequence)
         self._count("segments_prepared")
+        self._fault_ahead(segment, 0)
+
+    def _fault_ahead(self, segment: _Segment, used: int) -> None:
+        """Fault in what the event loop will write next, so that it does not have to."""
+        used -= used % mmap.PAGESIZE
+        end = min(used + AHEAD_BYTES, len(segment.mapped))
+        # Those that were there may have been made read-only, when the kernel wrote them to the disk.
+        fault_in(segment.mapped, used, max(0, min(segment.faulted, end) - used))
+        for start in range(max(used, segment.faulted), end, STEP_BYTES):
+            size = min(STEP_BYTES, end - start)
+            if hasattr(os, "posix_fadvise"):  # all pages at once, where a fault makes one
+                os.posix_fadvise(segment.descriptor, start, size, os.POSIX_FADV_WILLNEED)
+            fault_in(segment.mapped, start, size)
+            segment.faulted = start + size
+            self._pause()
+
+    def _release_behind(self, segment: _Segment, used: int) -> None:
+        """Write to the disk and unmap what the event loop will not write again."""
+        used -= used % mmap.PAGESIZE
+        while used - segment.released >= STEP_BYTES:
+            start_writing(segment.descriptor, segment.released, STEP_BYTES)
+            if sys.platform == "linux":  # elsewhere MADV_DONTNEED may throw stores away
+                segment.mapped.madvise(mmap.MADV_DONTNEED, segment.released, STEP_BYTES)
+            segment.released += STEP_BYTES
+            self._pause()
+
+    def _pause(self) -> None:
+        """Let the event loop go first; not before the thread runs, nor once it is to end."""
+        if self._thread is not None:
+            self._stop.wait(STEP_PAUSE_S)
 
     def _finish_retired(self) -> None:
         for sequence, used, _ in self._journal.take_retired():
-            self._mapped.pop(sequence).close()
-            path = self._path(sequence)
-            with contextlib.suppress(OSError):  # removed by hand: nothing to finish
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    os.ftruncate(descriptor, used)
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            segment = self._segments.pop(sequence)
+            self._release_behind(segment, used)
+            segment.mapped.close()
+            try:
+                os.ftruncate(segment.descriptor, used)
+                os.fsync(segment.descriptor)
+            except OSError as error:
+                log.error("journal: %s cannot be finished: %s", self._path(sequence), error)  # noqa: TRY400
+            finally:
+                os.close(segment.descriptor)
             self._count("segments_sealed")
 
     def _make_room(self, size: int) -> None:
@@ -188,17 +242,26 @@ class SegmentKeeper:
                 with contextlib.suppress(OSError):
                     n_bytes = path.stat().st_size
                     total += n_bytes
-                    if directory in dead or (mine and int(path.stem) not in self._mapped):
+                    if directory in dead or (mine and int(path.stem) not in self._segments):
                         removable.append((path, n_bytes))
         for path, n_bytes in removable:
             if total <= self._settings.max_bytes:
                 break
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                self._remove(path, n_bytes)
                 total -= n_bytes
                 self._count("segments_removed")
         for directory in dead:
             _remove_if_empty(directory)
+
+    def _remove(self, path: Path, n_bytes: int) -> None:
+        """Unlink a segment, its cached pages given back step by step before: all at once they cost milliseconds."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError), path.open("rb", buffering=0) as stream:
+                for start in range(0, n_bytes, STEP_BYTES):
+                    os.posix_fadvise(stream.fileno(), start, STEP_BYTES, os.POSIX_FADV_DONTNEED)
+                    self._pause()
+        path.unlink(missing_ok=True)
 
     def _tidy_dead(self) -> set[Path]:
         """Trim what dead workers left, once per directory. Returns the directories of dead workers.

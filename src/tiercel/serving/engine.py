@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from tiercel.features.manifest import MANIFEST_NAME
 from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.features.transforms import compile_transforms, compiled_dir
 from tiercel.monitor.reference import find_reference
+from tiercel.priority import stand_back
 from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
 from tiercel.serving.routes import ModelRoutes, Routes
@@ -356,11 +358,13 @@ class Engine:
 async def keep_current(engine: Engine, *, interval_s: float = 0.1) -> None:
     """Refresh whenever something changed, until cancelled. A failure to look is logged and tried again."""
     wait_s = interval_s
+    loop = asyncio.get_running_loop()
+    beside = ThreadPoolExecutor(1, "tiercel-refresh", stand_back)
     while True:
         await asyncio.sleep(wait_s)
         try:
-            if await asyncio.to_thread(engine.stale):
-                await asyncio.to_thread(engine.refresh)
+            if await loop.run_in_executor(beside, engine.stale):
+                await loop.run_in_executor(beside, engine.refresh)
         except Exception as error:  # the watch must outlive a locked database or a full disk
             text = f"cannot look for changes, what is live keeps serving: {error}"
             if engine.watch_problems != (text,):
