@@ -14,7 +14,8 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── RequestError               what the caller sent is wrong; `code` says how
     ├── NotFoundError              a name or key that does not exist
     │   ├── EntityNotFoundError, ServiceNotFoundError
-    │   └── ModelNotFoundError, VersionNotFoundError, AliasNotFoundError
+    │   ├── ModelNotFoundError, VersionNotFoundError, AliasNotFoundError
+    │   └── JobNotFoundError
     ├── ModelError                 a model artifact
     │   ├── UnsupportedModelError  the format, or something in the file, is not supported
     │   ├── UnsafeModelError       loading it could run code or read other files (pickles, external data)
@@ -28,6 +29,9 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── RegistrySchemaError    the database was made by a newer tiercel, or is not a registry
     │   ├── RegistryUnavailableError  the database cannot be reached or opened
     │   └── LedgerCorruptError     the ledger, or what follows from it, was altered
+    ├── DeadlineError              a prediction that cannot be made within its deadline; refused before it is begun
+    ├── CapacityError              no room: what is running already would be late
+    ├── TierDeniedError            a version's measured cost does not fit the tier that was asked for
     ├── ListenError                an address is taken or not ours
     ├── ForcedStopError            a server was told to stop at once
     ├── MonitorError               what workers recorded
@@ -137,6 +141,9 @@ class RequestError(TiercelError):
             "client_disconnected",  # ... or its sender went away
             "unsupported_media_type",
             "invalid_name",  # a model, version or alias that cannot be one
+            "invalid_deadline",  # negative, zero, not a number, or absurd
+            "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
+            "unknown_output",  # an output that the model does not have
         }
     )
 
@@ -184,6 +191,49 @@ class AliasNotFoundError(NotFoundError):
     """The model has no such alias."""
 
     code = "alias_not_found"
+
+
+class JobNotFoundError(NotFoundError):
+    """No batch job has this id."""
+
+    code = "job_not_found"
+
+
+class DeadlineError(TiercelError):
+    """A prediction cannot be made within its deadline. It is said before the work is begun.
+
+    Args:
+        message: what it takes, what is left, what to do.
+        budget_us: what the request was given.
+        needed_us: what the cheapest way to answer it takes, as measured.
+    """
+
+    code = "deadline_exceeded"
+
+    def __init__(self, message: str, *, budget_us: int, needed_us: int) -> None:
+        super().__init__(message)
+        self.budget_us, self.needed_us = budget_us, needed_us
+
+
+class CapacityError(TiercelError):
+    """A tier has no room: what it runs already would be late with more.
+
+    Args:
+        message: which tier, how much it holds.
+        predicted_wait_us: when there will be room, as measured.
+    """
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, predicted_wait_us: int) -> None:
+        super().__init__(message)
+        self.predicted_wait_us = predicted_wait_us
+
+
+class TierDeniedError(TiercelError):
+    """A version's measured cost does not fit the tier that was asked for; the message has the numbers."""
+
+    code = "tier_denied"
 
 
 class ModelError(TiercelError):

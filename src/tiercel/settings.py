@@ -33,6 +33,14 @@ port = 8001
 enabled = true                     # keep a record of every prediction
 max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
 segment_bytes = 16777216           # of one file; a worker holds two in memory
+
+[models.fraud]                     # of one registered model; all optional
+deadline_ms = 8.0                  # instead of the tier's own
+fallback = "fraud_small"           # answers when the model itself cannot within the deadline: a model, or NAME:VERSION
+last_score_max_age_s = 3600.0      # then the last score of the same entity, up to this old; 0: never
+default_score = 0.02               # then this
+challenger_weight = 0.1            # of the entities, by a hash of their keys, are answered by the challenger
+shadow = "challenger"              # this alias scores what the champion answered, in spare time; recorded, not sent
 """
 
 from __future__ import annotations
@@ -60,6 +68,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "idle_timeout_s": (0.01, 86_400),
     "shutdown_grace_s": (0, 3600),
     "workers": (1, 256),
+    "deadline_ms": (0.001, 3_600_000),
+    "last_score_max_age_s": (0, 31_536_000),
+    "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
     "segment_bytes": (1 << 21, 1 << 30),  # a segment holds at least one record of the largest size and its declaration
 }
@@ -103,6 +114,19 @@ class JournalSettings:
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """How one registered model is served: what stands in for it when time is short, and who else is tried out."""
+
+    name: str
+    deadline_ms: float | None = None
+    fallback: str | None = None
+    last_score_max_age_s: float = 0.0
+    default_score: float | None = None
+    challenger_weight: float = 0.0
+    shadow: str | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything `tiercel.toml` says, with absolute paths."""
 
@@ -113,6 +137,11 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
+    models: tuple[ModelSettings, ...] = ()
+
+    def model(self, name: str) -> ModelSettings:
+        """What is set for a registered model; the defaults where nothing is."""
+        return next((each for each in self.models if each.name == name), ModelSettings(name))
 
     @property
     def features_dir(self) -> Path:
@@ -138,7 +167,7 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    _refuse_unknown(path, "", data, {"project", "state", "registry", "server", "control", "journal"})
+    _refuse_unknown(path, "", data, {"project", "state", "registry", "server", "control", "journal", "models"})
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path"})
     registry = _table(path, data, "registry", {"url"})
@@ -157,18 +186,34 @@ def load_settings(project_dir: Path) -> Settings:
         server=ServerSettings(**_values(path, "server", ServerSettings, server)),
         control=ControlSettings(**_values(path, "control", ControlSettings, control)),
         journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
+        models=_models(path, data.get("models", {})),
+    )
+
+
+def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
+    if not isinstance(tables, dict):
+        raise DefinitionError(f"{path}: expected [models.NAME] to be tables, got {tables!r}")
+    known = {item.name for item in fields(ModelSettings)} - {"name"}
+    return tuple(
+        ModelSettings(
+            name, **_values(path, f"models.{name}", ModelSettings, _table(path, tables, name, known, "models."))
+        )
+        for name in tables
     )
 
 
 def _values(
-    path: Path, name: str, kind: type[ServerSettings | ControlSettings | JournalSettings], table: dict[str, Any]
+    path: Path,
+    name: str,
+    kind: type[ServerSettings | ControlSettings | JournalSettings | ModelSettings],
+    table: dict[str, Any],
 ) -> dict[str, Any]:
     """What a table sets, checked against its dataclass and LIMITS."""
     values: dict[str, Any] = {}
     for item in fields(kind):
         if item.name not in table:
             continue
-        expected: type = {"str": str, "int": int, "float": float, "bool": bool}[str(item.type)]
+        expected: type = {"str": str, "int": int, "float": float, "bool": bool}[str(item.type).removesuffix(" | None")]
         value = _typed(path, f"{name}.{item.name}", table[item.name], expected)
         lowest, highest = LIMITS.get(item.name, (None, None))
         if lowest is not None and not lowest <= value <= highest:
@@ -189,11 +234,11 @@ def _typed(path: Path, name: str, value: Any, expected: type) -> Any:
     return value
 
 
-def _table(path: Path, data: dict[str, Any], name: str, known: set[str]) -> dict[str, Any]:
+def _table(path: Path, data: dict[str, Any], name: str, known: set[str], within: str = "") -> dict[str, Any]:
     table = data.get(name, {})
     if not isinstance(table, dict):
-        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
-    _refuse_unknown(path, f"{name}.", table, known)
+        raise DefinitionError(f"{path}: expected [{within}{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{within}{name}.", table, known)
     return table
 
 

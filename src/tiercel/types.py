@@ -196,6 +196,19 @@ class ServiceSchema:
         )
 
 
+class Tier(enum.StrEnum):
+    """How soon a prediction is promised."""
+
+    REALTIME = "realtime"  # answered inline
+    NEAR_REALTIME = "near-realtime"  # through a queue, in batches
+    BATCH = "batch"  # as a job
+
+    @property
+    def budget_us(self) -> int | None:
+        """Microseconds from the socket read to the reply; None: no promise."""
+        return {"realtime": 10_000, "near-realtime": 100_000, "batch": None}[self.value]
+
+
 class Task(enum.StrEnum):
     """What a model predicts. Decides the shape of a score: one number, or one per class for MULTICLASS."""
 

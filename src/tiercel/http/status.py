@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tiercel.errors import (
+    CapacityError,
+    DeadlineError,
     InvalidNameError,
     ModelUnavailableError,
     NotFoundError,
@@ -22,6 +24,8 @@ STATUS: dict[type[TiercelError], int] = {
     SchemaMismatchError: 503,
     RegistryUnavailableError: 503,
     ModelUnavailableError: 503,
+    CapacityError: 503,
+    DeadlineError: 504,
 }
 
 
