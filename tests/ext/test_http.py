@@ -28,10 +28,42 @@ def status(data):
 
 def test_fields_of_a_head():
     """Offsets and lengths point into the caller's bytes."""
-    found, start, length, head, content, kind = http.read_head(HEAD + b'{"entities": {}}', CAP)
+    found, start, length, head, content, kind, budget_us, is_traced = http.read_head(HEAD + b'{"entities": {}}', CAP)
     assert found == http.FAST
     assert HEAD[start : start + length] == b"flights@challenger"
     assert (head, content, kind) == (len(HEAD), 17, 0)
+    assert (budget_us, is_traced) == (-1, False)
+
+
+@pytest.mark.parametrize(
+    ("headers", "budget_us"),
+    [
+        (b"x-request-timeout-seconds: 2\r\n", 2_000_000),
+        (b"X-Request-Timeout-Seconds: 0.0125\r\n", 12_500),
+        (b"x-envoy-expected-rq-timeout-ms: 15\r\n", 15_000),
+        (b"x-envoy-expected-rq-timeout-ms: 15.\r\nx-request-timeout-seconds: 0.008\r\n", 8_000),
+        (b"x-request-timeout-seconds: 0.000001\r\n", 1),
+        (b"x-request-timeout-seconds: 3600\r\n", 3_600_000_000),
+    ],
+)
+def test_the_smallest_deadline_of_the_headers_is_taken(headers, budget_us):
+    """Both headers are understood in their units, and the tighter one counts."""
+    found = http.read_head(LINE + headers + GOOD[len(LINE) :], CAP)
+    assert (found[0], found[6]) == (http.FAST, budget_us)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"0", b"-1", b"1e3", b".5", b"1_0", b"1.2.3", b"nan", b"inf", b"0x1", b"3601", b"1 ", b"1" * 16, b"1,2"],
+)
+def test_a_deadline_that_is_not_plain_is_handed_on(value):
+    """What is not a decimal number in range is for the general path to judge."""
+    assert status(LINE + b"x-request-timeout-seconds: " + value + b"\r\n" + GOOD[len(LINE) :]) == http.HAND_ON
+
+
+def test_a_traceparent_is_noticed():
+    """A request that belongs to a trace says so, in any case."""
+    assert http.read_head(LINE + b"TraceParent: 00-x\r\n" + GOOD[len(LINE) :], CAP)[7] is True
 
 
 def test_every_prefix_needs_more():
@@ -179,7 +211,7 @@ def check(data):
     if expected is None:
         return
     assert found[1:] == expected
-    start, length, head, content, _ = expected
+    start, length, head, content, *_ = expected
     # Exactly one request: the head, then as much body as it announces.
     other = Llhttp(data[:head] + b"x" * content)
     assert (other.method, other.version, other.complete) == (b"POST", "1.1", 1)

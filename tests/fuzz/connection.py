@@ -137,12 +137,12 @@ def _expected(stream):
     written, at, n = b"", 0, 0
     routes = world().engine.routes
     while (head := http_head.read_head(stream[at:], SETTINGS.max_body_bytes)) is not None:
-        start, length, size, content, kind = head
+        start, length, size, content, kind, budget_us, _ = head
         body = stream[at + size : at + size + content]
         plan = routes.by_reference.get(stream[at + start : at + start + length].decode())
         if plan is None or not body or len(body) < content:
             break
-        reply = plan.answer(body, kind, 1_700_000_000_000_000, ids)
+        reply = plan.answer(body, kind, 1_700_000_000_000_000, ids, budget_us=budget_us)
         if reply is None:
             break
         written += b"HTTP/1.1 200 OK\r\ndate: %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (

@@ -48,7 +48,7 @@ def check(data: bytes) -> None:
     if expected is None:
         return
     assert found[1:] == expected
-    start, length, head, content, kind = expected
+    start, length, head, content, kind, *_ = expected
     other = _Llhttp(data[:head] + b"x" * content)
     parser = other.parser
     assert (parser.get_method(), parser.get_http_version(), other.n_complete) == (b"POST", "1.1", 1)

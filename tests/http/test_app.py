@@ -86,9 +86,9 @@ def send(app, method, path, *, content=b"", headers=None):
     return asyncio.run(exchange())
 
 
-def post(app, path, body, kind="application/json"):
+def post(app, path, body, kind="application/json", headers=None):
     content = body if isinstance(body, bytes) else json.dumps(body) if kind.endswith("json") else msgpack.packb(body)
-    return send(app, "POST", path, content=content, headers={"content-type": kind})
+    return send(app, "POST", path, content=content, headers={"content-type": kind, **(headers or {})})
 
 
 def test_one_row(app):
@@ -376,7 +376,9 @@ def test_internal_failures_are_not_shown(app, monkeypatch, caplog):
     plan = app._engine.routes.by_reference["late"]
 
     class Broken:
-        def reply(self, *_):
+        tier = "realtime"
+
+        def prepare(self, *_):
             raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(app._engine, "find_plan", lambda reference: Broken() if reference == "late" else plan)

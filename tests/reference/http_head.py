@@ -7,6 +7,10 @@ import re
 MAX_HEAD_BYTES, MAX_HEADERS = 8192, 64
 LINE = re.compile(rb"POST /predict/([A-Za-z0-9._:@-]+) HTTP/1\.1")
 HEADER = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+): *([ -~]*)")
+ONCE = {
+    b"host", b"content-length", b"content-type", b"connection",
+    b"x-request-timeout-seconds", b"x-envoy-expected-rq-timeout-ms",
+}  # fmt: skip
 FORBIDDEN = {b"transfer-encoding", b"content-encoding", b"proxy-connection", b"expect", b"upgrade", b"trailer", b"te"}
 KINDS = {
     b"application/json": 0,
@@ -16,8 +20,24 @@ KINDS = {
 }
 
 
-def read_head(data: bytes, max_body_bytes: int) -> tuple[int, int, int, int, int] | None:
-    """(reference start, its length, head length, content length, kind) of a complete head of the shape, else None."""
+#: Header with a deadline -> microseconds of one of its units.
+DEADLINES = {b"x-request-timeout-seconds": 1e6, b"x-envoy-expected-rq-timeout-ms": 1e3}
+MAX_BUDGET_US = 3_600_000_000
+
+
+def budget_of(text: bytes, unit_us: float) -> int | None:
+    """Microseconds of a plain decimal number of at most 15 digits, in range, else None."""
+    if not re.fullmatch(rb"[0-9]+\.?[0-9]*", text) or len(text.replace(b".", b"")) > 15:
+        return None
+    us = float(text) * unit_us
+    return int(us) if 1 <= us <= MAX_BUDGET_US else None
+
+
+def read_head(data: bytes, max_body_bytes: int) -> tuple[int, int, int, int, int, int, bool] | None:
+    """What a complete head of the shape says, else None.
+
+    (reference start, its length, head length, content length, kind, smallest deadline in us or -1, has a traceparent)
+    """
     end = data.find(b"\r\n\r\n")
     if end < 0 or end + 4 > MAX_HEAD_BYTES:
         return None
@@ -31,7 +51,7 @@ def read_head(data: bytes, max_body_bytes: int) -> tuple[int, int, int, int, int
         if parts is None:
             return None
         name = parts[1].lower()
-        if name in FORBIDDEN or (name in seen and name in {b"host", b"content-length", b"content-type", b"connection"}):
+        if name in FORBIDDEN or (name in seen and name in ONCE):
             return None
         seen[name] = parts[2]
     length, kind = seen.get(b"content-length", b""), seen.get(b"content-type", b"").partition(b";")[0].rstrip(b" ")
@@ -43,4 +63,8 @@ def read_head(data: bytes, max_body_bytes: int) -> tuple[int, int, int, int, int
         or seen.get(b"connection", b"keep-alive").lower() != b"keep-alive"
     ):
         return None
-    return matched.start(1), len(matched[1]), end + 4, int(length), KINDS[kind.lower()]
+    budgets = [budget_of(seen[name], unit_us) for name, unit_us in DEADLINES.items() if name in seen]
+    if None in budgets:
+        return None
+    found = matched.start(1), len(matched[1]), end + 4, int(length), KINDS[kind.lower()]
+    return *found, min(budgets, default=-1), b"traceparent" in seen

@@ -333,7 +333,7 @@ static inline int64_t iso_us(const uint8_t *p, uint32_t size) {
     return total < 0 ? -1 : total;
 }
 
-/* ---- both formats: a body of `entities`, `features` and `now` ---- */
+/* ---- both formats: a body of `entities`, `features`, `now` and `deadline_ms` ---- */
 
 /* What stands under one known name. */
 static inline const uint8_t *read_column(
@@ -398,7 +398,16 @@ static const uint8_t *read_columns(
     }
 }
 
-/* The value of one top-level field; `seen` has a bit for each of the three. */
+/* Longest deadline, as in serving/deadline.py: what is longer is refused there. */
+#define MAX_BUDGET_US 3600000000.0
+
+/* Microseconds of a deadline in milliseconds, or -1 to hand on. */
+static inline int64_t budget_of_ms(const Cell *cell) {
+    const double us = 1e3 * (cell->type == CELL_INT ? (double)cell->as.integer : cell->type == CELL_FLOAT ? cell->as.number : -1);
+    return us >= 1 && us <= MAX_BUDGET_US ? (int64_t)us : -1;
+}
+
+/* The value of one top-level field; `seen` has a bit for each of the four. */
 static const uint8_t *read_part(
     const uint8_t *p, const uint8_t *end, int kind, const BodySchema *schema, const Cell *named, Body *body, int *seen
 ) {
@@ -407,17 +416,22 @@ static const uint8_t *read_part(
     const int part = size == 8 && memcmp(name, "entities", 8) == 0   ? 1
                      : size == 8 && memcmp(name, "features", 8) == 0 ? 2
                      : size == 3 && memcmp(name, "now", 3) == 0      ? 4
+                     : size == 11 && memcmp(name, "deadline_ms", 11) == 0 ? 8
                                                                      : 0;
     Cell cell;
     if (part == 0 || (*seen & part)) return NULL;
     *seen |= part;
-    if (part != 4)
+    if (part < 4)
         return read_columns(
             schema->powers, p, end, kind, part == 1 ? &schema->entities : &schema->features, schema->max_rows, body,
             part == 1 ? &body->n_entities : &body->n_features
         );
     p = kind == BODY_JSON ? json_cell(schema->powers, p, end, &cell) : msgpack_cell(p, end, &cell);
     if (p == NULL) return NULL;
+    if (part == 8) {
+        body->budget_us = budget_of_ms(&cell);
+        return body->budget_us < 0 ? NULL : p;
+    }
     if (cell.type == CELL_TEXT) {
         body->now_us = iso_us(cell.as.text, cell.size);
         return body->now_us < 0 ? NULL : p;
@@ -434,7 +448,7 @@ static inline bool read_body(const uint8_t *p, int64_t n_bytes, int kind, const 
     Cell name;
     int64_t count;
     int seen = 0;
-    body->n_rows = body->now_us = -1;
+    body->n_rows = body->now_us = body->budget_us = -1;
     body->n_entities = body->n_features = 0;
     if (kind == BODY_MSGPACK) {
         p = msgpack_count(p, end, 0x80, 0xDE, &count);

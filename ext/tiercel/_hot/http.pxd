@@ -4,14 +4,15 @@
 # "name: value" of token names and printable ASCII values, CRLF line ends only, MAX_HEAD_BYTES in all; exactly one Host
 # of [A-Za-z0-9.:_\[\]-]; exactly one Content-Length of 1 to 15 digits, no greater than the caller's cap; exactly one
 # Content-Type that is JSON or msgpack (parameters ignored); Connection at most once and then "keep-alive"; none of
-# Transfer-Encoding, Content-Encoding, Expect, Upgrade, TE, Trailer. Whatever has this shape means the same to every
+# Transfer-Encoding, Content-Encoding, Expect, Upgrade, TE, Trailer; each header with a deadline (serving/deadline.py) at
+# most once, of at most 15 digits and a decimal point. Whatever has this shape means the same to every
 # HTTP parser; everything else is for the general parser to judge.
 #
 # Owns   : nothing; allocates nothing.
 # Lends  : nothing. Results are offsets into the caller's bytes.
 # GIL    : not needed. Raises: never.
 # Threads: safe; no state.
-from tiercel._hot.typedefs cimport uint8_t
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 cdef enum:
     MAX_HEAD_BYTES = 8192      # of the whole head, its empty line included
@@ -35,6 +36,8 @@ cdef struct Head:
     Py_ssize_t head_length       # where the body starts
     Py_ssize_t content_length
     int kind                     # BodyKind
+    int64_t budget_us            # the smallest deadline that a header names; -1: none
+    bint is_traced               # there is a traceparent
 
 
 # Reads data[0 .. size) and never beyond. `out` is meaningful only with HEAD_FAST.

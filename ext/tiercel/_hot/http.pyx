@@ -2,7 +2,7 @@
 
 from libc.string cimport memcmp
 
-from tiercel._hot.typedefs cimport uint8_t
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 NEED_MORE, FAST, HAND_ON = HEAD_NEED_MORE, HEAD_FAST, HEAD_HAND_ON
 
@@ -49,7 +49,11 @@ cdef enum:
     SEEN_LENGTH = 2
     SEEN_TYPE = 4
     SEEN_CONNECTION = 8
+    SEEN_TIMEOUT_S = 16
+    SEEN_TIMEOUT_MS = 32
     REQUIRED = 7
+
+cdef double MAX_BUDGET_US = 3_600_000_000
 
 
 cdef bint _same(const uint8_t* text, const char* lower, Py_ssize_t length) noexcept nogil:
@@ -95,6 +99,28 @@ cdef Py_ssize_t _length_of(const uint8_t* value, Py_ssize_t length) noexcept nog
     return total
 
 
+cdef int64_t _budget_of(const uint8_t* value, Py_ssize_t length, double unit_us) noexcept nogil:
+    """Microseconds of a deadline written as at most 15 digits with at most one point among them, -1 for anything else.
+
+    Digits below 2**53 and a power of ten are exact, so their quotient is rounded as float(text) rounds.
+    """
+    cdef double digits = 0, scale = 1, us
+    cdef Py_ssize_t i, n_digits = 0
+    cdef bint after_point = False
+    for i in range(length):
+        if value[i] == 46 and not after_point and n_digits > 0:
+            after_point = True
+        elif 48 <= value[i] < 58 and n_digits < 15:
+            digits = digits * 10 + (value[i] - 48)
+            n_digits += 1
+            if after_point:
+                scale *= 10
+        else:
+            return -1
+    us = digits / scale * unit_us
+    return <int64_t>us if n_digits > 0 and 1 <= us <= MAX_BUDGET_US else -1
+
+
 cdef bint _is_host(const uint8_t* value, Py_ssize_t length) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(length):
@@ -109,6 +135,7 @@ cdef bint _take_header(
 ) noexcept nogil:
     """Note one header; False when it takes the request out of the shape."""
     cdef int bit = 0
+    cdef int64_t budget_us
     if name_length == 4 and _same(name, b"host", 4):
         bit = SEEN_HOST
         if not _is_host(value, length):
@@ -127,6 +154,20 @@ cdef bint _take_header(
         bit = SEEN_CONNECTION
         if length != 10 or not _same(value, b"keep-alive", 10):
             return False
+    elif name_length == 25 and _same(name, b"x-request-timeout-seconds", 25):
+        bit = SEEN_TIMEOUT_S
+        budget_us = _budget_of(value, length, 1e6)
+        if budget_us < 0:
+            return False
+        out.budget_us = budget_us if out.budget_us < 0 else min(out.budget_us, budget_us)
+    elif name_length == 30 and _same(name, b"x-envoy-expected-rq-timeout-ms", 30):
+        bit = SEEN_TIMEOUT_MS
+        budget_us = _budget_of(value, length, 1e3)
+        if budget_us < 0:
+            return False
+        out.budget_us = budget_us if out.budget_us < 0 else min(out.budget_us, budget_us)
+    elif name_length == 11 and _same(name, b"traceparent", 11):
+        out.is_traced = True
     elif (
         (name_length == 17 and _same(name, b"transfer-encoding", 17))
         or (name_length == 16 and _same(name, b"content-encoding", 16))
@@ -159,6 +200,7 @@ cdef HeadStatus parse_head(const uint8_t* data, Py_ssize_t size, Py_ssize_t max_
     if at == START_LENGTH or memcmp(data + at, END, <size_t>min(size - at, END_LENGTH)) != 0:
         return HEAD_HAND_ON
     out.reference_start, out.reference_length = START_LENGTH, at - START_LENGTH
+    out.budget_us, out.is_traced = -1, False
     at += END_LENGTH
     while True:
         # At the start of a line.
@@ -206,10 +248,11 @@ def read_head(const uint8_t[::1] data not None, Py_ssize_t max_body_bytes):
     cdef Head head
     cdef HeadStatus status
     if data.shape[0] == 0:
-        return HEAD_NEED_MORE, 0, 0, 0, 0, 0
+        return HEAD_NEED_MORE, 0, 0, 0, 0, 0, -1, False
     status = parse_head(&data[0], data.shape[0], max_body_bytes, &head)
     if status != HEAD_FAST:
-        return status, 0, 0, 0, 0, 0
+        return status, 0, 0, 0, 0, 0, -1, False
     return (
-        status, head.reference_start, head.reference_length, head.head_length, head.content_length, head.kind
+        status, head.reference_start, head.reference_length, head.head_length, head.content_length, head.kind,
+        head.budget_us, head.is_traced,
     )

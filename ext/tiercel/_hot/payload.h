@@ -64,6 +64,7 @@ typedef struct {
     uint8_t *given;
     int64_t n_rows; /* -1: no list was sent */
     int64_t now_us; /* -1: not sent */
+    int64_t budget_us; /* of deadline_ms; -1: not sent */
     int32_t n_entities, n_features;
 } Body;
 

@@ -37,6 +37,7 @@ cdef extern from "payload.h" nogil:
         uint8_t* given
         int64_t n_rows
         int64_t now_us
+        int64_t budget_us
         int32_t n_entities, n_features
     ctypedef struct BodySchema:
         NameTable entities, features

@@ -1,11 +1,16 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tiercel._hot.recorder import PlanRecorder
 from tiercel._hot.reply import ReplyIds
 from tiercel._hot.vector import VectorProgram
 
 from tiercel.types import ServiceSchema, Signature
+
+STAGE_NAMES: Final[tuple[str, ...]]
 
 class ServingPlan:
     model: str
@@ -16,6 +21,8 @@ class ServingPlan:
     n_features: int
     n_outputs: int
     vectors: VectorProgram
+    tier: str
+    is_inline: bool
     def __init__(
         self,
         model: str,
@@ -27,13 +34,42 @@ class ServingPlan:
         *,
         transforms: Sequence[Any] = (),
         recorder: PlanRecorder | None = None,
+        tier: str = "realtime",
+        is_inline: bool = True,
+        needs_us: tuple[float, float, float] | None = None,
+        default_budget_us: int | None = None,
     ) -> None: ...
     @property
     def join_keys(self) -> frozenset[str]: ...
+    def need_us(self, n_rows: int = 1) -> float: ...
     def predict(
         self, entities: dict[str, Any], features: dict[str, Any], now_us: int
     ) -> tuple[bool, Any, int | None, list[tuple[str, int]]]: ...
     def reply(
         self, entities: dict[str, Any], features: dict[str, Any], now_us: int, kind: int, ids: ReplyIds
     ) -> bytes: ...
-    def answer(self, body: bytes | bytearray | memoryview, kind: int, now_us: int, ids: ReplyIds) -> bytes | None: ...
+    def prepare(
+        self, entities: dict[str, Any], features: dict[str, Any], now_us: int, read_ns: int = 0
+    ) -> Prepared: ...
+    def blank(self, entities: dict[str, Any], n_rows: int = -1, read_ns: int = 0) -> Prepared: ...
+    def answer(
+        self, body: bytes | bytearray | memoryview, kind: int, now_us: int, ids: ReplyIds, *, budget_us: int = -1
+    ) -> bytes | None: ...
+
+class Prepared:
+    plan: ServingPlan
+    n_rows: int
+    is_single: bool
+    is_scored: bool
+    @property
+    def oldest_age_us(self) -> int | None: ...
+    @property
+    def read_ns(self) -> int: ...
+    def missing(self) -> list[tuple[str, int]]: ...
+    def rows(self) -> NDArray[np.float32]: ...
+    def score(self) -> None: ...
+    def give_scores(self, scores: Any) -> None: ...
+    def scores(self) -> list[Any]: ...
+    def reply(self, kind: int, ids: ReplyIds, flags: int = 0) -> bytes: ...
+    def record(self, ids: ReplyIds, flags: int = 0) -> str: ...
+    def stage_us(self) -> dict[str, float]: ...

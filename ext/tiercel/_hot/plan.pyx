@@ -1,52 +1,39 @@
 """Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.engine."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport NAN, isnan
-from libc.stdint cimport uint16_t
+from libc.math cimport NAN
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 import numpy as np
 
+from tiercel._hot.assembler cimport RELEASE_GIL_ROWS, Assembler
+from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.payload cimport Body, Column
 from tiercel._hot.prediction cimport (
-    KEY_ABSENT, N_STAGES, PREDICTION_FAST, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY,
-    STAGE_SCORE, Prediction,
+    N_STAGES, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
-from tiercel._hot.reader cimport READ_MISSING, READ_OK
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
 from tiercel._hot.scorer cimport SCORE_OK, Scorer, ScoreStatus
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint32_t, uint64_t
-from tiercel._hot.values cimport (
-    MAX_KEY_BYTES, Group, Slot, convert, count_rows, put_int, put_string, refuse_read, require_rows, show,
-)
-from tiercel._hot.vector cimport GroupStep, Scratch, VectorProgram, release
+from tiercel._hot.values cimport Slot, count_rows
+from tiercel._hot.vector cimport Scratch, VectorProgram, release
 
 from tiercel.errors import RequestError, SchemaMismatchError, StoreError
-from tiercel.types import NO_EVENT_US
+from tiercel.types import NO_EVENT_US, Tier
 
 cdef int64_t NO_EVENT = NO_EVENT_US
-
-
-cdef int64_t monotonic_ns() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <int64_t>at.tv_sec * 1_000_000_000 + at.tv_nsec
-
-
-cdef int64_t wall_us() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_REALTIME, &at)
-    return <int64_t>at.tv_sec * 1_000_000 + at.tv_nsec // 1000
+cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
+STAGE_NAMES = ("parse", "read", "compute", "score", "reply")
+# Whatever takes longer is not scored where other requests wait for it.
+cdef int64_t INLINE_NS = 1000 * Tier.REALTIME.budget_us
 
 
 cdef inline void _lap(Stopwatch* watch, int stage) noexcept nogil:
-    """The end of `stage`, if anybody wants to know."""
-    if watch is not NULL:
-        watch.at[<int>stage + 1] = monotonic_ns()
+    """The end of `stage`."""
+    watch.at[<int>stage + 1] = monotonic_ns()
 
 
 cdef class ServingPlan:
@@ -60,13 +47,18 @@ cdef class ServingPlan:
         base: the service's opened `tiercel.features.online.OnlineBase`, or None without a service.
         transforms: the service's compiled transforms (`tiercel.features.transforms`).
         recorder: where every answer in the shape of a reply is left; None: nowhere. `predict` is not recorded.
+        tier: `tiercel.types.Tier` as text, for replies.
+        is_inline: whether `answer` may score where it is called; else it hands everything on.
+        needs_us: (reading, scoring, scoring of each row) of one request as measured, in microseconds; None: not measured.
+        default_budget_us: the deadline of a request that names none; None: no deadline.
 
     Raises:
         SchemaMismatchError: the signature names a feature the service does not have, or a transform is not there.
     """
 
     def __init__(
-        self, str model, int version, signature, scorer, schema=None, base=None, *, transforms=(), PlanRecorder recorder=None
+        self, str model, int version, signature, scorer, schema=None, base=None, *, transforms=(), PlanRecorder recorder=None,
+        str tier="realtime", bint is_inline=True, needs_us=None, default_budget_us=None,
     ):
         self.model, self.version, self.signature, self.schema, self.base = model, version, signature, schema, base
         self.n_features, self.n_outputs = len(signature.features), signature.n_outputs
@@ -90,49 +82,63 @@ cdef class ServingPlan:
             )
         self._recorder, self._records = recorder, recorder is not None
         self.vectors = VectorProgram(f"Model '{model}' version {version}", signature, schema, base, transforms)
-        self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs)
+        self._assembler = Assembler(model, version, schema, self.vectors, self._accepts_missing)
+        self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs, tier)
+        self.tier, self.is_inline = tier, is_inline
+        if needs_us is not None:
+            self._needs.read_ns, self._needs.score_ns, self._needs.row_ns = [int(1000 * each) for each in needs_us]
+        self._default_budget_us = -1 if default_budget_us is None else default_budget_us
 
     @property
     def join_keys(self):
         """Names that `entities` may hold."""
         return frozenset(self.vectors.join_keys)
 
+    def need_us(self, Py_ssize_t n_rows=1):
+        """What reading and scoring so many rows is measured to take, in microseconds; 0: not measured."""
+        return (self._needs.read_ns + self._needs.score_ns + n_rows * self._needs.row_ns) / 1000
+
     # -- from bytes ------------------------------------------------------------------------------------------------
 
-    def answer(self, const unsigned char[::1] body not None, int kind, int64_t now_us, ReplyIds ids not None):
-        """The reply to a body (kind 0: JSON, 1: msgpack), or None to hand it on."""
+    def answer(
+        self, const unsigned char[::1] body not None, int kind, int64_t now_us, ReplyIds ids not None, *, int64_t budget_us=-1
+    ):
+        """The reply to a body (kind 0: JSON, 1: msgpack) that has just come, or None to hand it on.
+
+        budget_us: its deadline in microseconds from now; -1: none but what the body says.
+        """
         cdef Output out
         cdef Arrival arrival
+        cdef Stopwatch watch
         cdef Py_ssize_t size
         if body.shape[0] == 0 or kind not in (0, 1):
             return None
         memset(&out, 0, sizeof(Output))
-        arrival.wall_us, arrival.read_ns, arrival.flags = now_us, monotonic_ns(), 0
+        arrival.wall_us, arrival.read_ns, arrival.budget_us, arrival.flags = now_us, monotonic_ns(), budget_us, 0
         with nogil:
-            size = self.answer_into(&body[0], body.shape[0], kind, &arrival, ids, &out)
+            size = self.answer_into(&body[0], body.shape[0], kind, &arrival, ids, &out, &watch)
         try:
             return None if size < 0 else PyBytes_FromStringAndSize(<const char*>out.data, size)
         finally:
             free(out.data)
 
     cdef Py_ssize_t answer_into(
-        self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids, Output* out
+        self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids, Output* out,
+        Stopwatch* watch,
     ) noexcept nogil:
         cdef Column few_columns[FEW_FIELDS]
         cdef uint8_t few_given[FEW_FIELDS]
         cdef Body body
         cdef Scratch scratch
         cdef Output keys
-        cdef Stopwatch stopwatch
-        cdef Stopwatch* watch = NULL
-        cdef int64_t now_us, oldest_us, age_us
+        cdef int64_t now_us, oldest_us, age_us, due_ns = 0, score_ns
         cdef uint64_t number
         cdef Py_ssize_t n_rows, length = -1, n_fields = self.vectors.body_reader.n_fields
         cdef void* block = NULL
         cdef bint many
-        if self._records:
-            watch = &stopwatch
-            stopwatch.at[0] = monotonic_ns()
+        if not self.is_inline:
+            return -1
+        watch.at[0] = monotonic_ns()
         body.columns, body.given = few_columns, few_given
         if n_fields > FEW_FIELDS:
             block = malloc(n_fields * (sizeof(Column) + 1))
@@ -147,6 +153,11 @@ cdef class ServingPlan:
         n_rows = body.n_rows if many else 1
         now_us = arrival.wall_us if body.now_us < 0 else body.now_us
         _lap(watch, STAGE_PARSE)
+        score_ns = self._needs.score_ns + n_rows * self._needs.row_ns
+        due_ns = self._due_ns(arrival, body.budget_us)
+        if watch.at[1] + self._needs.read_ns + score_ns > due_ns or score_ns > INLINE_NS:
+            free(block)
+            return -1
         if self.vectors.begin(&scratch, n_rows):
             memset(&keys, 0, sizeof(Output))
             if (
@@ -159,7 +170,9 @@ cdef class ServingPlan:
                     and (not self.vectors.finish(&scratch, n_rows, now_us) or self._accepts_missing)
                 ):
                     _lap(watch, STAGE_COMPUTE)
-                    if self._is_compiled:
+                    if watch.at[3] + score_ns > due_ns:
+                        pass
+                    elif self._is_compiled:
                         if self._scorer.score_rows(scratch.rows, n_rows, self.n_features, scratch.scores) == SCORE_OK:
                             length = 0
                     else:
@@ -179,8 +192,8 @@ cdef class ServingPlan:
                     scratch.n_missing,
                 )
                 out.size += length
+                _lap(watch, STAGE_REPLY)
                 if self._records:
-                    _lap(watch, STAGE_REPLY)
                     self._record(
                         &scratch, n_rows, &keys, watch, arrival, now_us, age_us, number,
                         arrival.flags | (PREDICTION_MANY if many else 0),
@@ -189,6 +202,15 @@ cdef class ServingPlan:
         release(&scratch)
         free(block)
         return length
+
+    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us) noexcept nogil:
+        """When the reply is due: the smaller of what header and body say, else the model's own; far away without any."""
+        cdef int64_t budget_us = arrival.budget_us
+        if body_budget_us >= 0 and (budget_us < 0 or body_budget_us < budget_us):
+            budget_us = body_budget_us
+        if budget_us < 0:
+            budget_us = self._default_budget_us
+        return NEVER_NS if budget_us < 0 else arrival.read_ns + 1000 * budget_us
 
     cdef void _record(
         self, const Scratch* scratch, Py_ssize_t n_rows, const Output* keys, const Stopwatch* watch, const Arrival* arrival,
@@ -226,254 +248,71 @@ cdef class ServingPlan:
             StoreError: the base holds something the plan cannot read.
         Threads: safe.
         """
-        cdef Scratch scratch
-        cdef int64_t age_us
-        cdef Py_ssize_t n_rows = count_rows(entities, features)
-        cdef bint many = n_rows >= 0
-        if n_rows == 0:
+        cdef Prepared prepared
+        if count_rows(entities, features) == 0:
             return False, [], None, []
-        n_rows = n_rows if many else 1
-        if not self.vectors.begin(&scratch, n_rows):
-            raise MemoryError(f"No memory for {n_rows} rows of {self.n_features} features")
-        try:
-            age_us = self._assemble(&scratch, n_rows, many, entities, features, now_us, NULL)
-            return (
-                not many,
-                [self._row_score(&scratch, r) for r in range(n_rows)] if many else self._row_score(&scratch, 0),
-                None if age_us < 0 else age_us,
-                [((<Slot>self.vectors.slots[i]).name, scratch.n_missing[i])
-                 for i in range(self.n_features) if scratch.n_missing[i]],
-            )
-        finally:
-            release(&scratch)
+        prepared = self.prepare(entities, features, now_us)
+        prepared.score()
+        scores = prepared.scores()
+        return prepared.is_single, scores[0] if prepared.is_single else scores, prepared.oldest_age_us, prepared.missing()
 
     cpdef bytes reply(self, dict entities, dict features, int64_t now_us, int kind, ReplyIds ids):
         """As `predict`, answering with a reply body (kind 0: JSON, 1: msgpack) and recorded. Needs at least one row."""
-        cdef Scratch scratch
-        cdef Output keys
-        cdef Stopwatch watch
-        cdef Arrival arrival
-        cdef char* text
-        cdef bytes result
-        cdef int64_t age_us
-        cdef uint64_t number
+        cdef Prepared prepared = self.prepare(entities, features, now_us)
+        prepared.score()
+        return prepared.reply(kind, ids)
+
+    cpdef Prepared prepare(self, dict entities, dict features, int64_t now_us, int64_t read_ns=0):
+        """Read and assemble the rows of a question, to be scored later. Arguments and errors as `predict`.
+
+        Args:
+            read_ns: of the monotonic clock, when the request was read; 0: now.
+
+        Raises:
+            RequestError: there is not one row.
+        """
+        cdef Prepared prepared = Prepared.__new__(Prepared)
         cdef Py_ssize_t n_rows = count_rows(entities, features)
-        cdef bint many = n_rows >= 0
-        if n_rows == 0 or kind not in (0, 1):
-            raise RequestError("Expected at least one row, as JSON (0) or msgpack (1)")
-        n_rows = n_rows if many else 1
-        if not self.vectors.begin(&scratch, n_rows):
-            raise MemoryError(f"No memory for {n_rows} rows of {self.n_features} features")
-        memset(&keys, 0, sizeof(Output))
-        arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), 0
-        watch.at[0] = watch.at[1] = arrival.read_ns
-        try:
-            age_us = self._assemble(&scratch, n_rows, many, entities, features, now_us, &watch)
-            number = ids.next()
-            text = <char*>malloc(<size_t>self._form.most_bytes(n_rows))
-            if text is NULL:
-                raise MemoryError(f"No memory for a reply of {n_rows} rows")
-            result = PyBytes_FromStringAndSize(text, self._form.write_into(
-                text, kind, ids, number, not many, n_rows, scratch.scores, age_us, scratch.n_missing
-            ))
-            free(text)
-            if self._records:
-                self._put_keys(n_rows, entities, &keys)
-                _lap(&watch, STAGE_REPLY)
-                self._record(
-                    &scratch, n_rows, &keys, &watch, &arrival, now_us, age_us, number, PREDICTION_MANY if many else 0
-                )
-            return result
-        finally:
-            free(keys.data)
-            release(&scratch)
-
-    cdef int64_t _assemble(
-        self, Scratch* scratch, Py_ssize_t n_rows, bint many, dict entities, dict features, int64_t now_us,
-        Stopwatch* watch,
-    ) except? -2:
-        """Rows, missing counts and scores from Python values; returns the age of the oldest value, -1 without one."""
-        cdef int64_t oldest_us = NO_EVENT
-        self._mark_given(scratch, features)
-        self._read_groups(scratch, n_rows, entities, now_us, &oldest_us)
-        _lap(watch, STAGE_READ)
-        self._fill_given(scratch, n_rows, features)
-        if self.vectors.finish(scratch, n_rows, now_us) and not self._accepts_missing:
-            self._refuse_missing(scratch, n_rows, many)
-        _lap(watch, STAGE_COMPUTE)
-        self._score(scratch, n_rows)
-        _lap(watch, STAGE_SCORE)
-        return -1 if oldest_us == NO_EVENT else max(0, now_us - oldest_us)
-
-    cdef int _mark_given(self, Scratch* scratch, dict features) except -1:
-        """Note which features the request brings; refuse unknown ones and the absence of needed ones."""
-        cdef VectorProgram vectors = self.vectors
-        cdef Py_ssize_t i
-        for name in features:
-            found = vectors.slot_of.get(name)
-            if found is None and name in vectors.computed_by:
-                raise RequestError(
-                    f"Expected features that can be sent, got {show(name)} at $.features, which on-demand feature view "
-                    f"'{vectors.computed_by[name]}' computes. Send its inputs.",
-                    code="computed_feature",
-                )
-            if found is None:
-                raise RequestError(
-                    f"Expected features of model '{self.model}' version {self.version}, got {show(name)} at "
-                    f"$.features. Known: {', '.join(vectors.slot_of)}",
-                    code="unknown_feature",
-                )
-            if (<Slot>found).index >= 0:
-                scratch.given[(<Slot>found).index] = 1
-        absent = [
-            (<Slot>vectors.slots[vectors.required[i]]).name
-            for i in range(vectors.n_required) if not scratch.given[vectors.required[i]]
-        ]
-        if absent:
-            raise RequestError(
-                f"Expected request-time features {', '.join(absent)} at $.features, got none of them. "
-                f"Send null for a value that is not known.",
-                code="missing_feature",
-            )
-        return 0
-
-    cdef int _read_groups(
-        self, Scratch* scratch, Py_ssize_t n_rows, dict entities, int64_t now_us, int64_t* oldest_us
-    ) except -1:
-        cdef VectorProgram vectors = self.vectors
-        cdef const GroupStep* step
-        cdef Group group
-        cdef Py_ssize_t g
-        for name in entities:
-            if name not in vectors.join_keys:
-                known = ", ".join(vectors.join_keys) or "none: every feature of this model comes with the request"
-                raise RequestError(
-                    f"Expected join keys of model '{self.model}' ({known}), got {show(name)} at $.entities",
-                    code="unknown_entity_key",
-                )
-        oldest_us[0] = NO_EVENT
-        for g in range(vectors.n_groups):
-            group, step = <Group>vectors.groups[g], &vectors.groups_c[g]
-            if not vectors.is_needed(scratch, n_rows, step):
-                continue
-            self._encode_keys(scratch, n_rows, group, entities)
-            if n_rows < RELEASE_GIL_ROWS:
-                vectors.read_group(scratch, n_rows, step, now_us)
-            else:
-                with nogil:
-                    vectors.read_group(scratch, n_rows, step, now_us)
-            self._check_reads(scratch, n_rows, group, entities)
-            vectors.note_ages(scratch, n_rows, step, oldest_us)
-        return 0
-
-    cdef int _encode_keys(self, Scratch* scratch, Py_ssize_t n_rows, Group group, dict entities) except -1:
-        """Keys of one group for all rows, as tiercel.features.keys encodes them (a test compares the two)."""
-        cdef Py_ssize_t r, part, n_parts = len(group.key_names)
-        cdef int32_t length
-        cdef uint8_t* key
-        cdef bint many
-        columns = []
-        for name in group.key_names:
-            if name not in entities:
-                raise RequestError(
-                    f"Expected join key '{name}' of entity '{group.entity}' at $.entities, got "
-                    f"{', '.join(sorted(entities)) or 'no entities'}",
-                    code="missing_entity_key",
-                )
-            columns.append(entities[name])
-            require_rows(entities[name], n_rows, "entities", name)
-        for r in range(n_rows):
-            key, length = scratch.keys + r * MAX_KEY_BYTES, 0
-            for part in range(n_parts):
-                value = columns[part]
-                many = type(value) is list
-                if many:
-                    value = (<list>value)[r]
-                if value is None:
-                    length = -1
-                    break
-                if group.key_is_text[part]:
-                    length = put_string(key, length, value, part < n_parts - 1, group.key_names[part], r, many)
-                else:
-                    length = put_int(key, length, value, group.key_names[part], r, many)
-            scratch.key_lengths[r] = length
-        return 0
-
-    cdef int _check_reads(self, Scratch* scratch, Py_ssize_t n_rows, Group group, dict entities) except -1:
-        cdef Py_ssize_t r
-        cdef uint8_t status
-        for r in range(n_rows):
-            status = scratch.read_status[r]
-            if status == READ_OK or (status == READ_MISSING and not self.vectors.missing_entity_is_error):
-                continue
-            refuse_read(status, group.entity, group.key_names, entities, r, self.schema.name)
-        return 0
-
-    cdef int _fill_given(self, Scratch* scratch, Py_ssize_t n_rows, dict features) except -1:
-        cdef VectorProgram vectors = self.vectors
-        cdef Slot slot
-        cdef Py_ssize_t r
-        cdef int32_t place
-        cdef feature_t value
-        cdef bint many
-        for name, column in features.items():
-            slot = <Slot>vectors.slot_of[name]
-            many = type(column) is list
-            require_rows(column, n_rows, "features", name)
-            place = vectors.wide_of[slot.index] if slot.index >= 0 else -1
-            for r in range(n_rows):
-                each = (<list>column)[r] if many else column
-                value = convert(slot, each, r, many)
-                if slot.index < 0:
-                    continue
-                scratch.rows[r * vectors.n_slots + slot.index] = value
-                scratch.n_missing[slot.index] += isnan(value)
-                if place >= 0:
-                    scratch.wide[r * vectors.n_wide + place] = (
-                        NAN if each is None else <double>value if vectors.wide_is_float32[slot.index] else <double>each
-                    )
-        return 0
-
-    cdef int _put_keys(self, Py_ssize_t n_rows, dict entities, Output* out) except -1:
-        """The join keys as Prediction.keys wants them; one that was not needed and is not one counts as absent."""
-        cdef int32_t length
-        cdef uint16_t size
-        cdef Py_ssize_t r
-        cdef uint8_t* key
-        for r in range(n_rows):
-            for i, name in enumerate(self.vectors.join_keys):
-                if not reserve(out, 2 + MAX_KEY_BYTES):
-                    raise MemoryError(f"No memory for the keys of {n_rows} rows")
-                value = entities.get(name)
-                if type(value) is list:
-                    value = (<list>value)[r] if r < len(<list>value) else None
-                length, key = -1, out.data + out.size + 2
-                if value is not None:
-                    try:
-                        if self.vectors.key_is_text[<Py_ssize_t>i]:
-                            length = put_string(key, 0, value, False, name, r, False)
-                        else:
-                            length = put_int(key, 0, value, name, r, False)
-                    except RequestError:
-                        length = -1
-                size = KEY_ABSENT if length < 0 else <uint16_t>length
-                memcpy(out.data + out.size, &size, 2)
-                out.size += 2 + max(length, 0)
-        return 0
-
-    cdef int _refuse_missing(self, Scratch* scratch, Py_ssize_t n_rows, bint many) except -1:
-        indexes = [i for i in range(self.n_features) if scratch.n_missing[i]]
-        row = None
-        if many:
-            row = min([_first_nan(scratch, n_rows, self.n_features, i) for i in indexes])
-        raise RequestError(
-            f"Model '{self.model}' version {self.version} cannot score missing values, got none for "
-            f"{', '.join([(<Slot>self.vectors.slots[i]).name for i in indexes])}"
-            f"{f' (first at row {row})' if many else ''}. Send the values, "
-            f"materialize them, or register a model with an imputer.",
-            code="missing_not_allowed",
-            row=row,
+        if n_rows == 0:
+            raise RequestError("Expected at least one row, got an empty list")
+        prepared.plan, prepared.is_single, prepared.n_rows = self, n_rows < 0, max(1, n_rows)
+        prepared._entities, prepared._now_us = entities, now_us
+        prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = wall_us(), 0, -1
+        prepared._watch.at[0] = monotonic_ns()
+        prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[0]
+        prepared._watch.at[1] = prepared._watch.at[0]
+        if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
+            raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
+        prepared._has_scratch = True
+        prepared._age_us = self._assembler.assemble(
+            &prepared._scratch, prepared.n_rows, not prepared.is_single, entities, features, now_us, &prepared._watch
         )
+        return prepared
+
+    def blank(self, dict entities, Py_ssize_t n_rows=-1, int64_t read_ns=0):
+        """A question that nothing was read for: every feature is missing. For answers that need no features.
+
+        Args:
+            entities: join keys, for the record.
+            n_rows: -1: one row, asked for without lists.
+        """
+        cdef Prepared prepared = Prepared.__new__(Prepared)
+        cdef Py_ssize_t i
+        prepared.plan, prepared.is_single, prepared.n_rows = self, n_rows < 0, max(1, n_rows)
+        prepared._entities, prepared._age_us = entities, -1
+        prepared._arrival.wall_us = prepared._now_us = wall_us()
+        prepared._arrival.flags, prepared._arrival.budget_us = 0, -1
+        for i in range(<Py_ssize_t>STAGE_SCORE + 1):
+            prepared._watch.at[i] = monotonic_ns()
+        prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[0]
+        if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
+            raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
+        prepared._has_scratch = True
+        for i in range(prepared.n_rows * self.n_features):
+            prepared._scratch.rows[i] = NAN
+        for i in range(self.n_features):
+            prepared._scratch.n_missing[i] = <int32_t>prepared.n_rows
+        return prepared
 
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1:
         cdef ScoreStatus status
@@ -511,9 +350,114 @@ cdef class ServingPlan:
         return [scratch.scores[row * self.n_outputs + k] for k in range(self.n_outputs)]
 
 
-cdef Py_ssize_t _first_nan(Scratch* scratch, Py_ssize_t n_rows, Py_ssize_t n_features, Py_ssize_t index):
-    cdef Py_ssize_t r
-    for r in range(n_rows):
-        if isnan(scratch.rows[r * n_features + index]):
-            return r
-    return n_rows
+cdef class Prepared:
+    """See plan.pxd. Made by `ServingPlan.prepare` and `ServingPlan.blank`."""
+
+    def __dealloc__(self):
+        if self._has_scratch:
+            release(&self._scratch)
+
+    @property
+    def oldest_age_us(self):
+        """Age of the oldest stored value that has a time; None where there is none."""
+        return None if self._age_us < 0 else self._age_us
+
+    @property
+    def read_ns(self):
+        """Of the monotonic clock: when the request was read."""
+        return self._arrival.read_ns
+
+    def missing(self):
+        """[(feature, in how many rows it has no value)] in vector order, of those that lack any."""
+        vectors = self.plan.vectors
+        return [
+            ((<Slot>vectors.slots[i]).name, self._scratch.n_missing[i])
+            for i in range(self.plan.n_features) if self._scratch.n_missing[i]
+        ]
+
+    def rows(self):
+        """float32 (n_rows, n_features), copied; NaN is missing."""
+        matrix = np.empty((self.n_rows, self.plan.n_features), dtype=np.float32)
+        cdef feature_t[:, ::1] view = matrix
+        if self.plan.n_features:
+            memcpy(&view[0, 0], self._scratch.rows, self.n_rows * self.plan.n_features * sizeof(feature_t))
+        return matrix
+
+    def score(self):
+        """Score here and now."""
+        self.plan._score(&self._scratch, self.n_rows)
+        self.is_scored = True
+        _lap(&self._watch, STAGE_SCORE)
+
+    def give_scores(self, scores):
+        """Take scores that were made elsewhere: (n_rows, n_outputs), or one number for all.
+
+        Raises:
+            StoreError: another shape.
+        """
+        cdef const score_t[:, ::1] view
+        shape = self.n_rows, self.plan.n_outputs
+        given = np.asarray(scores, dtype=np.float64)
+        if given.ndim == 0:
+            given = np.full(shape, given)
+        if given.shape != shape:
+            raise StoreError(f"Expected scores of shape {shape}, got {given.shape}")
+        view = np.ascontiguousarray(given)
+        memcpy(self._scratch.scores, &view[0, 0], self.n_rows * self.plan.n_outputs * sizeof(score_t))
+        self.is_scored = True
+        _lap(&self._watch, STAGE_SCORE)
+
+    def scores(self):
+        """One score per row: a float, or a list of n_outputs."""
+        return [self.plan._row_score(&self._scratch, r) for r in range(self.n_rows)]
+
+    def reply(self, int kind, ReplyIds ids not None, uint32_t flags=0):
+        """The reply body (kind 0: JSON, 1: msgpack), recorded with these PredictionFlags.
+
+        Raises:
+            RequestError: another kind, or not scored yet.
+        """
+        cdef ServingPlan plan = self.plan
+        cdef uint64_t number
+        cdef char* text
+        cdef bytes result
+        if kind not in (0, 1) or not self.is_scored:
+            raise RequestError("Expected a scored question, and its reply as JSON (0) or msgpack (1)")
+        text = <char*>malloc(<size_t>plan._form.most_bytes(self.n_rows))
+        if text is NULL:
+            raise MemoryError(f"No memory for a reply of {self.n_rows} rows")
+        number = ids.next()
+        result = PyBytes_FromStringAndSize(text, plan._form.write_into(
+            text, kind, ids, number, self.is_single, self.n_rows, self._scratch.scores, self._age_us,
+            self._scratch.n_missing,
+        ))
+        free(text)
+        self._record(ids, number, flags)
+        return result
+
+    def record(self, ReplyIds ids not None, uint32_t flags=0):
+        """Record what is answered in another shape; returns its id."""
+        cdef uint64_t number = ids.next()
+        self._record(ids, number, flags)
+        return ids.id_of(number)
+
+    def stage_us(self):
+        """{stage: microseconds} of an answered question; "parse" is what came before its rows were read."""
+        at = [self._arrival.read_ns, *[self._watch.at[i] for i in range(1, <Py_ssize_t>N_STAGES + 1)]]
+        return {name: (at[i + 1] - at[i]) / 1000 for i, name in enumerate(STAGE_NAMES)}
+
+    cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1:
+        cdef Output keys
+        _lap(&self._watch, STAGE_REPLY)
+        if not self.plan._records:
+            return 0
+        memset(&keys, 0, sizeof(Output))
+        try:
+            self.plan._assembler.put_keys(self.n_rows, self._entities, &keys)
+            self.plan._record(
+                &self._scratch, self.n_rows, &keys, &self._watch, &self._arrival, self._now_us, self._age_us, number,
+                flags | (0 if self.is_single else PREDICTION_MANY),
+            )
+        finally:
+            free(keys.data)
+        return 0

@@ -39,3 +39,8 @@ cdef struct Prediction:
     # tiercel.features.keys encodes a last key part. KEY_ABSENT has no bytes.
     const uint8_t* keys
     size_t key_bytes
+
+
+# The stages of one request as it goes: monotonic nanoseconds before the first, then at the end of each.
+cdef struct Stopwatch:
+    int64_t at[6]

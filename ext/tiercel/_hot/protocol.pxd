@@ -47,6 +47,7 @@ cdef enum Outcome:
 cdef class FastPath:
     cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
     cdef readonly Py_ssize_t max_body_bytes, max_connections
+    cdef readonly bint hands_on_traced     # requests of a trace are the general path's
     cdef object _engine, _hand_on, _refuse
     cdef ReplyIds _ids
     cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path

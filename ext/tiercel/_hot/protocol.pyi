@@ -15,6 +15,7 @@ class FastPath:
             bytes not yet answered and the seconds left to complete them.
         refuse: `(protocol, transport, status, code, text)`: answers with an error, then closes.
         counters: answers and connections are counted there.
+        hands_on_traced: whether requests with a traceparent are the general path's.
     """
 
     @property
@@ -37,6 +38,7 @@ class FastPath:
         hand_on: Callable[[HotProtocol, asyncio.Transport, bytes, float, bool, bool], None],
         refuse: Callable[[HotProtocol, asyncio.Transport, int, str, str], None],
         counters: WorkerCounters | None = None,
+        hands_on_traced: bool = False,
     ) -> None: ...
 
 class HotProtocol:

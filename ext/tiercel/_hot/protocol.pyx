@@ -5,13 +5,16 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memmove
 
+from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.output cimport Output, reserve
-from tiercel._hot.plan cimport Arrival, ServingPlan, monotonic_ns, wall_us
-from tiercel._hot.prediction cimport PREDICTION_FAST
+from tiercel._hot.plan cimport Arrival, ServingPlan
+from tiercel._hot.prediction cimport N_STAGES, PREDICTION_FAST, Stopwatch
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t
+
+from tiercel._hot.plan import STAGE_NAMES
 
 # A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
 # machine to send its next request: the answer to that says `connection: close`, and nobody writes into a closed socket.
@@ -19,6 +22,7 @@ DRAIN_S = 1.0
 
 cdef enum:
     MAX_LENGTH_DIGITS = 20
+    TIMING_BYTES = 192              # five stages of at most 7 + 3 digits, and their names
     RELEASE_GIL_BYTES = 16384       # a body of this size has rows enough to keep the GIL from others for long
 
 cdef extern from *:
@@ -35,6 +39,8 @@ cdef extern from *:
 
 cdef bytes JSON_HEADERS = b"content-type: application/json\r\ncontent-length: "
 cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-length: "
+cdef bytes TIMING = b"\r\nserver-timing: "
+cdef tuple TIMED = tuple([(", " if i else "").encode() + name.encode() + b";dur=" for i, name in enumerate(STAGE_NAMES)])
 cdef bytes END = b"\r\n\r\n"
 cdef bytes CLOSE_END = b"\r\nconnection: close\r\n\r\n"
 
@@ -47,7 +53,7 @@ cdef class FastPath:
     def __init__(
         self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
         Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
-        WorkerCounters counters=None,
+        WorkerCounters counters=None, bint hands_on_traced=False,
     ):
         self._engine = engine
         self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
@@ -55,6 +61,7 @@ cdef class FastPath:
         self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
         self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
         self._counters = WorkerCounters() if counters is None else counters
+        self.hands_on_traced = hands_on_traced
         self._reference = b""
 
     def __dealloc__(self):
@@ -95,8 +102,10 @@ cdef class FastPath:
         cdef bytes headers = JSON_HEADERS if head.kind == BODY_JSON else MSGPACK_HEADERS
         cdef bytes end = CLOSE_END if close else END
         cdef Py_ssize_t start = out.size, length, at
+        cdef Stopwatch watch
         cdef Py_ssize_t room = (
-            PyBytes_GET_SIZE(self._prefix) + PyBytes_GET_SIZE(headers) + MAX_LENGTH_DIGITS + PyBytes_GET_SIZE(end)
+            PyBytes_GET_SIZE(self._prefix) + PyBytes_GET_SIZE(headers) + MAX_LENGTH_DIGITS + TIMING_BYTES
+            + PyBytes_GET_SIZE(end)
         )
         if not reserve(out, room):
             return False
@@ -104,9 +113,9 @@ cdef class FastPath:
         out.size += room
         if head.content_length >= RELEASE_GIL_BYTES:
             with nogil:
-                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out)
+                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch)
         else:
-            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out)
+            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch)
         if length < 0:
             out.size = start
             return False
@@ -114,6 +123,7 @@ cdef class FastPath:
         at = _copy(out, at, self._prefix)
         at = _copy(out, at, headers)
         at = _copy_decimal(out, at, length)
+        at = _copy_timing(out, at, &watch)
         at = _copy(out, at, end)
         memmove(out.data + at, out.data + start + room, <size_t>length)
         out.size = at + length
@@ -137,6 +147,24 @@ cdef inline Py_ssize_t _copy_decimal(Output* out, Py_ssize_t at, Py_ssize_t valu
             break
     memcpy(out.data + at, &digits[first], <size_t>(MAX_LENGTH_DIGITS - first))
     return at + MAX_LENGTH_DIGITS - first
+
+
+cdef Py_ssize_t _copy_timing(Output* out, Py_ssize_t at, const Stopwatch* watch) noexcept:
+    """The Server-Timing header: each stage in milliseconds, with three decimals."""
+    cdef int64_t us
+    cdef int stage
+    cdef uint8_t* to
+    at = _copy(out, at, TIMING)
+    for stage in range(<int>N_STAGES):
+        at = _copy(out, at, <bytes>TIMED[stage])
+        us = (watch.at[stage + 1] - watch.at[stage] + 500) // 1000
+        at = _copy_decimal(out, at, min(us // 1000, 9_999_999))
+        us %= 1000
+        to = out.data + at
+        to[0] = 46
+        to[1], to[2], to[3] = <uint8_t>(48 + us // 100), <uint8_t>(48 + us // 10 % 10), <uint8_t>(48 + us % 10)
+        at += 4
+    return at
 
 
 cdef int _plain_socket(transport) except -2:
@@ -309,7 +337,8 @@ cdef class HotProtocol:
                 outcome, self._needed = OUTCOME_PARTIAL, total
                 break
             plan = path._find(data + offset + head.reference_start, head.reference_length)
-            if plan is None or head.content_length == 0:
+            arrival.budget_us = head.budget_us
+            if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
                 outcome = OUTCOME_HAND_ON
                 break
             if not path._answer(

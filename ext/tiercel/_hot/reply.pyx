@@ -34,6 +34,10 @@ cdef class ReplyIds:
         memcpy(self._prefix, PyBytes_AS_STRING(prefix), 16)
         self.max_rows = max_rows
 
+    def id_of(self, uint64_t number):
+        """The id that a reply of this number carries."""
+        return f"{self.prefix}{number:x}"
+
     @property
     def prefix(self):
         """What every id of this process begins with: 16 hexadecimal digits."""
@@ -52,13 +56,14 @@ cdef class ReplyForm:
         features: names in vector order.
         classes: class names of a model of several outputs, else empty.
         n_outputs: scores per row.
+        tier: `tiercel.types.Tier` as text.
     """
 
-    def __cinit__(self, str model, int version, features, classes, Py_ssize_t n_outputs):
+    def __cinit__(self, str model, int version, features, classes, Py_ssize_t n_outputs, str tier="realtime"):
         features, classes = list(features), list(classes) if n_outputs > 1 else []
         pack = msgpack.packb
         self.n_features, self.n_outputs = len(features), n_outputs
-        head = {"model": model, "version": version, "tier": "realtime"}
+        head = {"model": model, "version": version, "tier": tier}
         self._kept = []
         self._constants = <Text*>PyMem_RawMalloc((4 + 2 * self.n_features) * sizeof(Text))
         if self._constants is NULL:

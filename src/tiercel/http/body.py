@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from starlette.types import Receive, Scope
+
+
+#: Key of a scope: when the request's first byte was read, in nanoseconds of the monotonic clock.
+READ_NS = "tiercel.read_ns"
+
+
+def read_ns_of(scope: Scope) -> int:
+    """When the request was read; now, under a server that does not say."""
+    found: int = scope.get(READ_NS, 0)
+    return found or time.monotonic_ns()
 
 
 def header(scope: Scope, name: bytes) -> str:

@@ -6,10 +6,13 @@ Checks hang on the parser's own callbacks, so nothing here reads a byte of HTTP 
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from tiercel.http.body import READ_NS
 
 if TYPE_CHECKING:
     import asyncio
@@ -180,6 +183,7 @@ class GeneralProtocol(HttpToolsProtocol):
         """Count a request from its first byte."""
         super().on_message_begin()
         self._in_message = self._in_head = True
+        self.scope[READ_NS] = time.monotonic_ns()  # type: ignore[typeddict-unknown-key]
         self._head_bytes = self._read_bytes = self._n_headers = 0
         self._counters.add("handed_on")
 

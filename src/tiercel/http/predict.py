@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.reply import ReplyIds
 from tiercel.errors import TiercelError
 from tiercel.http import payload
-from tiercel.http.body import header, read_body
+from tiercel.http.body import header, read_body, read_ns_of
 from tiercel.http.request import parse_predict
 from tiercel.http.status import body_of, status_of
 from tiercel.monitor.counting import WorkerCounters
+from tiercel.serving.deadline import TIER_DEFAULT, budget_of
+from tiercel.serving.router import Question, Router
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from starlette.types import Receive, Scope, Send
 
+    from tiercel.serving.deadline import Budget, Deadline
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
 __all__ = ["PredictEndpoint", "ReplyIds", "make_ids", "respond", "send_body"]
 
 log = logging.getLogger("tiercel.http")
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 def make_ids(settings: ServerSettings) -> ReplyIds:
@@ -40,23 +46,27 @@ class PredictEndpoint:
         settings: ServerSettings,
         ids: ReplyIds | None = None,
         counters: WorkerCounters | None = None,
+        router: Router | None = None,
     ) -> None:
-        self._engine = engine
         self._max_rows = settings.max_rows
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_s = settings.body_timeout_s
         self._ids = make_ids(settings) if ids is None else ids
+        self._router = Router(engine, self._ids) if router is None else router
         self._counters = WorkerCounters() if counters is None else counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure becomes an error body, none escapes to the server."""
         kind, code = payload.JSON, None
+        headers: Headers = ()
         try:
             # The reply, and so an error too, is in the request's own format.
             kind = payload.media_type(header(scope, b"content-type"))
+            budget = budget_of(scope["headers"], read_ns_of(scope))
             body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
             reference = scope["path"][len("/predict/") :]
-            status, content = 200, await self._predict(reference, body, kind)
+            content, headers = await self._predict(reference, body, kind, budget)
+            status = 200
         except TiercelError as error:
             status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
             if status == 500:
@@ -66,15 +76,24 @@ class PredictEndpoint:
             failure = {"error": "The server failed; its log has the reason", "code": "internal_error"}
             status, content, code = 500, payload.encode(failure, kind), failure["code"]
         self._counters.count_reply(status, code)
-        await send_body(send, status, content, kind)
+        await send_body(send, status, content, kind, headers)
 
-    async def _predict(self, reference: str, body: bytes, kind: str) -> bytes:
+    async def _predict(self, reference: str, body: bytes, kind: str, budget: Budget) -> tuple[bytes, Headers]:
         request = parse_predict(payload.decode(body, kind, self._max_rows), self._max_rows)
-        plan = self._engine.find_plan(reference)
-        if plan is None:
-            plan = await self._engine.load_plan(reference)
-        format_number = 0 if kind == payload.JSON else 1
-        return plan.reply(request.entities, request.features, request.now_us, format_number, self._ids)
+        if request.deadline_ms is not None:
+            budget = budget.with_us(request.deadline_ms, 1e3, "deadline_ms", "$.deadline_ms")
+        question = Question(request.entities, request.features, request.now_us)
+        served = await self._router.serve(reference, question, budget)
+        content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
+        return content, [(b"server-timing", timing(served.prepared.stage_us(), served.deadline))]
+
+
+def timing(stage_us: Mapping[str, float], deadline: Deadline | None) -> bytes:
+    """The value of a Server-Timing header: each stage in milliseconds, and the budget if one was asked for."""
+    parts = [f"{stage};dur={us / 1000:.3f}" for stage, us in stage_us.items()]
+    if deadline is not None and deadline.source != TIER_DEFAULT:
+        parts.append(f'budget;dur={deadline.budget_us / 1000:.3f};desc="{deadline.source}"')
+    return ", ".join(parts).encode("ascii")
 
 
 async def respond(send: Send, status: int, reply: Any, kind: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:

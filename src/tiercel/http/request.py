@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tiercel.errors import RequestError
+from tiercel.types import Tier
 
 _EMPTY: dict[str, Any] = {}
 
@@ -20,6 +21,8 @@ class PredictRequest:
     entities: dict[str, Any]
     features: dict[str, Any]
     now_us: int
+    deadline_ms: Any = None  # as it was sent
+    tier: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ def parse_predict(data: Any, max_rows: int) -> PredictRequest:
     Raises:
         RequestError: not an object, an unknown top-level field, nothing to score, too many rows.
     """
-    entities, features, now_us = _EMPTY, _EMPTY, None
+    entities, features, now_us, deadline_ms, tier = _EMPTY, _EMPTY, None, None, None
     for key, value in _object(data).items():
         if key == "entities":
             entities = _columns(key, value, max_rows)
@@ -45,11 +48,19 @@ def parse_predict(data: Any, max_rows: int) -> PredictRequest:
             features = _columns(key, value, max_rows)
         elif key == "now":
             now_us = _time(value)
+        elif key == "deadline_ms":
+            if type(value) not in (int, float):
+                raise RequestError(
+                    f"Expected milliseconds at $.deadline_ms, got {show(value)}", code="invalid_deadline"
+                )
+            deadline_ms = value
+        elif key == "tier":
+            tier = _tier(value)
         else:
-            raise _unknown(key, "entities, features, now")
+            raise _unknown(key, "entities, features, now, deadline_ms, tier")
     if not entities and not features:
         raise RequestError('Expected "entities", "features" or both, got neither of them with anything in it')
-    return PredictRequest(entities, features, time.time_ns() // 1000 if now_us is None else now_us)
+    return PredictRequest(entities, features, time.time_ns() // 1000 if now_us is None else now_us, deadline_ms, tier)
 
 
 def parse_features(data: Any, max_rows: int) -> FeatureRequest:
@@ -101,6 +112,14 @@ def _columns(part: str, value: Any, max_rows: int) -> dict[str, Any]:
                 code="too_many_rows",
             )
     return value
+
+
+def _tier(value: Any) -> Tier:
+    try:
+        return Tier(value)
+    except ValueError:
+        known = ", ".join(Tier)
+        raise RequestError(f"Expected one of {known} at $.tier, got {show(value)}", code="wrong_type") from None
 
 
 def _time(value: Any) -> int:

@@ -8,6 +8,7 @@ which it was. Sources: Open Inference Protocol `parameters.timeout` as Triton de
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ HEADERS: dict[bytes, float] = {
     b"x-request-timeout-seconds": 1e6,
     b"x-envoy-expected-rq-timeout-ms": 1e3,
 }
+DECIMAL = re.compile(rb"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
 #: A longer one is a mistake in the unit.
 MAX_BUDGET_US = 3_600_000_000
 #: The source of a deadline that nobody asked for.
@@ -99,11 +101,6 @@ def budget_of(headers: Iterable[tuple[bytes, bytes]], begin_ns: int) -> Budget:
         if unit_us is None:
             continue
         text = name.decode("ascii")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        budget = budget.with_us(
-            number if math.isfinite(number) else value.decode("latin-1"), unit_us, text, f"header {text}"
-        )
+        number = float(value) if DECIMAL.fullmatch(value) else value.decode("latin-1")
+        budget = budget.with_us(number, unit_us, text, f"header {text}")
     return budget

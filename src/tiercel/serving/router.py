@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tiercel.errors import DeadlineError
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
-    from tiercel._hot.plan import ServingPlan
+    from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel._hot.reply import ReplyIds
-    from tiercel.serving.deadline import Budget
+    from tiercel.serving.deadline import Budget, Deadline
     from tiercel.serving.engine import Engine
 
 
@@ -55,6 +55,17 @@ class Answer:
     stage_us: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A scored question, not yet answered: `prepared.reply` or `prepared.record` does that, with `flags`."""
+
+    prepared: Prepared
+    deadline: Deadline | None
+    flags: int = 0
+    degraded: Degraded | None = None
+    arm: str = "champion"
+
+
 class Router:
     """Answers questions about any loaded model.
 
@@ -74,24 +85,56 @@ class Router:
         plan = self._engine.find_plan(reference)
         return await self._engine.load_plan(reference) if plan is None else plan
 
+    async def serve(self, reference: str, question: Question, budget: Budget) -> Served:
+        """Score what is asked. Raises as `answer`."""
+        plan = await self.find(reference)
+        deadline = budget.over(Tier(plan.tier))
+        prepared = plan.prepare(question.entities, question.features, question.now_us, budget.begin_ns)
+        if budget.budget_us is not None and deadline is not None:
+            require_time(deadline, plan.need_us(prepared.n_rows))
+        prepared.score()
+        return Served(prepared, deadline)
+
     async def answer(self, reference: str, question: Question, budget: Budget) -> Answer:
-        """Score what is asked.
+        """Score what is asked, and record it.
 
         Raises:
             RequestError: the question does not fit the model.
             NotFoundError: no such model, version, alias or entity.
             DeadlineError, CapacityError: it cannot be answered in time, or there is no room.
         """
-        plan = await self.find(reference)
-        single, scores, age_us, missing = plan.predict(question.entities, question.features, question.now_us)
+        served = await self.serve(reference, question, budget)
+        prepared, plan = served.prepared, served.prepared.plan
+        age_us = prepared.oldest_age_us
+        number = prepared.record(self._ids, served.flags)
         return Answer(
-            secrets.token_hex(12),
+            number,
             plan.model,
             plan.version,
-            Tier.REALTIME,
-            [scores] if single else scores,
-            single,
+            Tier(plan.tier),
+            prepared.scores(),
+            prepared.is_single,
             plan.signature.classes,
             None if age_us is None else age_us / 1000,
-            dict(missing),
+            dict(prepared.missing()),
+            served.degraded,
+            served.arm,
+            prepared.stage_us(),
+        )
+
+
+def require_time(deadline: Deadline, needed_us: float) -> None:
+    """Refuse what will be late before it is begun.
+
+    Raises:
+        DeadlineError: less is left than is needed.
+    """
+    left_us = deadline.remaining_us()
+    if left_us < max(needed_us, 0):
+        raise DeadlineError(
+            f"Expected {needed_us / 1000:.3f} ms for an answer (as measured, 99 of 100 take no longer), got "
+            f"{max(left_us, 0) / 1000:.3f} ms: what is left of {deadline.budget_us / 1000:g} ms from {deadline.source}. "
+            f"Send a longer deadline, or name a fallback in tiercel.toml",
+            budget_us=deadline.budget_us,
+            needed_us=int(needed_us),
         )

@@ -1,0 +1,83 @@
+"""Deadlines on the wire: both paths refuse alike, before the work is begun, and say which deadline counted."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.http.test_app import BODY, FixedEngine, post
+from tiercel._hot.plan import ServingPlan
+
+from tiercel.http.app import DataPlane
+from tiercel.serving.routes import ModelRoutes, Routes
+from tiercel.settings import ServerSettings
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    engine = FixedEngine(tmp_path_factory.mktemp("features"))
+    quick = engine.routes.by_reference["late"]
+    slow = ServingPlan(
+        "slow", 1, quick.signature, _Scorer(quick.n_features), quick.schema, quick.base, needs_us=(1_000, 30_000, 1_000)
+    )
+    engine.routes = Routes.build(
+        {**engine.routes.models, "slow": ModelRoutes({1: slow}, {"champion": 1})}, engine.routes.services, ()
+    )
+    return DataPlane(engine, ServerSettings())
+
+
+class _Scorer:
+    n_outputs = 1
+
+    def __init__(self, n_features):
+        self.n_features = n_features
+
+    def score(self, rows):
+        return rows[:, :1] * 0.0
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "source"),
+    [
+        ({}, {}, 200, None),
+        ({"deadline_ms": 1000}, {}, 200, "deadline_ms"),
+        ({"deadline_ms": 31.9}, {}, 504, None),
+        ({}, {"x-request-timeout-seconds": "0.03"}, 504, None),
+        ({}, {"X-Envoy-Expected-Rq-Timeout-Ms": "900"}, 200, "x-envoy-expected-rq-timeout-ms"),
+        ({"deadline_ms": 500}, {"x-envoy-expected-rq-timeout-ms": "900"}, 200, "deadline_ms"),
+        ({"deadline_ms": 900}, {"x-envoy-expected-rq-timeout-ms": "5"}, 504, None),
+        ({"deadline_ms": 0}, {}, 400, None),
+        ({"deadline_ms": "soon"}, {}, 400, None),
+        ({"deadline_ms": None}, {}, 400, None),
+        ({"deadline_ms": 500}, {"x-request-timeout-seconds": "-1"}, 400, None),
+        ({"deadline_ms": 1e12}, {}, 400, None),
+    ],
+)
+def test_a_deadline_is_kept_or_refused(app, body, headers, status, source):
+    """The tightest deadline decides, by the measured cost; the reply names it; a refusal has numbers and a stable code."""
+    reply = post(app, "/predict/slow", {**BODY, **body}, headers=headers)
+    assert reply.status_code == status
+    if status == 504:
+        assert reply.json()["code"] == "deadline_exceeded"
+        assert re.search(r"Expected 32\.000 ms .* got \d+\.\d+ ms", reply.json()["error"])
+    if status == 400:
+        assert reply.json()["code"] == "invalid_deadline"
+    if status == 200:
+        named = re.findall(r'desc="([^"]+)"', reply.headers["server-timing"])
+        assert named == ([] if source is None else [source])
+
+
+def test_stage_times_come_back(app):
+    """Every reply says how long each stage took, in milliseconds."""
+    reply = post(app, "/predict/late", BODY)
+    assert re.fullmatch(
+        r"parse;dur=\d+\.\d{3}, read;dur=\d+\.\d{3}, compute;dur=\d+\.\d{3}, score;dur=\d+\.\d{3}, reply;dur=\d+\.\d{3}",
+        reply.headers["server-timing"],
+    )
+
+
+def test_an_unknown_tier_is_refused(app):
+    """`tier` is one of three."""
+    reply = post(app, "/predict/late", {**BODY, "tier": "soon"})
+    assert (reply.status_code, reply.json()["code"]) == (400, "wrong_type")
+    assert "near-realtime" in reply.json()["error"]
