@@ -3,7 +3,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-
 from tiercel._hot.recorder import PlanRecorder
 from tiercel._hot.reply import ReplyIds
 from tiercel._hot.vector import VectorProgram

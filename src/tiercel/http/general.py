@@ -183,7 +183,7 @@ class GeneralProtocol(HttpToolsProtocol):
         """Count a request from its first byte."""
         super().on_message_begin()
         self._in_message = self._in_head = True
-        self.scope[READ_NS] = time.monotonic_ns()  # type: ignore[typeddict-unknown-key]
+        self.scope[READ_NS] = time.monotonic_ns()  # type: ignore[literal-required]  # a key of ours
         self._head_bytes = self._read_bytes = self._n_headers = 0
         self._counters.add("handed_on")
 
