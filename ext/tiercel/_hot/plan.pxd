@@ -57,7 +57,9 @@ cdef class ServingPlan:
     cdef ReplyForm _form
     cdef bint _is_compiled, _records, _accepts_missing
     cdef readonly str tier
-    cdef readonly bint is_inline           # False: answer_into() hands everything on
+    cdef readonly bint is_inline           # may be scored where other requests wait
+    cdef readonly bint is_plain            # False: answer_into() hands everything on
+    cdef readonly object scorer
     cdef Needs _needs
     cdef int64_t _default_budget_us        # of requests that name none; -1: none
 

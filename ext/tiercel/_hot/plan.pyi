@@ -22,6 +22,8 @@ class ServingPlan:
     vectors: VectorProgram
     tier: str
     is_inline: bool
+    is_plain: bool
+    scorer: Any
     def __init__(
         self,
         model: str,
@@ -35,11 +37,13 @@ class ServingPlan:
         recorder: PlanRecorder | None = None,
         tier: str = "realtime",
         is_inline: bool = True,
+        is_plain: bool = True,
         needs_us: tuple[float, float, float] | None = None,
         default_budget_us: int | None = None,
     ) -> None: ...
     @property
     def join_keys(self) -> frozenset[str]: ...
+    def score_us(self, n_rows: int = 1) -> float: ...
     def need_us(self, n_rows: int = 1) -> float: ...
     def predict(
         self, entities: dict[str, Any], features: dict[str, Any], now_us: int

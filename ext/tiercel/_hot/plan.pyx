@@ -48,7 +48,8 @@ cdef class ServingPlan:
         transforms: the service's compiled transforms (`tiercel.features.transforms`).
         recorder: where every answer in the shape of a reply is left; None: nowhere. `predict` is not recorded.
         tier: `tiercel.types.Tier` as text, for replies.
-        is_inline: whether `answer` may score where it is called; else it hands everything on.
+        is_inline: whether it may be scored where other requests wait; else `answer` hands everything on.
+        is_plain: False: `answer` hands everything on for another reason (a rollout, a shadow).
         needs_us: (reading, scoring, scoring of each row) of one request as measured, in microseconds; None: not measured.
         default_budget_us: the deadline of a request that names none; None: no deadline.
 
@@ -58,7 +59,7 @@ cdef class ServingPlan:
 
     def __init__(
         self, str model, int version, signature, scorer, schema=None, base=None, *, transforms=(), PlanRecorder recorder=None,
-        str tier="realtime", bint is_inline=True, needs_us=None, default_budget_us=None,
+        str tier="realtime", bint is_inline=True, bint is_plain=True, needs_us=None, default_budget_us=None,
     ):
         self.model, self.version, self.signature, self.schema, self.base = model, version, signature, schema, base
         self.n_features, self.n_outputs = len(signature.features), signature.n_outputs
@@ -84,7 +85,7 @@ cdef class ServingPlan:
         self.vectors = VectorProgram(f"Model '{model}' version {version}", signature, schema, base, transforms)
         self._assembler = Assembler(model, version, schema, self.vectors, self._accepts_missing)
         self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs, tier)
-        self.tier, self.is_inline = tier, is_inline
+        self.tier, self.is_inline, self.is_plain, self.scorer = tier, is_inline, is_inline and is_plain, scorer
         if needs_us is not None:
             self._needs.read_ns, self._needs.score_ns, self._needs.row_ns = [int(1000 * each) for each in needs_us]
         self._default_budget_us = -1 if default_budget_us is None else default_budget_us
@@ -93,6 +94,10 @@ cdef class ServingPlan:
     def join_keys(self):
         """Names that `entities` may hold."""
         return frozenset(self.vectors.join_keys)
+
+    def score_us(self, Py_ssize_t n_rows=1):
+        """What scoring so many rows is measured to take, in microseconds; 0: not measured."""
+        return (self._needs.score_ns + n_rows * self._needs.row_ns) / 1000
 
     def need_us(self, Py_ssize_t n_rows=1):
         """What reading and scoring so many rows is measured to take, in microseconds; 0: not measured."""
@@ -136,7 +141,7 @@ cdef class ServingPlan:
         cdef Py_ssize_t n_rows, length = -1, n_fields = self.vectors.body_reader.n_fields
         cdef void* block = NULL
         cdef bint many
-        if not self.is_inline:
+        if not self.is_plain:
             return -1
         watch.at[0] = monotonic_ns()
         body.columns, body.given = few_columns, few_given

@@ -1,0 +1,81 @@
+"""What a router is asked, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tiercel._hot.plan import Prepared
+    from tiercel.serving.deadline import Deadline
+    from tiercel.types import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be scored: values by name, scalars or equally long lists, and the time of the read."""
+
+    entities: dict[str, Any]
+    features: dict[str, Any]
+    now_us: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows asked about, as far as one can tell before they are checked; 1 where no list was sent."""
+        columns = (*self.entities.values(), *self.features.values())
+        return max((len(column) for column in columns if type(column) is list), default=1)
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether any list was sent, even of one row."""
+        return any(type(column) is list for column in (*self.entities.values(), *self.features.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """Who answered instead of whom, and why; the names are those of `serving/ladder.py`."""
+
+    by: str  # "fallback", "last_score", "default"
+    instead_of: str  # "name:version"
+    reason: str
+    age_us: int | None = None  # of a last score
+
+    def to_json(self) -> dict[str, Any]:
+        """As replies carry it."""
+        told: dict[str, Any] = {"by": self.by, "instead_of": self.instead_of, "reason": self.reason}
+        if self.age_us is not None:
+            told["age_ms"] = self.age_us / 1000
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A scored question, not yet answered: `prepared.reply` or `prepared.record` does that, with `flags`."""
+
+    prepared: Prepared
+    deadline: Deadline | None
+    flags: int = 0
+    degraded: Degraded | None = None
+    arm: str = "champion"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Scores and where they came from, for protocols that write replies of their own.
+
+    `scores` is one score per row (a list of one number per class for a multiclass model), also where one scalar row was
+    asked about; `is_single` tells that. `missing`: feature -> in how many rows it had no value.
+    """
+
+    id: str
+    model: str
+    version: int
+    tier: Tier
+    scores: list[Any]
+    is_single: bool
+    classes: tuple[str, ...]
+    oldest_age_ms: float | None
+    missing: dict[str, int]
+    degraded: Degraded | None = None
+    arm: str = "champion"
+    stage_us: dict[str, float] = field(default_factory=dict)
