@@ -43,13 +43,13 @@ DOORS = {
     "protocol": {"tiercel.http.native"},
     "payload": set(),
     "decimal": set(),
-    "reply": {"tiercel.http.predict"},
+    "reply": {"tiercel.http.predict", "tiercel.serving.measure"},
     "counters": {"tiercel.monitor.counting"},
     "journal": {"tiercel.monitor.segments", "tiercel.monitor.journal"},
     "recorder": {"tiercel.monitor.recording"},
     "values": set(),
     "vector": set(),
-    "plan": {"tiercel.serving.engine", "tiercel.serving.routes"},
+    "plan": {"tiercel.serving.engine", "tiercel.serving.routes", "tiercel.serving.measure"},
 }
 
 
