@@ -70,4 +70,12 @@ def _spread(cursor: Any, index: int, n_rows: int) -> list[bytes]:
         point = low + (high - low) * step // n_rows
         if cursor.set_range(prefix + point.to_bytes(_DIGITS, "big")) and cursor.key().startswith(prefix):
             keys[bytes(cursor.key())[1:]] = None
-    return list(keys)
+    # Texts leave most of that distance empty, so several points fall on one key. Those that follow it make up for them.
+    n_next = -(-n_rows // len(keys)) if len(keys) < n_rows else 1
+    for key in list(keys):
+        cursor.set_key(prefix + key)
+        for _ in range(n_next - 1):
+            if not cursor.next() or not cursor.key().startswith(prefix):
+                break
+            keys[bytes(cursor.key())[1:]] = None
+    return list(keys)[:n_rows]

@@ -35,7 +35,7 @@ _MAX_ANSWER_BYTES = 16 << 20
 _MAX_STDERR_BYTES = 4096
 #: The process's own alarm goes off after its caller lost patience, not before.
 _ALARM_GRACE_S = 5
-_NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "out of memory", "MemoryError")
+_NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "out of memory", "MemoryError", "failed to map segment")
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,13 @@ def run(module: str, job: Mapping[str, Any], directory: Path, limits: Limits) ->
     """
     text = json.dumps({"limits": asdict(limits), "job": job}).encode()
     said, complaints = directory / "answer.jsonl", directory / "stderr.txt"
-    with said.open("wb") as out, complaints.open("wb") as err:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+    with (
+        said.open("wb") as out,
+        complaints.open("wb") as err,
+        subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command(module), stdin=subprocess.PIPE, stdout=out, stderr=err, cwd=directory, start_new_session=True
-        )
+        ) as process,
+    ):
         try:
             process.communicate(text, timeout=limits.wall_s)
         except subprocess.TimeoutExpired:
@@ -158,7 +161,8 @@ def answer(handler: Callable[[Any, Callable[[str], None]], Any]) -> None:
         except TiercelError as error:
             last = {"error": {"class": type(error).__name__, "args": error.args, "state": error.__dict__}}
         except Exception as error:  # noqa: BLE001 - whatever a model's library raises is an answer about the model
-            last = {"failure": f"failed with {type(error).__name__}: {str(error)[:500]}"}
+            text = f"{type(error).__name__}: {error}"
+            last = {"failure": _memory_text(limits) if _tells_no_memory(text) else f"failed with {text[:500]}"}
         say(last)
     # Not through the interpreter's end: libraries have been seen to crash there, long after the work was done.
     os._exit(0)
@@ -218,7 +222,7 @@ def _cause(status: int, complaints: Path, limits: Limits) -> str:
     with complaints.open("rb") as stream:
         stream.seek(max(0, complaints.stat().st_size - _MAX_STDERR_BYTES))
         text = stream.read().decode(errors="replace").strip()
-    if any(sign in text for sign in _NO_MEMORY):
+    if _tells_no_memory(text):
         return _memory_text(limits)
     if status < 0:
         number = -status
@@ -234,6 +238,10 @@ def _cause(status: int, complaints: Path, limits: Limits) -> str:
         return f"crashed with {name}{killed}"
     last = text.splitlines()[-1][:500] if text else "without a word"
     return f"ended with status {status}: {last}"
+
+
+def _tells_no_memory(text: str) -> bool:
+    return any(sign in text for sign in _NO_MEMORY)
 
 
 def _memory_text(limits: Limits) -> str:

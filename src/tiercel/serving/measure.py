@@ -70,7 +70,7 @@ def measure(job: dict[str, Any], stage: Callable[[str], None]) -> dict[str, Any]
     directory = Path(job["directory"])
     artifacts = {name: (directory / name).read_bytes() for name in job["files"]}
     series, point = (_QUICK, _QUICK_POINT) if job["quick"] else (_FULL, _FULL_POINT)
-    if json.loads(artifacts[FACTS_FILE])["engine"] == "onnxruntime":
+    if b'"engine": "onnxruntime"' in artifacts.get(FACTS_FILE, b""):
         import onnxruntime  # noqa: F401 - a server has the library loaded; its time and memory are not the model's
 
     stage("the model was loaded")
