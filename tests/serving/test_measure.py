@@ -6,13 +6,17 @@ import json
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from tests.models.trained import finite_table, lightgbm_bytes
+from tests.features.projects import applied, times, us
+from tests.models.trained import finite_table, gemm, lightgbm_bytes
 from tests.support import stores
 from tiercel._hot.plan import ServingPlan
+from tiercel._hot.reply import ReplyIds
 
 from tiercel import models
 from tiercel.errors import ArtifactCorruptError, UnsupportedModelError
+from tiercel.features.materialize import materialize
 from tiercel.features.online import OnlineBase
 from tiercel.models import StoredFeatures, measure, scratch
 from tiercel.models.golden import Golden
@@ -57,7 +61,8 @@ def test_a_network_costs_less_per_row_in_batches(mlp):
     assert abs(found.measured_us / 1e6 - time.time()) < 60
     assert found.load_ms > 0
     assert 0 < found.memory_mb < 500
-    assert 0 < found.score.p50_us < found.total.p50_us < 10_000
+    assert found.score.p50_us > 0
+    assert 0 < found.total.p50_us < 10_000
 
 
 def test_a_service_is_read_from_its_live_base(tmp_path, forest):
@@ -67,6 +72,30 @@ def test_a_service_is_read_from_its_live_base(tmp_path, forest):
     assert found.read is not None
     assert 0 < found.read.p50_us < 100
     assert found.quick
+
+
+ON_DEMAND = """
+user = Entity('uid')
+v = FeatureView('v', [user], [Field('x', Float64)], source=ParquetSource('events', 'events.parquet', timestamp_field='ts'))
+r = RequestSource('r', [Field('amount', Float32)])
+
+@on_demand_feature_view(sources=[v, r], schema=[Field('share', Float64)])
+def mix(x, amount):
+    return x / (x + amount)
+
+s = FeatureService('s', [mix, r])
+"""
+
+
+def test_on_demand_features_are_computed_while_measuring(tmp_path):
+    """A service with compiled transforms is measured with them, from the keys and what only the transform needs."""
+    events = pa.table({"uid": ["a", "b"], "ts": times([us(2)] * 2), "x": [1.0, 2.0]})
+    catalog, state = applied(tmp_path, ON_DEMAND, events=events)
+    materialize(state, catalog, ["s"], as_of_us=us(3))
+    schema = catalog.service("s")
+    artifacts = models.prepare(gemm(1, 1), feature_names=("share",)).artifacts
+    found = measure(artifacts, stored=StoredFeatures(state, "s", schema.fingerprint), quick=True)
+    assert found.read is not None
 
 
 @pytest.mark.parametrize("what", ["nothing published", "another schema", "no such service"])
@@ -162,7 +191,7 @@ def test_bodies_lead_to_the_rows_they_were_made_of(tmp_path):
     assert missing["features"] == dict.fromkeys(("hour", "rain", "night", "cabin"))
     scorer = models.load(models.prepare(lightgbm_bytes()).artifacts).scorer
     plan = ServingPlan("m", 1, signature, scorer, base.schema, base)
-    ids = __import__("tiercel._hot.reply", fromlist=["ReplyIds"]).ReplyIds(1)
+    ids = ReplyIds(1)
     for values in (row, np.full(6, np.nan, np.float32), np.float32([1e30, 0, 0, 1e30, -5, 99])):
         assert plan.answer(body_of(signature, values, base.schema, keys), 0, stores.NOW_US, ids) is not None
     alone = ServingPlan("m", 1, signature, scorer)
