@@ -43,14 +43,17 @@ DOORS = {
     "protocol": {"tiercel.http.native"},
     "payload": set(),
     "decimal": set(),
-    "reply": {"tiercel.http.predict", "tiercel.serving.router"},
+    "reply": {"tiercel.http.predict", "tiercel.serving.measure", "tiercel.serving.router"},
     "counters": {"tiercel.monitor.counting"},
     "journal": {"tiercel.monitor.segments", "tiercel.monitor.journal"},
     "recorder": {"tiercel.monitor.recording"},
     "values": set(),
     "vector": set(),
     "assembler": set(),
-    "plan": {"tiercel.serving.engine", "tiercel.serving.routes", "tiercel.serving.router"},
+    "plan": {
+        "tiercel.serving.answers", "tiercel.serving.engine", "tiercel.serving.measure", "tiercel.serving.queues",
+        "tiercel.serving.router", "tiercel.serving.routes",
+    },  # fmt: skip
 }
 
 

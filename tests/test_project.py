@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.support import projects
 
 from tiercel import Project, models
-from tiercel.errors import RequestError, SchemaMismatchError, UnsupportedModelError
+from tiercel.errors import (
+    InvalidFactsError,
+    ModelNotFoundError,
+    RequestError,
+    SchemaMismatchError,
+    TierDeniedError,
+    UnsupportedModelError,
+)
+from tiercel.models import ProfileStore, Quantiles, scratch
 from tiercel.monitor.reference import find_reference
 from tiercel.project import login_name
+from tiercel.types import Tier
 
 lightgbm = pytest.importorskip("lightgbm")
 
@@ -150,3 +161,112 @@ def test_a_version_without_training_data_has_no_reference(project, training_set)
     artifacts = project.registry.load_artifacts(version)
     assert find_reference(artifacts) is None
     assert models.load(artifacts).scorer is not None
+
+
+@pytest.fixture(scope="module")
+def measured(template):
+    """A real profile of this host."""
+    with Project(template) as opened:
+        return models.measure(opened.registry.load_artifacts(opened.registry.get("fraud")), quick=True)
+
+
+@pytest.fixture
+def costing(monkeypatch, measured):
+    """Make every measurement find this p99 in microseconds."""
+
+    def cost(p99_us):
+        total = Quantiles(p99_us / 2, p99_us, p99_us)
+        monkeypatch.setattr(models, "measure", lambda *_, **__: replace(measured, total=total))
+
+    return cost
+
+
+def n_files(project):
+    """Files of the state directory but for the database, which makes some when it is opened."""
+    return sum(1 for path in project.settings.state_dir.rglob("*") if path.is_file() and "registry.db" not in path.name)
+
+
+def test_registering_measures(project, training_set):
+    """A registered version has a full profile with the read of its service, and the tier that follows from it."""
+    model, _ = fit(training_set, training_set.feature_names)
+    version = project.register(model, name="m", training_set=training_set)
+    profile = project.profile(version)
+    assert profile.read is not None
+    assert not profile.quick
+    assert profile.n_samples >= 2000
+    assert project.tier(version).tier is Tier.REALTIME
+    assert version.facts.tier is None
+    assert "tier" not in version.to_json()
+
+
+def test_registering_twice_makes_one_version(project, training_set):
+    """No measurement becomes part of a version: the same files are the same version however they measured."""
+    model, _ = fit(training_set, training_set.feature_names)
+    first = project.register(model, name="m", training_set=training_set)
+    before = project.profile(first)
+    again = project.register(model, name="m", training_set=training_set)
+    assert (again.version, again.reused, again.manifest_digest) == (1, True, first.manifest_digest)
+    assert project.profile(again) != before
+    assert project.register(model, name="m", training_set=training_set, measure=False).reused
+    assert set(project.registry.load_artifacts(again)) == {
+        "model.txt", "golden.msgpack", "model.json", "reference.msgpack"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ["realtime", Tier.NEAR_REALTIME])
+def test_a_tier_that_the_evidence_denies_registers_nothing(project, training_set, costing, asked):
+    """The refusal has the numbers; no version, file, alias or profile comes of it."""
+    costing(60_000.0)
+    model, _ = fit(training_set, training_set.feature_names)
+    before, head = n_files(project), project.registry.head()
+    with pytest.raises(TierDeniedError, match=r"60\.000 ms"):
+        project.register(model, name="slow", training_set=training_set, tier=asked, alias="champion")
+    assert (n_files(project), project.registry.head()) == (before, head)
+    with pytest.raises(ModelNotFoundError):
+        project.registry.get("slow", 1)
+    version = project.register(model, name="slow", training_set=training_set)
+    assert project.tier(version).tier is Tier.BATCH
+
+
+def test_a_slower_tier_may_be_asked_for(project, training_set, costing):
+    """What was asked for is a fact of the version and another version than the one that asked for nothing."""
+    costing(100.0)
+    model, _ = fit(training_set, training_set.feature_names)
+    plain = project.register(model, name="m", training_set=training_set)
+    slower = project.register(model, name="m", training_set=training_set, tier="near-realtime")
+    assert (plain.version, slower.version) == (1, 2)
+    assert slower.facts.tier == "near-realtime"
+    assert slower.to_json()["tier"] == "near-realtime"
+    assert project.tier(slower).tier is Tier.NEAR_REALTIME
+    assert project.register(model, name="m", training_set=training_set, tier=Tier.NEAR_REALTIME).version == 2
+    with pytest.raises(InvalidFactsError, match="'fast'"):
+        project.register(model, name="m", training_set=training_set, tier="fast")
+
+
+def test_a_model_that_crashes_its_measurement_is_not_registered(project, training_set, monkeypatch):
+    """A crash in the scratch process is an error about the model, and nothing is registered."""
+    monkeypatch.setattr(scratch, "command", lambda _: [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
+    model, _ = fit(training_set, training_set.feature_names)
+    before = n_files(project)
+    with pytest.raises(UnsupportedModelError, match="measured it crashed with SIGSEGV"):
+        project.register(model, name="m", training_set=training_set)
+    with pytest.raises(UnsupportedModelError, match="opened it crashed with SIGSEGV"):
+        project.register(model.booster_.model_to_string().encode(), name="m", measure=False)
+    assert n_files(project) == before
+
+
+def test_a_profile_that_cannot_be_kept_does_not_undo_a_registration(
+    project, training_set, costing, monkeypatch, caplog
+):
+    """The version is what was asked for; its profile can be taken again."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    costing(100.0)
+    monkeypatch.setattr(ProfileStore, "put", full)
+    model, _ = fit(training_set, training_set.feature_names)
+    version = project.register(model, name="m", training_set=training_set)
+    assert "No space left" in caplog.text
+    assert project.profile(version) is None
+    assert project.tier(version).reason == "not measured on this host"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import subprocess
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tiercel import models
-from tiercel.errors import RequestError, SchemaMismatchError
+from tiercel.errors import InvalidFactsError, RequestError, SchemaMismatchError
 from tiercel.features.apply import CatalogDiff, apply
 from tiercel.features.catalog import Catalog, load_catalog
 from tiercel.features.materialize import materialize
@@ -22,7 +23,7 @@ from tiercel.features.training import TrainingSet, get_historical_features
 from tiercel.monitor.reference import REFERENCE_FILE, Reference
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import load_settings
-from tiercel.types import TrainingSnapshot
+from tiercel.types import Tier, TrainingSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
     from tiercel.features.compute import ComputedView
     from tiercel.features.manifest import Manifest
+    from tiercel.models import CostProfile, TierDecision
     from tiercel.registry import ModelVersion
     from tiercel.types import ServiceSchema
+
+log = logging.getLogger("tiercel")
 
 
 class Project:
@@ -182,9 +186,13 @@ class Project:
         author: str | None = None,
         code_commit: str | None = None,
         alias: str | None = None,
+        tier: str | Tier | None = None,
+        measure: bool = True,
         reuse: bool = True,
     ) -> ModelVersion:
-        """Check a model against the library that trained it and record it as the next version.
+        """Check a model against the library that trained it, measure what it costs here, and record it as the next version.
+
+        A file is opened, and every model is measured, in a process of its own within bounds of time and memory.
 
         Args:
             model: a fitted scikit-learn, LightGBM or XGBoost estimator, or a path to (or the bytes of) an ONNX,
@@ -205,13 +213,19 @@ class Project:
             author: default: the user's login name.
             code_commit: default: the project's git commit, if it is in a repository ("-dirty" when it has changes).
             alias: "champion", "challenger", ... to point at the new version.
+            tier: "realtime", "near-realtime" or "batch", where the tier that follows from the measured cost is not wanted.
+            measure: False leaves measuring out: nothing stands against `tier`, and the first server measures.
             reuse: return the existing version when the same files were registered with the same facts before.
 
         Raises:
-            UnsafeModelError, UnsupportedModelError, ParityError: the model cannot be served truthfully.
+            UnsafeModelError, UnsupportedModelError, ParityError: the model cannot be served truthfully, or crashed or
+                overran the process that opened or measured it.
+            TierDeniedError: its measured cost does not fit `tier`; the message has the numbers. Nothing is registered.
+            InvalidFactsError: a fact cannot be stored, or `tier` is none.
             SchemaMismatchError: the model takes a feature that the service does not have.
             MissingExtraError: the library that trained it is not installed.
         """
+        requested = None if tier is None else tier_of(tier)
         if training_set is not None:
             service = training_set.service.name if service is None else service
             snapshot = training_set.snapshot if snapshot is None else snapshot
@@ -237,8 +251,16 @@ class Project:
                 )
         if golden_rows is None and training_set is not None:
             golden_rows = training_set.vectors(feature_names or training_set.feature_names)[:GOLDEN_ROWS]
-        prepared = models.prepare(model, feature_names=feature_names, golden_rows=golden_rows)
+        prepare = models.prepare_file if models.is_file(model) else models.prepare
+        prepared = prepare(model, feature_names=feature_names, golden_rows=golden_rows)
         artifacts = prepared.artifacts
+        profile = None
+        if measure:
+            stored = None
+            if schema is not None:
+                stored = models.StoredFeatures(self.settings.state_dir, schema.name, schema.fingerprint)
+            profile = models.measure(artifacts, stored=stored)
+            models.decide_tier(profile, precomputed=PRECOMPUTED, requested=requested)
         if training_set is not None and len(training_set.X):
             reference = reference_of(artifacts, training_set.vectors(prepared.signature.features))
             artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes()}
@@ -255,13 +277,29 @@ class Project:
             service_fingerprint=None if schema is None else schema.fingerprint,
             code_commit=code_commit or git_commit(self.settings.project_dir),
             description=description,
+            tier=requested,
             tags=tags or {},
         )
         version = self.registry.register(name, artifacts, facts, reuse=reuse)
+        if profile is not None:
+            try:
+                models.ProfileStore(self.settings.state_dir).put(version.manifest_digest, profile)
+            except OSError as error:  # the version is registered; a server measures again
+                log.warning("%s version %d: its measured cost cannot be kept: %s", name, version.version, error)
         if alias is not None and alias not in version.aliases:
             self.promote(name, version.version, alias=alias)
             version = self.registry.get(name, version.version)
         return version
+
+    def profile(self, version: ModelVersion) -> CostProfile | None:
+        """What a version costs on this host, as measured; None where it was not."""
+        return models.ProfileStore(self.settings.state_dir).find(version.manifest_digest, models.this_host())
+
+    def tier(self, version: ModelVersion) -> TierDecision:
+        """The tier a server on this host gives a version, and why."""
+        asked = version.facts.tier
+        requested = None if asked is None else Tier(asked)
+        return models.served_tier(self.profile(version), precomputed=PRECOMPUTED, requested=requested)
 
     def promote(
         self, name: str, version: int | str, *, alias: str = "champion", reason: str = "", actor: str | None = None
@@ -273,6 +311,22 @@ class Project:
         """
         target = self.registry.get(name, version)
         return self.registry.promote(name, target.version, alias=alias, actor=actor or login_name(), reason=reason)
+
+
+#: Stored features come from a base that is computed beforehand or with the request; on-demand ones are compiled.
+PRECOMPUTED = True
+
+
+def tier_of(name: str) -> Tier:
+    """A tier by its name.
+
+    Raises:
+        InvalidFactsError: no tier's.
+    """
+    try:
+        return Tier(name)
+    except ValueError:
+        raise InvalidFactsError(f"tier: expected one of {', '.join(Tier)}; got {name!r}") from None
 
 
 #: More training rows than these are thinned evenly before they are counted as the reference.

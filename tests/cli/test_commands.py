@@ -8,6 +8,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from tests.models.trained import gemm
 from tests.support import projects
 
 from tiercel import Project
@@ -110,6 +111,30 @@ def test_registry_commands(run, directory, tmp_path):
     assert [event["action"] for event in events].count("version.created") == 3
     assert any(event["reason"] == "better" for event in events)
     assert "alias.set" in run("history")[1]
+
+
+def test_models_say_what_they_cost(run, directory, tmp_path):
+    """Registering measures; tier, quantiles, load time and memory are shown to people and printed for programs."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(gemm(5, 1))
+    status, output = run("register", "costed", str(path), "--service", "checkout", "--tier", "near-realtime")
+    assert status == 0, output
+    assert "tier near-realtime: asked for; p99" in output
+    (found,) = as_json(run, "models", "costed")
+    assert found["tier"] == "near-realtime"
+    assert found["profile"]["read"]["p50_us"] > 0
+    assert found["profile"]["total"]["p99_us"] < 5000
+    status, output = run("models", "costed")
+    for part in ("p50 / p99 / p99.9", "load time", "memory", "near-realtime", "per row in batches", "asked for"):
+        assert part in output
+    (unmeasured,) = as_json(run, "models", "fraud")
+    assert (unmeasured["tier"], unmeasured["profile"]) == (None, None)
+    assert "not measured here" in run("models")[1]
+    made = as_json(run, "register", "costed", str(path), "--service", "checkout", "--no-measure")
+    assert made["version"] == 2
+    assert made["profile"] is not None  # of the same files
+    assert made["tier"] == "realtime"
+    assert run("register", "costed", str(path), "--tier", "fast")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,20 @@ def xgboost_booster(objective="binary:logistic", categorical=False, n_trees=12, 
 
 def xgboost_bytes(objective="binary:logistic", categorical=False, raw_format="ubj", **params):
     return bytes(xgboost_booster(objective, categorical, **params).save_raw(raw_format))
+
+
+def gemm(n_in, n_out, *, n_shape=None, op="Gemm", domain=""):
+    """An ONNX model of one matrix product, a kilobyte of file whatever its shape says."""
+    from onnx import TensorProto, helper
+
+    constant = helper.make_node("ConstantOfShape", ["shape"], ["w"])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [n_in, n_out])
+    graph = helper.make_graph(
+        [constant, helper.make_node(op, ["x", "w"], ["y"], domain=domain)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, n_shape or n_in])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, n_out])],
+        initializer=[shape],
+    )
+    opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from tiercel.errors import InvalidFactsError, InvalidNameError
 from tiercel.registry import VersionFacts
-from tiercel.registry.facts import canonical_json, check_tags, facts_from_json
-from tiercel.types import Signature, Task, TrainingSnapshot
+from tiercel.registry.facts import canonical_json, check_tags, digest_of, facts_from_json
+from tiercel.types import Signature, Task, Tier, TrainingSnapshot
 
+#: Of the facts of `make_facts`, computed before `VersionFacts.tier` existed.
+DIGEST_BEFORE_TIERS = "b7aaa452311aac8456e996f1634c42b60c707d348c10ed3a1e79d0d2dc91e592"
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 names = texts.filter(bool)
 scalars = (
@@ -129,3 +131,25 @@ def test_tags_are_checked():
         check_tags({"\n": "x"})
     with pytest.raises(InvalidFactsError):
         check_tags({"team": 3})
+
+
+def test_a_tier_that_nobody_asked_for_leaves_no_trace(make_facts):
+    """Facts without a tier have the JSON, and so the digest, that they had before tiers could be asked for."""
+    data = make_facts().to_json()
+    assert "tier" not in data
+    assert digest_of(canonical_json(data)) == digest_of(canonical_json(facts_from_json(data, {}).to_json()))
+    asked = make_facts(tier=Tier.NEAR_REALTIME)
+    assert asked.to_json() == {**data, "tier": "near-realtime"}
+    assert facts_from_json(json.loads(canonical_json(asked.to_json())), {}) == asked
+
+
+def test_facts_from_before_tiers_keep_their_digest(make_facts):
+    """The digest of a version registered by an earlier tiercel is reproduced, so registering it again finds it."""
+    assert digest_of(canonical_json(make_facts().to_json())) == DIGEST_BEFORE_TIERS
+
+
+@pytest.mark.parametrize("bad", ["fast", "", 1, "REALTIME"])
+def test_unknown_tiers_are_refused(make_facts, bad):
+    """A tier that does not exist is refused with those that do."""
+    with pytest.raises(InvalidFactsError, match="realtime, near-realtime, batch"):
+        make_facts(tier=bad).to_json()

@@ -78,14 +78,19 @@ def labels(n=600, seed=1):
     )
 
 
-def train(project, *, seed=0, alias=None, **options):
-    """Register a LightGBM classifier trained on `labels()`; returns (version, model, training set)."""
+def train(project, *, seed=0, alias=None, measure=False, **options):
+    """Register a LightGBM classifier trained on `labels()`; returns (version, model, training set).
+
+    Measuring takes most of a second, which the many tests that only need some version do not have.
+    """
     import lightgbm
 
     training_set = project.get_historical_features(labels(), "checkout", label_columns=["label"])
     model = lightgbm.LGBMClassifier(n_estimators=8, num_leaves=7, random_state=seed, verbose=-1, n_jobs=1, **options)
     model.fit(training_set.X, training_set.label())
-    version = project.register(model, name="fraud", training_set=training_set, alias=alias, metrics={"auc": 0.5})
+    version = project.register(
+        model, name="fraud", training_set=training_set, alias=alias, metrics={"auc": 0.5}, measure=measure
+    )
     return version, model, training_set
 
 

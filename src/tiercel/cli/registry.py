@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tiercel.cli.console import console, json_option, print_json, print_table, project_option
+from tiercel.types import Tier
 
 if TYPE_CHECKING:
+    from tiercel.models import CostProfile
+    from tiercel.project import Project
     from tiercel.registry import ModelVersion
 
 
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 @click.option("--description", default="", help="Free text.")
 @click.option("--author", help="Default: your login name.")
 @click.option("--alias", help='Point this alias at the new version, e.g. "champion".')
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Default: what its measured cost gives.")
+@click.option("--no-measure", is_flag=True, help="Leave measuring to the first server.")
 @project_option
 @json_option
 def register(
@@ -43,6 +49,8 @@ def register(
     description: str,
     author: str | None,
     alias: str | None,
+    tier: str | None,
+    no_measure: bool,
     project_dir: str,
     as_json: bool,
 ) -> None:
@@ -63,15 +71,22 @@ def register(
             description=description,
             author=author,
             alias=alias,
+            tier=tier,
+            measure=not no_measure,
         )
+        cost = _Cost.of(project, version)
     if as_json:
-        print_json(version.to_json())
+        print_json({**version.to_json(), **cost.to_json()})
         return
     console.print(
         f"{'Already registered as' if version.reused else 'Registered'} [bold]{name}[/] version "
         f"[bold]{version.version}[/] ({version.manifest_digest[:12]}), status {version.status}."
     )
     console.print(f"  served by {version.facts.engine}: {version.facts.engine_reason}")
+    tier_name, quantiles, load_time, memory = cost.cells
+    console.print(f"  tier {tier_name or 'open'}: {cost.reason}")
+    if cost.profile is not None:
+        console.print(f"  p50 / p99 / p99.9 of a prediction {quantiles}, loads in {load_time}, takes {memory}")
     if version.status != "champion":
         console.print(f"Next: tiercel promote {name} {version.version}")
 
@@ -87,15 +102,29 @@ def models(name: str | None, project_dir: str, as_json: bool) -> None:
     with Project(project_dir) as project:
         names = [model.name for model in project.registry.list_models()] if name is None else [name]
         versions = [version for each in names for version in project.registry.list_versions(each)]
+        costs = [_Cost.of(project, version) for version in versions]
     if as_json:
-        print_json([version.to_json() for version in versions])
+        print_json([{**version.to_json(), **cost.to_json()} for version, cost in zip(versions, costs, strict=True)])
     elif name is not None and len(versions) == 1:
-        _print_version(versions[0])
+        _print_version(versions[0], costs[0])
     else:
         print_table(
             "Models",
-            ["model", "version", "aliases", "served by", "reads", "metrics", "trained on", "registered (UTC)"],
-            [_row(version) for version in versions],
+            [
+                "model",
+                "version",
+                "aliases",
+                "served by",
+                "tier",
+                "p50 / p99 / p99.9",
+                "load",
+                "memory",
+                "reads",
+                "metrics",
+                "trained on",
+                "registered (UTC)",
+            ],
+            [_row(version, cost) for version, cost in zip(versions, costs, strict=True)],
         )
 
 
@@ -167,7 +196,33 @@ def _say(version: ModelVersion, text: str, *, as_json: bool) -> None:
         console.print(text)
 
 
-def _row(version: ModelVersion) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class _Cost:
+    """What a version costs on this host, and the tier that follows."""
+
+    profile: CostProfile | None
+    tier: str | None  # None: not measured, and none was asked for
+    reason: str
+
+    @classmethod
+    def of(cls, project: Project, version: ModelVersion) -> _Cost:
+        profile, decision = project.profile(version), project.tier(version)
+        return cls(profile, version.facts.tier if profile is None else decision.tier.value, decision.reason)
+
+    @property
+    def cells(self) -> tuple[str | None, ...]:
+        """Tier, quantiles of one row, load time and memory."""
+        if self.profile is None:
+            return self.tier, "not measured here", None, None
+        profile = self.profile
+        return self.tier, str(profile.total), f"{profile.load_ms:.1f} ms", f"{profile.memory_mb:.1f} MiB"
+
+    def to_json(self) -> dict[str, Any]:
+        profile = None if self.profile is None else self.profile.to_json()
+        return {"tier": self.tier, "tier_reason": self.reason, "profile": profile}
+
+
+def _row(version: ModelVersion, cost: _Cost) -> tuple[Any, ...]:
     facts = version.facts
     n_features = len(facts.signature.features)
     return (
@@ -175,6 +230,7 @@ def _row(version: ModelVersion) -> tuple[Any, ...]:
         version.version,
         ", ".join(version.aliases),
         facts.engine,
+        *cost.cells,
         f"{facts.service}: {n_features} features" if facts.service else f"{n_features} features",
         ", ".join(f"{name} {value:.4g}" for name, value in sorted(facts.metrics.items())),
         f"{facts.snapshot.n_rows:,} rows",
@@ -182,11 +238,22 @@ def _row(version: ModelVersion) -> tuple[Any, ...]:
     )
 
 
-def _print_version(version: ModelVersion) -> None:
+def _print_version(version: ModelVersion, cost: _Cost) -> None:
     rows = [
         (key, json.dumps(value) if isinstance(value, dict | list) else value)
         for key, value in version.to_json().items()
+        if key != "tier"
     ]
+    names = ("tier", "p50 / p99 / p99.9", "load time", "memory")
+    rows += zip(names, cost.cells, strict=True)
+    rows.append(("why this tier", cost.reason))
+    if cost.profile is not None:
+        rows += [
+            ("scoring one row", str(cost.profile.score)),
+            ("reading its features", None if cost.profile.read is None else str(cost.profile.read)),
+            ("per row in batches", ", ".join(f"{n}: {p50 / n:.2f} us" for n, p50, _ in cost.profile.curve)),
+            ("measured", f"{_time(cost.profile.measured_us)} UTC on {cost.profile.host}"),
+        ]
     print_table(f"{version.name} version {version.version}", ["", ""], rows)
 
 

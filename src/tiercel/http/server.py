@@ -17,6 +17,7 @@ from tiercel.priority import ask_for_short_slices
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
 from tiercel.serving.listening import bind
+from tiercel.serving.profiles import ensure_profile
 
 if TYPE_CHECKING:
     import socket
@@ -74,7 +75,7 @@ def serve(
     recorder = Recorder(settings.state_dir, int(name.rpartition("-")[2]), ids.prefix, settings.journal)
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     try:
-        engine = Engine(settings, registry, recorder)
+        engine = Engine(settings, registry, recorder, ensure_profile)
         engine.refresh()  # connections wait in the listening socket's queue meanwhile
         engine.warm()
         allow_connections(settings.server.max_connections)

@@ -25,8 +25,8 @@ DoubleVector = NDArray[np.float64]
 # Far above any model that could answer in time; they bound what a hostile file can make us allocate.
 MAX_NODES = 1 << 27
 MAX_TREES = 1 << 20
-MAX_FEATURES = 1 << 20
-MAX_OUTPUTS = 1 << 14
+MAX_FEATURES = 100_000
+MAX_OUTPUTS = 10_000
 MAX_LEAF_VALUES = 1 << 27
 
 FLOAT32_MAX = np.finfo(np.float32).max

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiercel.errors import UnsupportedModelError
+from tiercel.models.ir import MAX_FEATURES, MAX_OUTPUTS
 from tiercel.models.onnx_proto import OnnxModel, read_onnx_proto
 from tiercel.types import Task
 
@@ -55,6 +56,8 @@ class OnnxScorer:
         self._score_output, has_label = self._find_score_output()
         self.class_labels: tuple[str, ...] = proto.class_labels()
         probe = self._raw(np.zeros((2, self.n_features), dtype=np.float32))
+        if probe.shape[1] > MAX_OUTPUTS:
+            raise UnsupportedModelError(f"Expected at most {MAX_OUTPUTS} scores per row, got {probe.shape[1]}")
         self.task = task or _task_of(probe.shape[1], has_label=has_label, n_labels=len(self.class_labels))
         if self.task is Task.REGRESSION and probe.shape[1] != 1:
             raise UnsupportedModelError(f"Expected one output of a regression model, got {probe.shape[1]}")
@@ -106,6 +109,9 @@ class OnnxScorer:
             if len(shape) != 2:
                 raise UnsupportedModelError(f"Expected an input of shape (rows, features), got {shape}")
             width = shape[1]
+        known = width if isinstance(width, int) and width > 0 else n_features
+        if known is not None and known > MAX_FEATURES:
+            raise UnsupportedModelError(f"Expected at most {MAX_FEATURES} features, got {known}")
         if isinstance(width, int) and width > 0:
             if n_features is not None and n_features != width:
                 raise UnsupportedModelError(f"Expected a model of {n_features} features, got one of {width}")

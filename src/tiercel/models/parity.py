@@ -45,6 +45,25 @@ class ParityReport:
         """Plain JSON values (NaN as null, infinities as text)."""
         return {key: _plain(value) for key, value in asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ParityReport:
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data was not written by `to_json`.
+        """
+        return cls(
+            n_rows=int(data["n_rows"]),
+            max_abs_difference=_number(data["max_abs_difference"]),
+            max_ulp=int(data["max_ulp"]),
+            bound=str(data["bound"]),
+            source=str(data["source"]),
+            passed=bool(data["passed"]),
+            worst_row=tuple(map(_number, data["worst_row"])),
+            worst_expected=tuple(map(_number, data["worst_expected"])),
+            worst_got=tuple(map(_number, data["worst_got"])),
+        )
+
     def describe_worst(self) -> str:
         """The largest difference in words."""
         return f"expected {list(self.worst_expected)}, got {list(self.worst_got)} for row {list(self.worst_row)}"
@@ -210,6 +229,11 @@ def _probe_column(body: Forest, column: int, values: Rows, rng: np.random.Genera
     drawn = np.concatenate([rng.choice(part, n) for part in pool if len(part)]).astype(np.float32)
     drawn = rng.permutation(drawn)[:n]
     return np.where(rng.random(n) < 0.8, drawn, values).astype(np.float32)
+
+
+def _number(value: Any) -> float:
+    """Inverse of `_plain` for a number."""
+    return float("nan") if value is None else float(value)
 
 
 def _plain(value: Any) -> Any:

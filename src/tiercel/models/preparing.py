@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 Engine = Literal["forest", "linear", "onnxruntime"]
 
 FACTS_FILE, GOLDEN_FILE, FALLBACK_FILE = "model.json", "golden.msgpack", "fallback.onnx"
+#: Very wide models are compared on fewer random rows: more than this would be gigabytes.
+MAX_PROBE_CELLS = 1 << 26
+#: Cells of the rows with one missing value each that are scored at a time.
+_MISSING_CELLS = 1 << 22
 #: Rows of the golden file when the caller brings none.
 N_GENERATED_ROWS = 64
 #: What an estimator may differ from its converted file: converters write float32 coefficients and thresholds. A row on
@@ -197,7 +201,7 @@ def _rows(
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
     """Golden rows first, then random ones."""
-    random = probe_rows(parsed, n_features, N_RANDOM_ROWS, rng)
+    random = probe_rows(parsed, n_features, min(N_RANDOM_ROWS, max(64, MAX_PROBE_CELLS // n_features)), rng)
     if golden_rows is not None:
         golden = np.ascontiguousarray(golden_rows, dtype=np.float32)
         if golden.ndim != 2 or golden.shape[1] != n_features or not len(golden):
@@ -269,9 +273,15 @@ def _classes(given: Sequence[str] | None, source: Source, own: tuple[str, ...], 
 def _survives_missing(score: Predictor, rows: NDArray[np.float32]) -> bool:
     """Whether a missing value in every column still gives a score."""
     finite = _finite(rows)[:1]
-    probe = np.repeat(finite, rows.shape[1], axis=0)
-    np.fill_diagonal(probe, np.nan)
-    return bool(np.isfinite(score(probe)).all())
+    n_features = rows.shape[1]
+    step = max(1, _MISSING_CELLS // n_features)
+    for begin in range(0, n_features, step):
+        columns = np.arange(begin, min(begin + step, n_features))
+        probe = np.repeat(finite, len(columns), axis=0)
+        probe[np.arange(len(probe)), columns] = np.nan
+        if not np.isfinite(score(probe)).all():
+            return False
+    return True
 
 
 def _compare_estimator(source: Source, score: Predictor, rows: NDArray[np.float32]) -> tuple[ParityReport | None, bool]:

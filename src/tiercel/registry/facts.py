@@ -17,10 +17,11 @@ from typing import Any, Final, Literal, get_args
 
 from tiercel.errors import InvalidFactsError
 from tiercel.registry.names import check_tag_key
-from tiercel.types import Signature, TrainingSnapshot
+from tiercel.types import Signature, Tier, TrainingSnapshot
 
 Engine = Literal["forest", "linear", "onnxruntime"]
 ENGINES: Final[tuple[str, ...]] = get_args(Engine)
+TIERS: Final = tuple(tier.value for tier in Tier)
 
 MAX_TEXT_CHARS: Final = 5000
 _MAX_DEPTH: Final = 32  # of nested hyperparameters; keeps every JSON reader clear of its recursion limit
@@ -44,6 +45,7 @@ class VersionFacts:
         service_fingerprint: `ServiceSchema.fingerprint`; given exactly when `service` is.
         code_commit: commit of the code that trained it, if known.
         description: free text.
+        tier: the tier that was asked for; None leaves it to the measured cost.
         tags: free labels; unlike the rest they may change later (`Registry.set_tag`) and do not count when the
             registry decides whether a version is already registered.
     """
@@ -60,6 +62,7 @@ class VersionFacts:
     service_fingerprint: str | None = None
     code_commit: str | None = None
     description: str = ""
+    tier: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +79,11 @@ class VersionFacts:
             raise InvalidFactsError(f"engine: expected one of {', '.join(ENGINES)}; got {self.engine!r}")
         if (self.service is None) != (self.service_fingerprint is None):
             raise InvalidFactsError("service and service_fingerprint: expected both or neither, got one of them")
+        if self.tier is not None and self.tier not in TIERS:
+            raise InvalidFactsError(f"tier: expected one of {', '.join(TIERS)}, or None; got {self.tier!r}")
         _check_snapshot(self.snapshot)
+        # Absent where nothing was asked for: digests of versions from before tiers could be asked for stay what they were.
+        asked = {} if self.tier is None else {"tier": str(self.tier)}
         return {
             "snapshot": _plain(self.snapshot.to_json(), "snapshot"),
             "signature": _plain(self.signature.to_json(), "signature"),
@@ -90,6 +97,7 @@ class VersionFacts:
             "service_fingerprint": _optional_text(self.service_fingerprint, "service_fingerprint"),
             "code_commit": _optional_text(self.code_commit, "code_commit"),
             "description": check_text(self.description, "description"),
+            **asked,
         }
 
 

@@ -29,19 +29,25 @@ from tiercel.errors import (
 from tiercel.features.manifest import MANIFEST_NAME
 from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.features.transforms import compile_transforms, compiled_dir
+from tiercel.models.profile import served_tier
 from tiercel.monitor.reference import find_reference
 from tiercel.priority import stand_back
 from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
 from tiercel.serving.routes import ModelRoutes, Routes
-from tiercel.types import categories_digest
+from tiercel.types import Tier, categories_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from tiercel.features.transforms import CompiledTransform
     from tiercel.monitor.recording import Recorder
     from tiercel.monitor.reference import Reference
     from tiercel.registry import ModelVersion
+    from tiercel.models.profile import CostProfile
     from tiercel.settings import Settings
+
+    ProfileOf = Callable[[Settings, ModelVersion, Callable[[], Mapping[str, bytes]]], CostProfile | None]
 
 log = logging.getLogger("tiercel.serving")
 
@@ -60,6 +66,8 @@ class _Loaded:
     record: ModelVersion
     model: models.LoadedModel
     reference: Reference | None
+    profile: CostProfile | None
+    tier: Tier
 
 
 class Engine:
@@ -69,12 +77,20 @@ class Engine:
         settings: the project.
         registry: of its models; stays the caller's.
         recorder: where its plans leave what they answered; None: nowhere.
+        profile_of: what a version costs on this host (`serving/profiles.py`); None: every version counts as realtime.
 
     Threads: `find_plan` and `routes` are lock-free reads; `refresh` may run in any thread, one at a time.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        recorder: Recorder | None = None,
+        profile_of: ProfileOf | None = None,
+    ) -> None:
         self._settings = settings
+        self._profile_of = profile_of
         self._registry = registry
         self._recorder = recorder
         self._transforms: dict[str, tuple[CompiledTransform, ...]] = {}  # by fingerprint of the service's schema
@@ -113,6 +129,11 @@ class Engine:
         if plan is None:
             plan = await asyncio.to_thread(self._pin, name, selector)
         return plan
+
+    def profile_of(self, name: str, version: int) -> CostProfile | None:
+        """What a loaded version costs on this host; None: not measured, or not loaded."""
+        loaded = self._loaded.get((name, version))
+        return None if loaded is None else loaded.profile
 
     def service(self, name: str) -> OnlineBase:
         """The live base of a feature service.
@@ -265,7 +286,14 @@ class Engine:
             except TiercelError as error:  # nobody's prediction depends on it
                 log.warning("model %s:%s: %s Its features are counted without it.", name, version, error)
                 reference = None
-            loaded = _Loaded(record, models.load(artifacts), reference)
+            profile, tier = None, Tier.REALTIME
+            if self._profile_of is not None:
+                profile = self._profile_of(self._settings, record, lambda: artifacts)
+                requested = None if record.facts.tier is None else Tier(record.facts.tier)
+                decision = served_tier(profile, precomputed=True, requested=requested)
+                tier = decision.tier
+                log.info("model %s:%s: %s: %s", name, version, tier, decision.reason)
+            loaded = _Loaded(record, models.load(artifacts), reference, profile, tier)
             self._loaded[name, version] = loaded
         return loaded
 
@@ -312,6 +340,7 @@ class Engine:
                 record.name, record.version, model.signature, schema, base_name, loaded.reference
             )
         transforms = () if schema is None else self._transforms[schema.fingerprint]
+        declared = self._settings.model(record.name)
         return ServingPlan(
             record.name,
             record.version,
@@ -321,6 +350,12 @@ class Engine:
             base,
             transforms=transforms,
             recorder=recorder,
+            tier=loaded.tier.value,
+            is_inline=loaded.tier is Tier.REALTIME,
+            # Who answers these is the router's to say, or it must see every score.
+            is_plain=declared.challenger_weight == 0 and declared.shadow is None and declared.last_score_max_age_s == 0,
+            needs_us=None if loaded.profile is None else needs_us(loaded.profile),
+            default_budget_us=None if declared.deadline_ms is None else int(1000 * declared.deadline_ms),
         )
 
     def _pin(self, name: str, version: int) -> ServingPlan:
@@ -353,6 +388,14 @@ class Engine:
     def _recover(self, what: str) -> None:
         if self._failed.pop(what, None) is not None:
             log.info("%s: serves again", what)
+
+
+def needs_us(profile: CostProfile) -> tuple[float, float, float]:
+    """(reading, scoring, scoring of each row) at the 99th percentile, for a plan; a line above the measured curve."""
+    _, _, one_us = profile.curve[0]
+    row_us = max(((us - one_us) / (n_rows - 1) for n_rows, _, us in profile.curve[1:]), default=one_us)
+    row_us = min(max(row_us, 0.0), one_us)
+    return max(profile.total.p99_us - profile.score.p99_us, 0.0), one_us - row_us, row_us
 
 
 async def keep_current(engine: Engine, *, interval_s: float = 0.1) -> None:

@@ -1,0 +1,35 @@
+"""The other side of `tiercel.models.opening`: `python -m tiercel.models.canary` prepares one file within its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiercel.models.opening import OUTPUT_DIR, ROWS_FILE
+from tiercel.models.scratch import answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def open_model(job: dict[str, Any], stage: Callable[[str], None]) -> dict[str, Any]:
+    """Prepare the file and leave what was made of it in the directory; returns the hyperparameters."""
+    import numpy as np
+
+    from tiercel.models.preparing import prepare
+
+    directory = Path(job["directory"])
+    rows = np.load(directory / ROWS_FILE, allow_pickle=False) if job["has_rows"] else None
+    stage("it was read and compared with the library that defines its answers")
+    prepared = prepare(directory / job["model"], feature_names=job["feature_names"], golden_rows=rows)
+    stage("its files were written")
+    output = directory / OUTPUT_DIR
+    output.mkdir(mode=0o700)
+    for name, content in prepared.artifacts.items():
+        if name != job["model"]:
+            (output / name).write_bytes(content)
+    return prepared.hyperparameters
+
+
+if __name__ == "__main__":
+    answer(open_model)
