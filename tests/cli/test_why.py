@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -11,7 +11,8 @@ from tests.monitor.recorders import PREFIX, SIGNATURE, make_recorder, rows_of
 
 from tiercel.cli.main import main
 from tiercel.cli.why import read_profile
-from tiercel.types import Tier
+from tiercel.registry import Registry, VersionFacts
+from tiercel.types import Tier, TrainingSnapshot
 
 USUAL_NS = (1_000, 2_000, 3_000, 4_000, 5_000)
 
@@ -117,24 +118,34 @@ def test_what_cannot_be_told_is_one_clear_line(why, prediction_id, message, code
     assert f"({code})" in output
 
 
-def test_a_measured_profile_is_shown(why, monkeypatch):
-    """Where the version was measured its quantiles stand in columns of their own."""
-    from tiercel.monitor.stage_times import Quantiles
-
-    monkeypatch.setattr("tiercel.cli.why._measured", lambda *_: {"score": Quantiles(1.25, 1.5)})
-    output = why(PREFIX + "1")[1]
+def test_a_measured_profile_is_shown(why, directory):
+    """Where the registered version was measured its quantiles stand in columns of their own, and judge what traffic does not."""
+    snapshot = TrainingSnapshot("flights.parquet", 1000, "ab" * 32)
+    with Registry.for_state(directory / ".tiercel") as registry:
+        for n in (1, 2, 3):
+            facts = VersionFacts(snapshot=snapshot, signature=SIGNATURE, author="ann", engine="forest")
+            version = registry.register("late", {"model": b"model %d" % n}, facts)
+    profiles = directory / ".tiercel" / "profiles" / version.manifest_digest
+    profiles.mkdir(parents=True)
+    quantiles = {"p50_us": 1.25, "p99_us": 1.5, "p999_us": 9.0}
+    (profiles / "0123456789abcdef.json").write_text(json.dumps({"format": 1, "read": None, "score": quantiles}))
+    try:
+        output = why(PREFIX + "1")[1]
+    finally:
+        shutil.rmtree(profiles)
     assert "measured p99" in output
     assert "score is out of line: 4.0 µs, 2.7 times its measured p99 of 1.5 µs" in output
+    assert "measured p99" not in why(PREFIX + "1")[1]
 
 
 def test_profiles_are_read_leniently(tmp_path):
-    """This host's profile is read, else the newest; what is missing or odd is as if it were not there."""
+    """The newest profile is read; what is missing or odd about it is as if it were not there."""
     assert read_profile(tmp_path / "nowhere") == {}
+    assert read_profile(tmp_path) == {}
     quantiles = {"p50_us": 1, "p99_us": 2.5, "p999_us": 9}
-    (tmp_path / "another.json").write_text(json.dumps({"read": quantiles, "rows": 3, "score": {"p50_us": 1}}))
+    path = tmp_path / "host.json"
+    path.write_text(json.dumps({"read": quantiles, "rows": 3, "score": {"p50_us": 1}, "host": {"cpu": "x"}}))
     assert {name: found.p99_us for name, found in read_profile(tmp_path).items()} == {"read": 2.5}
-    (tmp_path / f"{platform.node()}.json").write_text(json.dumps({"total": quantiles}))
-    assert list(read_profile(tmp_path)) == ["total"]
     for odd in ("", "[]", '{"total": {"p50_us": "x", "p99_us": 1}}', "{"):
-        (tmp_path / f"{platform.node()}.json").write_text(odd)
+        path.write_text(odd)
         assert read_profile(tmp_path) == {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +153,7 @@ def _to_json(record: Record, times: StageTimes) -> dict[str, Any]:
 
 
 def _measured(project: Project, model: str, version: int) -> dict[str, Quantiles]:
-    """The version's profile as measured on this host, or on another where this one has none; empty without any.
+    """The version's measured profile by stage; empty without one.
 
     Whatever is missing or odd about it only costs the columns: a prediction is explained without them too.
     """
@@ -168,18 +167,15 @@ def _measured(project: Project, model: str, version: int) -> dict[str, Quantiles
 
 
 def read_profile(directory: Path) -> dict[str, Quantiles]:
-    """Quantiles by stage from a directory of `<host>.json`: this host's, else the newest; empty when there are none."""
+    """Quantiles by stage of the newest profile in a version's directory of them; empty when there is none."""
     from tiercel.monitor.stage_times import Quantiles
 
     try:
-        files = sorted(
-            directory.glob("*.json"), key=lambda path: (path.stem == platform.node(), path.stat().st_mtime_ns)
-        )
-        found = json.loads(files[-1].read_bytes())
+        newest = max(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         return {
             name: Quantiles(float(given["p50_us"]), float(given["p99_us"]))
-            for name, given in found.items()
+            for name, given in json.loads(newest.read_bytes()).items()
             if isinstance(given, dict) and {"p50_us", "p99_us"} <= given.keys()
         }
-    except (OSError, IndexError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -56,8 +56,9 @@ class Totals:
     def add(self, counts: Counts, *, is_live: bool = True) -> None:
         """Add what one counter file holds; is_live: whether its worker runs, or else its gauges do not count."""
         if counts.what["kind"] == "plan":
-            known = self.plans.get(counts.key)
-            self.plans[counts.key] = counts if known is None else Counts(known.what, known.cells + counts.cells)
+            key = counts.key
+            known = self.plans.get(key)
+            self.plans[key] = counts if known is None else Counts(known.what, known.cells + counts.cells)
             return
         gone = set() if is_live else {*WORKER_GAUGES, *counts.what.get("gauges", ())}
         for name, n in zip(counts.what["cells"], counts.section("worker"), strict=False):
