@@ -153,6 +153,19 @@ def test_what_the_environment_says_of_the_service_wins(memory, monkeypatch):
     assert (attributes["service.name"], attributes["deployment.environment"]) == ("pricing", "test")
 
 
+@pytest.mark.parametrize("state", ["=,=", "a=1,a=2", "é=1", ",".join(f"k{i}=1" for i in range(60)), "x" * 100_000])
+def test_an_odd_tracestate_costs_only_itself(memory, caplog, state):
+    """A caller's odd state is left out; the trace goes on, and no peer can fill the log with it."""
+    spans = Tracing(TracingSettings("http://x"), exporter=memory)
+    traceparent = (b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())
+    for _ in range(10):
+        leave(spans, parent=find_parent([traceparent, (b"tracestate", state.encode("latin-1"))]))
+    spans.close()
+    assert len(memory.get_finished_spans()) == 40
+    assert memory.get_finished_spans()[0].context.trace_state.to_header() in {"", "a=1"}
+    assert sum(len(record.getMessage()) for record in caplog.records) < 1000
+
+
 def test_a_failure_is_a_failed_span(memory):
     """An error's stable code is the span's status and its error.type."""
     spans = Tracing(TracingSettings("http://x"), exporter=memory)

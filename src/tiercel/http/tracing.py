@@ -39,7 +39,9 @@ BATCH_SPANS = 64
 EXPORT_EVERY_MS = 1000.0
 #: How long a worker that ends waits for the last spans.
 CLOSE_S = 2.0
-#: The SDK complains about every batch; once a minute tells as much.
+#: A longer `tracestate` is left out; the standard asks for no more.
+MAX_STATE_BYTES = 512
+#: The SDK complains about every batch and every odd `tracestate`, which any peer can send; once a minute tells as much.
 COMPLAIN_EVERY_S = 60.0
 #: Where OTLP/HTTP collectors take traces, for an endpoint that names only the collector.
 TRACES_PATH = "/v1/traces"
@@ -90,7 +92,8 @@ def find_parent(headers: Iterable[tuple[bytes, bytes]]) -> TraceParent | None:
             found = value
         elif name == STATE_HEADER:
             states.append(value.decode("latin-1"))
-    return None if found is None else parse_traceparent(found, ",".join(states))
+    state = ",".join(states)
+    return None if found is None else parse_traceparent(found, state if len(state) <= MAX_STATE_BYTES else "")
 
 
 class Tracing:
@@ -131,6 +134,7 @@ class Tracing:
                 extra="otel",
                 purpose="tracing.endpoint",
             ) from error
+        _quieten(TraceState.__module__)
         self._count = (lambda _cell, _n: None) if count is None else count
         self._make_span, self._make_context, self._new_id = (
             ReadableSpan,
@@ -307,12 +311,16 @@ class _Sparse(logging.Filter):
         return True
 
 
+def _quieten(name: str) -> None:
+    logger = logging.getLogger(name)
+    if not any(isinstance(each, _Sparse) for each in logger.filters):
+        logger.addFilter(_Sparse())
+
+
 def _otlp_exporter(endpoint: str) -> Any:
     from opentelemetry.exporter.otlp.proto.http import trace_exporter
 
-    logger = logging.getLogger(trace_exporter.__name__)
-    if not any(isinstance(each, _Sparse) for each in logger.filters):
-        logger.addFilter(_Sparse())
+    _quieten(trace_exporter.__name__)
     return trace_exporter.OTLPSpanExporter(endpoint=traces_url(endpoint))
 
 
