@@ -20,6 +20,7 @@ def test_defaults(tmp_path):
     assert settings.state_dir == tmp_path.resolve() / ".tiercel"
     assert settings.server == ServerSettings()
     assert settings.control == ControlSettings()
+    assert settings.tracing.endpoint == ""
 
 
 def test_values_are_read(tmp_path):
@@ -28,12 +29,14 @@ def test_values_are_read(tmp_path):
         project(
             tmp_path,
             '[project]\nname = "shop"\n[state]\npath = "s"\n[registry]\nurl = "sqlite:///x.db"\n'
-            '[server]\nport = 0\nbody_timeout_s = 3\nhost = "0.0.0.0"\n',
+            '[server]\nport = 0\nbody_timeout_s = 3\nhost = "0.0.0.0"\n'
+            '[tracing]\nendpoint = "http://collector:4318"\n',
         )
     )
     assert (settings.name, settings.registry_url) == ("shop", "sqlite:///x.db")
     assert settings.state_dir == tmp_path.resolve() / "s"
     assert (settings.server.port, settings.server.body_timeout_s) == (0, 3.0)
+    assert settings.tracing.endpoint == "http://collector:4318"
 
 
 def test_state_may_be_elsewhere(tmp_path):
@@ -63,6 +66,11 @@ def test_state_may_be_elsewhere(tmp_path):
         ('[server]\nhost = ""\n', "every interface"),
         ("[journal]\nenabled = 1\n", "journal.enabled to be a bool"),
         ("[journal]\nsegment_bytes = 4096\n", "journal.segment_bytes from 2097152"),
+        ('[tracing]\nendpoint = "localhost:4318"\n', "tracing.endpoint to be an http:// or https:// URL"),
+        ('[tracing]\nendpoint = "http://"\n', "with a host"),
+        ('[tracing]\nendpoint = "http://h:99999"\n', "with a host"),
+        ("[tracing]\nendpoint = 1\n", "tracing.endpoint to be a str"),
+        ("[tracing]\nurl = 1\n", "unknown setting 'tracing.url'"),
         ("[journal]\nmax_size = 1\n", "unknown setting 'journal.max_size'"),
         ('[state]\npath = ""\n', "directory of its own"),
         ('[state]\npath = "."\n', "directory of its own"),

@@ -34,6 +34,9 @@ enabled = true                     # keep a record of every prediction
 max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
 segment_bytes = 16777216           # of one file; a worker holds two in memory
 
+[tracing]
+endpoint = ""                      # OTLP over HTTP, e.g. "http://127.0.0.1:4318": what callers trace goes on there
+
 [models.fraud]                     # of one registered model; all optional
 deadline_ms = 8.0                  # instead of the tier's own
 fallback = "fraud_small"           # answers when the model itself cannot within the deadline: a model, or NAME:VERSION
@@ -49,6 +52,7 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path  # noqa: TC003 - dataclass fields are resolved at run time
 from typing import Any
+from urllib.parse import urlsplit
 
 from tiercel.errors import DefinitionError
 
@@ -114,6 +118,13 @@ class JournalSettings:
 
 
 @dataclass(frozen=True)
+class TracingSettings:
+    """Where spans go. Empty: nowhere, and nobody's trace is continued."""
+
+    endpoint: str = ""
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How one registered model is served: what stands in for it when time is short, and who else is tried out."""
 
@@ -137,6 +148,7 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     models: tuple[ModelSettings, ...] = ()
 
     def model(self, name: str) -> ModelSettings:
@@ -167,13 +179,16 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    _refuse_unknown(path, "", data, {"project", "state", "registry", "server", "control", "journal", "models"})
+    _refuse_unknown(
+        path, "", data, {"project", "state", "registry", "server", "control", "journal", "tracing", "models"}
+    )
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
     journal = _table(path, data, "journal", {item.name for item in fields(JournalSettings)})
+    tracing = _table(path, data, "tracing", {item.name for item in fields(TracingSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
     if not state_path.strip() or (root / state_path).resolve() == root:
@@ -186,6 +201,7 @@ def load_settings(project_dir: Path) -> Settings:
         server=ServerSettings(**_values(path, "server", ServerSettings, server)),
         control=ControlSettings(**_values(path, "control", ControlSettings, control)),
         journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
+        tracing=TracingSettings(**_values(path, "tracing", TracingSettings, tracing)),
         models=_models(path, data.get("models", {})),
     )
 
@@ -205,7 +221,7 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
 def _values(
     path: Path,
     name: str,
-    kind: type[ServerSettings | ControlSettings | JournalSettings | ModelSettings],
+    kind: type[ServerSettings | ControlSettings | JournalSettings | TracingSettings | ModelSettings],
     table: dict[str, Any],
 ) -> dict[str, Any]:
     """What a table sets, checked against its dataclass and LIMITS."""
@@ -223,7 +239,20 @@ def _values(
         raise DefinitionError(
             f"{path}: expected {name}.host to name an address, got nothing. 0.0.0.0 is every interface"
         )
+    endpoint = values.get("endpoint", "")
+    if endpoint and not _is_http_url(endpoint):
+        raise DefinitionError(
+            f"{path}: expected {name}.endpoint to be an http:// or https:// URL with a host, got {endpoint!r}"
+        )
     return values
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
 
 
 def _typed(path: Path, name: str, value: Any, expected: type) -> Any:

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tests.reference import binning
 from tiercel._hot.counters import (
+    PLAN_CELLS,
+    WORKER_CELLS,
+    WORKER_GAUGES,
     PlanCounters,
     WorkerCounters,
     feature_cell,
@@ -181,3 +184,34 @@ def test_rows_of_another_shape_are_refused():
     for rows, scores in (((1, 3), (1, 1)), ((1, 2), (1, 2)), ((2, 2), (1, 1)), ((0, 2), (0, 1))):
         with pytest.raises(ValueError):
             recorder.add(np.zeros(rows, np.float32), np.zeros(scores))
+
+
+def test_shadows_are_counted_apart():
+    """A score that was not sent is counted as such, beside its place among the requests."""
+    edges = np.full((1, 24), np.inf, np.float32)
+    counters = PlanCounters(1, 1, edges, edges.astype(np.float64))
+    recorder = PlanRecorder(counters)
+    for flags in (0, 16, FAST | MANY, 4 | 1 << 8 | 2 << 12):
+        recorder.add(np.zeros((1, 1), np.float32), np.zeros((1, 1)), flags=flags)
+    found = dict(zip(PLAN_CELLS, counters.snapshot()["plan"].tolist(), strict=True))
+    assert (found["requests_general"], found["requests_fast"], found["requests_shadow"]) == (3, 1, 1)
+
+
+def test_only_gauges_are_set():
+    """A gauge holds what it was last set to; a count cannot be set, so that it never goes backwards."""
+    worker = WorkerCounters()
+    for value in (7, 2):
+        worker.set("near_realtime_waiting_rows", value)
+    assert worker.get("near_realtime_waiting_rows") == 2
+    for cell in (*set(WORKER_CELLS) - set(WORKER_GAUGES), "nothing"):
+        with pytest.raises(ValueError, match="gauge"):
+            worker.set(cell, 1)
+
+
+def test_every_cell_has_its_own_place():
+    """Cells that are named apart count apart."""
+    worker = WorkerCounters()
+    for n, cell in enumerate(WORKER_CELLS):
+        worker.add(cell, n + 1)
+    assert [worker.get(cell) for cell in WORKER_CELLS] == list(range(1, len(WORKER_CELLS) + 1))
+    assert len(WORKER_CELLS) <= worker_sections()["worker"][1][0]

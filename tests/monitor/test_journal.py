@@ -21,6 +21,7 @@ from tiercel.errors import JournalError
 from tiercel.monitor.journal import read_journal, read_segment, read_tables, segment_paths
 from tiercel.monitor.segments import trim_segment
 from tiercel.settings import JournalSettings
+from tiercel.types import Tier
 
 
 def record_some(state_dir, n=20):
@@ -83,6 +84,45 @@ def test_tables_hold_every_row_under_its_names(tmp_path):
     rows, scores = rows_of(1, seed=0)
     assert [first[name] for name in FEATURES] == [None if np.isnan(v) else v for v in rows[0].tolist()]
     assert first["score"] == scores[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        pytest.param(0, (False, None, None, "champion", False), id="plain"),
+        pytest.param(1, (True, None, None, "champion", False), id="fast"),
+        pytest.param(8, (False, None, None, "challenger", False), id="challenger"),
+        pytest.param(16, (False, None, None, "champion", True), id="shadow"),
+        pytest.param(4 | 1 << 8 | 1 << 12, (False, "fallback", "deadline", "champion", False), id="fallback"),
+        pytest.param(4 | 2 << 8 | 2 << 12, (False, "last_score", "overloaded", "champion", False), id="last score"),
+        pytest.param(12 | 3 << 8 | 3 << 12, (False, "default", "unavailable", "challenger", False), id="default"),
+        pytest.param(4 | 1 << 8 | 4 << 12, (False, "fallback", "failed", "champion", False), id="failed"),
+        pytest.param(4, (False, "unknown", "unknown", "champion", False), id="without a rung"),
+        pytest.param(4 | 15 << 8 | 15 << 12, (False, "unknown", "unknown", "champion", False), id="of a later tiercel"),
+        pytest.param(1 << 8 | 1 << 12 | 1 << 16, (False, None, None, "champion", False), id="not degraded"),
+    ],
+)
+def test_flags_say_who_answered_and_why(tmp_path, flags, expected):
+    """Path, rung, reason, arm and shadow come back from a record and from its table as they were flagged."""
+    recorder = make_recorder(tmp_path)
+    plan = recorder.for_plan("late", 3, SIGNATURE, tier=Tier.NEAR_REALTIME)
+    plan.add(*rows_of(1), flags=flags)
+    recorder.close()
+    (record,) = read_journal(tmp_path / "journal")
+    found = (record.is_fast, record.degraded, record.degrade_reason, record.arm, record.is_shadow)
+    assert (found, record.plan.tier) == (expected, "near-realtime")
+    ((_, table),) = read_tables(tmp_path / "journal")
+    (row,) = table.select(["fast", "degraded", "degrade_reason", "arm", "is_shadow"]).to_pylist()
+    assert tuple(row.values()) == expected
+
+
+def test_a_record_is_found_by_its_number(tmp_path):
+    """Of a segment one record is given when one is asked for, as it is among all."""
+    path = record_some(tmp_path)
+    (record,) = read_segment(path, number=7)
+    assert record.id == PREFIX + "7"
+    np.testing.assert_array_equal(record.rows, list(read_segment(path))[7].rows)
+    assert list(read_segment(path, number=20)) == []
 
 
 def test_a_file_cut_anywhere_keeps_the_records_before(tmp_path):
@@ -318,6 +358,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.monitor.recorders import SCHEMA, SIGNATURE, key_bytes, make_recorder, rows_of
 from tiercel.settings import JournalSettings
+from tiercel.types import Tier
 
 for start in range(12):
     child = os.fork()

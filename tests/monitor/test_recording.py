@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tiercel.monitor.metrics import quantile_us, render_metrics
 from tiercel.monitor.reference import Reference
 from tiercel.monitor.totals import fold, read_totals
 from tiercel.settings import JournalSettings
+from tiercel.types import Tier
 
 NO_JOURNAL = JournalSettings(enabled=False)
 
@@ -83,6 +85,8 @@ recorder = make_recorder(Path(sys.argv[1]), worker=int(sys.argv[2]))
 rows, scores = rows_of(5)
 recorder.for_plan("late", 1, SIGNATURE).add(rows, scores, repeat=100)
 recorder.counters.count_reply(404, "model_not_found")
+recorder.counters.add("degraded_default", 3)
+recorder.counters.set("near_realtime_waiting_rows", 5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -111,8 +115,99 @@ def test_totals_outlive_killed_workers(tmp_path):
     (counts,) = totals.plans.values()
     assert counts.section("plan")[1] == 207
     assert totals.errors == {"model_not_found": 2}
+    assert totals.worker["degraded_default"] == 6
     assert totals.n_live == 1
     live.close()
+
+
+def test_gauges_are_of_workers_that_live(tmp_path):
+    """What waits is what waits with the workers that run: a killed one takes its part along, folded or not."""
+    live = make_recorder(tmp_path, NO_JOURNAL)
+    live.counters.set("near_realtime_waiting_rows", 2)
+    other = make_recorder(tmp_path, NO_JOURNAL, worker=1)
+    other.counters.set("near_realtime_waiting_rows", 40)
+    directory = tmp_path / "counters"
+    assert read_totals(directory).worker["near_realtime_waiting_rows"] == 42
+    other.close()
+    for n_folded in (1, 0):
+        assert read_totals(directory).worker["near_realtime_waiting_rows"] == 2
+        assert fold(directory) == n_folded
+    assert b"tiercel_near_realtime_waiting_rows 2.0" in render_metrics(tmp_path)
+    live.close()
+
+
+def test_files_with_fewer_or_more_cells_are_read(tmp_path):
+    """Counts of a tiercel that counted less, or more, are added up by name, and its gauges end with its worker."""
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    recorder.counters.add("answered", 5)
+    recorder.counters.set("near_realtime_waiting_rows", 9)
+    (directory,) = [path for path in (tmp_path / "counters").iterdir() if path.is_dir()]
+    path = directory / "worker.counters"
+    made = path.read_bytes()
+    recorder.close()
+
+    def rewrite(change):
+        """The file with another description in the same place."""
+        size = int.from_bytes(made[12:16], "little")
+        described = json.loads(made[64 : 64 + size])
+        change(described["what"])
+        text = json.dumps(described, separators=(",", ":")).encode()
+        path.write_bytes(
+            made[:12] + len(text).to_bytes(4, "little") + made[16:64] + text.ljust(4096 - 64, b"\0") + made[4096:]
+        )
+
+    def older(what):
+        del what["gauges"]
+        what["cells"] = what["cells"][:16]
+
+    def newer(what):
+        what["cells"] = ["later" if name == "near_realtime_waiting_rows" else name for name in what["cells"]]
+        what["gauges"] = ["later"]
+
+    rewrite(older)
+    totals = read_totals(tmp_path / "counters")
+    assert (totals.problems, totals.worker["answered"], totals.worker["degraded_default"]) == ([], 5, 0)
+    rewrite(newer)
+    totals = read_totals(tmp_path / "counters")
+    assert (totals.problems, totals.worker["answered"]) == ([], 5)
+    assert "later" not in totals.worker
+    for bad in (["a", "a"], [1], "answered" * 10, None):
+        rewrite(lambda what, bad=bad: what.update(cells=bad))
+        assert len(read_totals(tmp_path / "counters").problems) == 1
+
+
+def test_tiers_of_a_version_are_counted_apart(tmp_path):
+    """One version that answers in two tiers has counts of its own in each, and files without a tier are realtime's."""
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    rows, scores = rows_of(1)
+    recorder.for_plan("late", 1, SIGNATURE).add(rows, scores, repeat=2)
+    recorder.for_plan("late", 1, SIGNATURE, tier=Tier.NEAR_REALTIME).add(rows, scores, repeat=3)
+    assert recorder.for_plan("late", 1, SIGNATURE, tier=Tier.NEAR_REALTIME) is recorder.for_plan(
+        "late", 1, SIGNATURE, tier=Tier.NEAR_REALTIME
+    )
+    versions = read_totals(tmp_path / "counters").by_version()
+    done = {key: int(counts.sections["plan"][1]) for key, counts in versions.items()}
+    assert done == {("late", 1, "realtime"): 2, ("late", 1, "near-realtime"): 3}
+    (directory,) = [path for path in (tmp_path / "counters").iterdir() if path.is_dir()]
+    for path in directory.glob("plan-*"):  # as an older tiercel wrote it; of the same length
+        path.write_bytes(path.read_bytes().replace(b'"tier":"realtime"', b'"reit":"realtime"'))
+    assert set(read_totals(tmp_path / "counters").by_version()) == set(done)
+    recorder.close()
+
+
+def test_a_version_with_two_references_is_one_version(tmp_path):
+    """Requests counted on edges of two references are added up per version."""
+    rows, scores = rows_of(50)
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    for n, seed in ((2, 1), (3, 2)):
+        reference = Reference.build(*rows_of(50, seed=seed), FEATURES)
+        recorder.for_plan("late", 1, SIGNATURE, base_name=str(seed), reference=reference).add(rows, scores, repeat=n)
+    totals = read_totals(tmp_path / "counters")
+    assert len(totals.plans) == 2
+    (counts,) = totals.by_version().values()
+    assert counts.sections["plan"][1] == 5
+    assert counts.sections["features"][:, 25].tolist() == (5 * np.isnan(rows).sum(axis=0)).tolist()
+    recorder.close()
 
 
 def test_starts_leave_no_files_behind(tmp_path):
@@ -153,9 +248,11 @@ def test_metrics_are_prometheus_text(tmp_path):
         for s in family.samples
     }
     label = [("model", "late"), ("version", "1")]
-    assert samples["tiercel_requests_total", label[0], ("path", "fast"), label[1]] == 3
-    assert samples["tiercel_rows_total", label[0], ("path", "general"), label[1]] == 4
-    assert samples["tiercel_feature_missing_total", ("feature", "a"), *label] == 4 * np.isnan(rows[:, 0]).sum()
+    tier = ("tier", "realtime")
+    assert samples["tiercel_requests_total", label[0], ("path", "fast"), tier, label[1]] == 3
+    assert samples["tiercel_rows_total", label[0], ("path", "general"), tier, label[1]] == 4
+    missing = samples["tiercel_feature_missing_total", ("feature", "a"), label[0], tier, label[1]]
+    assert missing == 4 * np.isnan(rows[:, 0]).sum()
     at = [label[0], ("stage", "total"), ("tier", "realtime"), label[1]]
     duration = "tiercel_request_duration_seconds"
     assert samples[f"{duration}_bucket", ("le", "5e-05"), *at] == 1

@@ -1,7 +1,8 @@
 # counters.pxd - what a worker counts, in memory that other processes read while it counts.
 #
 # Cells are uint64 in native order, in a buffer that the caller mapped from a file. Only ever added to, so that readers
-# merge workers by addition and take windows by subtraction.
+# merge workers by addition and take windows by subtraction. The exception are gauges: set to what is so now, summed over
+# the workers that live, and forgotten with the worker.
 #
 # Owns   : a Py_buffer on the caller's cells (held until the object goes), its own copy of the edges.
 # Lends  : `cells`, to compiled code that keeps a reference to the object.
@@ -28,6 +29,7 @@ cdef enum:
     PLAN_ROWS_GENERAL
     PLAN_ROWS_FAST
     PLAN_MANY               # requests with lists
+    PLAN_SHADOW             # requests of which the score was not sent; counted among the requests above too
     N_PLAN_CELLS = 8
 
 # One log-linear histogram: 1024 cells, overflow, sum, and "nothing to measure".
@@ -37,7 +39,8 @@ cdef enum:
     MAGNITUDE_NONE = 1026
     MAGNITUDE_CELLS = 1032
 
-# Cells of a worker. The event loop's thread writes them, except the last row, which the journal's keeper writes.
+# Cells of a worker. The event loop's thread writes them, except those marked "keeper", which the journal's keeper writes.
+# Files name their cells: new ones go behind the last, and none changes its place or is taken out.
 cdef enum:
     WORKER_ANSWERED         # requests the compiled protocol answered
     WORKER_HANDED_ON        # ... and those it gave to the general path
@@ -55,6 +58,21 @@ cdef enum:
     SEGMENTS_FAILED         # keeper: could not be made (disk full, ...)
     SEGMENTS_SEALED         # keeper
     SEGMENTS_REMOVED        # keeper: retention
+    DEGRADED_FALLBACK       # answers by rung of the degrade ladder
+    DEGRADED_LAST_SCORE
+    DEGRADED_DEFAULT
+    REFUSED_DEADLINE        # requests refused before they were begun: could not be in time
+    REFUSED_CAPACITY        # ... no room
+    NEAR_REALTIME_REQUESTS  # taken from the queue and scored
+    NEAR_REALTIME_BATCHES
+    NEAR_REALTIME_ROWS
+    SHADOW_SCORED
+    SHADOW_FAILED
+    SHADOW_DROPPED          # no spare time
+    CHALLENGER_FAILED       # requests of the challenger's share that it could not answer
+    JOBS_SUBMITTED
+    SPANS_DROPPED           # of traces: the queue was full, or the collector did not take them
+    NEAR_REALTIME_WAITING_ROWS  # gauge: in the queue now
     N_WORKER_CELLS = 32
     N_ERROR_CODES = 64      # named error cells behind them
     ERROR_NAME_BYTES = 48   # length in the first byte, then ASCII

@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from tiercel._hot.prediction cimport N_STAGES, PREDICTION_FAST, PREDICTION_MANY, Prediction
+from tiercel._hot.prediction cimport N_STAGES, PREDICTION_FAST, PREDICTION_MANY, PREDICTION_SHADOW, Prediction
 from tiercel._hot.typedefs cimport uint8_t, uint64_t
 
 
@@ -33,12 +33,20 @@ ABOVE_ALL, MISSING, BELOW_ALL = CELL_ABOVE_ALL, CELL_MISSING, CELL_BELOW_ALL
 STAGES = ("parse", "read", "compute", "score", "reply", "total")
 DURATION_CELLS = MAGNITUDE_CELLS
 DURATION_OVERFLOW, DURATION_SUM, DURATION_NONE = MAGNITUDE_OVERFLOW, MAGNITUDE_SUM, MAGNITUDE_NONE
-PLAN_CELLS = ("begun", "done", "requests_general", "requests_fast", "rows_general", "rows_fast", "requests_many")
+PLAN_CELLS = (
+    "begun", "done", "requests_general", "requests_fast", "rows_general", "rows_fast", "requests_many", "requests_shadow",
+)
 WORKER_CELLS = (
     "answered", "handed_on", "connections", "disconnections", "replies_2xx", "replies_3xx", "replies_4xx", "replies_5xx",
     "journal_records", "journal_bytes", "journal_dropped", "journal_too_large",
     "segments_prepared", "segments_failed", "segments_sealed", "segments_removed",
+    "degraded_fallback", "degraded_last_score", "degraded_default", "refused_deadline", "refused_capacity",
+    "near_realtime_requests", "near_realtime_batches", "near_realtime_rows",
+    "shadow_scored", "shadow_failed", "shadow_dropped", "challenger_failed", "jobs_submitted", "spans_dropped",
+    "near_realtime_waiting_rows",
 )
+#: Cells that are set, not added to.
+WORKER_GAUGES = ("near_realtime_waiting_rows",)
 ERROR_SLOTS = N_ERROR_CODES
 ERROR_NAME_SIZE = ERROR_NAME_BYTES
 
@@ -158,6 +166,16 @@ cdef class WorkerCounters:
         """Count n in a cell by name, from Python. The caller keeps to the one-writer rule of counters.pxd."""
         self.cells[WORKER_CELLS.index(cell)] += n
 
+    def set(self, str cell, uint64_t value):
+        """Set a gauge by name to what is so now. The caller keeps to the one-writer rule of counters.pxd.
+
+        Raises:
+            ValueError: the cell is not a gauge; a count that is set could go backwards.
+        """
+        if cell not in WORKER_GAUGES:
+            raise ValueError(f"Expected a gauge ({', '.join(WORKER_GAUGES)}), got {cell!r}")
+        tiercel_publish_u64(self.cells + <Py_ssize_t>WORKER_CELLS.index(cell), value)
+
     def get(self, str cell):
         """What a cell holds."""
         return self.cells[WORKER_CELLS.index(cell)]
@@ -229,6 +247,7 @@ cdef class PlanCounters:
         cells[PLAN_REQUESTS_GENERAL + fast] += 1
         cells[PLAN_ROWS_GENERAL + fast] += prediction.n_rows
         cells[PLAN_MANY] += (prediction.flags & PREDICTION_MANY) != 0
+        cells[PLAN_SHADOW] += (prediction.flags & PREDICTION_SHADOW) != 0
         for stage in range(N_STAGES):
             _count_magnitude(self._durations + stage * MAGNITUDE_CELLS, prediction.stage_ns[stage])
         _count_magnitude(self._durations + N_STAGES * MAGNITUDE_CELLS, prediction.total_ns)

@@ -15,9 +15,30 @@ cdef enum Stage:
     STAGE_REPLY             # scores -> reply bytes
     N_STAGES
 
+# Part of the journal's format: numbers stay what they are.
 cdef enum PredictionFlag:
-    PREDICTION_FAST = 1     # answered by the compiled protocol
-    PREDICTION_MANY = 2     # lists were sent, even if of one row
+    PREDICTION_FAST = 1         # answered by the compiled protocol
+    PREDICTION_MANY = 2         # lists were sent, even if of one row
+    PREDICTION_DEGRADED = 4     # answered by a rung of the degrade ladder, for a reason
+    PREDICTION_CHALLENGER = 8   # the entity belongs to the challenger's share
+    PREDICTION_SHADOW = 16      # scored beside the answer, not sent
+    PREDICTION_RUNG_SHIFT = 8   # bits 8..11: DegradeRung
+    PREDICTION_REASON_SHIFT = 12    # bits 12..15: DegradeReason
+
+
+cdef enum DegradeRung:
+    RUNG_NONE = 0
+    RUNG_FALLBACK = 1
+    RUNG_LAST_SCORE = 2
+    RUNG_DEFAULT = 3
+
+
+cdef enum DegradeReason:
+    REASON_NONE = 0
+    REASON_DEADLINE = 1         # the model would have been late
+    REASON_OVERLOADED = 2       # no room
+    REASON_UNAVAILABLE = 3      # it is not loaded
+    REASON_FAILED = 4           # it could not score
 
 
 cdef enum:
@@ -31,7 +52,7 @@ cdef struct Prediction:
     int64_t oldest_age_us   # negative: nothing stored and timed was read
     int64_t total_ns        # from the socket read (general path: from the parsed request) to here
     int64_t stage_ns[5]     # N_STAGES
-    uint32_t flags          # PredictionFlag
+    uint32_t flags          # PredictionFlag, rung and reason
     int32_t n_rows
     const feature_t* rows   # n_rows x n_features, as scored; NaN is missing
     const score_t* scores   # n_rows x n_outputs

@@ -13,6 +13,7 @@ from tiercel.cli.definitions import apply, init, materialize, rollback_base, tra
 from tiercel.cli.demo import demo
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.serve import predict, serve
+from tiercel.cli.why import why
 
 
 @click.group(cls=TiercelGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,6 +43,7 @@ for command in (
     history,
     serve,
     predict,
+    why,
     bench,
 ):
     main.add_command(command)

@@ -10,6 +10,7 @@ import httpx
 import msgpack
 import orjson
 
+from tiercel.client.timing import parse_server_timing
 from tiercel.errors import (
     BadRequestError,
     ClientConnectionError,
@@ -51,6 +52,11 @@ class Prediction:
     missing: tuple[str, ...] = ()
     server_timing: str | None = None
 
+    @property
+    def timing_ms(self) -> dict[str, float]:
+        """Milliseconds by stage, from the reply's `Server-Timing`; empty when it had none."""
+        return parse_server_timing(self.server_timing)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -65,6 +71,11 @@ class Predictions:
     oldest_age_ms: float | None = None
     missing: Mapping[str, int] | None = None
     server_timing: str | None = None
+
+    @property
+    def timing_ms(self) -> dict[str, float]:
+        """Milliseconds by stage, from the reply's `Server-Timing`; empty when it had none."""
+        return parse_server_timing(self.server_timing)
 
     def __len__(self) -> int:
         return len(self.scores)

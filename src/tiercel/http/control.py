@@ -88,9 +88,10 @@ class ControlPlane:
         waiting = [process for process in self._processes if process["name"] in names - ready]
         return _json({"status": status, "waiting": waiting}, 200 if is_ready else 503)
 
-    async def _metrics(self, _request: Request) -> Response:
-        """What all workers counted, in Prometheus' text format."""
-        text = await asyncio.to_thread(render_metrics, self._state_dir)
+    async def _metrics(self, request: Request) -> Response:
+        """What all workers counted, in Prometheus' text format; `?group=triton` adds Triton's names for it."""
+        triton = "triton" in request.query_params.getlist("group")
+        text = await asyncio.to_thread(render_metrics, self._state_dir, triton=triton)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def _workers(self, _request: Request) -> Response:

@@ -6,7 +6,10 @@
 
 A counter file is 64 bytes of header, JSON that says what every cell is, and uint64 cells. The worker's event loop is the
 only writer and only adds, so totals are sums over files, windows are differences of totals, and no lock is needed. A
-version's cells are its own: a promotion cannot mix two models' counts.
+version's cells are its own: a promotion cannot mix two models' counts. A worker's few gauges are set instead; they are
+summed over workers that live and end with them.
+
+Cells have names in the file, so files of a tiercel that counted less, or more, are read like any other.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from tiercel._hot.counters import (
     PLAN_CELLS,
     STAGES,
     WORKER_CELLS,
+    WORKER_GAUGES,
     PlanCounters,
     WorkerCounters,
     magnitude_bounds,
@@ -32,6 +36,7 @@ from tiercel._hot.counters import (
 )
 from tiercel.errors import CounterFileError
 from tiercel.monitor.allocation import map_new_file
+from tiercel.types import Tier
 
 if TYPE_CHECKING:
     import mmap
@@ -47,6 +52,7 @@ __all__ = [
     "PLAN_CELLS",
     "STAGES",
     "WORKER_CELLS",
+    "WORKER_GAUGES",
     "Counts",
     "PlanCounters",
     "WorkerCounters",
@@ -70,7 +76,8 @@ class Counts:
 
     Attributes:
         what: JSON values: "kind" ("plan" or "worker"), "sections", and for a plan "model", "version", "features",
-            "n_outputs", "reference" (digest or None), "feature_edges" and "score_edges" (finite edges only).
+            "n_outputs", "tier" (absent in files before there were tiers: realtime), "reference" (digest or None),
+            "feature_edges" and "score_edges" (finite edges only).
         cells: uint64, one-dimensional.
     """
 
@@ -82,6 +89,11 @@ class Counts:
         first, shape = self.what["sections"][name]
         n = int(np.prod(shape))
         return self.cells[first : first + n].reshape(shape)
+
+    @property
+    def tier(self) -> Tier:
+        """The tier a plan answers in."""
+        return Tier(self.what.get("tier", Tier.REALTIME))
 
     @property
     def key(self) -> str:
@@ -110,7 +122,7 @@ def make_worker_counters(directory: Path, who: Mapping[str, Any]) -> WorkerCount
         OSError: the file cannot be made.
     """
     sections = worker_sections()
-    what = {"kind": "worker", "cells": list(WORKER_CELLS), "sections": sections}
+    what = {"kind": "worker", "cells": list(WORKER_CELLS), "gauges": list(WORKER_GAUGES), "sections": sections}
     mapped, first, size = _make_file(directory / "worker.counters", who, what, sections)
     return WorkerCounters(memoryview(mapped)[first : first + size])
 
@@ -127,7 +139,7 @@ def make_plan_counters(
     Args:
         path: the file; must not exist.
         who: JSON values that say which worker start this is.
-        what: JSON values that say which version this is.
+        what: JSON values that say which version this is, and in which tier.
         feature_edges: see `tiercel.monitor.reference`.
         score_edges: likewise.
 
@@ -188,12 +200,14 @@ def check_description(what: Any, n_cells: int) -> None:
     """
     if what["kind"] == "worker":
         expected: Sections = worker_sections()
-        if not set(WORKER_CELLS) <= set(what["cells"]):
-            raise ValueError("cells of another version of tiercel")
+        names, gauges = what["cells"], what.get("gauges", [])
+        if not all(type(name) is str for name in (*names, *gauges)) or len(set(names)) < len(names):
+            raise ValueError("no names of cells")
     elif what["kind"] == "plan":
         features, n_outputs = what["features"], what["n_outputs"]
         if not all(type(name) is str for name in (what["model"], *features)) or type(what["version"]) is not int:
             raise ValueError("no model version")
+        Tier(what.get("tier", Tier.REALTIME))
         expected = plan_sections(len(features), n_outputs)
     else:
         raise ValueError(what["kind"])

@@ -29,18 +29,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_SEGMENT_BYTES = 1 << 31
+#: Holds a segment's first declaration and record, unless they are of thousands of features.
+_FIRST_BYTES = 1 << 16
 _RECORD_HEAD_BYTES, _END_BYTES = 16, 24
 _KEY_LENGTH = struct.Struct("=H")
 _KEY_ABSENT = 0xFFFF
 _STAGES = ("parse", "read", "compute", "score", "reply")
-_FAST, _MANY = 1, 2
+#: Bits of a record's flags, as in `ext/tiercel/_hot/prediction.pxd`: bits 8..11 are a rung, bits 12..15 a reason.
+_FAST, _MANY, _DEGRADED, _CHALLENGER, _SHADOW = 1, 2, 4, 8, 16
+_RUNG_SHIFT, _REASON_SHIFT, _NUMBER = 8, 12, 15
+RUNGS = {1: "fallback", 2: "last_score", 3: "default"}
+REASONS = {1: "deadline", 2: "overloaded", 3: "unavailable", 4: "failed"}
+#: A rung or reason that this version has no name for, or that was not given.
+UNKNOWN = "unknown"
 
 Key = int | str | None
 
 
 @dataclass(frozen=True)
 class PlanDeclaration:
-    """What answered, as the journal says it. join_keys: (name, "int64" or "string") in sorted order."""
+    """What answered, as the journal says it.
+
+    join_keys: (name, "int64" or "string") in sorted order. tier: "realtime" too where the journal is older than tiers.
+    """
 
     model: str
     version: int
@@ -52,6 +63,7 @@ class PlanDeclaration:
     n_outputs: int
     task: str
     classes: tuple[str, ...]
+    tier: str = "realtime"
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PlanDeclaration:
@@ -71,6 +83,7 @@ class PlanDeclaration:
             n_outputs=int(data["n_outputs"]),
             task=str(data["task"]),
             classes=tuple(map(str, data["classes"])),
+            tier=str(data.get("tier", "realtime")),
         )
 
 
@@ -85,6 +98,7 @@ class Record:
         rows: float32 (n_rows, n_features), as scored; NaN is missing.
         scores: float64 (n_rows, n_outputs).
         keys: per row, per join key of the plan; None is null or was not sent.
+        flags: as written; the properties say what they mean.
     """
 
     plan: PlanDeclaration
@@ -95,13 +109,46 @@ class Record:
     oldest_age_us: int | None
     total_ns: int
     stage_ns: tuple[int, ...]
-    is_fast: bool
-    is_many: bool
+    flags: int
     first_row: int
     request_rows: int
     rows: NDArray[np.float32]
     scores: NDArray[np.float64]
     keys: tuple[tuple[Key, ...], ...]
+
+    @property
+    def is_fast(self) -> bool:
+        """Answered by the compiled protocol."""
+        return bool(self.flags & _FAST)
+
+    @property
+    def is_many(self) -> bool:
+        """Lists were sent."""
+        return bool(self.flags & _MANY)
+
+    @property
+    def degraded(self) -> str | None:
+        """The rung that answered instead of the asked model: one of `RUNGS`, or "unknown"; None: the model itself."""
+        if not self.flags & _DEGRADED:
+            return None
+        return RUNGS.get(self.flags >> _RUNG_SHIFT & _NUMBER, UNKNOWN)
+
+    @property
+    def degrade_reason(self) -> str | None:
+        """Why: one of `REASONS`, or "unknown"; None when not degraded."""
+        if not self.flags & _DEGRADED:
+            return None
+        return REASONS.get(self.flags >> _REASON_SHIFT & _NUMBER, UNKNOWN)
+
+    @property
+    def arm(self) -> str:
+        """Whose share of the entities this is: "champion" or "challenger"."""
+        return "challenger" if self.flags & _CHALLENGER else "champion"
+
+    @property
+    def is_shadow(self) -> bool:
+        """Scored beside the answer and not sent."""
+        return bool(self.flags & _SHADOW)
 
 
 def read_journal(directory: Path, *, on_damage: Callable[[JournalError], None] | None = None) -> Iterator[Record]:
@@ -131,8 +178,12 @@ def segment_paths(directory: Path) -> list[Path]:
     return [path for place in places for path in sorted(place.glob(f"[0-9]*{SEGMENT_SUFFIX}"))]
 
 
-def read_segment(path: Path) -> Iterator[Record]:
+def read_segment(path: Path, *, number: int | None = None) -> Iterator[Record]:
     """The records of one segment, up to where its writer is, was sealed, was killed, or the file was cut.
+
+    Args:
+        path: of the segment.
+        number: only the records of this number; the others are checked and skipped.
 
     Raises:
         JournalError: not a segment, or damage, after all records before it.
@@ -166,12 +217,12 @@ def read_segment(path: Path) -> Iterator[Record]:
             if kind == END:
                 return
             if kind == PLAN:
-                number, n_bytes = struct.unpack_from("=II", body.data)
-                plans[number] = PlanDeclaration.from_json(json.loads(body[8 : 8 + n_bytes].tobytes()))
+                plan_number, n_bytes = struct.unpack_from("=II", body.data)
+                plans[plan_number] = PlanDeclaration.from_json(json.loads(body[8 : 8 + n_bytes].tobytes()))
             elif kind == PREDICTION:
-                record = _parse(body, plans, worker, prefix)
+                if number is None or PREDICTION_HEAD.unpack_from(body.data)[0] == number:
+                    yield _parse(body, plans, worker, prefix)
                 n_read += 1
-                yield record
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
             raise JournalError(f"{path}: expected a record of this format at byte {at}, got: {error!r}") from error
         at += size
@@ -183,7 +234,7 @@ def read_tables(
     """The journal as tables, one row per scored row, each of one plan.
 
     Columns: prediction_id, row, request_rows, worker, model, version, base, received_at, read_at, oldest_age_us, total_us,
-    fast, many; `score` (or `score.<class>`); the join keys; the features under their own names. A name that is taken is
+    fast, many, degraded (null: not), degrade_reason, arm, is_shadow; `score` (or `score.<class>`); the join keys; the features under their own names. A name that is taken is
     prefixed with `key.` or `feature.`.
 
     Args:
@@ -225,6 +276,10 @@ def to_table(plan: PlanDeclaration, records: list[Record]) -> pa.Table:
         "total_us": repeated([r.total_ns / 1e3 for r in records], pa.float64()),
         "fast": repeated([r.is_fast for r in records], pa.bool_()),
         "many": repeated([r.is_many for r in records], pa.bool_()),
+        "degraded": repeated([r.degraded for r in records], pa.string()),
+        "degrade_reason": repeated([r.degrade_reason for r in records], pa.string()),
+        "arm": repeated([r.arm for r in records], pa.string()),
+        "is_shadow": repeated([r.is_shadow for r in records], pa.bool_()),
     }
     scores = np.concatenate([r.scores for r in records])
     names = ["score"] if plan.n_outputs == 1 else [f"score.{i}" for i in range(plan.n_outputs)]
@@ -243,13 +298,41 @@ def to_table(plan: PlanDeclaration, records: list[Record]) -> pa.Table:
     return pa.table(columns)
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
+def _read(path: Path, most_bytes: int = _MAX_SEGMENT_BYTES) -> NDArray[np.uint8]:
     """A segment's bytes, 8-aligned. Read, not mapped: sealing trims files, and a map would then fault."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
-        data = np.zeros(min(os.fstat(descriptor).st_size, _MAX_SEGMENT_BYTES), np.uint8)
+        data = np.zeros(min(os.fstat(descriptor).st_size, most_bytes), np.uint8)
         n = stream.readinto(data.data) if len(data) else 0
     return data[: n or 0]
+
+
+def read_header(path: Path) -> tuple[int, str]:
+    """Worker number and id prefix of a segment.
+
+    Raises:
+        JournalError: not a segment. OSError: it cannot be read.
+    """
+    return _check_header(path, _read(path, SEGMENT_HEADER_BYTES))
+
+
+def first_number(path: Path) -> int | None:
+    """The number of a segment's first record; None when it has none yet or is damaged before it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    data = _read(path, _FIRST_BYTES)
+    at = SEGMENT_HEADER_BYTES
+    while at <= len(data):
+        kind, size = next_record(data, at)
+        if kind == PREDICTION:
+            number: int = PREDICTION_HEAD.unpack_from(data.data, at + _RECORD_HEAD_BYTES)[0]
+            return number
+        if kind != PLAN:
+            break
+        at += size
+    return None
 
 
 def _check_header(path: Path, data: NDArray[np.uint8]) -> tuple[int, str]:
@@ -300,8 +383,7 @@ def _parse(body: NDArray[np.uint8], plans: dict[int, PlanDeclaration], worker: i
         oldest_age_us=None if oldest_age_us < 0 else oldest_age_us,
         total_ns=total_ns,
         stage_ns=tuple(head[5:10]),
-        is_fast=bool(flags & _FAST),
-        is_many=bool(flags & _MANY),
+        flags=flags,
         first_row=first_row,
         request_rows=request_rows,
         rows=body[rows_at : rows_at + 4 * n_rows * n_features].view(np.float32).reshape(n_rows, n_features).copy(),

@@ -17,6 +17,7 @@ from tiercel.monitor.directories import WorkerDirectory, worker_name
 from tiercel.monitor.reference import default_edges
 from tiercel.monitor.segments import Journal, SegmentKeeper
 from tiercel.monitor.totals import fold
+from tiercel.types import Tier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,10 +98,11 @@ class Recorder:
         schema: ServiceSchema | None = None,
         base_name: str | None = None,
         reference: Reference | None = None,
+        tier: Tier = Tier.REALTIME,
     ) -> PlanRecorder:
         """Where a plan leaves its predictions.
 
-        Plans of one (model, version) share their counters, and one recorder while schema and base stay the same.
+        Plans of one (model, version, tier) share their counters, and one recorder while schema and base stay the same.
 
         Args:
             model: registered name.
@@ -110,18 +112,20 @@ class Recorder:
             base_name: the sealed base's file, if any; another one is declared in the journal.
             reference: the version's, if it has one of these features; without it features are counted as present, missing
                 or infinite only.
+            tier: the one it answers in.
         """
         with self._lock:
-            key = (model, version, None if schema is None else schema.fingerprint, base_name)
+            key = (model, version, None if schema is None else schema.fingerprint, base_name, tier)
             recorder = self._recorders.get(key)
             if recorder is None:
-                counters = self._plan_counters(model, version, signature, reference)
+                counters = self._plan_counters(model, version, signature, reference, tier)
                 groups = () if schema is None else schema.groups
                 join_keys = {key.name: key.dtype.value for group in groups for key in group.keys}
                 self._n_plans += 1
                 declaration = {
                     "model": model,
                     "version": version,
+                    "tier": tier.value,
                     "service": None if schema is None else schema.name,
                     "service_fingerprint": None if schema is None else schema.fingerprint,
                     "base": base_name,
@@ -160,7 +164,7 @@ class Recorder:
             self._report(f"counters of workers that are gone stay in files of their own: {error}")
 
     def _plan_counters(
-        self, model: str, version: int, signature: Signature, reference: Reference | None
+        self, model: str, version: int, signature: Signature, reference: Reference | None, tier: Tier
     ) -> counting.PlanCounters:
         if reference is not None and (
             reference.features != signature.features or len(reference.score_edges) != signature.n_outputs
@@ -168,7 +172,7 @@ class Recorder:
             self._report(f"model {model}:{version}: its reference is of other features and is not used")
             reference = None
         digest = None if reference is None else reference.digest
-        counters = self._counters.get((model, version, digest))
+        counters = self._counters.get((model, version, digest, tier))
         if counters is not None:
             return counters
         features, scores = default_edges(signature)
@@ -177,6 +181,7 @@ class Recorder:
         what = {
             "model": model,
             "version": version,
+            "tier": tier.value,
             "features": list(signature.features),
             "n_outputs": signature.n_outputs,
             "reference": digest,
@@ -191,7 +196,7 @@ class Recorder:
         except OSError as error:
             self._report(f"model {model}:{version}: counters are not visible outside the worker: {error}")
             counters = counting.PlanCounters(len(features), len(scores), features, scores)
-        self._counters[model, version, digest] = counters
+        self._counters[model, version, digest, tier] = counters
         if self._keeper is not None:
             self._keeper.touched[:] = [self.counters, *self._counters.values()]
         return counters

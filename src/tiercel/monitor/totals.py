@@ -1,7 +1,8 @@
-"""Totals over all workers, those that are gone included: they never go backwards while a reader follows the rules here.
+"""Totals over all workers, those that are gone included: counts never go backwards while a reader follows the rules here.
 
 `fold` moves the counts of dead workers into one file. The file names the directories it holds; they are removed after it is
-in place, and readers skip them while they are still there, so a crash between the two counts nothing twice.
+in place, and readers skip them while they are still there, so a crash between the two counts nothing twice. Gauges are left
+out of it: what a worker said of its present ends with the worker.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ import msgpack
 import numpy as np
 
 from tiercel.errors import CounterFileError
-from tiercel.monitor.counting import WORKER_CELLS, Counts, check_description, read_counter_file
+from tiercel.monitor.counting import WORKER_CELLS, WORKER_GAUGES, Counts, check_description, read_counter_file
 from tiercel.monitor.directories import is_live, worker_directories
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 _TOTALS, _LOCK = "totals.msgpack", "fold.lock"
 _FORMAT = "tiercel-totals-1"
 _MAX_TRIES = 8
+#: Of a plan, in `Totals.by_version`.
+_SECTIONS = ("plan", "features", "scores", "durations_ns")
 
 
 @dataclass
@@ -35,8 +40,8 @@ class Totals:
     """Sums over workers.
 
     Attributes:
-        plans: counts per version (and per reference, should a version have had two).
-        worker: cells of `WORKER_CELLS` by name.
+        plans: counts per version and tier (and per reference, should a version have had two).
+        worker: cells of `WORKER_CELLS` by name; gauges of workers that run now.
         errors: responses by stable error code.
         n_live: workers that run now.
         problems: files that could not be read, in words.
@@ -48,16 +53,44 @@ class Totals:
     n_live: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def add(self, counts: Counts) -> None:
-        """Add what one counter file holds."""
+    def add(self, counts: Counts, *, is_live: bool = True) -> None:
+        """Add what one counter file holds; is_live: whether its worker runs, or else its gauges do not count."""
         if counts.what["kind"] == "plan":
-            known = self.plans.get(counts.key)
-            self.plans[counts.key] = counts if known is None else Counts(known.what, known.cells + counts.cells)
+            key = counts.key
+            known = self.plans.get(key)
+            self.plans[key] = counts if known is None else Counts(known.what, known.cells + counts.cells)
             return
+        gone = set() if is_live else {*WORKER_GAUGES, *counts.what.get("gauges", ())}
         for name, n in zip(counts.what["cells"], counts.section("worker"), strict=False):
-            self.worker[name] = self.worker.get(name, 0) + int(n)
+            if name not in gone:
+                self.worker[name] = self.worker.get(name, 0) + int(n)
         for code, n in counts.errors().items():
             self.errors[code] = self.errors.get(code, 0) + n
+
+    def by_version(self) -> dict[tuple[str, int, str], VersionCounts]:
+        """Counts per (model, version, tier).
+
+        A version whose reference changed has two sets of counts. What does not depend on edges is added up; of histograms
+        of scores and features only the cells of what is not finite mean the same in both, and only those may be read.
+        """
+        versions: dict[tuple[str, int, str], VersionCounts] = {}
+        for counts in self.plans.values():
+            key = str(counts.what["model"]), int(counts.what["version"]), counts.tier.value
+            sections = {name: counts.section(name) for name in _SECTIONS}
+            known = versions.get(key)
+            if known is None:
+                versions[key] = VersionCounts(counts.what, sections)
+            elif all(known.sections[name].shape == cells.shape for name, cells in sections.items()):
+                versions[key] = VersionCounts(counts.what, {n: known.sections[n] + c for n, c in sections.items()})
+        return versions
+
+
+@dataclass(frozen=True, eq=False)
+class VersionCounts:
+    """What was counted of one model version in one tier. Attributes: as of `Counts`, the cells by section."""
+
+    what: dict[str, Any]
+    sections: dict[str, NDArray[np.uint64]]
 
 
 def read_totals(directory: Path) -> Totals:
@@ -70,8 +103,9 @@ def read_totals(directory: Path) -> Totals:
         totals, folded = _read_file(directory / _TOTALS)
         for worker in worker_directories(directory):
             if worker.name not in folded:
-                totals.n_live += is_live(worker)
-                _add_directory(totals, worker)
+                lives = is_live(worker)
+                totals.n_live += lives
+                _add_directory(totals, worker, lives=lives)
         if _identity(directory / _TOTALS) == before:  # nobody folded meanwhile
             break
     return totals
@@ -101,7 +135,7 @@ def fold(directory: Path) -> int:
         new = [worker for worker in dead if worker.name not in folded]
         if new:
             for worker in new:
-                _add_directory(totals, worker)
+                _add_directory(totals, worker, lives=False)
             _write_file(directory / _TOTALS, totals, [worker.name for worker in dead])
         for worker in dead:
             shutil.rmtree(worker, ignore_errors=True)
@@ -110,12 +144,12 @@ def fold(directory: Path) -> int:
         os.close(lock)
 
 
-def _add_directory(totals: Totals, directory: Path) -> None:
+def _add_directory(totals: Totals, directory: Path, *, lives: bool) -> None:
     for path in sorted(directory.glob("*.counters")):
         if path.name.startswith("."):
             continue
         try:
-            totals.add(read_counter_file(path))
+            totals.add(read_counter_file(path), is_live=lives)
         except FileNotFoundError:
             continue
         except (CounterFileError, OSError, ValueError, KeyError, TypeError) as error:
@@ -139,7 +173,8 @@ def _read_file(path: Path) -> tuple[Totals, set[str]]:
             counts = Counts(json.loads(text), np.frombuffer(cells, "<u8").astype(np.uint64))
             check_description(counts.what, len(counts.cells))
             totals.add(counts)
-        totals.worker.update({str(name): int(n) for name, n in found["worker"].items()})
+        counted = {str(name): int(n) for name, n in found["worker"].items()}
+        totals.worker.update({name: n for name, n in counted.items() if name not in WORKER_GAUGES})
         totals.errors.update({str(code): int(n) for code, n in found["errors"].items()})
         return totals, set(map(str, found["folded"]))
     except FileNotFoundError:
@@ -154,7 +189,7 @@ def _write_file(path: Path, totals: Totals, folded: Iterable[str]) -> None:
             "format": _FORMAT,
             "folded": list(folded),
             "plans": [[key, counts.cells.astype("<u8").tobytes()] for key, counts in totals.plans.items()],
-            "worker": totals.worker,
+            "worker": {name: n for name, n in totals.worker.items() if name not in WORKER_GAUGES},
             "errors": totals.errors,
         }
     )

@@ -1,0 +1,181 @@
+"""`tiercel why`: what one prediction's time went to, and which stage took more than it should."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tiercel.cli.console import console, json_option, print_json, print_table, project_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tiercel.monitor.journal import Record
+    from tiercel.monitor.stage_times import Quantiles, StageTimes
+    from tiercel.project import Project
+
+
+@click.command()
+@click.argument("prediction_id")
+@project_option
+@json_option
+def why(prediction_id: str, project_dir: str, as_json: bool) -> None:
+    """Say where the time of the prediction with PREDICTION_ID (a reply's "id") went, and what was out of line.
+
+    Its stages stand beside the quantiles of all that its version answered in its tier, and beside the version's measured
+    profile where there is one.
+    """
+    from tiercel.monitor.lookup import find_record
+    from tiercel.monitor.recording import COUNTERS, JOURNAL
+    from tiercel.monitor.stage_times import stage_times
+    from tiercel.monitor.totals import read_totals
+    from tiercel.project import Project
+
+    with Project(project_dir) as project:
+        state_dir = project.settings.state_dir
+        record = find_record(state_dir / JOURNAL, prediction_id)
+        plan = record.plan
+        counts = read_totals(state_dir / COUNTERS).by_version().get((plan.model, plan.version, plan.tier))
+        times = stage_times(record, counts, _measured(project, plan.model, plan.version))
+    if as_json:
+        print_json(_to_json(record, times))
+    else:
+        _print(record, times)
+
+
+def _print(record: Record, times: StageTimes) -> None:
+    plan = record.plan
+    base = "" if plan.base is None else f", {plan.base}"
+    console.print(f"[bold]{plan.model}[/] version [bold]{plan.version}[/], {plan.tier}{base}")
+    console.print(f"  {_circumstances(record)}")
+    counted = f"of {times.n_counted:,} requests" if times.n_counted else "not counted"
+    columns = ["stage", "µs", f"p50 ({counted})", "p99", "x p99"]
+    is_measured = any(stage.measured is not None for stage in times.stages)
+    rows = []
+    for stage in times.stages:
+        row: list[Any] = [stage.stage, f"{stage.time_us:.1f}", *_shown(stage.counted)]
+        p99_us = 0.0 if stage.counted is None else stage.counted.p99_us
+        row.append(f"{stage.time_us / p99_us:.2f}" if p99_us else None)
+        rows.append([*row, *_shown(stage.measured)] if is_measured else row)
+    print_table("Stages", [*columns, "measured p50", "measured p99"] if is_measured else columns, rows)
+    console.print(_verdict(times))
+
+
+def _circumstances(record: Record) -> str:
+    moment = datetime.fromtimestamp(record.received_us / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    parts = [
+        f"received {moment} UTC",
+        f"by worker {record.worker} on the {'compiled' if record.is_fast else 'general'} path",
+        f"{record.request_rows} row{'' if record.request_rows == 1 else 's'}",
+    ]
+    if record.degraded is not None:
+        parts.append(f"answered by {record.degraded} instead of the model, because: {record.degrade_reason}")
+    if record.arm != "champion":
+        parts.append(f"in the {record.arm}'s share")
+    if record.is_shadow:
+        parts.append("a shadow's score, not sent")
+    if record.oldest_age_us is not None:
+        parts.append(f"oldest value {record.oldest_age_us / 1e6:.1f} s old")
+    return ", ".join(parts)
+
+
+def _verdict(times: StageTimes) -> str:
+    from tiercel.monitor.stage_times import LEAST_REQUESTS, OUTSIDE
+
+    worst = times.out_of_line
+    if worst is None:
+        if times.n_counted >= LEAST_REQUESTS or any(stage.measured is not None for stage in times.stages):
+            return "No stage is out of line."
+        return f"Nothing to judge by yet: {times.n_counted} requests are counted of this version, {LEAST_REQUESTS} are needed."
+    usual = "p99" if worst.against == "counted" else "measured p99"
+    share = f"{worst.share:.0%} of all time beyond"
+    if worst.stage == OUTSIDE:
+        return (
+            f"[bold]{worst.time_us:.1f} µs outside of the stages[/] are out of line, {share}: the request waited for its "
+            f"turn behind others."
+        )
+    return (
+        f"[bold]{worst.stage} is out of line[/]: {worst.time_us:.1f} µs, {worst.ratio:.1f} times its {usual} of "
+        f"{worst.p99_us:.1f} µs; {share}."
+    )
+
+
+def _shown(quantiles: Quantiles | None) -> list[str | None]:
+    return [None, None] if quantiles is None else [f"{quantiles.p50_us:.1f}", f"{quantiles.p99_us:.1f}"]
+
+
+def _to_json(record: Record, times: StageTimes) -> dict[str, Any]:
+    def shown(quantiles: Quantiles | None) -> dict[str, float] | None:
+        return None if quantiles is None else {"p50_us": quantiles.p50_us, "p99_us": quantiles.p99_us}
+
+    plan, worst = record.plan, times.out_of_line
+    return {
+        "id": record.id,
+        "model": plan.model,
+        "version": plan.version,
+        "tier": plan.tier,
+        "base": plan.base,
+        "worker": record.worker,
+        "received_us": record.received_us,
+        "rows": record.request_rows,
+        "fast": record.is_fast,
+        "degraded": record.degraded,
+        "degrade_reason": record.degrade_reason,
+        "arm": record.arm,
+        "shadow": record.is_shadow,
+        "oldest_age_us": record.oldest_age_us,
+        "requests_counted": times.n_counted,
+        "stages": [
+            {
+                "stage": stage.stage,
+                "us": stage.time_us,
+                "counted": shown(stage.counted),
+                "measured": shown(stage.measured),
+            }
+            for stage in times.stages
+        ],
+        "out_of_line": None
+        if worst is None
+        else {
+            "stage": worst.stage,
+            "us": worst.time_us,
+            "against": worst.against,
+            "p99_us": worst.p99_us,
+            "ratio": worst.ratio if math.isfinite(worst.ratio) else None,
+            "excess_us": worst.excess_us,
+            "share": worst.share,
+        },
+    }
+
+
+def _measured(project: Project, model: str, version: int) -> dict[str, Quantiles]:
+    """The version's measured profile by stage; empty without one.
+
+    Whatever is missing or odd about it only costs the columns: a prediction is explained without them too.
+    """
+    from tiercel.errors import TiercelError
+
+    try:
+        digest = project.registry.get(model, version).manifest_digest
+    except TiercelError:
+        return {}
+    return read_profile(project.settings.state_dir / "profiles" / digest)
+
+
+def read_profile(directory: Path) -> dict[str, Quantiles]:
+    """Quantiles by stage of the newest profile in a version's directory of them; empty when there is none."""
+    from tiercel.monitor.stage_times import Quantiles
+
+    try:
+        newest = max(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return {
+            name: Quantiles(float(given["p50_us"]), float(given["p99_us"]))
+            for name, given in json.loads(newest.read_bytes()).items()
+            if isinstance(given, dict) and {"p50_us", "p99_us"} <= given.keys()
+        }
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
