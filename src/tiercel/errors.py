@@ -122,6 +122,7 @@ class RequestError(TiercelError):
         {
             "malformed_json",  # not JSON (RFC 8259), including NaN and Infinity literals
             "malformed_msgpack",  # not one msgpack object
+            "malformed_csv",  # not CSV (RFC 4180) in UTF-8
             "duplicate_key",  # a JSON or msgpack map names a key twice
             "invalid_request",  # the body's shape: not an object, nothing to score, both or neither of ...
             "unknown_field",  # a top-level key that is not part of the request

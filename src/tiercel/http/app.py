@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,9 +15,11 @@ from starlette.routing import Route
 
 from tiercel.http import payload
 from tiercel.http.features import FeaturesEndpoint
-from tiercel.http.predict import PredictEndpoint, respond
+from tiercel.http.predict import PredictEndpoint, make_ids, respond
+from tiercel.http.protocols import protocol_routes
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.engine import Engine, keep_current
+from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +42,7 @@ class DataPlane:
         self._engine = engine
         self._worker = worker
         self._native = native
-        ids, counters = (None, WorkerCounters()) if native is None else (native.ids, native.counters)
+        ids, counters = (make_ids(settings), WorkerCounters()) if native is None else (native.ids, native.counters)
         self._counters = counters
         self._predict = PredictEndpoint(engine, settings, ids, counters)
         self._starlette = Starlette(
@@ -47,6 +50,7 @@ class DataPlane:
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
+                *protocol_routes(engine, Router(engine, ids), settings, counters, os.environ),
             ],
             exception_handlers={HTTPException: self._http_error},
             lifespan=self._lifespan,
@@ -79,7 +83,10 @@ class DataPlane:
         status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
         code = {404: "unknown_path", 405: "method_not_allowed"}.get(status, "http_error")
         text = {
-            404: "Expected /predict/{model}, /features/{service}, /livez or /readyz, got another path",
+            404: (
+                "Expected /predict/{model}, /features/{service}, /v2/..., /v1/models/..., /invocations, "
+                "/get-online-features, /ping, /livez or /readyz, got another path"
+            ),
             405: "Expected another method on this path",
         }.get(status, detail)
         self._counters.count_reply(status, code)

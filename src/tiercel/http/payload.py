@@ -50,10 +50,20 @@ def decode(body: bytes, kind: str, max_items: int) -> Any:
     return decode_json(body) if kind == JSON else decode_msgpack(body, max_items)
 
 
-def decode_json(body: bytes) -> Any:
-    """One JSON value; see the module's docstring for what is refused."""
+def decode_json(body: bytes, *, nan_is_null: bool = False) -> Any:
+    """One JSON value; see the module's docstring for what is refused.
+
+    Args:
+        body: UTF-8.
+        nan_is_null: read the token NaN as null, for protocols whose own clients write a missing number so. Infinity is
+            refused all the same.
+
+    Raises:
+        RequestError: `malformed_json` or `duplicate_key`.
+    """
+    decoder = _LENIENT_DECODER if nan_is_null else _DECODER
     try:
-        return _DECODER.decode(body.decode("utf-8"))
+        return decoder.decode(body.decode("utf-8"))
     except _DuplicateKeyError as error:
         raise RequestError(f"Expected each JSON key once, got {str(error)[:80]} again", code="duplicate_key") from None
     except RecursionError:
@@ -114,6 +124,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON; send null for a missing value")
 
 
+def _refuse_infinity(name: str) -> None:
+    if name != "NaN":
+        _refuse_constant(name)
+
+
 def _parse_float(text: str) -> float:
     value = float(text)
     if value in {float("inf"), float("-inf")}:
@@ -123,4 +138,7 @@ def _parse_float(text: str) -> float:
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_parse_float, strict=True
+)
+_LENIENT_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_infinity, parse_float=_parse_float, strict=True
 )

@@ -150,6 +150,11 @@ class Engine:
             )
         return base
 
+    def kernel_of(self, plan: ServingPlan) -> str:
+        """What scores a plan: "forest", "linear" or "onnxruntime"; "" for a version that is no longer loaded."""
+        loaded = self._loaded.get((plan.model, plan.version))
+        return "" if loaded is None else loaded.model.engine
+
     def stale(self) -> bool:
         """Whether something on disk or in the registry changed since the last refresh. A few system calls."""
         with self._refresh_lock:

@@ -1,0 +1,86 @@
+"""What one worker answered over the Open Inference Protocol, in the shape of Triton's statistics extension."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Triton's stages, and what of ours each one holds (names of `Answer.stage_us`, and what the endpoint measures itself).
+STAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "queue": ("queue",),
+    "compute_input": ("parse", "read", "compute"),
+    "compute_infer": ("score",),
+    "compute_output": ("reply",),
+}
+
+
+@dataclass(slots=True)
+class _Total:
+    count: int = 0
+    ns: int = 0
+
+    def add(self, us: float) -> None:
+        self.count += 1
+        self.ns += round(1000 * us)
+
+    def to_json(self) -> dict[str, int]:
+        return {"count": self.count, "ns": self.ns}
+
+
+@dataclass(slots=True)
+class _Model:
+    rows: int = 0
+    last_ms: int = 0
+    success: _Total = field(default_factory=_Total)
+    fail: _Total = field(default_factory=_Total)
+    stages: dict[str, _Total] = field(default_factory=lambda: {name: _Total() for name in STAGES})
+
+
+class Statistics:
+    """Sums since the worker started, by model version.
+
+    Threads: the event loop's only.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, int], _Model] = {}
+
+    def succeeded(self, model: str, version: int, n_rows: int, total_us: float, stage_us: Mapping[str, float]) -> None:
+        """One answered request. What no stage accounts for counts as inference."""
+        counted = self._models.setdefault((model, version), _Model())
+        counted.rows += n_rows
+        counted.last_ms = time.time_ns() // 1_000_000
+        counted.success.add(total_us)
+        spent = {stage: sum(stage_us.get(name, 0.0) for name in names) for stage, names in STAGES.items()}
+        if "score" not in stage_us:
+            spent["compute_infer"] = max(0.0, total_us - sum(spent.values()))
+        for stage, us in spent.items():
+            counted.stages[stage].add(us)
+
+    def failed(self, model: str, version: int, total_us: float) -> None:
+        """One request that a model was found for, and that was answered with an error."""
+        self._models.setdefault((model, version), _Model()).fail.add(total_us)
+
+    def of(self, model: str, version: int) -> dict[str, Any]:
+        """One entry of "model_stats"; zeros for a version that nobody asked."""
+        counted = self._models.get((model, version)) or _Model()
+        nothing = {"count": 0, "ns": 0}
+        return {
+            "name": model,
+            "version": str(version),
+            "last_inference": counted.last_ms,
+            "inference_count": counted.rows,
+            "execution_count": counted.success.count,
+            "inference_stats": {
+                "success": counted.success.to_json(),
+                "fail": counted.fail.to_json(),
+                **{name: total.to_json() for name, total in counted.stages.items()},
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": [],
+        }
