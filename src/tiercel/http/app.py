@@ -22,13 +22,15 @@ from tiercel.serving.engine import Engine, keep_current
 from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from tiercel.http.jobs import JobEndpoints
     from tiercel.http.native import NativeHttp
-    from tiercel.settings import ServerSettings
+    from tiercel.http.tracing import Tracing
+    from tiercel.settings import ModelSettings, ServerSettings
 
 PREDICT = "/predict/"
 
@@ -37,20 +39,30 @@ class DataPlane:
     """The ASGI application. Routes `POST /predict/...` itself: Starlette's stack would double the cost of a request."""
 
     def __init__(
-        self, engine: Engine, settings: ServerSettings, native: NativeHttp | None = None, worker: str | None = None
+        self,
+        engine: Engine,
+        settings: ServerSettings,
+        native: NativeHttp | None = None,
+        worker: str | None = None,
+        *,
+        declared: Sequence[ModelSettings] = (),
+        jobs: JobEndpoints | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
         self._worker = worker
         self._native = native
         ids, counters = (make_ids(settings), WorkerCounters()) if native is None else (native.ids, native.counters)
         self._counters = counters
-        self._predict = PredictEndpoint(engine, settings, ids, counters)
+        self._router = Router(engine, ids, declared, counters)
+        self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
-                *protocol_routes(engine, Router(engine, ids), settings, counters, os.environ),
+                *protocol_routes(engine, self._router, settings, counters, os.environ),
+                *(() if jobs is None else jobs.routes()),
             ],
             exception_handlers={HTTPException: self._http_error},
             lifespan=self._lifespan,
@@ -77,6 +89,7 @@ class DataPlane:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
+            await self._router.close()
 
     async def _http_error(self, _request: Request, error: Exception) -> Response:
         """Starlette's own refusals (404, 405) in the body shape of every other error."""
@@ -108,7 +121,7 @@ class DataPlane:
             "status": "ready" if ready else f"nothing to serve: {waiting}",
             "models": {name: dict(model.aliases) for name, model in sorted(routes.models.items())},
             "services": {name: base.manifest.base_name for name, base in sorted(routes.services.items())},
-            "problems": [*routes.problems, *self._engine.watch_problems],
+            "problems": [*routes.problems, *self._engine.watch_problems, *self._router.problems],
         }
         if self._worker is not None:
             body["worker"] = self._worker

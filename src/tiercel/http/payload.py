@@ -109,6 +109,23 @@ def encode(value: Any, kind: str) -> bytes:
     return packed
 
 
+def extend(reply: bytes, more: dict[str, Any], kind: str) -> bytes:
+    """A reply, an object that was encoded already, with more fields behind its own; they are at most a few.
+
+    Args:
+        reply: a JSON object with at least one field, or a msgpack map of less than 16 with those.
+        more: fields it does not have.
+        kind: of both.
+    """
+    if kind == JSON:
+        return b"%b,%b" % (reply[:-1], orjson.dumps(more)[1:])
+    size = (reply[0] & 0x0F) + len(more)
+    if reply[0] & 0xF0 != 0x80 or size > 15:
+        raise ValueError(f"Expected a small msgpack map, got one that begins with {reply[:1].hex()}")
+    pairs = b"".join(msgpack.packb(name) + msgpack.packb(value) for name, value in more.items())
+    return bytes([0x80 | size]) + reply[1:] + pairs
+
+
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

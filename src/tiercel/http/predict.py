@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.reply import ReplyIds
-from tiercel.errors import TiercelError
+from tiercel.errors import JobsDisabledError, TiercelError
 from tiercel.http import payload
 from tiercel.http.body import header, read_body, read_ns_of
 from tiercel.http.request import parse_predict
-from tiercel.http.status import body_of, status_of
+from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.http.timing import server_timing
+from tiercel.http.tracing import find_parent
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.deadline import TIER_DEFAULT, budget_of
-from tiercel.serving.router import Question, Router
+from tiercel.serving.rollout import CHAMPION_ARM
+from tiercel.serving.router import Question, Router, Served
+from tiercel.types import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.types import Receive, Scope, Send
 
-    from tiercel.serving.deadline import Budget, Deadline
+    from tiercel.http.jobs import JobEndpoints
+    from tiercel.http.tracing import Tracing
+    from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
@@ -38,7 +46,17 @@ def make_ids(settings: ServerSettings) -> ReplyIds:
 
 
 class PredictEndpoint:
-    """Scores what a request names: `/predict/flights`, `/predict/flights@challenger`, `/predict/flights:3`."""
+    """Scores what a request names: `/predict/flights`, `/predict/flights@challenger`, `/predict/flights:3`.
+
+    Args:
+        engine: what serves.
+        settings: the limits.
+        ids: of the replies.
+        counters: of the worker.
+        router: decides who answers.
+        jobs: takes what is asked for as a batch; None: nobody does.
+        tracing: exports spans of requests that belong to a trace; None: no.
+    """
 
     def __init__(
         self,
@@ -47,6 +65,9 @@ class PredictEndpoint:
         ids: ReplyIds | None = None,
         counters: WorkerCounters | None = None,
         router: Router | None = None,
+        *,
+        jobs: JobEndpoints | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._max_rows = settings.max_rows
         self._max_body_bytes = settings.max_body_bytes
@@ -54,21 +75,24 @@ class PredictEndpoint:
         self._ids = make_ids(settings) if ids is None else ids
         self._router = Router(engine, self._ids) if router is None else router
         self._counters = WorkerCounters() if counters is None else counters
+        self._jobs, self._tracing = jobs, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure becomes an error body, none escapes to the server."""
         kind, code = payload.JSON, None
         headers: Headers = ()
+        done: _Done | None = None
+        begin_ns, wall_ns = read_ns_of(scope), time.time_ns()
         try:
             # The reply, and so an error too, is in the request's own format.
             kind = payload.media_type(header(scope, b"content-type"))
-            budget = budget_of(scope["headers"], read_ns_of(scope))
+            budget = budget_of(scope["headers"], begin_ns)
             body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
             reference = scope["path"][len("/predict/") :]
-            content, headers = await self._predict(reference, body, kind, budget)
-            status = 200
+            status, content, headers, done = await self._predict(reference, body, kind, budget)
         except TiercelError as error:
             status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
+            headers = headers_of(error)
             if status == 500:
                 log.exception("Prediction failed")
         except Exception:  # whatever went wrong, the client gets an answer and the log the reason
@@ -77,23 +101,76 @@ class PredictEndpoint:
             status, content, code = 500, payload.encode(failure, kind), failure["code"]
         self._counters.count_reply(status, code)
         await send_body(send, status, content, kind, headers)
+        if done is not None:
+            self._router.after(done.served, done.question)
+        if self._tracing is not None:
+            self._trace(scope, begin_ns, wall_ns, status, code, done)
 
-    async def _predict(self, reference: str, body: bytes, kind: str, budget: Budget) -> tuple[bytes, Headers]:
+    async def _predict(
+        self, reference: str, body: bytes, kind: str, budget: Budget
+    ) -> tuple[int, bytes, Headers, _Done | None]:
         request = parse_predict(payload.decode(body, kind, self._max_rows), self._max_rows)
         if request.deadline_ms is not None:
             budget = budget.with_us(request.deadline_ms, 1e3, "deadline_ms", "$.deadline_ms")
         question = Question(request.entities, request.features, request.now_us)
-        served = await self._router.serve(reference, question, budget)
+        plan = await self._router.plan_for_job(reference, request.tier)
+        if plan is not None:
+            if self._jobs is None:
+                raise JobsDisabledError(
+                    f"Expected a prediction in another tier than {Tier.BATCH}: this server takes no jobs"
+                )
+            status, told, headers = await self._jobs.submit(plan, question)
+            self._counters.add("jobs_submitted")
+            return status, payload.encode(told, kind), headers, None
+        served = await self._router.serve(reference, question, budget, request.tier)
         content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
-        return content, [(b"server-timing", timing(served.prepared.stage_us(), served.deadline))]
+        more: dict[str, Any] = {}
+        if served.degraded is not None:
+            more["degraded"] = served.degraded.to_json()
+        if served.arm != CHAMPION_ARM:
+            more["arm"] = served.arm
+        if more:
+            content = payload.extend(content, more, kind)
+        return 200, content, [timing_header(served)], _Done(served, question)
+
+    def _trace(
+        self, scope: Scope, begin_ns: int, wall_ns: int, status: int, code: str | None, done: _Done | None
+    ) -> None:
+        tracing, parent = self._tracing, find_parent(scope["headers"])
+        if tracing is None or parent is None:
+            return
+        attributes: dict[str, Any] = {
+            "http.request.method": scope["method"],
+            "http.route": "/predict/{model}",
+            "http.response.status_code": status,
+        }
+        stage_us: Mapping[str, float] = {}
+        if done is not None:
+            plan = done.served.prepared.plan
+            attributes |= {"tiercel.model": plan.model, "tiercel.version": plan.version, "tiercel.tier": plan.tier}
+            stage_us = done.served.prepared.stage_us()
+        total_us = (time.monotonic_ns() - begin_ns) / 1000
+        tracing.add(
+            parent, "POST /predict/{model}", begin_ns=wall_ns, total_us=total_us, stage_us=stage_us,
+            attributes=attributes, error=code,
+        )  # fmt: skip
 
 
-def timing(stage_us: Mapping[str, float], deadline: Deadline | None) -> bytes:
-    """The value of a Server-Timing header: each stage in milliseconds, and the budget if one was asked for."""
-    parts = [f"{stage};dur={us / 1000:.3f}" for stage, us in stage_us.items()]
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """An answered question, for what is done after the reply."""
+
+    served: Served
+    question: Question
+
+
+def timing_header(served: Served) -> tuple[bytes, bytes]:
+    """Server-Timing: each stage in milliseconds, and the budget where somebody asked for one."""
+    value = server_timing(served.prepared.stage_us())
+    deadline = served.deadline
     if deadline is not None and deadline.source != TIER_DEFAULT:
-        parts.append(f'budget;dur={deadline.budget_us / 1000:.3f};desc="{deadline.source}"')
-    return ", ".join(parts).encode("ascii")
+        value += f', budget;dur={deadline.budget_us / 1000:.3f};desc="{deadline.source}"'
+    return b"server-timing", value.encode("ascii")
 
 
 async def respond(send: Send, status: int, reply: Any, kind: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:

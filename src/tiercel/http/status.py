@@ -12,8 +12,10 @@ from tiercel.errors import (
     RegistryUnavailableError,
     RequestError,
     SchemaMismatchError,
+    TierDeniedError,
     TiercelError,
 )
+from tiercel.serving.limits import retry_after_ms, retry_after_s
 
 REQUEST_STATUS = {"body_too_large": 413, "too_many_rows": 413, "unsupported_media_type": 415, "body_timeout": 408}
 STATUS: dict[type[TiercelError], int] = {
@@ -25,6 +27,7 @@ STATUS: dict[type[TiercelError], int] = {
     RegistryUnavailableError: 503,
     ModelUnavailableError: 503,
     CapacityError: 503,
+    TierDeniedError: 400,
     DeadlineError: 504,
 }
 
@@ -36,6 +39,13 @@ def status_of(error: TiercelError) -> int:
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
 
 
+def headers_of(error: TiercelError) -> list[tuple[bytes, bytes]]:
+    """Headers that belong to an error's reply: when to come back, where that is known."""
+    if isinstance(error, CapacityError):
+        return [(b"retry-after", str(retry_after_s(error.predicted_wait_us)).encode())]
+    return []
+
+
 def body_of(error: TiercelError) -> dict[str, object]:
     """The error body every endpoint answers with."""
     # A message may quote what was sent, and what was sent may hold half a surrogate pair, which no reply can carry.
@@ -44,4 +54,8 @@ def body_of(error: TiercelError) -> dict[str, object]:
     row = getattr(error, "row", None)
     if row is not None:
         body["row"] = row
+    if isinstance(error, CapacityError):
+        body["retry_after_ms"] = retry_after_ms(error.predicted_wait_us)
+    if isinstance(error, DeadlineError):
+        body["budget_ms"], body["needed_ms"] = error.budget_us / 1000, error.needed_us / 1000
     return body

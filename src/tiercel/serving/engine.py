@@ -342,7 +342,7 @@ class Engine:
         if self._recorder is not None:
             base_name = None if base is None else base.manifest.base_name
             recorder = self._recorder.for_plan(
-                record.name, record.version, model.signature, schema, base_name, loaded.reference
+                record.name, record.version, model.signature, schema, base_name, loaded.reference, loaded.tier
             )
         transforms = () if schema is None else self._transforms[schema.fingerprint]
         declared = self._settings.model(record.name)

@@ -11,7 +11,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tiercel.errors import DeadlineError, TiercelError
+from tiercel.errors import CapacityError, DeadlineError, TierDeniedError, TiercelError
+from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry import parse_reference
 from tiercel.registry.names import CHAMPION
 from tiercel.serving.answers import Answer, Degraded, Question, Served
@@ -57,12 +58,20 @@ class Router:
         engine: what serves.
         ids: of the replies.
         declared: the tables [models.NAME].
+        counters: of the worker.
 
     Threads: the event loop's only.
     """
 
-    def __init__(self, engine: Engine, ids: ReplyIds, declared: Sequence[ModelSettings] = ()) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ids: ReplyIds,
+        declared: Sequence[ModelSettings] = (),
+        counters: WorkerCounters | None = None,
+    ) -> None:
         self._engine, self._ids = engine, ids
+        self._counters = WorkerCounters() if counters is None else counters
         self._declared = {each.name: each for each in declared}
         self._queues = Queues(self._cost_of)
         self._routes: object = None
@@ -119,8 +128,44 @@ class Router:
             prepared.stage_us(),
         )
 
-    async def serve(self, reference: str, question: Question, budget: Budget) -> Served:
-        """Score what is asked, to be answered by the caller, who then calls `after`. Raises as `answer`."""
+    async def plan_for_job(self, reference: str, tier: Tier | None) -> ServingPlan | None:
+        """The plan of a question that becomes a job: it asks for that, or its model has no other tier. Else None.
+
+        Raises:
+            RequestError, NotFoundError, TiercelError: see `find`, where a job was asked for.
+        """
+        if tier is Tier.BATCH:
+            return await self.find(reference)
+        plan = self._engine.find_plan(reference)
+        return plan if plan is not None and plan.tier == Tier.BATCH else None
+
+    async def serve(
+        self, reference: str, question: Question, budget: Budget, tier: Tier | None = None
+    ) -> Served:
+        """Score what is asked, to be answered by the caller, who then calls `after`. Raises as `answer`.
+
+        Args:
+            reference: of a model.
+            question: see there.
+            budget: of the request.
+            tier: that it asks for; None: its model's. A faster tier than the model's is refused by the ladder's means: it
+                is a deadline.
+        """
+        if tier is not None and tier.budget_us is not None and budget.budget_us is None:
+            budget = budget.with_us(tier.budget_us, 1, "$.tier", "$.tier")
+        try:
+            served = await self._serve(reference, question, budget)
+        except DeadlineError:
+            self._counters.add("refused_deadline")
+            raise
+        except CapacityError:
+            self._counters.add("refused_capacity")
+            raise
+        if served.degraded is not None:
+            self._counters.add(f"degraded_{served.degraded.by}")
+        return served
+
+    async def _serve(self, reference: str, question: Question, budget: Budget) -> Served:
         name, selector = parse_reference(reference)
         declared = self._declared.get(name) if selector in {None, CHAMPION} else None
         self._follow_routes()
@@ -217,7 +262,13 @@ class Router:
         if not is_asked and 2 * needed_us > budget_us:
             # Nobody asked for a deadline and this many rows cannot keep the tier's: they are done when they are done.
             due_ns = time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + int(needed_us))
+        if plan.tier == Tier.BATCH:
+            raise TierDeniedError(
+                f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, whose "
+                f"measured cost allows batch jobs only. Send it to /predict/{plan.model}, which makes one"
+            )
         prepared.give_scores(await self._queues.score(plan, prepared.rows(), due_ns))
+        self._counters.add("near_realtime_requests")
         return prepared
 
     # -- the ladder ---------------------------------------------------------------------------------------------------
@@ -304,7 +355,8 @@ class Router:
         guard = self._guards[name]
         if error is None:
             guard.settle(ticket)
-        elif can_degrade(error) and not isinstance(error, DeadlineError):
+        elif can_degrade(error) and not isinstance(error, DeadlineError | CapacityError):
+            self._counters.add("challenger_failed")
             guard.settle(ticket, f"{type(error).__name__}: {error}")
 
     def _offer_shadow(self, alias: str, plan: ServingPlan, question: Question) -> None:
