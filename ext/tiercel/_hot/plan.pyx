@@ -95,6 +95,11 @@ cdef class ServingPlan:
         """Names that `entities` may hold."""
         return frozenset(self.vectors.join_keys)
 
+    @property
+    def known_features(self):
+        """Names that `features` may hold."""
+        return self.vectors.slot_of.keys()
+
     def score_us(self, Py_ssize_t n_rows=1):
         """What scoring so many rows is measured to take, in microseconds; 0: not measured."""
         return (self._needs.score_ns + n_rows * self._needs.row_ns) / 1000

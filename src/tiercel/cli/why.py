@@ -153,29 +153,17 @@ def _to_json(record: Record, times: StageTimes) -> dict[str, Any]:
 
 
 def _measured(project: Project, model: str, version: int) -> dict[str, Quantiles]:
-    """The version's measured profile by stage; empty without one.
-
-    Whatever is missing or odd about it only costs the columns: a prediction is explained without them too.
-    """
+    """The version's measured profile on this host, by stage; empty without one."""
     from tiercel.errors import TiercelError
-
-    try:
-        digest = project.registry.get(model, version).manifest_digest
-    except TiercelError:
-        return {}
-    return read_profile(project.settings.state_dir / "profiles" / digest)
-
-
-def read_profile(directory: Path) -> dict[str, Quantiles]:
-    """Quantiles by stage of the newest profile in a version's directory of them; empty when there is none."""
+    from tiercel.models.profile import ProfileStore, this_host
     from tiercel.monitor.stage_times import Quantiles
 
     try:
-        newest = max(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return {
-            name: Quantiles(float(given["p50_us"]), float(given["p99_us"]))
-            for name, given in json.loads(newest.read_bytes()).items()
-            if isinstance(given, dict) and {"p50_us", "p99_us"} <= given.keys()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        digest = project.registry.get(model, version).manifest_digest
+    except TiercelError:  # a prediction is explained without it too
         return {}
+    profile = ProfileStore(project.settings.state_dir).find(digest, this_host())
+    if profile is None:
+        return {}
+    stages = {"read": profile.read, "score": profile.score, "total": profile.total}
+    return {name: Quantiles(each.p50_us, each.p99_us) for name, each in stages.items() if each is not None}

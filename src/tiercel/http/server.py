@@ -81,7 +81,9 @@ def serve(
         allow_connections(settings.server.max_connections)
         native = NativeHttp(engine, settings.server, ids, recorder.counters)
         config = uvicorn.Config(
-            DataPlane(engine, settings.server, native, name),
+            DataPlane(
+                engine, settings.server, native, name, declared=settings.models, jobs=job_endpoints(settings), tracing=tracing
+            ),
             loop="uvloop",
             http=native.protocol,  # type: ignore[arg-type]  # uvicorn only ever calls it
             ws="none",

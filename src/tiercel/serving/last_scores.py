@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,12 +17,11 @@ if TYPE_CHECKING:
 
 #: Answers with more rows are neither kept nor given: a microsecond a row would hold up whoever waits behind them.
 MAX_ROWS = 64
-#: Of one entry beside its key and value: the node of the list, and its share of a hash table that is a third full just after
-#: it grew. Checked against tracemalloc by a test.
-_ENTRY_BYTES = 200
+#: Of one entry beside its key's and value's bytes: two bytes objects, the node of the list, and its share of a hash table that
+#: is a third full just after it grew. Checked against tracemalloc by a test.
+_ENTRY_BYTES = 266
 
 _HEAD = struct.Struct("<qq")  # version, when
-_ONE = struct.Struct("<qqd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,8 @@ class LastScores:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._entries: OrderedDict[bytes, bytes] = OrderedDict()
-        self._layouts: dict[int, struct.Struct] = {1: _ONE}
+        self._layouts: dict[int, struct.Struct] = {}  # by number of outputs
+        self._prefixes: dict[str, bytes] = {}  # by model
         self.n_bytes = 0
         self.n_evicted = 0
 
@@ -78,11 +77,11 @@ class LastScores:
         if layout is None:
             layout = self._layouts[n_outputs] = struct.Struct(f"<qq{n_outputs}d")
         value = layout.pack(version, at_us, *scores)
-        name = _name(model, key)
+        name = self._prefix(model) + key
         entries = self._entries
         before = entries.get(name)
         if before is None:
-            self.n_bytes += _size(name, value)
+            self.n_bytes += len(name) + len(value) + _ENTRY_BYTES
         elif _HEAD.unpack_from(before)[1] > at_us:  # answers may be ready in another order than they were asked for
             return
         else:
@@ -90,7 +89,8 @@ class LastScores:
             entries.move_to_end(name)
         entries[name] = value
         while self.n_bytes > self._max_bytes:
-            self.n_bytes -= _size(*entries.popitem(last=False))
+            name, value = entries.popitem(last=False)
+            self.n_bytes -= len(name) + len(value) + _ENTRY_BYTES
             self.n_evicted += 1
 
     def get(self, model: str, key: bytes, now_us: int, max_age_us: int) -> LastScore | None:
@@ -102,7 +102,7 @@ class LastScores:
             now_us: on the clock of `put`.
             max_age_us: an older one is none.
         """
-        name = _name(model, key)
+        name = self._prefix(model) + key
         value = self._entries.get(name)
         if value is None:
             return None
@@ -138,10 +138,8 @@ class LastScores:
             found.append(score)
         return found
 
-
-def _name(model: str, key: bytes) -> bytes:
-    return b"%b\0%b" % (model.encode(), key)  # no model's name holds a zero byte
-
-
-def _size(name: bytes, value: bytes) -> int:
-    return sys.getsizeof(name) + sys.getsizeof(value) + _ENTRY_BYTES
+    def _prefix(self, model: str) -> bytes:
+        prefix = self._prefixes.get(model)
+        if prefix is None:
+            prefix = self._prefixes[model] = model.encode() + b"\0"  # no model's name holds a zero byte
+        return prefix

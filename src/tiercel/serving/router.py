@@ -20,6 +20,7 @@ from tiercel.serving.cost import CostCurve
 from tiercel.serving.entity_key import keys_of
 from tiercel.serving.guard import Guard
 from tiercel.serving.ladder import Candidate, Reason, Rung, can_degrade, choose
+from tiercel.serving.ladder_check import KnownModel, KnownVersion, check
 from tiercel.serving.last_scores import LastScores
 from tiercel.serving.queues import Queues
 from tiercel.serving.rollout import CHALLENGER_ARM, CHAMPION_ARM, arm_of, assignment_key, is_finite
@@ -81,8 +82,14 @@ class Router:
 
     @property
     def problems(self) -> list[str]:
-        """Challengers that are out, in words for `/readyz`."""
-        return [problem for guard in self._guards.values() if (problem := guard.problem) is not None]
+        """What is declared in vain, and challengers that are out, in words for `/readyz`."""
+        routes = self._engine.routes
+        known = {
+            name: KnownModel({version: _known(plan) for version, plan in model.plans.items()}, model.aliases)
+            for name, model in routes.models.items()
+        }
+        out = [problem for guard in self._guards.values() if (problem := guard.problem) is not None]
+        return [*check(list(self._declared.values()), known), *out]
 
     async def find(self, reference: str) -> ServingPlan:
         """The plan that a reference ("name", "name@alias", "name:version") names.
@@ -224,8 +231,9 @@ class Router:
             if place not in plans:
                 return self._served_ready(choice.rung, choice.reason, ready[place], champion, question, budget, deadline)
             plan = plans[place]
+            asked = question if choice.rung is Rung.CHAMPION else _narrowed(question, plan)
             try:
-                prepared = await self._score(plan, question, budget, deadline, is_asked=is_asked)
+                prepared = await self._score(plan, asked, budget, deadline, is_asked=is_asked)
                 if arm == CHALLENGER_ARM and place == 0 and not is_finite(prepared.scores()):
                     raise ArithmeticError("its score is not a finite number")
             except Exception as error:
@@ -411,12 +419,26 @@ def require_time(deadline: Deadline, needed_us: float, model: str) -> None:
         )
 
 
+def _known(plan: ServingPlan) -> KnownVersion:
+    features = plan.signature.features if plan.schema is None else [f.name for f in plan.schema.request_fields]
+    return KnownVersion(plan.signature, plan.join_keys, frozenset(features))
+
+
 def _degraded(
     prepared: Prepared, deadline: Deadline | None, rung: Rung, reason: Reason | None, instead_of: str
 ) -> Served:
     why = reason or Reason.UNAVAILABLE
     flags = DEGRADED | _RUNG_BITS[rung] | _REASON_BITS[why]
     return Served(prepared, deadline, flags, Degraded(rung.value, instead_of, why.value))
+
+
+def _narrowed(question: Question, plan: ServingPlan) -> Question:
+    """What a stand-in understands of a question that was made for another model."""
+    return Question(
+        {name: value for name, value in question.entities.items() if name in plan.join_keys},
+        {name: value for name, value in question.features.items() if name in plan.known_features},
+        question.now_us,
+    )
 
 
 def _row(score: Any) -> list[float]:

@@ -1,0 +1,242 @@
+"""What each tier may hold and use of a worker, so that none takes another's place. Derived, never configured.
+
+A worker is one event loop, so a tier's "slots" are not threads. What can run out, and who bounds it:
+
+- **realtime** is answered inline, in the turn that read it. It has no queue of ours, hence nothing to partition: its queue
+  is the kernel's. It can only be late because the loop is, which `LoopLag` sees; what is late already is refused.
+- **near-realtime** waits in a queue with an admission of its own (by deadline). What it takes from the others is the
+  loop's time (requests are parsed, vectors assembled, replies written there) and memory. `LoopShare` bounds the first,
+  a `Partition` the second.
+- **batch** runs in other processes. What it takes here is the submission of jobs, bounded by a `Partition` of its own.
+
+So nothing that is bounded here is ever asked for by a realtime request, which is how the others can never take its place.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from tiercel.errors import CapacityError
+from tiercel.serving.loop_lag import PERIOD_US
+from tiercel.serving.loop_share import RESERVE
+from tiercel.types import Tier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+#: Bodies are decoded at about this rate (JSON to Python values; the slowest format).
+DECODED_BYTES_PER_US: Final = 50
+#: Whoever is told to come back later than this will not.
+MAX_RETRY_S: Final = 600
+
+
+class Partition:
+    """Room for so many requests of one tier, and for so many bytes of their bodies. No queue: who finds it full is refused.
+
+    Args:
+        name: for messages.
+        max_running: requests at once.
+        max_bytes: of their bodies together. One body larger than this still has room where nobody else is.
+        held_us: how long one stays, as far as known at the start; measured from then on.
+        clock_ns: monotonic.
+
+    Threads: the event loop's only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        max_running: int,
+        max_bytes: int,
+        held_us: int,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.name, self.max_running, self.max_bytes = name, max_running, max_bytes
+        self._clock_ns = clock_ns
+        self._held_us = float(held_us)
+        self.n_running = 0
+        self.n_bytes = 0
+
+    def enter(self, n_bytes: int = 0) -> Stay:
+        """Take a place until the stay is left (it is a context manager).
+
+        Raises:
+            CapacityError: there is none.
+        """
+        is_full = self.n_running >= self.max_running
+        if is_full or (self.n_running > 0 and self.n_bytes + n_bytes > self.max_bytes):
+            holds = (
+                f"at most {self.max_running} requests"
+                if is_full
+                else f"at most {self.max_bytes} bytes of bodies, of which {self.n_bytes} are taken, got {n_bytes} more"
+            )
+            raise CapacityError(
+                f"Expected {self.name} to have room, it holds {holds}. Try again in "
+                f"{self.predicted_wait_us() / 1000:.3g} ms, or send fewer at once.",
+                predicted_wait_us=self.predicted_wait_us(),
+            )
+        self.n_running += 1
+        self.n_bytes += n_bytes
+        return Stay(self, n_bytes, self._clock_ns())
+
+    def predicted_wait_us(self) -> int:
+        """Until somebody leaves: those who are inside leave evenly over the time that one stays. At least 1."""
+        return max(1, math.ceil(self._held_us / max(self.n_running, 1)))
+
+    def leave(self, stay: Stay) -> None:
+        """Give a place back; once."""
+        self.n_running -= 1
+        self.n_bytes -= stay.n_bytes
+        # An average over about the last 16 stays: a prediction for the next seconds, not a statistic.
+        self._held_us += ((self._clock_ns() - stay.begin_ns) / 1000 - self._held_us) / 16
+
+
+class Stay:
+    """A place in a partition. Leaving twice is leaving once."""
+
+    __slots__ = ("_partition", "begin_ns", "n_bytes")
+
+    def __init__(self, partition: Partition, n_bytes: int, begin_ns: int) -> None:
+        self._partition: Partition | None = partition
+        self.n_bytes, self.begin_ns = n_bytes, begin_ns
+
+    def leave(self) -> None:
+        """Give the place back."""
+        partition, self._partition = self._partition, None
+        if partition is not None:
+            partition.leave(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.leave()
+
+
+@dataclass(frozen=True, slots=True)
+class TierProfile:
+    """What limits need of a model's measured cost."""
+
+    tier: Tier
+    deadline_us: int  # the model's own, or its tier's
+    p99_us: int  # of answering one row
+    rows_per_s: float  # of one core at its best batch size
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLimits:
+    """Bounds of a `Partition`."""
+
+    max_running: int
+    max_bytes: int
+    held_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one worker holds to.
+
+    `realtime_slack_us`: a realtime request that waited longer before it was read is late already. `turn_us`: how long
+    the others may keep the loop to themselves (`LoopShare`). None: no model is served in this tier.
+    """
+
+    realtime_slack_us: int | None
+    turn_us: int
+    near_realtime: PartitionLimits
+    batch: PartitionLimits
+
+    def refuse_late(self, lag_us: int) -> None:
+        """Refuse a realtime request that waited too long before it was read.
+
+        Args:
+            lag_us: of `LoopLag`.
+
+        Raises:
+            CapacityError: it did.
+        """
+        if self.realtime_slack_us is not None and lag_us > self.realtime_slack_us:
+            raise CapacityError(
+                f"Expected the worker to be at most {self.realtime_slack_us / 1000:.3g} ms behind for a realtime answer in "
+                f"time, it is {lag_us / 1000:.3g} ms behind. Send less, or add workers.",
+                predicted_wait_us=lag_us,
+            )
+
+
+def derive_limits(profiles: Mapping[str, TierProfile], n_cores: int, max_body_bytes: int) -> Limits:
+    """The limits of a worker that serves these models.
+
+    Args:
+        profiles: by model name; models without one (not measured yet) bound nothing.
+        n_cores: that this worker's threads may use.
+        max_body_bytes: of one request.
+    """
+    realtime = [each for each in profiles.values() if each.tier is Tier.REALTIME]
+    near = [each for each in profiles.values() if each.tier is Tier.NEAR_REALTIME]
+    # The lag is known up to a period of its timer; less than one cannot be told from none.
+    slack_us = min((max(each.deadline_us - each.p99_us - PERIOD_US, PERIOD_US) for each in realtime), default=None)
+    near_us = max((each.deadline_us for each in near), default=Tier.NEAR_REALTIME.budget_us or 0)
+    # A request may wait for the rest of the turn it came in and for its place in the next. Two turns of the others are half
+    # of what the tightest realtime model can wait; the other half is for the realtime requests ahead of it.
+    turn_us = max((near_us if slack_us is None else slack_us) // 4, 500)
+    # Little's law: more than a deadline's worth of answers cannot be waiting and in time. This is a bound of memory behind
+    # the queue's own admission, which knows each request's cost; so the fastest model counts, and twice.
+    answers = max((each.deadline_us / 1e6 * each.rows_per_s * n_cores for each in near), default=0.0)
+    max_near = min(max(math.ceil(2 * answers), 16), 10_000)
+    # What the loop could not decode within a deadline would be late; a few of the largest must fit in any case.
+    near_bytes = max(near_us * DECODED_BYTES_PER_US, 4 * max_body_bytes)
+    return Limits(
+        slack_us,
+        turn_us,
+        PartitionLimits(max_near, near_bytes, max((each.p99_us for each in near), default=near_us)),
+        # One is being written down while the next is read; a job takes seconds, its submission milliseconds.
+        PartitionLimits(2, 2 * max_body_bytes, 10_000),
+    )
+
+
+def describe(limits: Limits) -> list[str]:
+    """The limits in words, one line for each tier; printed when a server starts."""
+    near, batch = limits.near_realtime, limits.batch
+    realtime = (
+        "realtime: no model is served in it"
+        if limits.realtime_slack_us is None
+        else f"realtime: answered inline, never queued; refused when the worker is more than "
+        f"{limits.realtime_slack_us / 1000:.3g} ms behind"
+    )
+    others = (
+        f"near-realtime: at most {near.max_running} requests with {near.max_bytes / 2**20:.3g} MiB of bodies; it and all "
+        f"other work get what realtime leaves of the worker's time, less {RESERVE:.0%}, and at most "
+        f"{limits.turn_us / 1000:.3g} ms at a stretch"
+    )
+    jobs = (
+        f"batch: at most {batch.max_running} submissions with {batch.max_bytes / 2**20:.3g} MiB of bodies; jobs run in "
+        f"processes of their own"
+    )
+    return [realtime, others, jobs]
+
+
+def retry_after_ms(predicted_wait_us: int, request_id: str = "") -> int:
+    """When to come back, in milliseconds: not before there is room, and not all at once.
+
+    Whoever was refused in one instant would return in one instant. So each is told a time between one and two waits,
+    by a hash of its request's id: the same request always gets the same, without a random number.
+    """
+    base_ms = min(max(1, math.ceil(predicted_wait_us / 1000)), 1000 * MAX_RETRY_S)
+    return base_ms + int(_spread(request_id) * (base_ms + 1))
+
+
+def retry_after_s(predicted_wait_us: int, request_id: str = "") -> int:
+    """The same as the `Retry-After` header has it: whole seconds, at least 1.
+
+    It cannot be as exact as the milliseconds, so it spreads over at least two values.
+    """
+    base_s = min(max(1, math.ceil(predicted_wait_us / 1e6)), MAX_RETRY_S)
+    return base_s + int(_spread(request_id) * (base_s + 1))
+
+
+def _spread(request_id: str) -> float:
+    return zlib.crc32(request_id.encode("utf-8", "backslashreplace")) / 2**32
