@@ -49,7 +49,8 @@ DOORS = {
     "recorder": {"tiercel.monitor.recording"},
     "values": set(),
     "vector": set(),
-    "plan": {"tiercel.serving.engine", "tiercel.serving.routes"},
+    # All but the engine for the name of the type alone.
+    "plan": {"tiercel.serving.engine", "tiercel.serving.routes", "tiercel.batch.runner", "tiercel.http.jobs"},
 }
 
 

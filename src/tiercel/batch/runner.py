@@ -77,6 +77,10 @@ class Runner:
 
     def run(self, stop: Stop, *, idle_s: float = IDLE_S) -> None:
         """Run what is there and what comes, until told to end or idle for so long."""
+        try:
+            self._store.tidy()  # a runner that was killed may have left a job with an outcome among the open ones
+        except OSError as error:
+            log.warning("Jobs cannot be tidied: %s", error)
         idle_since_s = time.monotonic()
         pause_s = 0.0
         while not stop.wait(pause_s):

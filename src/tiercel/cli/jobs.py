@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from tiercel.cli.console import console, json_option, print_json, print_table, project_option
 
@@ -45,18 +46,20 @@ def jobs(context: click.Context, limit: int, project_dir: str, as_json: bool) ->
 @click.argument("job_id", metavar="ID")
 @project_option
 @json_option
-def show(job_id: str, project_dir: str, as_json: bool) -> None:
+@click.pass_context
+def show(context: click.Context, job_id: str, project_dir: str, as_json: bool) -> None:
     """Say how far job ID is, or why it failed."""
-    _print(_store(project_dir).status(job_id), as_json=as_json)
+    _print(_store(_said(context, project_dir)).status(job_id), as_json=as_json)
 
 
 @jobs.command()
 @click.argument("job_id", metavar="ID")
 @project_option
 @json_option
-def cancel(job_id: str, project_dir: str, as_json: bool) -> None:
+@click.pass_context
+def cancel(context: click.Context, job_id: str, project_dir: str, as_json: bool) -> None:
     """Cancel job ID; one that runs stops within a moment."""
-    status = _store(project_dir).cancel(job_id)
+    status = _store(_said(context, project_dir)).cancel(job_id)
     if as_json:
         print_json(status.to_json())
     else:
@@ -69,6 +72,15 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"
     return f"{max(0, int(seconds))} s"
+
+
+def _said(context: click.Context, project_dir: str) -> str:
+    """The project, whether `--project` stood before the command's name or behind it."""
+    is_default = context.get_parameter_source("project_dir") is ParameterSource.DEFAULT
+    if not is_default or context.parent is None:
+        return project_dir
+    before: str = context.parent.params["project_dir"]
+    return before
 
 
 def _store(project_dir: str) -> JobStore:

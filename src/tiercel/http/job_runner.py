@@ -62,9 +62,10 @@ class JobRunner:
             while True:
                 try:
                     self._reap()
-                    may_start = self._process is None and time.monotonic() >= self._restart_s
-                    if may_start and await asyncio.to_thread(self._store.open_jobs):
-                        self._start()
+                    if self._process is None and time.monotonic() >= self._restart_s:
+                        waiting = await asyncio.to_thread(self._store.open_jobs)
+                        if waiting:
+                            self._start()
                     if time.monotonic() - tidied_s >= TIDY_INTERVAL_S:
                         tidied_s = time.monotonic()
                         await asyncio.to_thread(self._store.tidy)

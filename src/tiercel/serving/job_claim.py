@@ -14,7 +14,15 @@ import time
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Self
 
-from tiercel.serving.job_files import ATTEMPT_FILE, OUTCOME_FILE, QUESTION_FILE, RESULTS_FILE, replace, write_once
+from tiercel.serving.job_files import (
+    ATTEMPT_FILE,
+    OUTCOME_FILE,
+    QUESTION_FILE,
+    RESULTS_FILE,
+    read_record,
+    replace,
+    write_once,
+)
 from tiercel.serving.job_question import read_chunks
 from tiercel.serving.job_records import Attempt, JobState, Outcome, ResultFacts, seal
 from tiercel.serving.job_results import ResultsWriter
@@ -94,10 +102,13 @@ class Claim:
         sha256 = results.publish(path)
         facts = ResultFacts(results.n_bytes, results.n_lines, sha256, oldest_age_us, missing)
         # The outcome's own sync of the directory makes the results' name durable too, before anybody can know of them.
-        is_first = self._decide(JobState.DONE, results=facts)
-        if not is_first:
-            path.unlink(missing_ok=True)
-        return is_first
+        is_ours = False
+        try:
+            is_ours = self._decide(JobState.DONE, results=facts)
+        finally:
+            if not is_ours and not self._is_done(facts):
+                path.unlink(missing_ok=True)
+        return is_ours
 
     def fail(self, error: JobError) -> bool:
         """Say why there will be no results; False if the job was cancelled before.
@@ -110,6 +121,14 @@ class Claim:
     def release(self, delay: tuple[str, str] | None = None) -> None:
         """Give the job back unfinished, to be run from its first row; `delay` is the code and text of what is in the way."""
         self._write_attempt(Attempt(n_begun=self._attempt.n_begun - 1, delay=delay))
+
+    def _is_done(self, facts: ResultFacts) -> bool:
+        """Whether the outcome is these results: it may be in its place although making it durable failed."""
+        try:
+            content = read_record(self._directory / OUTCOME_FILE)
+        except OSError:
+            return False
+        return facts.sha256.encode() in content
 
     def _decide(self, state: JobState, *, error: JobError | None = None, results: ResultFacts | None = None) -> bool:
         outcome = Outcome(state, time.time_ns() // 1000, self._attempt.started_us, error, results)

@@ -93,7 +93,7 @@ def read_record(path: Path) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb", buffering=0) as stream:
-        return stream.read(MAX_RECORD_BYTES) or b""
+        return stream.read(min(os.fstat(descriptor).st_size, MAX_RECORD_BYTES)) or b""
 
 
 def sync_directory(directory: Path) -> None:
