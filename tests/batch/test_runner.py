@@ -231,7 +231,7 @@ def test_a_stopped_runner_gives_its_job_back(project, store):
 
     run(project, stop=StopInTheMiddle())
     assert store.status(job.id).state is JobState.WAITING
-    assert store._attempt(store.path / "open" / job.id).n_begun == 0
+    assert store._shelf.attempt(store.path / "open" / job.id).n_begun == 0
     run(project)
     assert scores(store, job.id) == expected(project, asked)
 
@@ -287,7 +287,7 @@ def test_killed_at_any_moment_every_job_ends_once(project, store):
             time.sleep(chance.random() * 0.05)
             process.kill()
             process.wait()
-        n_interrupted += any(store._attempt(store.path / "open" / job.id).n_begun for job in store.open_jobs())
+        n_interrupted += any(store._shelf.attempt(store.path / "open" / job.id).n_begun for job in store.open_jobs())
         for job in jobs:
             outcome = store.path / "finished" / job.id / "outcome.json"
             with contextlib.suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ from tests.support.jobs import NOW_US, question
 
 from tiercel import Project
 from tiercel.batch.runner import Runner
-from tiercel.errors import CapacityError, EntityNotFoundError, JobsDisabledError, RequestError
+from tiercel.errors import CapacityError, EntityNotFoundError, JobsDisabledError, JobStorageError, RequestError
 from tiercel.http import job_runner, payload
 from tiercel.http.control import ControlPlane
 from tiercel.http.job_replies import ARROW
@@ -243,6 +243,36 @@ def test_ids_that_are_none(client):
                 assert reply.json()["code"] == "job_not_found"
     as_msgpack = client.send("GET", "/jobs/x", headers={"accept": "application/msgpack"})
     assert msgpack.unpackb(as_msgpack.content)["code"] == "job_not_found"
+
+
+def test_replies_are_counted(client, monkeypatch):
+    """Every reply is in the worker's counters, refusals and failures by their code."""
+    counted = []
+    counters = type("Counters", (), {"count_reply": lambda _, status, code: counted.append((status, code))})()
+    monkeypatch.setattr(client.endpoints, "_counters", counters)
+    job_id = client.submit(question(1))
+    client.send("GET", f"/jobs/{job_id}")
+    client.send("GET", f"/jobs/{job_id}/results")
+    client.send("DELETE", "/jobs/x")
+    monkeypatch.setattr(client.endpoints._store, "cancel", lambda _id: 1 / 0)
+    reply = client.send("DELETE", f"/jobs/{job_id}")
+    assert (reply.status_code, reply.json()["code"]) == (500, "internal_error")
+    assert counted == [(200, None), (409, "job_not_finished"), (404, "job_not_found"), (500, "internal_error")]
+
+
+def test_damaged_results_break_off(project, client):
+    """A reply whose results turn out to be altered never ends as if it were whole."""
+    job_id = client.submit(question(3))
+    run(project)
+    path = project.settings.state_dir / "jobs" / "finished" / job_id / "results.jsonl"
+    content = bytearray(path.read_bytes())
+    content[3] = ord("1") if content[3] != ord("1") else ord("2")
+    path.write_bytes(content)
+    with pytest.raises(JobStorageError, match="altered"):
+        client.send("GET", f"/jobs/{job_id}/results")
+    path.write_bytes(content[:-1])
+    reply = client.send("GET", f"/jobs/{job_id}/results")
+    assert (reply.status_code, reply.json()["code"]) == (503, "job_storage")
 
 
 def test_cancelling(project, client):

@@ -496,6 +496,36 @@ def test_workers_submit_at_once(tmp_path):
     assert sorted(run(store) for _ in accepted) == sorted(accepted)
 
 
+def submit_forever(state_dir, acknowledged):
+    """In a process of its own, to be killed: submit without end and tell each id once it is acknowledged."""
+    store = JobStore(state_dir)
+    while True:
+        os.write(acknowledged, submit(store, question(200)).id.encode() + b"\n")
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.05, 0.09])
+def test_a_killed_submitter_breaks_nothing(tmp_path, after_s):
+    """SIGKILL in the middle of submissions: every acknowledged job is there and whole, and nothing half made is seen."""
+    reading, writing = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=submit_forever, args=(tmp_path, writing))
+    process.start()
+    os.close(writing)
+    first = os.read(reading, 32)
+    time.sleep(after_s)
+    process.kill()
+    process.join()
+    told = first + b"".join(iter(lambda: os.read(reading, 1 << 16), b""))
+    os.close(reading)
+    process.close()
+    acknowledged = told.decode().split()
+    store = JobStore(tmp_path)
+    found = store.open_jobs()
+    # One more may have been let in whose id nobody was told any more.
+    assert {job.id for job in found} >= set(acknowledged)
+    assert len(found) - len(acknowledged) in {0, 1}
+    assert sorted(run(store) for _ in found) == [job.id for job in found]
+
+
 def test_records_know_when_they_are_damaged():
     """Every changed byte of a sealed record is noticed."""
     content = seal({"a": [1, 2.5, "x"], "b": None})

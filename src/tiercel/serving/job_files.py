@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Of one job's directory.
 JOB_FILE, QUESTION_FILE, ATTEMPT_FILE = "job.json", "question.jsonl", "attempt.json"
 OUTCOME_FILE, RESULTS_FILE, CLAIM_FILE = "outcome.json", "results.jsonl", "claim"
+#: Of the store.
+LOCK_FILE = "lock"
 #: What people ask about a job may be personal: nobody else on the host reads it.
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 MAX_RECORD_BYTES = 1 << 22

@@ -13,28 +13,25 @@ and named in the log, once.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from tiercel.errors import CapacityError, JobNotFoundError, JobStateError, JobStorageError, RequestError
+from tiercel.errors import CapacityError, JobStateError, JobStorageError, RequestError
 from tiercel.serving.job_claim import Claim
 from tiercel.serving.job_files import (
     ATTEMPT_FILE,
     CLAIM_FILE,
     DIRECTORY_MODE,
     JOB_FILE,
+    LOCK_FILE,
     OUTCOME_FILE,
     QUESTION_FILE,
     RESULTS_FILE,
     held,
-    is_locked,
     make_directory,
-    read_record,
     replace,
     sync_directory,
     try_lock,
@@ -50,17 +47,16 @@ from tiercel.serving.job_records import (
     JobState,
     JobStatus,
     Outcome,
-    Pace,
     check_id,
-    is_id,
     new_id,
     seal,
-    unseal,
 )
 from tiercel.serving.job_results import ResultsReader
+from tiercel.serving.job_retention import NEW, Removed, Retention
+from tiercel.serving.job_shelf import PACE_FILE, JobShelf, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
     from pathlib import Path
 
     from tiercel.serving.router import Question
@@ -72,18 +68,6 @@ log = logging.getLogger("tiercel.batch")
 JOBS = "jobs"
 #: A job during which so many runners were killed is what kills them.
 MAX_ATTEMPTS = 10
-_NEW, _GONE = ".new-", ".gone-"
-_STALE_AFTER_S = 3600.0
-_Record = TypeVar("_Record", Job, Attempt, Outcome, Pace)
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """Finished jobs that are no more, since the store was made."""
-
-    n_old: int = 0
-    n_for_room: int = 0
-    n_bytes: int = 0
 
 
 class JobStore:
@@ -98,11 +82,10 @@ class JobStore:
 
     def __init__(self, state_dir: Path, limits: JobLimits | None = None) -> None:
         self.path = state_dir / JOBS
-        self._open, self._finished = self.path / "open", self.path / "finished"
         self._limits = JobLimits() if limits is None else limits
-        self._known: dict[str, Job] = {}  # records of open jobs never change
-        self._sizes: dict[str, tuple[int, int]] = {}  # finished job -> (finished_us, bytes)
-        self._reported: set[str] = set()
+        self._shelf = JobShelf(self.path, self._limits.keep_s)
+        self._retention = Retention(self._shelf, self._limits)
+        self._open, self._finished = self._shelf.open, self._shelf.finished
 
     # -- for those who ask --------------------------------------------------------------------------------------------
 
@@ -139,7 +122,7 @@ class JobStore:
             JobStorageError: its files are damaged.
         """
         check_id(job_id)
-        return self._find(job_id)[1]
+        return self._shelf.find(job_id)[1]
 
     def results(self, job_id: str) -> tuple[JobStatus, ResultsReader]:
         """A job's results; the reader is the caller's to close.
@@ -149,22 +132,22 @@ class JobStore:
             JobStateError: it is not finished, or failed, or was cancelled; `code` says which.
         """
         check_id(job_id)
-        directory, status = self._find(job_id)
+        directory, status = self._shelf.find(job_id)
         if status.results is None:
             raise self._no_results(status)
         try:
             return status, ResultsReader(directory / RESULTS_FILE, status.results)
         except FileNotFoundError:
             # Between the two looks it was moved, or removed. Once it is in its last place only the second is left.
-            directory, status = self._find(job_id)
+            directory, status = self._shelf.find(job_id)
             if status.results is None:  # pragma: no cover - an outcome does not change
                 raise self._no_results(status) from None
             try:
                 return status, ResultsReader(directory / RESULTS_FILE, status.results)
             except OSError as error:
-                raise _unreadable(directory / RESULTS_FILE, error) from error
+                raise unreadable(directory / RESULTS_FILE, error) from error
         except OSError as error:
-            raise _unreadable(directory / RESULTS_FILE, error) from error
+            raise unreadable(directory / RESULTS_FILE, error) from error
 
     def cancel(self, job_id: str) -> JobStatus:
         """See to it that a job never has results; one that runs stops within a moment. Again is no error.
@@ -195,35 +178,15 @@ class JobStore:
 
     def list_jobs(self, limit: int = 100) -> list[JobStatus]:
         """The newest jobs, newest first."""
-        names = {name for parent in (self._open, self._finished) for name in self._names(parent)}
-        found: list[JobStatus] = []
-        for name in sorted(names, reverse=True):
-            if len(found) == limit:
-                break
-            with contextlib.suppress(JobNotFoundError):  # removed meanwhile
-                try:
-                    found.append(self._find(name)[1])
-                except JobStorageError as error:
-                    self._report(name, str(error))
-        return found
+        return self._shelf.list_jobs(limit)
 
     def open_jobs(self) -> list[Job]:
         """Jobs that wait or run, oldest first."""
-        known: dict[str, Job] = {}
-        found: list[Job] = []
-        for name in self._names(self._open):
-            try:
-                job = self._known.get(name) or self._read_job(self._open / name)
-            except FileNotFoundError:
-                continue
-            except (JobStorageError, OSError) as error:
-                self._report(name, str(error))
-                continue
-            known[name] = job
-            if not (self._open / name / OUTCOME_FILE).exists() and (self._open / name).exists():
-                found.append(job)
-        self._known = known
-        return found
+        return self._shelf.open_jobs()
+
+    def removed(self) -> Removed:
+        """How many finished jobs were removed."""
+        return self._retention.removed()
 
     def wait_us(self, status: JobStatus) -> int:
         """When a job is expected to be finished, in microseconds from now, as measured; 0 when it is."""
@@ -231,14 +194,7 @@ class JobStore:
             return 0
         ahead = [job for job in self.open_jobs() if job.id < status.job.id]
         n_rows = sum(job.n_rows for job in ahead) + status.job.n_rows - status.rows_done
-        return self._pace().wait_us(len(ahead) + 1, n_rows)
-
-    def removed(self) -> Removed:
-        """How many finished jobs were removed."""
-        try:
-            return Removed(**unseal(read_record(self.path / "removed.json"), "removed.json"))
-        except (JobStorageError, OSError, TypeError):
-            return Removed()
+        return self._shelf.pace().wait_us(len(ahead) + 1, n_rows)
 
     # -- for runners --------------------------------------------------------------------------------------------------
 
@@ -253,7 +209,7 @@ class JobStore:
         Raises:
             OSError: the disk is full.
         """
-        waiting = [(self._attempt(self._open / job.id), job) for job in self.open_jobs() if job.id not in skip]
+        waiting = [(self._shelf.attempt(self._open / job.id), job) for job in self.open_jobs() if job.id not in skip]
         for _, job in sorted(waiting, key=lambda pair: (pair[0].n_begun, pair[1].id)):
             claim = self._claim(job)
             if claim is not None:
@@ -278,8 +234,8 @@ class JobStore:
     def note_pace(self, n_rows: int, row_us: float, job_us: float) -> None:
         """Remember how long a job took: `row_us` for scoring its rows, `job_us` for all the rest."""
         try:
-            content = seal(self._pace().with_job(n_rows, row_us, job_us).to_json())
-            replace(self.path / "pace.json", content, durable=False)
+            content = seal(self._shelf.pace().with_job(n_rows, row_us, job_us).to_json())
+            replace(self.path / PACE_FILE, content, durable=False)
         except OSError as error:  # only predictions depend on it
             log.debug("pace: %s", error)
 
@@ -292,32 +248,10 @@ class JobStore:
         Raises:
             OSError: the directories cannot be read or written.
         """
-        if not self.path.is_dir():
-            return Removed()
-        self._remove_leftovers()
-        for name in self._names(self._open):
+        for name in self._shelf.names(self._open):
             if (self._open / name / OUTCOME_FILE).exists():
                 self.settle(name)
-        now_us = time.time_ns() // 1000
-        sizes = {
-            name: self._sizes.get(name) or self._size(self._finished / name) for name in self._names(self._finished)
-        }
-        self._sizes = sizes
-        oldest_first = sorted(sizes, key=lambda name: (sizes[name][0], name))
-        n_bytes = sum(size for _, size in sizes.values())
-        n_old = n_for_room = n_removed = 0
-        for name in oldest_first:
-            finished_us, size = sizes[name]
-            is_old = now_us - finished_us > self._limits.keep_s * 1e6
-            is_in_the_way = n_bytes > self._limits.keep_bytes and name != oldest_first[-1]
-            if not (is_old or is_in_the_way) or not self._remove(self._finished / name):
-                continue
-            n_old, n_for_room = n_old + is_old, n_for_room + (not is_old)
-            n_bytes, n_removed = n_bytes - size, n_removed + size
-        removed = Removed(n_old, n_for_room, n_removed)
-        if removed != Removed():
-            self._count(removed)
-        return removed
+        return self._retention.apply()
 
     # -- letting in ---------------------------------------------------------------------------------------------------
 
@@ -329,7 +263,7 @@ class JobStore:
         self, question: Question, model: str, version: int, classes: tuple[str, ...], n_rows: int, is_single: bool
     ) -> Job:
         job_id = new_id()
-        unfinished = self.path / f"{_NEW}{job_id}"
+        unfinished = self.path / f"{NEW}{job_id}"
         unfinished.mkdir(mode=DIRECTORY_MODE)
         try:
             n_bytes, sha256 = write_new(unfinished / QUESTION_FILE, encode(question, n_rows))
@@ -347,7 +281,7 @@ class JobStore:
             )
             write_new(unfinished / JOB_FILE, [seal(job.to_json())])
             sync_directory(unfinished)
-            with held(self.path / "lock"):  # workers that submit at once must not overfill it together
+            with held(self.path / LOCK_FILE):  # workers that submit at once must not overfill it together
                 self._require_room(n_bytes)
                 unfinished.rename(self._open / job_id)
         except BaseException:
@@ -356,7 +290,7 @@ class JobStore:
         try:
             sync_directory(self._open)
         except BaseException:
-            self._remove(self._open / job_id)  # nobody will be told its id
+            self._retention.remove(self._open / job_id)  # nobody will be told its id
             raise
         return job
 
@@ -381,7 +315,7 @@ class JobStore:
             n_jobs, held_bytes = n_jobs - 1, held_bytes - job.question_bytes
             n_ahead, rows_ahead = n_ahead + 1, rows_ahead + job.n_rows
         if n_ahead:
-            wait_us = self._pace().wait_us(n_ahead, rows_ahead)
+            wait_us = self._shelf.pace().wait_us(n_ahead, rows_ahead)
             raise CapacityError(
                 f"The batch tier holds {len(jobs)} jobs of {sum(job.question_bytes for job in jobs)} bytes that wait or run, "
                 f"of at most {limits.max_open} jobs and {limits.max_open_bytes} bytes. There should be room in "
@@ -390,82 +324,6 @@ class JobStore:
             )
 
     # -- looking ------------------------------------------------------------------------------------------------------
-
-    def _names(self, parent: Path) -> list[str]:
-        """Ids of the job directories in `parent`, sorted; what else is there is reported."""
-        try:
-            with os.scandir(parent) as entries:
-                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        except FileNotFoundError:
-            return []
-        for name, is_directory in found:
-            if not (is_directory and is_id(name)):
-                self._report(name, f"{parent / name}: expected the directory of a job")
-        return sorted(name for name, is_directory in found if is_directory and is_id(name))
-
-    def _find(self, job_id: str) -> tuple[Path, JobStatus]:
-        """A job's directory and status. Jobs move one way only, so one that is in neither place in this order is gone."""
-        for parent in (self._open, self._finished):
-            directory = parent / job_id
-            try:
-                return directory, self._read_status(directory)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise _unreadable(directory, error) from error
-        raise JobNotFoundError(
-            f"Expected the id of a batch job, got {job_id}, which is none, or was finished more than "
-            f"{self._limits.keep_s / 86_400:g} days ago or removed to make room"
-        )
-
-    def _read_status(self, directory: Path) -> JobStatus:
-        job = self._read_job(directory)
-        outcome = self._read_outcome(directory)
-        attempt = self._attempt(directory)
-        if outcome is not None:
-            rows_done = job.n_rows if outcome.state is JobState.DONE else attempt.rows_done
-            return JobStatus(
-                job, outcome.state, rows_done, outcome.started_us, outcome.finished_us, outcome.error, outcome.results
-            )
-        is_running = attempt.started_us is not None and is_locked(directory / CLAIM_FILE)
-        if not (directory / JOB_FILE).exists() or self._read_outcome(directory) is not None:
-            # It got its outcome, or was moved, between the looks.
-            return self._read_status(directory)
-        if is_running:
-            return JobStatus(job, JobState.RUNNING, attempt.rows_done, attempt.started_us)
-        error = None if attempt.delay is None else JobError(*attempt.delay)
-        return JobStatus(job, JobState.WAITING, 0, error=error)
-
-    def _read_job(self, directory: Path) -> Job:
-        job = self._read(directory / JOB_FILE, Job.from_json)
-        if job.id != directory.name:
-            raise JobStorageError(f"{directory}: expected the job of that name, got {job.id}")
-        return job
-
-    def _read_outcome(self, directory: Path) -> Outcome | None:
-        try:
-            return self._read(directory / OUTCOME_FILE, Outcome.from_json)
-        except FileNotFoundError:
-            return None
-
-    def _attempt(self, directory: Path) -> Attempt:
-        try:
-            return self._read(directory / ATTEMPT_FILE, Attempt.from_json)
-        except (JobStorageError, OSError):  # it is not synced: a power cut may leave anything
-            return Attempt()
-
-    def _pace(self) -> Pace:
-        try:
-            return self._read(self.path / "pace.json", Pace.from_json)
-        except (JobStorageError, OSError):
-            return Pace()
-
-    @staticmethod
-    def _read(path: Path, make: Callable[[dict[str, Any]], _Record]) -> _Record:
-        try:
-            return make(unseal(read_record(path), str(path)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise JobStorageError(f"{path} was not written by this version of tiercel: {error!r}") from None
 
     def _no_results(self, status: JobStatus) -> JobStateError:
         job_id, error = status.job.id, status.error
@@ -495,7 +353,7 @@ class JobStore:
                 self._settle_claimed(job.id)
                 os.close(descriptor)
                 return None
-            before = self._attempt(directory)
+            before = self._shelf.attempt(directory)
             attempt = Attempt(before.n_begun + 1, time.time_ns() // 1000)
             claim = Claim(directory, job, descriptor, attempt, self._settle_claimed)
             if before.n_begun < MAX_ATTEMPTS:
@@ -530,60 +388,3 @@ class JobStore:
             pass  # somebody else did
         except OSError as error:  # `tidy` tries again
             log.warning("job %s stays among the open ones for now: %s", job_id, error)
-
-    # -- removing -----------------------------------------------------------------------------------------------------
-
-    def _size(self, directory: Path) -> tuple[int, int]:
-        """When a finished job ended and how much it takes; of one that cannot be read, when its directory changed."""
-        try:
-            outcome = self._read_outcome(directory)
-        except (JobStorageError, OSError) as error:
-            self._report(directory.name, str(error))
-            outcome = None
-        try:
-            with os.scandir(directory) as entries:
-                n_bytes = sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
-            changed_us = directory.stat().st_mtime_ns // 1000
-        except FileNotFoundError:
-            return 0, 0
-        return changed_us if outcome is None else outcome.finished_us, n_bytes
-
-    def _remove(self, directory: Path) -> bool:
-        """Remove a job; whether this one did. Whoever reads its results reads on."""
-        gone = self.path / f"{_GONE}{directory.name}"
-        try:
-            directory.rename(gone)  # at once for those who look, whatever happens to its files
-        except OSError:
-            return False
-        shutil.rmtree(gone, ignore_errors=True)
-        return True
-
-    def _remove_leftovers(self) -> None:
-        for entry in list(os.scandir(self.path)):
-            is_gone = entry.name.startswith(_GONE)
-            with contextlib.suppress(OSError):
-                if is_gone or (
-                    entry.name.startswith(_NEW)
-                    and time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_AFTER_S
-                ):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-
-    def _count(self, removed: Removed) -> None:
-        with held(self.path / "lock"):
-            before = self.removed()
-            total = {
-                "n_old": before.n_old + removed.n_old,
-                "n_for_room": before.n_for_room + removed.n_for_room,
-                "n_bytes": before.n_bytes + removed.n_bytes,
-            }
-            replace(self.path / "removed.json", seal(total), durable=True)
-
-    def _report(self, name: str, text: str) -> None:
-        """Log what is in the way of nothing but should not be there, once."""
-        if name not in self._reported:
-            self._reported.add(name)
-            log.warning("Skipped in the batch jobs: %s", text)
-
-
-def _unreadable(path: Path, error: OSError) -> JobStorageError:
-    return JobStorageError(f"{path} cannot be read: {error.strerror or error}")
