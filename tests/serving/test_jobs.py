@@ -404,7 +404,11 @@ def test_the_pace_tells_jobs_from_rows():
     pace = Pace()
     for _ in range(60):
         pace = pace.with_job(1, 10.0, 20_000.0)
-    assert pace.wait_us(1, 1_000_000) == pytest.approx(10_020_000, rel=0.01)
+    assert pace.wait_us(1, 1_000_000) == pytest.approx(10_020_000, rel=0.02)
+    pace = pace.with_job(1_000_000, 2_000_000.0, 20_000.0)
+    for _ in range(60):
+        pace = pace.with_job(1, 10.0, 20_000.0)
+    assert pace.wait_us(1, 1_000_000) == pytest.approx(2_020_000, rel=0.02)
     assert Pace.from_json(json.loads(json.dumps(pace.to_json()))) == pace
 
 

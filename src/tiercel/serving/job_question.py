@@ -124,7 +124,9 @@ def read_chunks(path: Path, job: Job) -> Iterator[Chunk]:
 
 def _check_values(column: Any, where: str) -> None:
     values = column if type(column) is list else [column]
-    kinds = set(map(type, values))
+    kinds: set[type] = set()
+    for start in range(0, len(values), CHUNK_ROWS):  # in one go a million values would keep the GIL
+        kinds.update(map(type, values[start : start + CHUNK_ROWS]))
     if kinds <= _SCALARS and (float not in kinds or all(math.isfinite(v) for v in values if type(v) is float)):
         return
     for row, value in enumerate(values):

@@ -208,11 +208,13 @@ class Pace:
 
     def with_job(self, n_rows: int, row_us: float, job_us: float, *, fade: float = 0.8) -> Pace:
         """With one more job measured: its rows, the time they took, and the time everything else took."""
+        # A job of few rows says little of a row, so it makes little be forgotten.
+        rows_fade = fade ** min(1.0, n_rows / 1000)
         return Pace(
             fade * self.n_jobs + 1,
             fade * self.job_us + job_us,
-            fade * self.n_rows + n_rows,
-            fade * self.row_us + row_us,
+            rows_fade * self.n_rows + n_rows,
+            rows_fade * self.row_us + row_us,
         )
 
     def to_json(self) -> dict[str, Any]:
