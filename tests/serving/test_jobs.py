@@ -9,6 +9,8 @@ import math
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -500,27 +502,47 @@ def test_workers_submit_at_once(tmp_path):
     assert sorted(run(store) for _ in accepted) == sorted(accepted)
 
 
-def submit_forever(state_dir, acknowledged):
-    """In a process of its own, to be killed: submit without end and tell each id once it is acknowledged."""
-    store = JobStore(state_dir)
-    while True:
-        os.write(acknowledged, submit(store, question(200)).id.encode() + b"\n")
+def test_the_last_place_is_given_once(tmp_path):
+    """Who finds room, and finds it taken when its own turn comes, is refused: the last look is taken under the lock."""
+    other = JobStore(tmp_path / "other")
+    first = submit(other)
+    store = JobStore(tmp_path / "store", JobLimits(max_open=1))
+    store._make_directories()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with job_files.held(store.path / "lock"):
+            second = pool.submit(submit, store)
+            deadline = time.monotonic() + 10
+            while not list(store.path.glob(".new-*/job.json")):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            time.sleep(0.05)
+            assert not second.done()
+            (other.path / "open" / first.id).rename(store.path / "open" / first.id)
+        with pytest.raises(CapacityError):
+            second.result(10)
+    assert store.open_jobs() == [first]
 
 
-@pytest.mark.parametrize("after_s", [0.02, 0.05, 0.09])
+SUBMIT_FOREVER = """
+import os, sys
+from pathlib import Path
+from tiercel.serving.jobs import JobStore
+from tiercel.serving.router import Question
+store = JobStore(Path(sys.argv[1]))
+while True:
+    job = store.submit(Question({"customer_id": list(range(200))}, {}, 0), model="fraud", version=1)
+    os.write(1, job.id.encode() + b"\\n")
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.06])
 def test_a_killed_submitter_breaks_nothing(tmp_path, after_s):
     """SIGKILL in the middle of submissions: every acknowledged job is there and whole, and nothing half made is seen."""
-    reading, writing = os.pipe()
-    process = multiprocessing.get_context("fork").Process(target=submit_forever, args=(tmp_path, writing))
-    process.start()
-    os.close(writing)
-    first = os.read(reading, 32)
-    time.sleep(after_s)
-    process.kill()
-    process.join()
-    told = first + b"".join(iter(lambda: os.read(reading, 1 << 16), b""))
-    os.close(reading)
-    process.close()
+    with subprocess.Popen([sys.executable, "-c", SUBMIT_FOREVER, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        first = process.stdout.read(32)
+        time.sleep(after_s)
+        process.kill()
+        told = first + process.stdout.read()
     acknowledged = told.decode().split()
     store = JobStore(tmp_path)
     found = store.open_jobs()
