@@ -50,9 +50,10 @@ DOORS = {
     "values": set(),
     "vector": set(),
     "assembler": set(),
+    # All but the engine and the scratch process for the name of the type alone.
     "plan": {
         "tiercel.serving.answers", "tiercel.serving.engine", "tiercel.serving.measure", "tiercel.serving.queues",
-        "tiercel.serving.router", "tiercel.serving.routes",
+        "tiercel.serving.router", "tiercel.serving.routes", "tiercel.batch.runner", "tiercel.http.jobs",
     },  # fmt: skip
 }
 

@@ -16,6 +16,9 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── EntityNotFoundError, ServiceNotFoundError
     │   ├── ModelNotFoundError, VersionNotFoundError, AliasNotFoundError
     │   └── JobNotFoundError
+    ├── JobStateError              a batch job is not in the state that was asked for; `code` says how
+    ├── JobsDisabledError          nothing would run a batch job
+    ├── JobStorageError            batch jobs cannot be written or read: a full disk, a damaged file
     ├── ModelError                 a model artifact
     │   ├── UnsupportedModelError  the format, or something in the file, is not supported
     │   ├── UnsafeModelError       loading it could run code or read other files (pickles, external data)
@@ -235,6 +238,42 @@ class TierDeniedError(TiercelError):
     """A version's measured cost does not fit the tier that was asked for; the message has the numbers."""
 
     code = "tier_denied"
+
+
+class JobStateError(TiercelError):
+    """A batch job is not in the state that what was asked for needs.
+
+    Args:
+        message: which state it is in, what to do.
+        code: stable name, one of `CODES`.
+        wait_us: when it is expected to be finished, where that is what to wait for.
+    """
+
+    CODES: ClassVar[frozenset[str]] = frozenset(
+        {
+            "job_not_finished",  # its results were asked for
+            "job_failed",  # likewise, and there will be none
+            "job_cancelled",  # likewise
+            "job_finished",  # it was to be cancelled
+        }
+    )
+
+    def __init__(self, message: str, *, code: str, wait_us: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.wait_us = wait_us
+
+
+class JobsDisabledError(TiercelError):
+    """A batch job was asked for where nothing would ever run it."""
+
+    code = "jobs_disabled"
+
+
+class JobStorageError(TiercelError):
+    """A file of a batch job cannot be written or read; nothing was accepted that is not on disk."""
+
+    code = "job_storage"
 
 
 class ModelError(TiercelError):

@@ -15,10 +15,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.errors import TiercelError
+from tiercel.http.job_runner import JobRunner
+from tiercel.http.jobs import JobAdmin
 from tiercel.http.supervised import SupervisedServer
 from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
 from tiercel.monitor.recording import COUNTERS
 from tiercel.monitor.totals import fold
+from tiercel.serving.jobs import JobStore
 
 if TYPE_CHECKING:
     import socket
@@ -34,17 +37,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("tiercel.http")
 
 CONTROL = "control"
-PATHS = "/livez, /readyz, /metrics or /api/workers"
+PATHS = "/livez, /readyz, /metrics, /api/workers or /api/jobs"
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
 FOLD_INTERVAL_S = 60.0
 
 
 class ControlPlane:
-    """The ASGI application. What it knows of the workers is what the supervisor last said."""
+    """The ASGI application. What it knows of the workers is what the supervisor last said.
 
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
+    Args:
+        settings: the project.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._state_dir = settings.state_dir
+        jobs = JobStore(settings.state_dir)
+        self._runner = JobRunner(settings, jobs)
         self._processes: list[dict[str, Any]] = []
         self._starlette = Starlette(
             routes=[
@@ -52,6 +61,7 @@ class ControlPlane:
                 Route("/readyz", self._readyz, methods=["GET"]),
                 Route("/metrics", self._metrics, methods=["GET"]),
                 Route("/api/workers", self._workers, methods=["GET"]),
+                *JobAdmin(jobs).routes(),
             ],
             exception_handlers={HTTPException: _http_error},
             lifespan=self._lifespan,
@@ -63,13 +73,13 @@ class ControlPlane:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        keeping = asyncio.create_task(keep_folded(self._state_dir))
+        keeping = [asyncio.create_task(keep_folded(self._state_dir)), asyncio.create_task(self._runner.keep())]
         try:
             yield
         finally:
-            keeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeping
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
 
     def hear(self, message: Message) -> None:
         """Take what the supervisor says."""
@@ -123,7 +133,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 def serve_control(settings: Settings, listener: socket.socket, channel: Channel) -> None:
     """Serve the admin port until the supervisor or SIGTERM says so; the listener is closed on return."""
-    plane = ControlPlane(settings.state_dir)
+    plane = ControlPlane(settings)
     config = uvicorn.Config(
         plane,
         loop="uvloop",

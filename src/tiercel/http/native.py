@@ -33,6 +33,7 @@ class NativeHttp:
         settings: the limits.
         ids: this worker's; default: ids of its own.
         counters: where it counts what it answers and hands on; default: counters that nobody else sees.
+        hands_on_traced: whether requests of a trace are the general path's, which exports their spans.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class NativeHttp:
         settings: ServerSettings,
         ids: ReplyIds | None = None,
         counters: WorkerCounters | None = None,
+        *,
+        hands_on_traced: bool = False,
     ) -> None:
         self._settings = settings
         #: One worker's ids, for every path that answers predictions.
@@ -55,6 +58,7 @@ class NativeHttp:
             max_connections=settings.max_connections,
             ids=self.ids,
             counters=self.counters,
+            hands_on_traced=hands_on_traced,
             hand_on=self._hand_on,
             refuse=self._refuse,
         )

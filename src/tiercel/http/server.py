@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from tiercel.http.app import DataPlane
+from tiercel.http.jobs import JobEndpoints
 from tiercel.http.native import NativeHttp
 from tiercel.http.predict import make_ids
 from tiercel.http.supervised import SupervisedServer
+from tiercel.http.tracing import Tracing
 from tiercel.monitor.recording import Recorder
 from tiercel.priority import ask_for_short_slices
 from tiercel.registry import Registry
@@ -74,15 +76,21 @@ def serve(
     ids = make_ids(settings.server)
     recorder = Recorder(settings.state_dir, int(name.rpartition("-")[2]), ids.prefix, settings.journal)
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
+    tracing = None
     try:
+        if settings.tracing.endpoint:
+            tracing = Tracing(settings.tracing, worker=name, count=recorder.counters.add)
         engine = Engine(settings, registry, recorder, ensure_profile)
         engine.refresh()  # connections wait in the listening socket's queue meanwhile
         engine.warm()
         allow_connections(settings.server.max_connections)
-        native = NativeHttp(engine, settings.server, ids, recorder.counters)
+        native = NativeHttp(
+            engine, settings.server, ids, recorder.counters, hands_on_traced=bool(settings.tracing.endpoint)
+        )
+        jobs = JobEndpoints(settings, recorder.counters)
         config = uvicorn.Config(
             DataPlane(
-                engine, settings.server, native, name, declared=settings.models, jobs=job_endpoints(settings), tracing=tracing
+                engine, settings.server, native, name, declared=settings.models, jobs=jobs, tracing=tracing
             ),
             loop="uvloop",
             http=native.protocol,  # type: ignore[arg-type]  # uvicorn only ever calls it
@@ -98,6 +106,8 @@ def serve(
         grace_s = settings.server.shutdown_grace_s
         SupervisedServer(config, listener, channel, grace_s=grace_s, share=share).serve_until_told()
     finally:
+        if tracing is not None:
+            tracing.close()
         recorder.close()
         registry.close()
         listener.close()

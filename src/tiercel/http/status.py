@@ -6,6 +6,9 @@ from tiercel.errors import (
     CapacityError,
     DeadlineError,
     InvalidNameError,
+    JobsDisabledError,
+    JobStateError,
+    JobStorageError,
     ModelUnavailableError,
     NotFoundError,
     NotMaterializedError,
@@ -29,6 +32,9 @@ STATUS: dict[type[TiercelError], int] = {
     CapacityError: 503,
     TierDeniedError: 400,
     DeadlineError: 504,
+    JobStateError: 409,
+    JobStorageError: 503,
+    JobsDisabledError: 501,  # asking again changes nothing: a setting has to
 }
 
 

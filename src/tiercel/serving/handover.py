@@ -41,6 +41,24 @@ class Handover:
         return handover
 
 
+@dataclass(frozen=True)
+class RunnerHandover:
+    """The start of the process that runs batch jobs."""
+
+    settings: Settings
+    verbose: bool
+
+    def to_message(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"handover": _plain(self)}
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> RunnerHandover:
+        """What `to_message` made."""
+        handover: RunnerHandover = _restore(cls, message["handover"])
+        return handover
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}

@@ -1,0 +1,1 @@
+"""Scoring that nobody waits for."""
