@@ -52,9 +52,15 @@ DOORS = {
     "assembler": set(),
     # All but the engine and the scratch process for the name of the type alone.
     "plan": {
-        "tiercel.serving.answers", "tiercel.serving.engine", "tiercel.serving.measure", "tiercel.serving.queues",
-        "tiercel.serving.router", "tiercel.serving.routes", "tiercel.batch.runner", "tiercel.http.jobs",
-    },  # fmt: skip
+        "tiercel.serving.answers",
+        "tiercel.serving.engine",
+        "tiercel.serving.measure",
+        "tiercel.serving.queues",
+        "tiercel.serving.router",
+        "tiercel.serving.routes",
+        "tiercel.batch.runner",
+        "tiercel.http.jobs",
+    },
 }
 
 

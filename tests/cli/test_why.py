@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tests.monitor.recorders import PREFIX, SIGNATURE, make_recorder, rows_of
 
 from tiercel.cli.main import main
-from tiercel.cli.why import read_profile
+from tiercel.models.profile import CostProfile, ProfileStore, Quantiles, this_host
 from tiercel.registry import Registry, VersionFacts
 from tiercel.types import Tier, TrainingSnapshot
 
@@ -125,27 +125,16 @@ def test_a_measured_profile_is_shown(why, directory):
         for n in (1, 2, 3):
             facts = VersionFacts(snapshot=snapshot, signature=SIGNATURE, author="ann", engine="forest")
             version = registry.register("late", {"model": b"model %d" % n}, facts)
-    profiles = directory / ".tiercel" / "profiles" / version.manifest_digest
-    profiles.mkdir(parents=True)
-    quantiles = {"p50_us": 1.25, "p99_us": 1.5, "p999_us": 9.0}
-    (profiles / "0123456789abcdef.json").write_text(json.dumps({"format": 1, "read": None, "score": quantiles}))
+    quantiles = Quantiles(1.25, 1.5, 9.0)
+    store = ProfileStore(directory / ".tiercel")
+    store.put(
+        version.manifest_digest,
+        CostProfile(this_host(), 1, 10, None, quantiles, Quantiles(90.0, 99.0, 99.9), ((1, 1.25, 1.5),), 1.0, 1.0),
+    )
     try:
         output = why(PREFIX + "1")[1]
     finally:
-        shutil.rmtree(profiles)
+        shutil.rmtree(store.directory(version.manifest_digest))
     assert "measured p99" in output
     assert "score is out of line: 4.0 µs, 2.7 times its measured p99 of 1.5 µs" in output
     assert "measured p99" not in why(PREFIX + "1")[1]
-
-
-def test_profiles_are_read_leniently(tmp_path):
-    """The newest profile is read; what is missing or odd about it is as if it were not there."""
-    assert read_profile(tmp_path / "nowhere") == {}
-    assert read_profile(tmp_path) == {}
-    quantiles = {"p50_us": 1, "p99_us": 2.5, "p999_us": 9}
-    path = tmp_path / "host.json"
-    path.write_text(json.dumps({"read": quantiles, "rows": 3, "score": {"p50_us": 1}, "host": {"cpu": "x"}}))
-    assert {name: found.p99_us for name, found in read_profile(tmp_path).items()} == {"read": 2.5}
-    for odd in ("", "[]", '{"total": {"p50_us": "x", "p99_us": 1}}', "{"):
-        path.write_text(odd)
-        assert read_profile(tmp_path) == {}

@@ -376,7 +376,10 @@ def test_internal_failures_are_not_shown(app, monkeypatch, caplog):
     plan = app._engine.routes.by_reference["late"]
 
     class Broken:
-        tier = "realtime"
+        model, tier = "late", "realtime"
+
+        def need_us(self, _n_rows):
+            return 0
 
         def prepare(self, *_):
             raise ZeroDivisionError("secret")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ import click
 from tiercel.cli.console import console, json_option, print_json, print_table, project_option
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tiercel.monitor.journal import Record
     from tiercel.monitor.stage_times import Quantiles, StageTimes
     from tiercel.project import Project

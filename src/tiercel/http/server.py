@@ -89,9 +89,7 @@ def serve(
         )
         jobs = JobEndpoints(settings, recorder.counters)
         config = uvicorn.Config(
-            DataPlane(
-                engine, settings.server, native, name, declared=settings.models, jobs=jobs, tracing=tracing
-            ),
+            DataPlane(engine, settings.server, native, name, declared=settings.models, jobs=jobs, tracing=tracing),
             loop="uvloop",
             http=native.protocol,  # type: ignore[arg-type]  # uvicorn only ever calls it
             ws="none",

@@ -15,8 +15,8 @@ from tiercel.errors import (
     RegistryUnavailableError,
     RequestError,
     SchemaMismatchError,
-    TierDeniedError,
     TiercelError,
+    TierDeniedError,
 )
 from tiercel.serving.limits import retry_after_ms, retry_after_s
 

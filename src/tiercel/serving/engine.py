@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tiercel.features.transforms import CompiledTransform
+    from tiercel.models.profile import CostProfile
     from tiercel.monitor.recording import Recorder
     from tiercel.monitor.reference import Reference
     from tiercel.registry import ModelVersion
-    from tiercel.models.profile import CostProfile
     from tiercel.settings import Settings
 
     ProfileOf = Callable[[Settings, ModelVersion, Callable[[], Mapping[str, bytes]]], CostProfile | None]

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tiercel.errors import CapacityError, DeadlineError, TierDeniedError, TiercelError
+from tiercel.errors import CapacityError, DeadlineError, ParityError, TiercelError, TierDeniedError
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry import parse_reference
 from tiercel.registry.names import CHAMPION
@@ -146,9 +146,7 @@ class Router:
         plan = self._engine.find_plan(reference)
         return plan if plan is not None and plan.tier == Tier.BATCH else None
 
-    async def serve(
-        self, reference: str, question: Question, budget: Budget, tier: Tier | None = None
-    ) -> Served:
+    async def serve(self, reference: str, question: Question, budget: Budget, tier: Tier | None = None) -> Served:
         """Score what is asked, to be answered by the caller, who then calls `after`. Raises as `answer`.
 
         Args:
@@ -229,13 +227,15 @@ class Router:
             choice = choose(candidates, left_us, None if deadline is None else deadline.budget_us)
             place = candidates.index(choice.candidate)
             if place not in plans:
-                return self._served_ready(choice.rung, choice.reason, ready[place], champion, question, budget, deadline)
+                return self._served_ready(
+                    choice.rung, choice.reason, ready[place], champion, question, budget, deadline
+                )
             plan = plans[place]
             asked = question if choice.rung is Rung.CHAMPION else _narrowed(question, plan)
             try:
                 prepared = await self._score(plan, asked, budget, deadline, is_asked=is_asked)
-                if arm == CHALLENGER_ARM and place == 0 and not is_finite(prepared.scores()):
-                    raise ArithmeticError("its score is not a finite number")
+                if ticket is not None and place == 0:
+                    _require_finite(prepared)
             except Exception as error:
                 if place == 0 and ticket is not None:
                     self._settle(declared.name, ticket, error)
@@ -430,6 +430,16 @@ def _degraded(
     why = reason or Reason.UNAVAILABLE
     flags = DEGRADED | _RUNG_BITS[rung] | _REASON_BITS[why]
     return Served(prepared, deadline, flags, Degraded(rung.value, instead_of, why.value))
+
+
+def _require_finite(prepared: Prepared) -> None:
+    """A challenger's score must be a number.
+
+    Raises:
+        ParityError: it is not.
+    """
+    if not is_finite(prepared.scores()):
+        raise ParityError(f"Expected finite scores of version {prepared.plan.version}, got others")
 
 
 def _narrowed(question: Question, plan: ServingPlan) -> Question:
