@@ -1,11 +1,13 @@
-"""Clients that nobody here wrote, against a real server: tritonclient, and MLflow's scoring client.
+"""Clients that nobody here wrote, against a real server: tritonclient, MLflow's scoring client, Feast's remote store.
 
-Both are optional: what is not installed is skipped, by name. MLflow's client runs in a process of its own, because
-importing it starts more than a test should have around, and with its telemetry off.
+All are optional: what is not installed is skipped, by name. MLflow and Feast run in processes of their own, because
+importing them starts more than a test should have around, and with their telemetry off. Neither is light: the variables
+TIERCEL_MLFLOW_PYTHON and TIERCEL_FEAST_PYTHON may name the interpreter of an environment that has it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +16,8 @@ import warnings
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
 from tests.support import projects
@@ -160,6 +164,29 @@ def test_triton_metadata_is_enough_to_ask(server, triton):
     assert result.as_numpy(metadata["outputs"][0]["name"]).shape == (2,)
 
 
+def interpreter(module):
+    """The Python that has a heavy client: the one that a variable names, or this one."""
+    variable = f"TIERCEL_{module.upper()}_PYTHON"
+    python = os.environ.get(variable)
+    if python is None and importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed, and {variable} names no interpreter that has it")
+    return python or sys.executable
+
+
+def run(module, script, *arguments):
+    """What a client printed as JSON; without a named interpreter's own packages being shadowed by ours."""
+    python = interpreter(module)
+    shadow = {"PYTHONPATH"} if python != sys.executable else set()
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "FEAST_USAGE": "False"}
+    done = subprocess.run(
+        [python, "-W", "ignore", "-c", script, *map(str, arguments)],
+        env={**{name: value for name, value in os.environ.items() if name not in shadow}, **quiet},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 MLFLOW = """
 import json, sys
 import numpy as np, pandas as pd
@@ -182,23 +209,68 @@ print(json.dumps({
 
 def test_mlflow_scoring_client(tmp_path):
     """MLflow's client gets exactly our scores for a data frame, the only model with a champion answering."""
-    pytest.importorskip("mlflow")
+    interpreter("mlflow")
     directory = projects.ready_project(tmp_path / "project")
     with projects.running_server(directory) as (url, _process):
         data = {**ENTITIES, **FEATURES}
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", MLFLOW, url.removeprefix("http://"), json.dumps(data)],
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"},
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
+        found = run("mlflow", MLFLOW, url.removeprefix("http://"), json.dumps(data))
         with Client(url) as client:
             scores = list(client.predict("fraud", entities=ENTITIES, features=FEATURES).scores)
             missing = list(client.predict("fraud", entities=ENTITIES, features={"amount": [0.5, None, 0.125]}).scores)
     assert found["frame"] == found["records"] == found["params"] == scores
     assert found["gap"] == missing
     assert found["version"]
+
+
+FEAST = """
+import json, sys, pathlib
+from datetime import timedelta
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+from feast.types import Float32, Int64, String
+from feast.value_type import ValueType
+root = pathlib.Path(sys.argv[2])
+store = FeatureStore(config=RepoConfig(
+    project="shop", provider="local", registry=str(root / "registry.db"), entity_key_serialization_version=3,
+    online_store={"type": "remote", "path": sys.argv[1]}, offline_store={"type": "file"},
+))
+customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+view = FeatureView(
+    name="customer_orders", entities=[customer], ttl=timedelta(0),
+    schema=[Field(name="customer_id", dtype=Int64), Field(name="n_orders", dtype=Int64),
+            Field(name="mean_amount", dtype=Float32), Field(name="plan", dtype=String)],
+    source=FileSource(path=sys.argv[3], timestamp_field="ordered_at"),
+)
+store.apply([customer, view])
+names = ["customer_orders:n_orders", "customer_orders:mean_amount", "customer_orders:plan"]
+rows = [{"customer_id": key} for key in (5, 17, 199, 10_000)]
+found = store.get_online_features(features=names, entity_rows=rows)
+full = store.get_online_features(features=names[:1], entity_rows=rows[:1], full_feature_names=True)
+print(json.dumps([found.to_dict(), full.to_dict()]))
+"""
+
+
+def test_feast_remote_store(server, tmp_path):
+    """A Feast feature store whose online store is this server reads the values that we serve, missing ones as None."""
+    interpreter("feast")
+    url, _ = server
+    path = tmp_path / "orders.parquet"
+    pq.write_table(
+        pa.table({
+            "customer_id": pa.array([1]), "n_orders": pa.array([1]), "mean_amount": pa.array([1.0], pa.float32()),
+            "plan": pa.array(["pro"]), "ordered_at": pa.array([projects.START], pa.timestamp("us", "UTC")),
+        }),
+        path,
+    )  # fmt: skip
+    found, full = run("feast", FEAST, url, tmp_path, path)
+    with Client(url) as client:
+        rows = client.features(
+            "checkout", {"customer_id": [5, 17, 199], "shop": "a", "country": "nl"},
+            features=["n_orders", "mean_amount", "plan"],
+        ).to_dicts()  # fmt: skip
+    for name in ("n_orders", "mean_amount", "plan"):
+        assert found[name] == [*(row[name] for row in rows), None]
+    assert found["n_orders"] == [5, None, 199, None]
+    assert full["customer_orders__n_orders"] == [5]
 
 
 def test_the_other_shapes_over_a_real_port(server):

@@ -1,7 +1,7 @@
 """Feast's `/get-online-features` on the wire.
 
-The shape is made from Feast's documentation and the way its own remote store reads a reply: names in
-`metadata.feature_names`, results aligned with them, times that `datetime.fromisoformat` takes.
+The shape is the one that Feast's own remote store reads: names in `metadata.feature_names`, results aligned with them,
+times that `datetime.fromisoformat` takes. `tests/e2e/test_protocol_clients.py` asks with that store itself.
 """
 
 from __future__ import annotations
@@ -91,6 +91,13 @@ def test_full_feature_names(wire):
     assert list(read(wire.post(PATH, body))) == ["tailnum", "facts__seats"]
 
 
+def test_the_fields_that_feast_sends(wire):
+    """Feast's own store sends its flags always, and an empty list beside a service."""
+    flags = {"full_feature_names": False, "include_feature_view_version_metadata": False}
+    body = {"feature_service": "svc", "features": [], "entities": ENTITIES, **flags}
+    assert "seats" in read(wire.post(PATH, body))
+
+
 def test_an_unknown_entity_is_no_error(wire):
     """Feast's clients expect NOT_FOUND also of a service that refuses unknown entities over our own protocol."""
     entities = {"tailnum": ["N9"], "origin": ["XXX"], "gate": [1]}
@@ -114,7 +121,7 @@ REFUSALS = [
     pytest.param(changed(feature_service=7, features=None), 400, "wrong_type", id="service not text"),
     pytest.param(changed(feature_service="none", features=None), 404, "service_not_found", id="unknown service"),
     pytest.param(changed(features="facts:seats"), 400, "wrong_type", id="features not a list"),
-    pytest.param(changed(features=[]), 400, "wrong_type", id="no features"),
+    pytest.param(changed(features=[]), 400, "invalid_request", id="no features"),
     pytest.param(changed(features=["seats"]), 400, "unknown_feature", id="feature without a view"),
     pytest.param(changed(features=["facts:"]), 400, "unknown_feature", id="view without a feature"),
     pytest.param(changed(features=["facts:seats"] * 2), 400, "invalid_request", id="one feature twice"),
@@ -129,6 +136,7 @@ REFUSALS = [
     pytest.param(changed(entities={"tailnum": ["N1"], "x": [1]}), 400, "unknown_entity_key", id="unknown key"),
     pytest.param(changed(entities={"tailnum": [7]}), 400, "wrong_type", id="number for a text key"),
     pytest.param(changed(full_feature_names="yes"), 400, "wrong_type", id="flag is text"),
+    pytest.param(changed(include_feature_view_version_metadata=1), 400, "wrong_type", id="flag is a number"),
     pytest.param(changed(feature=1), 400, "unknown_field", id="unknown field"),
 ]
 

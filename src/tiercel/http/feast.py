@@ -1,7 +1,8 @@
 """`POST /get-online-features`, in the request and reply shape of Feast's feature server.
 
 Request: `feature_service`, or `features` as "view:feature"; `entities`, a list of values by join key; optionally
-`full_feature_names`, which makes the reply say "view__feature". Reply: names in `metadata.feature_names`, join keys
+`full_feature_names`, which makes the reply say "view__feature", and `include_feature_view_version_metadata`, which has no
+effect: views have no version numbers here. Reply: names in `metadata.feature_names`, join keys
 first, and for each name its `values`, `statuses` and `event_timestamps` by row.
 
 Like Feast, and unlike `POST /features/{service}`, an entity without a row is never an error: its values are null and
@@ -38,7 +39,8 @@ STATUS: Final = {
     ValueStatus.NOT_FOUND: "NOT_FOUND",
     ValueStatus.OUTSIDE_TTL: "OUTSIDE_MAX_AGE",
 }
-_FIELDS = ("feature_service", "features", "entities", "full_feature_names")
+_FLAGS = ("full_feature_names", "include_feature_view_version_metadata")
+_FIELDS = ("feature_service", "features", "entities", *_FLAGS)
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC, written as Z and not as an offset
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
 _NO_TIME = "1970-01-01T00:00:00Z"
@@ -62,11 +64,11 @@ async def _get_online_features(exchange: Exchange) -> Reply:
     request = await exchange.json()
     refuse_unknown(request, _FIELDS, "$")
     engine = exchange.host.engine
-    full_names = request.get("full_feature_names")
-    if type(full_names) not in {bool, type(None)}:
-        raise RequestError(
-            f"Expected $.full_feature_names to be true or false, got {show(full_names)}", code="wrong_type"
-        )
+    for flag in _FLAGS:
+        if type(request.get(flag, False)) not in {bool, type(None)}:
+            raise RequestError(f"Expected $.{flag} to be true or false, got {show(request[flag])}", code="wrong_type")
+    if request.get("features") == []:  # what Feast's clients may send beside a service
+        del request["features"]
     entities = _entities(request.get("entities"), exchange.host.settings.max_rows)
     if exactly_one(request, ("feature_service", "features")) == "features":
         wanted = find_features(request["features"], engine.routes.services)
@@ -76,7 +78,9 @@ async def _get_online_features(exchange: Exchange) -> Reply:
             raise RequestError(f"Expected $.feature_service to be a name, got {show(name)}", code="wrong_type")
         base = engine.service(name)
         wanted = [_Wanted(base, view, feature) for view, feature in _stored(base) if feature in base.features]
-    return json_reply(read(wanted, entities, full_names=bool(full_names), now_us=time.time_ns() // 1000))
+    return json_reply(
+        read(wanted, entities, full_names=bool(request.get("full_feature_names")), now_us=time.time_ns() // 1000)
+    )
 
 
 def find_features(references: Any, services: Mapping[str, OnlineBase]) -> list[_Wanted]:
