@@ -10,8 +10,8 @@ import sys
 import time
 
 BENCHMARKS = (
-    "bench_decimal", "bench_feature_read", "bench_forest", "bench_plan", "bench_point_in_time", "bench_recorder",
-    "bench_http",
+    "bench_batching", "bench_decimal", "bench_feature_read", "bench_forest", "bench_plan", "bench_point_in_time",
+    "bench_recorder", "bench_http",
 )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ class CostCurve:
     """Microseconds to score n rows in one call.
 
     Between measured sizes it is linear, below the smallest constant, beyond the largest it goes on with the last slope.
-    Larger batches never take less time: where the measurement says so it is noise, and the larger value holds for both.
+    Larger batches never take less time: where the measurement says so it is noise, and the curve runs half-way (of the
+    logarithms) between what the smaller sizes took at most and what the larger took at least.
 
     Args:
         points: (rows, p50 in us, p99 in us), at least one, of different numbers of rows from 1.
@@ -106,8 +107,8 @@ class CostCurve:
     def _draw(self, points: Sequence[tuple[int, float, float]]) -> None:
         """Tabulate the curve by number of rows."""
         sizes = np.array([n for n, _, _ in points])
-        p50 = np.maximum.accumulate([us for _, us, _ in points])
-        p99 = np.maximum(p50, np.maximum.accumulate([us for _, _, us in points]))
+        p50 = _rising([us for _, us, _ in points])
+        p99 = np.maximum(p50, _rising([us for _, _, us in points]))
         slope = _last_slope(sizes, p50)
         self._slopes = (slope, max(slope, _last_slope(sizes, p99)))
         last = int(min(sizes[-1], MAX_ROWS))
@@ -170,6 +171,14 @@ class _LearnedCurve(CostCurve):
             typical = float(np.interp(n, sizes, values)) if inside else us * (0.5 + 0.5 * n / nearest)
             points.append((n, typical, typical * wide))
         return points
+
+
+def _rising(us: list[float]) -> np.ndarray:
+    """The values where they rise; between the two envelopes where they do not."""
+    most = np.maximum.accumulate(us)
+    least = np.minimum.accumulate(us[::-1])[::-1]
+    rising: np.ndarray = np.sqrt(most * least)
+    return rising
 
 
 def _last_slope(sizes: np.ndarray, us: np.ndarray) -> float:

@@ -10,8 +10,8 @@ read in one pass share a batch; there is no tick and no window.
 **Who is let in.** A request is refused before it waits: `DeadlineError` if not even an idle server could answer in time,
 `CapacityError` if it would be late behind what goes before it, or would make somebody late who was let in earlier. As long
 as batches take what the cost curve says, nobody who was let in is late. The test costs O(1) for a request with the latest
-deadline, as those of one tier mostly are, O(requests behind it) otherwise, and only close to the limit, or while a large
-or suspect request waits, a run of the schedule ahead (`schedule.latecomers`).
+deadline, as those of one tier mostly are, O(requests behind it) otherwise, and a run of the schedule ahead only close to
+the limit while a large or suspect request waits (`admission`, `schedule`).
 
 **When scoring fails.** Scorers are pure functions of their rows, so the members of a failed batch are tried once more, each
 by itself, in the order of their deadlines and if these allow it: one poisoned request then fails alone. If the first
@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiercel.errors import CapacityError, DeadlineError, ModelError, TiercelError
+from tiercel.serving.admission import Admission
 from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.pace import Pace
-from tiercel.serving.schedule import Lines, advance, latecomers, next_batch
+from tiercel.serving.schedule import Lines, advance, next_batch
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -153,9 +154,8 @@ class Batcher:
         self._small: list[_Waiter] = []
         self._large: list[_Waiter] = []
         self._alone: list[_Suspect] = []
-        self._lines = Lines(self._small, self._large, self._alone, 0)
-        self._other_rows = 0  # that wait in the lines `large` and `alone`
-        self._is_tight = False  # somebody waits whom only a run of the schedule showed to be in time
+        self._lines = Lines(self._small, self._large, self._alone)
+        self._admission = Admission(self._lines, self._pace)
         self._ghosts: set[_Waiter] = set()  # cancelled, and still in their lines
         self._running: _Batch | None = None
         self._is_stuck = False
@@ -176,7 +176,7 @@ class Batcher:
     @property
     def depth_rows(self) -> int:
         """Rows that are in no batch yet."""
-        return self._planned_rows() - sum(each.rest for each in self._ghosts)
+        return self._lines.n_rows - sum(each.rest for each in self._ghosts)
 
     @property
     def best_rows(self) -> int:
@@ -191,7 +191,7 @@ class Batcher:
     def predicted_wait_us(self, n_rows: int = 1) -> int:
         """When `n_rows` that come now, behind everything that waits, would be done."""
         now_ns = self._clock()
-        return int(self._free_ns(now_ns) - now_ns + self._pace.terms.all_ns(self._planned_rows() + n_rows)) // 1000
+        return int(self._free_ns(now_ns) - now_ns + self._pace.terms.all_ns(self._lines.n_rows + n_rows)) // 1000
 
     def submit(self, rows: NDArray[np.float32], due_ns: int) -> asyncio.Future[NDArray[np.float64]]:
         """Have `rows` scored by `due_ns`.
@@ -261,13 +261,13 @@ class Batcher:
                 budget_us=max(0, left_ns // 1000),
                 needed_us=needed_ns // 1000,
             )
-        depth = self._planned_rows()
+        depth = self._lines.n_rows
         waiter.is_large = n > terms.best
         if self._is_stuck:
             self._refuse("capacity", self._budget_us, "its scorer has not returned for too long")
         elif depth and depth + n > self.max_rows_waiting:
             self._refuse("full", self.predicted_wait_us(n) - left_ns // 1000, f"{depth} rows wait, as many as it holds")
-        elif not self._fits(waiter, self._free_ns(now_ns)):
+        elif not self._admission.fits(waiter, self._free_ns(now_ns), is_large=waiter.is_large):
             wait_us = self.predicted_wait_us(n)
             self._refuse(
                 "capacity",
@@ -283,73 +283,6 @@ class Batcher:
             f"The near-realtime tier has no room: {why}. Try again in {wait_us / 1000:.3f} ms",
             predicted_wait_us=wait_us,
         )
-
-    def _fits(self, waiter: _Waiter, free_ns: int) -> bool:
-        """Whether it will be in time, and everybody else as much as without it."""
-        terms, small, large = self._pace.terms, self._small, self._large
-        n, due_ns, depth = waiter.rest, waiter.due_ns, self._planned_rows()
-        first_ns = min(due_ns, small[0].due_ns if small else due_ns, large[0].due_ns if large else due_ns)
-        all_full_ns = free_ns + -(-(depth + n) // terms.best) * terms.best_ns
-        if not self._alone:
-            # Everything that waits is done, in full batches, before anything is due: the order does not matter.
-            if all_full_ns <= first_ns:
-                self._is_tight = False
-                return True
-            # Last of its line, and too late even if every row took as little as in the best batch.
-            line, ahead = (large, self._other_rows) if waiter.is_large else (small, self._lines.small_rows)
-            if (not line or line[-1].due_ns <= due_ns) and free_ns + (ahead + n) * self._pace.cheapest_row_ns > due_ns:
-                return False
-        if waiter.is_large:
-            if depth > terms.best and all_full_ns > due_ns:
-                return False
-        elif not self._fits_among_small(waiter, free_ns):
-            return False
-        elif not (large or self._alone or self._is_tight):
-            return True
-        late = latecomers(self._lines, free_ns, terms, waiter, is_large=waiter.is_large)
-        if late and (waiter in late or not late <= latecomers(self._lines, free_ns, terms)):
-            return False
-        self._is_tight = True
-        return True
-
-    def _fits_among_small(self, waiter: _Waiter, free_ns: int) -> bool:
-        """Whether it, and who is behind it, are in time by a forecast that nobody who comes later can spoil.
-
-        The forecast: the next batch is cut short where the tightest request needs that, and every one after it is full.
-        Only the first in line may have a batch cut short, and not below half the best size while more rows wait: a queue
-        that promised each the last microsecond would keep its promises in ever smaller batches, and do less the more is
-        asked of it. A newcomer does not move who is ahead of it, so only those behind need another look.
-        """
-        small, best, n, due_ns = self._small, self._pace.terms.best, waiter.rest, waiter.due_ns
-        before = after = self._next_cut(small[0].due_ns if small else None, free_ns)
-        if not small or due_ns < small[0].due_ns:
-            after = self._next_cut(due_ns, free_ns)
-            if after[0] < min(before[0], self._planned_rows() + n, (best + 1) // 2):
-                return False
-        rows = self._lines.small_rows + n
-        for other in reversed(small):
-            if other.due_ns <= due_ns:
-                break
-            if self._foreseen_ns(rows, *after) > other.due_ns >= self._foreseen_ns(rows - n, *before):
-                return False
-            rows -= other.rest
-        return self._foreseen_ns(rows, *after) <= due_ns
-
-    def _next_cut(self, first_due_ns: int | None, free_ns: int) -> tuple[int, int]:
-        """The largest next batch for the first in line: rows, end. A full one if it is late in any case."""
-        terms = self._pace.terms
-        if first_due_ns is not None and free_ns + terms.best_ns > first_due_ns:
-            cut = min(terms.best, terms.rows_within(first_due_ns - free_ns))
-            if cut > 0:
-                return cut, free_ns + terms.batch_ns(cut)
-        return terms.best, free_ns + terms.best_ns
-
-    def _foreseen_ns(self, rows: int, cut: int, cut_ns: int) -> int:
-        """The end of the last of `rows`."""
-        return cut_ns + max(0, -(-(rows - cut) // self._pace.terms.best)) * self._pace.terms.best_ns
-
-    def _planned_rows(self) -> int:
-        return self._lines.small_rows + self._other_rows
 
     def _free_ns(self, now_ns: int) -> int:
         """When the next batch can start, as foreseen."""
@@ -371,8 +304,8 @@ class Batcher:
             chosen = next_batch(self._lines, now_ns, self._pace.terms)
             if chosen:
                 self._start(chosen, now_ns)
-        if not self._planned_rows():
-            self._is_tight = False
+        if not self._lines.n_rows:
+            self._admission.is_tight = False
 
     def _start(self, chosen: list[tuple[Waiting, int]], now_ns: int) -> None:
         parts: list[tuple[_Waiter, int, int]] = []
@@ -381,10 +314,7 @@ class Batcher:
             if isinstance(item, _Suspect):
                 parts.append((item.waiter, item.start, item.stop))
                 trial = item.trial
-                self._other_rows -= take
             elif isinstance(item, _Waiter):
-                if item.is_large:
-                    self._other_rows -= take
                 if item not in self._ghosts:
                     start = len(item.rows) - item.rest
                     parts.append((item, start, start + take))
@@ -470,7 +400,7 @@ class Batcher:
         trial = batch.trial
         if trial is None and len(batch.parts) > 1:
             trial = _Trial()
-            self._is_tight = True
+            self._admission.is_tight = True
             for waiter, start, stop in batch.parts:
                 if waiter.done():
                     continue
@@ -480,7 +410,7 @@ class Batcher:
                 suspect = _Suspect(waiter, start, stop, trial)
                 waiter.is_suspect = True
                 self._alone.insert(bisect_right(self._alone, suspect.due_ns, key=_BY_DUE), suspect)
-                self._other_rows += suspect.rest
+                self._lines.other_rows += suspect.rest
                 self.retried += 1
             return
         for waiter, _, _ in batch.parts:
@@ -554,7 +484,7 @@ class Batcher:
         Without it that batch could be longer than was foreseen, and make those of the next one late.
         """
         self.cancelled += 1
-        if waiter.rest and not waiter.is_suspect and (self._is_tight or waiter in self._small[:1]):
+        if waiter.rest and not waiter.is_suspect and (self._admission.is_tight or waiter in self._small[:1]):
             self._ghosts.add(waiter)
         else:
             self._withdraw(waiter)
@@ -573,11 +503,11 @@ class Batcher:
         if waiter.is_suspect:
             for suspect in [each for each in self._alone if each.waiter is waiter]:
                 self._alone.remove(suspect)
-                self._other_rows -= suspect.rest
+                self._lines.other_rows -= suspect.rest
 
     def _count(self, waiter: _Waiter, n_rows: int) -> None:
         if waiter.is_large:
-            self._other_rows += n_rows
+            self._lines.other_rows += n_rows
         else:
             self._lines.small_rows += n_rows
 

@@ -47,15 +47,22 @@ class Lines:
     """Everything that waits, in three lines, each by earliest deadline; the first `*_at` of a line are done.
 
     `small` fits one batch, `large` does not, `alone` is what was in a batch that failed and is tried once more by itself.
+    `small_rows` and `other_rows` are the rows that rest in the first and in the other two.
     """
 
     small: Sequence[Waiting]
     large: Sequence[Waiting]
     alone: Sequence[Waiting]
-    small_rows: int
+    small_rows: int = 0
+    other_rows: int = 0
     small_at: int = 0
     large_at: int = 0
     alone_at: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that wait."""
+        return self.small_rows + self.other_rows
 
 
 def next_batch(lines: Lines, now_ns: int, terms: Terms) -> list[tuple[Waiting, int]]:
@@ -155,7 +162,7 @@ def latecomers(
             place -= 1
         line.insert(place, _Job(newcomer.due_ns, newcomer.rest, newcomer))
         small_rows += 0 if is_large else newcomer.rest
-    ahead = Lines(small, large, alone, small_rows)
+    ahead = Lines(small, large, alone, small_rows)  # the other rows are of no interest here
     late: set[object] = set()
     while batch := next_batch(ahead, begin_ns, terms):
         begin_ns += terms.batch_ns(sum(take for _, take in batch))
@@ -175,9 +182,11 @@ def advance(lines: Lines, batch: list[tuple[Waiting, int]]) -> None:
         item.rest -= take
         if lines.alone_at < len(lines.alone) and lines.alone[lines.alone_at] is item:
             lines.alone_at += 1
+            lines.other_rows -= take
             continue
         if lines.large_at < len(lines.large) and lines.large[lines.large_at] is item:
             lines.large_at += item.rest == 0
+            lines.other_rows -= take
             continue
         lines.small_rows -= take
         lines.small_at += item.rest == 0
