@@ -163,6 +163,40 @@ def test_a_batch_is_closed_before_its_tightest_request_would_be_late():
     assert [sum(count for _, count in batch.parts) for batch in simulation.batches] == [1, 8, 13]
 
 
+def test_nobody_may_have_others_scored_in_tiny_batches():
+    """A tight request may cut the next batch short when little else waits, and not while a backlog needs full ones."""
+
+    async def main():
+        simulation = Simulation(affine(1000, 100))
+        best = simulation.batcher.best_rows
+        simulation.ask(best)
+        await simulation.settle()
+        left_us = simulation.cost.us(best)
+        tight_us = left_us + simulation.cost.us(best // 4)
+        others = [simulation.ask() for _ in range(best // 4 - 1)]
+        assert simulation.ask(1, tight_us).refused is None
+        backlog = [simulation.ask() for _ in range(2 * best)]
+        assert isinstance(simulation.ask(1, tight_us - 1).refused, CapacityError)
+        assert all(each.refused is None for each in (*others, *backlog))
+        await simulation.run()
+        check_promises(simulation)
+
+    asyncio.run(main())
+
+
+def test_what_would_come_too_late_is_not_scored():
+    """After a stall, requests whose time is over are told so, and the capacity goes to the others."""
+    stalls = iter([60_000])
+    curve = affine(1000, 10)
+    simulation = Simulation(curve, actual_us=lambda n: next(stalls, curve.us(n)))
+    play(simulation, [(0, 1, 100_000, None), *[(10, 1, 50_000, None)] * 5, *[(20, 1, 90_000, None)] * 5])
+    asked = list(simulation.asked.values())
+    assert [type(each.future.exception()) for each in asked[1:6]] == [DeadlineError] * 5
+    assert simulation.batcher.expired == 5
+    assert {number for batch in simulation.batches for number, _ in batch.parts} == {0, 6, 7, 8, 9, 10}
+    assert all(each.is_in_time for each in asked[6:])
+
+
 def test_hopeless_deadlines_are_refused_at_once():
     """What an idle server could not do in time is a matter of the deadline, and the numbers are in the error."""
 
