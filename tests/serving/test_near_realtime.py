@@ -63,7 +63,7 @@ def check_order(simulation):
 def check_state(simulation):
     """Whenever the event loop has nothing to do: bounded, counted right, and never waiting beside an idle thread."""
     batcher = simulation.batcher
-    waiting = [each for each in [*batcher._small, *batcher._large, *batcher._alone] if each not in batcher._ghosts]
+    waiting = [*batcher._small, *batcher._large, *batcher._alone]
     rows = sum(each.rest for each in waiting)
     assert (len(waiting), rows) == (batcher.n_waiting, batcher.depth_rows)
     assert rows <= batcher.max_rows_waiting or batcher.n_waiting == 1
@@ -498,6 +498,22 @@ def test_nan_is_a_score():
     simulation = Simulation(affine(10, 1), score=lambda rows: np.full((len(rows), 2), math.nan))
     play(simulation, [(0, 3, 100_000, None)])
     assert np.isnan(simulation.asked[0].future.result()).all()
+
+
+def test_a_mistake_of_our_own_leaves_nobody_waiting(monkeypatch):
+    """Whatever goes wrong between the scorer and the answers, waiters are told and the queue goes on."""
+    simulation = Simulation(affine(1000, 10))
+    learn, calls = simulation.batcher._pace.learn, iter([MemoryError("no room")])
+
+    def fail_once(*arguments):
+        for error in calls:
+            raise error
+        learn(*arguments)
+
+    monkeypatch.setattr(simulation.batcher._pace, "learn", fail_once)
+    play(simulation, [(0, 1, 100_000, None), (0, 1, 100_000, None), (10, 1, 100_000, None)])
+    outcomes = [each.future.exception() for each in simulation.asked.values()]
+    assert [type(each) for each in outcomes] == [ModelError, ModelError, type(None)]
 
 
 def test_threads_that_are_shut_down_leave_nobody_waiting():

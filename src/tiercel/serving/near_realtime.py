@@ -156,7 +156,6 @@ class Batcher:
         self._alone: list[_Suspect] = []
         self._lines = Lines(self._small, self._large, self._alone)
         self._admission = Admission(self._lines, self._pace)
-        self._ghosts: set[_Waiter] = set()  # cancelled, and still in their lines
         self._running: _Batch | None = None
         self._is_stuck = False
         self._is_woken = False
@@ -171,12 +170,12 @@ class Batcher:
     @property
     def n_waiting(self) -> int:
         """Requests with rows that are in no batch yet."""
-        return len(self._small) + len(self._large) + len(self._alone) - len(self._ghosts)
+        return len(self._small) + len(self._large) + len(self._alone)
 
     @property
     def depth_rows(self) -> int:
         """Rows that are in no batch yet."""
-        return self._lines.n_rows - sum(each.rest for each in self._ghosts)
+        return self._lines.n_rows
 
     @property
     def best_rows(self) -> int:
@@ -315,24 +314,19 @@ class Batcher:
                 parts.append((item.waiter, item.start, item.stop))
                 trial = item.trial
             elif isinstance(item, _Waiter):
-                if item not in self._ghosts:
-                    start = len(item.rows) - item.rest
-                    parts.append((item, start, start + take))
-                elif item.rest == take:
-                    self._ghosts.remove(item)
+                start = len(item.rows) - item.rest
+                parts.append((item, start, start + take))
         lines = self._lines
         advance(lines, chosen)
         del self._small[: lines.small_at], self._large[: lines.large_at], self._alone[: lines.alone_at]
         lines.small_at = lines.large_at = lines.alone_at = 0
-        if not parts:
-            return
         n_rows = sum(stop - start for _, start, stop in parts)
         batch = _Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         try:
             done = self._executor.submit(
                 _run, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
             )
-        except RuntimeError as error:  # shut down, or no thread to be had
+        except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
             for waiter, _, _ in parts:
                 self._fail(waiter, self._shut(str(error)))
             return
@@ -360,15 +354,21 @@ class Batcher:
         elif error is not None:
             self._blame(batch, error, now_ns)
         else:
-            scores, scored_ns = done.result()
-            self._learn(batch, scored_ns, now_ns)
-            at = 0
-            for waiter, start, stop in batch.parts:
-                self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
-                at += stop - start
-            if batch.trial is not None:
-                batch.trial.has_passed = True
+            try:
+                self._answer_all(batch, *done.result(), now_ns)
+            except Exception as failure:  # noqa: BLE001 - out of memory, or our own mistake: nobody may hang for it
+                for waiter, _, _ in batch.parts:
+                    self._fail_scoring(waiter, failure)
         self._start_next()
+
+    def _answer_all(self, batch: _Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
+        self._learn(batch, scored_ns, now_ns)
+        at = 0
+        for waiter, start, stop in batch.parts:
+            self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
+            at += stop - start
+        if batch.trial is not None:
+            batch.trial.has_passed = True
 
     def _answer(self, waiter: _Waiter, start: int, stop: int, scores: NDArray[np.float64], now_ns: int) -> None:
         if waiter.done():
@@ -446,9 +446,6 @@ class Batcher:
     def _fail_waiting(self, error: Callable[[], TiercelError]) -> None:
         for waiter in (*self._small, *self._large, *(suspect.waiter for suspect in self._alone)):
             self._fail(waiter, error())
-        for waiter in [*self._ghosts]:
-            self._ghosts.remove(waiter)
-            self._withdraw(waiter)
 
     def _expire(self, now_ns: int) -> None:
         """Drop who cannot be done in time any more, though it was let in: scoring it would only make others late."""
@@ -458,11 +455,7 @@ class Batcher:
                 first = line[0]
                 if now_ns + self._pace.typical_ns(first.rest) <= first.due_ns:
                     break
-                if first in self._ghosts:
-                    self._ghosts.remove(first)
-                    self._withdraw(first)
-                else:
-                    self._drop(first.waiter if isinstance(first, _Suspect) else first, now_ns)
+                self._drop(first.waiter if isinstance(first, _Suspect) else first, now_ns)
 
     def _drop(self, waiter: _Waiter, now_ns: int) -> None:
         self.expired += 1
@@ -479,15 +472,8 @@ class Batcher:
         )
 
     def _cancelled(self, waiter: _Waiter) -> None:
-        """Unscored from here on. Its place is kept where a batch may be cut short for its sake.
-
-        Without it that batch could be longer than was foreseen, and make those of the next one late.
-        """
         self.cancelled += 1
-        if waiter.rest and not waiter.is_suspect and (self._admission.is_tight or waiter in self._small[:1]):
-            self._ghosts.add(waiter)
-        else:
-            self._withdraw(waiter)
+        self._withdraw(waiter)
         self._close_one()
 
     def _withdraw(self, waiter: _Waiter) -> None:
