@@ -355,7 +355,8 @@ class Batcher:
             self._blame(batch, error, now_ns)
         else:
             try:
-                self._answer_all(batch, *done.result(), now_ns)
+                scores, scored_ns = done.result()
+                self._answer_all(batch, scores, scored_ns, now_ns)
             except Exception as failure:  # noqa: BLE001 - out of memory, or our own mistake: nobody may hang for it
                 for waiter, _, _ in batch.parts:
                     self._fail_scoring(waiter, failure)
