@@ -57,6 +57,9 @@ class FixedEngine:
         scorer = SumScorer(len(signature.features), signature.n_outputs)
         return ServingPlan(name, version, signature, scorer, base.schema, base)
 
+    def profile_of(self, _name, _version):
+        return None
+
     def find_plan(self, reference):
         return self.routes.by_reference.get(reference)
 

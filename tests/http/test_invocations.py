@@ -7,6 +7,7 @@ import json
 import pytest
 from starlette.applications import Starlette
 from tests.support.protocols import ENTITIES, FEATURES, SETTINGS, FixedEngine, Wire
+from tiercel._hot.reply import ReplyIds
 
 from tiercel.errors import DefinitionError
 from tiercel.http.inputs import list_inputs
@@ -195,7 +196,7 @@ def test_ping_and_version(wire, tmp_path):
 def vertex(wire, environ):
     engine, counters = wire.engine, WorkerCounters()
     other = Wire(engine)
-    other.app = Starlette(routes=protocol_routes(engine, Router(engine, None), SETTINGS, counters, environ))
+    other.app = Starlette(routes=protocol_routes(engine, Router(engine, ReplyIds(100)), SETTINGS, counters, environ))
     return other
 
 

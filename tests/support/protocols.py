@@ -60,6 +60,9 @@ class FixedEngine:
             raise ModelUnavailableError("Model 'kind' has a next that cannot be served: broken")
         raise ModelNotFoundError(f"Expected a registered model, got '{reference}'")
 
+    def profile_of(self, _name, _version):
+        return None
+
     def kernel_of(self, plan):
         return {"late": "forest", "plain": "linear"}.get(plan.model, "onnxruntime")
 

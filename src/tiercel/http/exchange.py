@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import orjson
 
 from tiercel.errors import CapacityError, NotFoundError, RequestError, TiercelError
 from tiercel.http import payload
-from tiercel.http.body import header, read_body
+from tiercel.http.body import header, read_body, read_ns_of
 from tiercel.http.inputs import InputCatalog
 from tiercel.http.predict import send_body
 from tiercel.http.status import body_of, status_of
@@ -69,7 +68,7 @@ class Exchange:
         self.host = host
         self.scope = scope
         self._receive = receive
-        self.begin_ns = time.monotonic_ns()
+        self.begin_ns = read_ns_of(scope)
 
     def header(self, name: bytes) -> str:
         """The first header of this lower-case name, or an empty string."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from tiercel.errors import CapacityError, DeadlineError, ParityError, TiercelError, TierDeniedError
 from tiercel.monitor.counting import WorkerCounters
-from tiercel.registry import parse_reference
 from tiercel.registry.names import CHAMPION
 from tiercel.serving.answers import Answer, Degraded, Question, Served
 from tiercel.serving.cost import CostCurve
@@ -171,8 +170,8 @@ class Router:
         return served
 
     async def _serve(self, reference: str, question: Question, budget: Budget) -> Served:
-        name, selector = parse_reference(reference)
-        declared = self._declared.get(name) if selector in {None, CHAMPION} else None
+        name, _, alias = reference.partition("@")
+        declared = self._declared.get(name) if alias in {"", CHAMPION} else None
         self._follow_routes()
         if declared is None:
             plan = await self.find(reference)

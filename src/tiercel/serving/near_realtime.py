@@ -1,0 +1,560 @@
+"""The near-realtime tier: a bounded queue by earliest deadline, scored in batches on threads.
+
+**When a batch starts.** A batch starts as soon as no other of this version is running; whatever arrives while one runs
+gathers for the next. That is work-conserving, and waiting with an idle thread for company never pays here: the requests
+that would come are not known, the time given away is certain, and under load the running batch is the window in which the
+next one fills - exactly as long as the load makes it. A batch started early costs capacity only if the queue then grows,
+and in a growing queue batches are full. Starting is one pass of the event loop away (`call_soon`), so that all requests
+read in one pass share a batch; there is no tick and no window.
+
+**Who is let in.** A request is refused before it waits: `DeadlineError` if not even an idle server could answer in time,
+`CapacityError` if it would be late behind what goes before it, or would make somebody late who was let in earlier. As long
+as batches take what the cost curve says, nobody who was let in is late. The test costs O(1) for a request with the latest
+deadline, as those of one tier mostly are, O(requests behind it) otherwise, and a run of the schedule ahead only close to
+the limit while a large or suspect request waits (`admission`, `schedule`).
+
+**When scoring fails.** Scorers are pure functions of their rows, so the members of a failed batch are tried once more, each
+by itself, in the order of their deadlines and if these allow it: one poisoned request then fails alone. If the first
+`MAX_STRIKES` fail as well, the scorer is at fault and the rest fail at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from bisect import bisect_left, bisect_right
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiercel.errors import CapacityError, DeadlineError, ModelError, TiercelError
+from tiercel.serving.admission import Admission
+from tiercel.serving.cost import MAX_ROWS
+from tiercel.serving.pace import Pace
+from tiercel.serving.schedule import Lines, advance, next_batch
+from tiercel.types import Tier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor, Future
+
+    from numpy.typing import NDArray
+
+    from tiercel.serving.cost import CostCurve
+    from tiercel.serving.schedule import Waiting
+
+log = logging.getLogger("tiercel.serving")
+
+BUDGET_US = Tier.NEAR_REALTIME.budget_us or 0
+#: Members of a failed batch that fail alone, before the others are not tried any more.
+MAX_STRIKES = 3
+#: A batch that is so much later than foreseen hangs; its waiters are told, since nothing can interrupt it.
+STUCK_NS = 1_000_000_000
+
+_BY_DUE = attrgetter("due_ns")
+
+
+class _Waiter(asyncio.Future["NDArray[np.float64]"]):
+    """One accepted request: the future its client awaits, and the rows that are still to be scored."""
+
+    def __init__(self, batcher: Batcher, rows: NDArray[np.float32], due_ns: int, *, loop: Any) -> None:
+        super().__init__(loop=loop)
+        self.batcher = batcher
+        self.rows = rows
+        self.due_ns = due_ns
+        self.rest = self.unscored = len(rows)  # not in a batch yet; not scored yet
+        self.is_large = False
+        self.is_suspect = False
+        self.scores: NDArray[np.float64] | None = None  # of a request in several parts
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """The client is gone: leave the queue at once. What runs already is scored, and dropped."""
+        if not super().cancel(msg=msg):
+            return False
+        self.batcher._cancelled(self)  # noqa: SLF001 - one unit with its batcher
+        return True
+
+
+class _Trial:
+    """A failed batch whose members are tried one by one."""
+
+    def __init__(self) -> None:
+        self.strikes = 0
+        self.has_passed = False
+
+
+class _Suspect:
+    """One member of a failed batch: rows `start` to `stop` of a request."""
+
+    def __init__(self, waiter: _Waiter, start: int, stop: int, trial: _Trial) -> None:
+        self.waiter, self.start, self.stop, self.trial = waiter, start, stop, trial
+        self.due_ns, self.rest = waiter.due_ns, stop - start
+
+
+class _Batch:
+    """What is being scored."""
+
+    def __init__(
+        self, parts: list[tuple[_Waiter, int, int]], began_ns: int, ends_ns: int, trial: _Trial | None
+    ) -> None:
+        self.parts = parts
+        self.n_rows = sum(stop - start for _, start, stop in parts)
+        self.began_ns, self.ends_ns = began_ns, ends_ns
+        self.trial = trial
+
+
+class Batcher:
+    """The queue of one model version.
+
+    Args:
+        score: float32 (n, n_features) -> float64 (n, n_outputs); a pure function, called in the executor's threads, one
+            call at a time.
+        cost: of `score`; the batcher's own from here on.
+        executor: one or two threads, shared by all batchers of a worker. What a batch waits for a thread is measured and
+            counted as part of its cost, so a busy neighbour shortens this queue.
+        n_features: numbers in a row.
+        n_outputs: numbers in a score.
+        budget_us: the tier's; bounds batches and queue.
+        clock_ns: monotonic; the clock that deadlines are of.
+
+    Attributes:
+        batches, rows: that were scored.
+        batch_sizes: batches by size; index k counts those of 2**(k-1) < rows <= 2**k.
+        refused: by reason: "deadline" (hopeless from the start), "capacity" (it, or somebody accepted, would be late),
+            "full" (as many rows wait as fit the budget), "closing".
+        cancelled: accepted, and left by their client.
+        expired: accepted, and dropped unscored because scoring would have come too late: the host got slower.
+        late: answered after they were due.
+        failed: requests that got an error of the scorer.
+        retried: members of failed batches that were tried alone.
+
+    Threads: everything on one event loop, the constructor anywhere.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+        cost: CostCurve,
+        executor: Executor,
+        *,
+        n_features: int,
+        n_outputs: int,
+        budget_us: int = BUDGET_US,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.n_features, self.n_outputs = n_features, n_outputs
+        self.batches = self.rows = self.cancelled = self.expired = self.late = self.failed = self.retried = 0
+        self.batch_sizes = [0] * (MAX_ROWS - 1).bit_length() + [0]
+        self.refused = {"deadline": 0, "capacity": 0, "full": 0, "closing": 0}
+        self._score, self._executor, self._clock = score, executor, clock_ns
+        self._budget_us = budget_us
+        self._pace = Pace(cost, budget_us)
+        self._small: list[_Waiter] = []
+        self._large: list[_Waiter] = []
+        self._alone: list[_Suspect] = []
+        self._lines = Lines(self._small, self._large, self._alone)
+        self._admission = Admission(self._lines, self._pace)
+        self._running: _Batch | None = None
+        self._is_stuck = False
+        self._is_woken = False
+        self._is_closing = False
+        self._n_open = 0  # accepted and not answered
+        self._drained = asyncio.Event()
+        self._watch: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # What it looks like from outside
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests with rows that are in no batch yet."""
+        return len(self._small) + len(self._large) + len(self._alone)
+
+    @property
+    def depth_rows(self) -> int:
+        """Rows that are in no batch yet."""
+        return self._lines.n_rows
+
+    @property
+    def best_rows(self) -> int:
+        """Rows of the largest batch."""
+        return self._pace.terms.best
+
+    @property
+    def max_rows_waiting(self) -> int:
+        """As many rows as are scored within the tier's budget. One request may be larger if nothing else waits."""
+        return self._pace.max_rows
+
+    def predicted_wait_us(self, n_rows: int = 1) -> int:
+        """When `n_rows` that come now, behind everything that waits, would be done."""
+        now_ns = self._clock()
+        return int(self._free_ns(now_ns) - now_ns + self._pace.terms.all_ns(self._lines.n_rows + n_rows)) // 1000
+
+    def submit(self, rows: NDArray[np.float32], due_ns: int) -> asyncio.Future[NDArray[np.float64]]:
+        """Have `rows` scored by `due_ns`.
+
+        Args:
+            rows: float32, shape (n, n_features); not to be changed before the answer.
+            due_ns: of the batcher's clock.
+
+        Returns:
+            float64, shape (n, n_outputs), the caller's own. It may fail with ModelError (the scorer failed), DeadlineError
+            (the host got slower, and it can no longer be done in time) or CapacityError (shut down). Cancel it when nobody
+            wants the answer any more.
+
+        Raises:
+            DeadlineError, CapacityError: refused; nothing was queued.
+            ValueError: `rows` is not such an array.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.n_features or rows.dtype != np.float32:
+            raise ValueError(f"Expected float32 rows of {self.n_features} features, got {rows.dtype} {rows.shape}")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        waiter = _Waiter(self, np.ascontiguousarray(rows), due_ns, loop=self._loop)
+        if waiter.rest == 0:
+            waiter.set_result(np.empty((0, self.n_outputs)))
+            return waiter
+        self._admit(waiter)
+        line = self._large if waiter.is_large else self._small
+        if not line or line[-1].due_ns <= due_ns:
+            line.append(waiter)
+        else:
+            line.insert(bisect_right(line, due_ns, key=_BY_DUE), waiter)
+        self._count(waiter, waiter.rest)
+        self._n_open += 1
+        self._wake()
+        return waiter
+
+    async def close(self, *, drain: bool = True) -> None:
+        """Refuse new requests, and return when all accepted ones are answered. May be called again.
+
+        Args:
+            drain: score what waits; otherwise it fails with CapacityError at once, and only the running batch ends.
+        """
+        self._is_closing = True
+        if not drain:
+            self._fail_waiting(lambda: self._shut("closed before the request's turn came"))
+        while self._n_open:
+            self._drained.clear()
+            await self._drained.wait()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    # Who is let in
+
+    def _admit(self, waiter: _Waiter) -> None:
+        """Refuse, or return."""
+        now_ns, n, terms = self._clock(), waiter.rest, self._pace.terms
+        if self._is_closing:
+            self.refused["closing"] += 1
+            raise self._shut("closing")
+        left_ns, needed_ns = waiter.due_ns - now_ns, terms.all_ns(n)
+        if needed_ns > left_ns:
+            self.refused["deadline"] += 1
+            raise DeadlineError(
+                f"Expected at least {needed_ns / 1e6:.3f} ms for {n} rows in the near-realtime tier, got "
+                f"{left_ns / 1e6:.3f} ms. Ask for a longer deadline or fewer rows",
+                budget_us=max(0, left_ns // 1000),
+                needed_us=needed_ns // 1000,
+            )
+        depth = self._lines.n_rows
+        waiter.is_large = n > terms.best
+        if self._is_stuck:
+            self._refuse("capacity", self._budget_us, "its scorer has not returned for too long")
+        elif depth and depth + n > self.max_rows_waiting:
+            self._refuse("full", self.predicted_wait_us(n) - left_ns // 1000, f"{depth} rows wait, as many as it holds")
+        elif not self._admission.fits(waiter, self._free_ns(now_ns), is_large=waiter.is_large):
+            wait_us = self.predicted_wait_us(n)
+            self._refuse(
+                "capacity",
+                wait_us - left_ns // 1000,
+                f"behind {depth} rows, {n} more are done in about {wait_us / 1000:.3f} ms and due in "
+                f"{left_ns / 1e6:.3f} ms, or would make others late",
+            )
+
+    def _refuse(self, reason: str, wait_us: int, why: str) -> None:
+        self.refused[reason] += 1
+        wait_us = max(self._pace.terms.best_ns // 1000, wait_us)
+        raise CapacityError(
+            f"The near-realtime tier has no room: {why}. Try again in {wait_us / 1000:.3f} ms",
+            predicted_wait_us=wait_us,
+        )
+
+    def _free_ns(self, now_ns: int) -> int:
+        """When the next batch can start, as foreseen."""
+        return now_ns if self._running is None else max(now_ns, self._running.ends_ns)
+
+    # Batches
+
+    def _wake(self) -> None:
+        if self._running is None and not self._is_woken and self._loop is not None:
+            self._is_woken = True
+            self._loop.call_soon(self._start_next)
+
+    def _start_next(self) -> None:
+        """Start a batch, if none runs and somebody waits."""
+        self._is_woken = False
+        while self._running is None and (self._small or self._large or self._alone):
+            now_ns = self._clock()
+            self._expire(now_ns)
+            chosen = next_batch(self._lines, now_ns, self._pace.terms)
+            if chosen:
+                self._start(chosen, now_ns)
+        if not self._lines.n_rows:
+            self._admission.is_tight = False
+
+    def _start(self, chosen: list[tuple[Waiting, int]], now_ns: int) -> None:
+        parts: list[tuple[_Waiter, int, int]] = []
+        trial = None
+        for item, take in chosen:
+            if isinstance(item, _Suspect):
+                parts.append((item.waiter, item.start, item.stop))
+                trial = item.trial
+            elif isinstance(item, _Waiter):
+                start = len(item.rows) - item.rest
+                parts.append((item, start, start + take))
+        lines = self._lines
+        advance(lines, chosen)
+        del self._small[: lines.small_at], self._large[: lines.large_at], self._alone[: lines.alone_at]
+        lines.small_at = lines.large_at = lines.alone_at = 0
+        n_rows = sum(stop - start for _, start, stop in parts)
+        batch = _Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
+        try:
+            done = self._executor.submit(
+                _run, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
+            )
+        except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
+            for waiter, _, _ in parts:
+                self._fail(waiter, self._shut(str(error)))
+            return
+        self._running = batch
+        if self._watch is None:
+            self._look_in(batch.ends_ns - now_ns + STUCK_NS)
+        done.add_done_callback(lambda done: self._hand_back(batch, done))
+
+    def _hand_back(self, batch: _Batch, done: Future[Any]) -> None:
+        """From the scoring thread to the event loop."""
+        try:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._end, batch, done)
+        except RuntimeError:  # the loop is closed: nobody can be waiting
+            log.debug("A batch of %d rows ended after its event loop", batch.n_rows)
+
+    def _end(self, batch: _Batch, done: Future[Any]) -> None:
+        """Answer a batch's waiters and start the next."""
+        now_ns = self._clock()
+        self._running, self._is_stuck = None, False
+        error = None if done.cancelled() else done.exception()
+        if done.cancelled():
+            for waiter, _, _ in batch.parts:
+                self._fail(waiter, self._shut("the scoring threads were shut down"))
+        elif error is not None:
+            self._blame(batch, error, now_ns)
+        else:
+            try:
+                scores, scored_ns = done.result()
+                self._answer_all(batch, scores, scored_ns, now_ns)
+            except Exception as failure:  # noqa: BLE001 - out of memory, or our own mistake: nobody may hang for it
+                for waiter, _, _ in batch.parts:
+                    self._fail_scoring(waiter, failure)
+        self._start_next()
+
+    def _answer_all(self, batch: _Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
+        self._learn(batch, scored_ns, now_ns)
+        at = 0
+        for waiter, start, stop in batch.parts:
+            self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
+            at += stop - start
+        if batch.trial is not None:
+            batch.trial.has_passed = True
+
+    def _answer(self, waiter: _Waiter, start: int, stop: int, scores: NDArray[np.float64], now_ns: int) -> None:
+        if waiter.done():
+            return
+        if stop - start == len(waiter.rows):
+            answer = scores.copy()  # the batch's array would live as long as the slowest reader of its neighbours
+        else:
+            if waiter.scores is None:
+                waiter.scores = np.empty((len(waiter.rows), self.n_outputs))
+            waiter.scores[start:stop] = scores
+            waiter.unscored -= stop - start
+            if waiter.unscored:
+                return
+            answer = waiter.scores
+        self.late += now_ns > waiter.due_ns
+        waiter.set_result(answer)
+        self._close_one()
+
+    def _learn(self, batch: _Batch, scored_ns: int, now_ns: int) -> None:
+        self.batches += 1
+        self.rows += batch.n_rows
+        self.batch_sizes[(batch.n_rows - 1).bit_length()] += 1
+        self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns)
+
+    # Who leaves without an answer
+
+    def _blame(self, batch: _Batch, error: BaseException, now_ns: int) -> None:
+        """Fail, or try once more, the members of a batch that failed."""
+        trial = batch.trial
+        if trial is None and len(batch.parts) > 1:
+            trial = _Trial()
+            self._admission.is_tight = True
+            for waiter, start, stop in batch.parts:
+                if waiter.done():
+                    continue
+                if now_ns + self._pace.terms.batch_ns(stop - start) > waiter.due_ns:
+                    self._fail_scoring(waiter, error)
+                    continue
+                suspect = _Suspect(waiter, start, stop, trial)
+                waiter.is_suspect = True
+                self._alone.insert(bisect_right(self._alone, suspect.due_ns, key=_BY_DUE), suspect)
+                self._lines.other_rows += suspect.rest
+                self.retried += 1
+            return
+        for waiter, _, _ in batch.parts:
+            self._fail_scoring(waiter, error)
+        if trial is not None:
+            trial.strikes += 1
+            if trial.strikes >= MAX_STRIKES and not trial.has_passed:
+                for suspect in [each for each in self._alone if each.trial is trial]:
+                    self._fail_scoring(suspect.waiter, error)
+
+    def _fail_scoring(self, waiter: _Waiter, error: BaseException) -> None:
+        """Each waiter gets an error of its own: a shared one would gather the tracebacks of all who await it."""
+        if waiter.done():
+            return
+        self.failed += 1
+        if isinstance(error, TiercelError):
+            kind, arguments, state = error.__reduce__()[1]
+            own: TiercelError = kind.__new__(kind, *arguments)
+            own.args = arguments
+            own.__dict__.update(state)
+        else:
+            own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}: {error}")
+        own.__cause__ = error
+        self._fail(waiter, own)
+
+    def _fail(self, waiter: _Waiter, error: TiercelError) -> None:
+        if waiter.done():
+            return
+        self._withdraw(waiter)
+        waiter.set_exception(error)
+        self._close_one()
+
+    def _fail_waiting(self, error: Callable[[], TiercelError]) -> None:
+        for waiter in (*self._small, *self._large, *(suspect.waiter for suspect in self._alone)):
+            self._fail(waiter, error())
+
+    def _expire(self, now_ns: int) -> None:
+        """Drop who cannot be done in time any more, though it was let in: scoring it would only make others late."""
+        lines: tuple[list[Any], ...] = (self._small, self._large, self._alone)
+        for line in lines:
+            while line:
+                first = line[0]
+                if now_ns + self._pace.typical_ns(first.rest) <= first.due_ns:
+                    break
+                self._drop(first.waiter if isinstance(first, _Suspect) else first, now_ns)
+
+    def _drop(self, waiter: _Waiter, now_ns: int) -> None:
+        self.expired += 1
+        left_us = (waiter.due_ns - now_ns) // 1000
+        needed_us = self._pace.terms.all_ns(waiter.unscored) // 1000
+        self._fail(
+            waiter,
+            DeadlineError(
+                f"Expected {needed_us / 1000:.3f} ms for {waiter.unscored} rows after waiting, got {left_us / 1000:.3f} ms: "
+                f"the server became slower after the request was accepted. Try again",
+                budget_us=max(0, left_us),
+                needed_us=needed_us,
+            ),
+        )
+
+    def _cancelled(self, waiter: _Waiter) -> None:
+        self.cancelled += 1
+        self._withdraw(waiter)
+        self._close_one()
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Take what still waits of it out of the lines."""
+        if waiter.rest:
+            line = self._large if waiter.is_large else self._small
+            at = bisect_left(line, waiter.due_ns, key=_BY_DUE)
+            while line[at] is not waiter:
+                at += 1
+            del line[at]
+            self._count(waiter, -waiter.rest)
+            waiter.rest = 0
+        if waiter.is_suspect:
+            for suspect in [each for each in self._alone if each.waiter is waiter]:
+                self._alone.remove(suspect)
+                self._lines.other_rows -= suspect.rest
+
+    def _count(self, waiter: _Waiter, n_rows: int) -> None:
+        if waiter.is_large:
+            self._lines.other_rows += n_rows
+        else:
+            self._lines.small_rows += n_rows
+
+    def _close_one(self) -> None:
+        self._n_open -= 1
+        if self._is_closing and not self._n_open:
+            self._drained.set()
+
+    def _shut(self, why: str) -> CapacityError:
+        return CapacityError(
+            f"The near-realtime tier takes no more requests here: {why}. Try another server",
+            predicted_wait_us=self._budget_us,
+        )
+
+    # A scorer that does not return
+
+    def _look_in(self, ns: int) -> None:
+        if self._loop is not None:
+            self._watch = self._loop.call_later(ns / 1e9, self._look)
+
+    def _look(self) -> None:
+        """Once in a while under load, never when idle: tell those who would wait for ever."""
+        self._watch = None
+        batch = self._running
+        if batch is None:
+            return
+        now_ns = self._clock()
+        if now_ns < batch.ends_ns + STUCK_NS:
+            self._look_in(batch.ends_ns + STUCK_NS - now_ns)
+            return
+        if not self._is_stuck:
+            self._is_stuck = True
+            log.error("Scoring %d rows has not returned for %.1f s", batch.n_rows, (now_ns - batch.began_ns) / 1e9)
+        for waiter, _, _ in batch.parts:
+            if not waiter.done():
+                self._drop(waiter, now_ns)
+        self._expire(now_ns)
+        self._look_in(1000 * self._budget_us)
+
+
+def _run(
+    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    parts: list[NDArray[np.float32]],
+    n_outputs: int,
+    clock_ns: Callable[[], int],
+) -> tuple[NDArray[np.float64], int]:
+    """In a scoring thread: (scores of all parts, nanoseconds it took).
+
+    Raises:
+        ModelError: what came back is not scores of these rows.
+        Exception: the scorer's.
+    """
+    began_ns = clock_ns()
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    scores: Any = score(rows)
+    took_ns = clock_ns() - began_ns
+    if not isinstance(scores, np.ndarray):
+        raise ModelError(f"Expected a float64 array of scores from the model, got {type(scores).__name__}")
+    if scores.shape != (len(rows), n_outputs) or scores.dtype != np.float64:
+        raise ModelError(
+            f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
+        )
+    return scores, took_ns

@@ -1,0 +1,79 @@
+"""How fast one queue moves: the cost curve, what batches take besides scoring, and the size of batch that follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tiercel.serving.schedule import Terms
+
+if TYPE_CHECKING:
+    from tiercel.serving.cost import CostCurve
+
+#: A batch takes at most this part of the tier's budget, so that who just missed one has most of its time left.
+BATCH_SHARE = 1 / 4
+#: Weight of one observation of what a batch takes besides scoring.
+WEIGHT = 1 / 16
+#: The best size of a batch is looked for again after so many; after each of the first, which teach the most.
+RESIZE_EVERY = 16
+FIRST_BATCHES = 64
+
+
+class Pace:
+    """The current `terms` of a queue, learned from its batches.
+
+    Args:
+        cost: of scoring; this object's own from here on.
+        budget_us: the tier's.
+
+    Threads: one at a time.
+    """
+
+    def __init__(self, cost: CostCurve, budget_us: int) -> None:
+        self._cost, self._budget_us = cost, budget_us
+        self._overhead_ns = self._spread_ns = 0.0  # of a batch besides scoring: mean, and mean difference from it
+        self._n_learned = 0
+        self._resize()
+
+    @property
+    def max_rows(self) -> int:
+        """As many rows as are scored within the budget; at least one batch."""
+        return max(1, 1000 * self._budget_us // self.terms.best_ns) * self.terms.best
+
+    @property
+    def overhead_ns(self) -> int:
+        """What a batch takes besides scoring: waiting for a thread and for the event loop."""
+        return int(self._overhead_ns + 2 * self._spread_ns)
+
+    def learn(self, n_rows: int, scored_ns: int, other_ns: int) -> None:
+        """A batch took `scored_ns` to score, and `other_ns` besides, from its start to its answers."""
+        self._cost.observe(n_rows, max(scored_ns, 1) / 1000)
+        difference = min(max(0, other_ns), 250 * self._budget_us) - self._overhead_ns  # one stall is not the next one's
+        self._overhead_ns += WEIGHT * difference
+        self._spread_ns += WEIGHT * (abs(difference) - self._spread_ns)
+        self._n_learned += 1
+        if self._n_learned <= FIRST_BATCHES or self._n_learned % RESIZE_EVERY == 0:
+            self._resize()
+        else:
+            self._set_terms(self.terms.best)
+
+    def typical_ns(self, n_rows: int) -> int:
+        """What scoring `n_rows` takes in half of all cases, in as many batches as that needs."""
+        full, rest = divmod(n_rows, self.terms.best)
+        typical_us = full * self._cost.typical_us(self.terms.best) + self._cost.typical_us(rest)
+        return int(1000 * typical_us)
+
+    def _batch_ns(self, n_rows: int) -> int:
+        return int(1000 * self._cost.us(n_rows)) + self.overhead_ns
+
+    def _rows_within(self, ns: int) -> int:
+        return self._cost.rows_within((ns - self.overhead_ns) / 1000)
+
+    def _resize(self) -> None:
+        overhead_us = self.overhead_ns / 1000
+        best = self._cost.best_rows(BATCH_SHARE * self._budget_us, overhead_us)
+        #: No row takes less, in whatever batch; batches round down.
+        self.cheapest_row_ns = int(1000 * self._cost.cheapest_row_us(best, overhead_us)) - 1
+        self._set_terms(best)
+
+    def _set_terms(self, best: int) -> None:
+        self.terms = Terms(best, max(1, self._batch_ns(best)), self._batch_ns, self._rows_within)
