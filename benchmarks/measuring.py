@@ -84,7 +84,7 @@ class Bench:
         self.not_measured: dict[str, str] = {}
         self.floor_at_rate: list[Run] = []
         self._counts = plan.count_instructions and instructions.available()
-        self._requests: dict[tuple[str, str], Requests] = {}
+        self._requests: dict[tuple[str, str, Callable[[int], bytes]], Requests] = {}
         compiled.build(SERVERS / "floor.pyx", cache)
 
     def start(self, stack: ExitStack, contender: Contender) -> Server | None:
@@ -116,7 +116,7 @@ class Bench:
 
     def requests(self, contender: Contender) -> Requests:
         """What to send it; made once."""
-        key = (contender.path, contender.content_type)
+        key = (contender.path, contender.content_type, contender.body)
         if key not in self._requests:
             self._requests[key] = Requests.make(
                 path=contender.path, content_type=contender.content_type, body=contender.body,

@@ -7,11 +7,13 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from benchmarks.contenders import environment, process
 from benchmarks.contenders.contender import BY_NAME, CONTENDERS, PEERS, SERVERS, Contender
 from benchmarks.loadgen.run import Requests
+from benchmarks.measuring import Bench
 
 from benchmarks import bench_http, compiled
 
@@ -35,6 +37,17 @@ def test_every_body_asks_about_its_user(contender):
     )  # fmt: skip
     sent = requests.data[: requests.starts[1]].tobytes()
     assert sent.endswith(b"\r\n\r\n" + contender.body(int(requests.users[0])))
+
+
+def test_each_contender_is_asked_its_own_question():
+    """Contenders that share a path and differ in their bodies do not get each other's requests."""
+    bench = object.__new__(Bench)
+    bench.workload, bench._requests = SimpleNamespace(n_rows=3), {}
+    for contender in (*BY_NAME.values(), *BY_NAME.values()):
+        requests = bench.requests(contender)
+        sent = requests.data[: requests.starts[1]].tobytes()
+        assert sent.startswith(f"POST {contender.path} ".encode())
+        assert sent.endswith(contender.body(int(requests.users[0])))
 
 
 def test_choice_of_contenders():

@@ -23,7 +23,8 @@ BODY = (
 )
 cdef bytes REPLY = (
     b"HTTP/1.1 200 OK\r\ndate: Mon, 01 Jan 2026 00:00:00 GMT\r\ncontent-type: application/json\r\ncontent-length: "
-    + str(len(BODY)).encode() + b"\r\n\r\n" + BODY
+    + str(len(BODY)).encode()
+    + b"\r\nserver-timing: parse;dur=0.001, read;dur=0.001, compute;dur=0.000, score;dur=0.002, reply;dur=0.000\r\n\r\n" + BODY
 )
 
 
