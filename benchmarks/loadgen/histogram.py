@@ -53,6 +53,10 @@ class Histogram:
         bucket = int(np.searchsorted(cumulated, np.uint64(rank)))
         return min(int(_highest_ns()[bucket]), self.max_ns)
 
+    def share_below_ns(self, bound_ns: int) -> float:
+        """Which part of the samples certainly took no longer; 1 of no samples."""
+        return float(self.counts[_highest_ns() <= bound_ns].sum()) / self.n if self.n else 1.0
+
     def summary_us(self) -> dict[str, float]:
         """p50, p90, p99, p99.9, p99.99 and max, in microseconds."""
         named = {f"p{q:g}": self.percentile_ns(q) / 1e3 for q in (50, 90, 99, 99.9, 99.99)}

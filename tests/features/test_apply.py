@@ -232,6 +232,25 @@ v = FeatureView('v', [Entity('uid')], [Field('x', Float64)], timestamp_field='ts
         applied(tmp_path, text, events={"uid": ["a"], "ts": times([us(1)]), "x": [1.0]})
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "epoch(ts + INTERVAL 1 HOUR)", "hour(ts)", "epoch(date_trunc('day', ts))", "epoch(time_bucket(INTERVAL 1 HOUR, ts))",
+        "date_diff('minute', ts, ts + INTERVAL 1 DAY)", "length(strftime(ts, '%Y'))", "epoch(ts - INTERVAL 1 DAY)",
+        "epoch(timezone('UTC', ts))", "n + n",
+    ],
+)  # fmt: skip
+def test_times_with_a_zone_are_repeatable(tmp_path, expression):
+    """Arithmetic and parts of zoned times depend on a setting that is always UTC, not on the run."""
+    sql = f"SELECT uid, ts, ({expression})::DOUBLE AS x FROM events"
+    text = f"""
+events = ParquetSource('events', 'events.parquet')
+v = FeatureView('v', [Entity('uid')], [Field('x', Float64)], timestamp_field='ts', source=events, sql={sql!r})
+"""
+    catalog, _ = applied(tmp_path, text, events={"uid": ["a"], "ts": times([us(1)]), "n": [1.0]})
+    assert list(catalog.views) == ["v"]
+
+
 def test_repeatable_window_and_age(tmp_path):
     """An ordered window and age between two columns are repeatable."""
     sql = "SELECT uid, ts, row_number() OVER (ORDER BY ts) + epoch(age(ts, ts)) AS x FROM events"

@@ -192,14 +192,29 @@ def _check_repeatable(connection: duckdb.DuckDBPyConnection, what: str, query: s
 def _unrepeatable(connection: duckdb.DuckDBPyConnection) -> frozenset[str]:
     """Functions that DuckDB itself does not call consistent, and the macros that mention one."""
     rows = connection.execute(
-        "SELECT lower(function_name), stability, lower(macro_definition) FROM duckdb_functions() "
-        "WHERE stability <> 'CONSISTENT' OR macro_definition IS NOT NULL"
+        "SELECT lower(function_name), stability, lower(macro_definition), parameter_types, return_type "
+        "FROM duckdb_functions() WHERE stability <> 'CONSISTENT' OR macro_definition IS NOT NULL"
     ).fetchall()
     # error() is how a view refuses bad rows; it gives no value.
-    names = {name for name, stability, _ in rows if stability not in (None, "CONSISTENT")} - {"error"}
+    names = {
+        name
+        for name, stability, _, types, returned in rows
+        if stability not in (None, "CONSISTENT") and not _depends_on_zone(types, returned)
+    } - {"error"}
     clocks = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names | _CLOCKS)))})\b")
-    macros = {name for name, _, definition in rows if definition is not None and clocks.search(definition)}
+    macros = {name for name, _, definition, *_ in rows if definition is not None and clocks.search(definition)}
     return frozenset(names | macros | {"age()"})
+
+
+def _depends_on_zone(parameter_types: list[str] | None, return_type: str | None) -> bool:
+    """Whether an overload computes on times with a zone. DuckDB 2 does not call it consistent because the zone is a setting.
+
+    Ours is always UTC (sources.connect). What has no parameters is a clock.
+    """
+    if not parameter_types:
+        return False
+    types = [*parameter_types, return_type or ""]
+    return any("WITH TIME ZONE" in each or "TIMESTAMPTZ" in each for each in types)
 
 
 def _calls(nodes: Iterable[dict[str, Any]]) -> set[str]:
