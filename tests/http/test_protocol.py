@@ -167,6 +167,35 @@ def answer(reply):
     return status, {name: value for name, value in headers.items() if name not in {"date", "content-length"}}, data
 
 
+@pytest.mark.parametrize(
+    ("head", "extra", "source", "told"),
+    [
+        ("", {}, None, None),
+        ("", {"deadline_ms": 5000.5}, "deadline_ms", "5000.500"),
+        ("X-Request-Timeout-Seconds: 7.25\r\n", {}, "x-request-timeout-seconds", "7250.000"),
+        ("x-envoy-expected-rq-timeout-ms: 60000\r\n", {}, "x-envoy-expected-rq-timeout-ms", "60000.000"),
+        ("x-envoy-expected-rq-timeout-ms: 9000\r\nx-request-timeout-seconds: 8\r\n", {}, "x-request-timeout-seconds", "8000.000"),
+        ("x-envoy-expected-rq-timeout-ms: 9000\r\n", {"deadline_ms": 9000}, "x-envoy-expected-rq-timeout-ms", "9000.000"),
+        ("x-envoy-expected-rq-timeout-ms: 9000\r\n", {"deadline_ms": 8999}, "deadline_ms", "8999.000"),
+    ],
+)  # fmt: skip
+def test_both_paths_echo_the_same_deadline(running, head, extra, source, told):
+    """The deadline that counted, and who set it, stand in Server-Timing, whichever path answered."""
+    content = json.dumps({**BODY, **extra}).encode()
+    lines = f"POST /predict/late HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}"
+    with peer(running) as one:
+        before = running.native.counts
+        one.send(f"{lines}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        fast = one.reply()[1]["server-timing"]
+        assert running.native.counts == {**before, "answered": before["answered"] + 1}
+        chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+        one.send(f"{lines}Transfer-Encoding: chunked\r\n\r\n".encode() + chunked)
+        general = one.reply()[1]["server-timing"]
+    expected = [] if source is None else [(told, source)]
+    for found in (fast, general):
+        assert re.findall(r'budget;dur=([0-9.]+);desc="([^"]+)"', found) == expected
+
+
 def test_both_paths_answer_alike(running):
     """A chunked request goes the general way: its answer, headers and order of fields included, is the fast one's."""
     for kind, content in (

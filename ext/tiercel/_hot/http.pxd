@@ -37,6 +37,7 @@ cdef struct Head:
     Py_ssize_t content_length
     int kind                     # BodyKind
     int64_t budget_us            # the smallest deadline that a header names; -1: none
+    int budget_source            # BudgetSource: which one
     bint is_traced               # there is a traceparent
 
 

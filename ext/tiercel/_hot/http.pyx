@@ -2,6 +2,7 @@
 
 from libc.string cimport memcmp
 
+from tiercel._hot.prediction cimport BUDGET_HEADER_MS, BUDGET_HEADER_SECONDS, BUDGET_NONE
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 NEED_MORE, FAST, HAND_ON = HEAD_NEED_MORE, HEAD_FAST, HEAD_HAND_ON
@@ -159,13 +160,15 @@ cdef bint _take_header(
         budget_us = _budget_of(value, length, 1e6)
         if budget_us < 0:
             return False
-        out.budget_us = budget_us if out.budget_us < 0 else min(out.budget_us, budget_us)
+        if out.budget_us < 0 or budget_us < out.budget_us:
+            out.budget_us, out.budget_source = budget_us, BUDGET_HEADER_SECONDS
     elif name_length == 30 and _same(name, b"x-envoy-expected-rq-timeout-ms", 30):
         bit = SEEN_TIMEOUT_MS
         budget_us = _budget_of(value, length, 1e3)
         if budget_us < 0:
             return False
-        out.budget_us = budget_us if out.budget_us < 0 else min(out.budget_us, budget_us)
+        if out.budget_us < 0 or budget_us < out.budget_us:
+            out.budget_us, out.budget_source = budget_us, BUDGET_HEADER_MS
     elif name_length == 11 and _same(name, b"traceparent", 11):
         out.is_traced = True
     elif (
@@ -200,7 +203,7 @@ cdef HeadStatus parse_head(const uint8_t* data, Py_ssize_t size, Py_ssize_t max_
     if at == START_LENGTH or memcmp(data + at, END, <size_t>min(size - at, END_LENGTH)) != 0:
         return HEAD_HAND_ON
     out.reference_start, out.reference_length = START_LENGTH, at - START_LENGTH
-    out.budget_us, out.is_traced = -1, False
+    out.budget_us, out.budget_source, out.is_traced = -1, BUDGET_NONE, False
     at += END_LENGTH
     while True:
         # At the start of a line.

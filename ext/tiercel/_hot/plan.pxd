@@ -31,6 +31,7 @@ cdef struct Arrival:
     int64_t wall_us        # since the epoch; the time of the read unless the request says another
     int64_t read_ns        # of the monotonic clock: when the socket was read
     int64_t budget_us      # from then on, as a header says; -1: none does
+    int budget_source      # BudgetSource: which header
     uint32_t flags         # PredictionFlag
 
 
@@ -75,7 +76,7 @@ cdef class ServingPlan:
         Stopwatch* watch,
     ) noexcept nogil
 
-    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us) noexcept nogil
+    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us, Stopwatch* watch) noexcept nogil
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1
     cdef bint _score_python(self, Scratch* scratch, Py_ssize_t n_rows) noexcept
     cdef void _record(

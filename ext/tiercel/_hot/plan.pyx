@@ -12,7 +12,7 @@ from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.payload cimport Body, Column
 from tiercel._hot.prediction cimport (
-    N_STAGES, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
+    BUDGET_BODY, BUDGET_NONE, N_STAGES, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
@@ -124,7 +124,8 @@ cdef class ServingPlan:
         if body.shape[0] == 0 or kind not in (0, 1):
             return None
         memset(&out, 0, sizeof(Output))
-        arrival.wall_us, arrival.read_ns, arrival.budget_us, arrival.flags = now_us, monotonic_ns(), budget_us, 0
+        arrival.wall_us, arrival.read_ns, arrival.flags = now_us, monotonic_ns(), 0
+        arrival.budget_us, arrival.budget_source = budget_us, BUDGET_NONE
         with nogil:
             size = self.answer_into(&body[0], body.shape[0], kind, &arrival, ids, &out, &watch)
         try:
@@ -164,7 +165,7 @@ cdef class ServingPlan:
         now_us = arrival.wall_us if body.now_us < 0 else body.now_us
         _lap(watch, STAGE_PARSE)
         score_ns = self._needs.score_ns + n_rows * self._needs.row_ns
-        due_ns = self._due_ns(arrival, body.budget_us)
+        due_ns = self._due_ns(arrival, body.budget_us, watch)
         if watch.at[1] + self._needs.read_ns + score_ns > due_ns or score_ns > INLINE_NS:
             free(block)
             return -1
@@ -213,11 +214,13 @@ cdef class ServingPlan:
         free(block)
         return length
 
-    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us) noexcept nogil:
+    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us, Stopwatch* watch) noexcept nogil:
         """When the reply is due: the smaller of what header and body say, else the model's own; far away without any."""
         cdef int64_t budget_us = arrival.budget_us
+        watch.budget_source = BUDGET_NONE if budget_us < 0 else arrival.budget_source
         if body_budget_us >= 0 and (budget_us < 0 or body_budget_us < budget_us):
-            budget_us = body_budget_us
+            budget_us, watch.budget_source = body_budget_us, BUDGET_BODY
+        watch.budget_us = budget_us
         if budget_us < 0:
             budget_us = self._default_budget_us
         return NEVER_NS if budget_us < 0 else arrival.read_ns + 1000 * budget_us

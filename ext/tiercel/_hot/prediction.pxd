@@ -62,6 +62,15 @@ cdef struct Prediction:
     size_t key_bytes
 
 
-# The stages of one request as it goes: monotonic nanoseconds before the first, then at the end of each.
+# Who asked for a deadline.
+cdef enum BudgetSource:
+    BUDGET_NONE
+    BUDGET_HEADER_SECONDS   # x-request-timeout-seconds
+    BUDGET_HEADER_MS        # x-envoy-expected-rq-timeout-ms
+    BUDGET_BODY             # deadline_ms
+
+# The stages of one request as it goes: monotonic nanoseconds before the first, then at the end of each; and its deadline.
 cdef struct Stopwatch:
     int64_t at[6]
+    int64_t budget_us       # meaningful unless source is BUDGET_NONE
+    int budget_source

@@ -10,7 +10,7 @@ from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_D
 from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.plan cimport Arrival, ServingPlan
-from tiercel._hot.prediction cimport N_STAGES, PREDICTION_FAST, Stopwatch
+from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, PREDICTION_FAST, Stopwatch
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
@@ -22,7 +22,7 @@ DRAIN_S = 1.0
 
 cdef enum:
     MAX_LENGTH_DIGITS = 20
-    TIMING_BYTES = 192              # five stages of at most 7 + 3 digits, and their names
+    TIMING_BYTES = 320              # six numbers of at most 20 + 3 digits, and their names
     RELEASE_GIL_BYTES = 16384       # a body of this size has rows enough to keep the GIL from others for long
 
 cdef extern from *:
@@ -41,6 +41,11 @@ cdef bytes JSON_HEADERS = b"content-type: application/json\r\ncontent-length: "
 cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-length: "
 cdef bytes TIMING = b"\r\nserver-timing: "
 cdef tuple TIMED = tuple([(", " if i else "").encode() + name.encode() + b";dur=" for i, name in enumerate(STAGE_NAMES)])
+cdef bytes BUDGET = b", budget;dur="
+# By BudgetSource; the names are those of serving/deadline.py.
+cdef tuple BUDGETED = tuple([
+    b';desc="%b"' % name for name in (b"", b"x-request-timeout-seconds", b"x-envoy-expected-rq-timeout-ms", b"deadline_ms")
+])
 cdef bytes END = b"\r\n\r\n"
 cdef bytes CLOSE_END = b"\r\nconnection: close\r\n\r\n"
 
@@ -151,20 +156,27 @@ cdef inline Py_ssize_t _copy_decimal(Output* out, Py_ssize_t at, Py_ssize_t valu
 
 cdef Py_ssize_t _copy_timing(Output* out, Py_ssize_t at, const Stopwatch* watch) noexcept:
     """The Server-Timing header: each stage in milliseconds, with three decimals."""
-    cdef int64_t us
     cdef int stage
-    cdef uint8_t* to
     at = _copy(out, at, TIMING)
     for stage in range(<int>N_STAGES):
         at = _copy(out, at, <bytes>TIMED[stage])
-        us = (watch.at[stage + 1] - watch.at[stage] + 500) // 1000
-        at = _copy_decimal(out, at, min(us // 1000, 9_999_999))
-        us %= 1000
-        to = out.data + at
-        to[0] = 46
-        to[1], to[2], to[3] = <uint8_t>(48 + us // 100), <uint8_t>(48 + us // 10 % 10), <uint8_t>(48 + us % 10)
-        at += 4
+        at = _copy_ms(out, at, max(0, watch.at[stage + 1] - watch.at[stage] + 500) // 1000)
+    if watch.budget_source != BUDGET_NONE:
+        at = _copy(out, at, BUDGET)
+        at = _copy_ms(out, at, watch.budget_us)
+        at = _copy(out, at, <bytes>BUDGETED[watch.budget_source])
     return at
+
+
+cdef inline Py_ssize_t _copy_ms(Output* out, Py_ssize_t at, int64_t us) noexcept:
+    """Microseconds of at least 0, as milliseconds with three decimals."""
+    cdef uint8_t* to
+    at = _copy_decimal(out, at, us // 1000)
+    us %= 1000
+    to = out.data + at
+    to[0] = 46      # "."
+    to[1], to[2], to[3] = <uint8_t>(48 + us // 100), <uint8_t>(48 + us // 10 % 10), <uint8_t>(48 + us % 10)
+    return at + 4
 
 
 cdef int _plain_socket(transport) except -2:
@@ -337,7 +349,7 @@ cdef class HotProtocol:
                 outcome, self._needed = OUTCOME_PARTIAL, total
                 break
             plan = path._find(data + offset + head.reference_start, head.reference_length)
-            arrival.budget_us = head.budget_us
+            arrival.budget_us, arrival.budget_source = head.budget_us, head.budget_source
             if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
                 outcome = OUTCOME_HAND_ON
                 break
