@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 from tests.support import projects
 
 from tiercel.cli.main import main
-from tiercel.settings import ControlSettings, JournalSettings, ServerSettings
+from tiercel.settings import (
+    ControlSettings,
+    JournalSettings,
+    ModelSettings,
+    ServerSettings,
+    TracingSettings,
+    load_settings,
+)
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -90,6 +97,20 @@ def test_every_setting_is_documented():
         for item in fields(kind):
             assert f"`{table}.{item.name}`" in README, item.name
             assert str(item.default).lower() in README.lower(), item.default
+
+
+def test_every_setting_of_traces_and_models_is_documented():
+    """Each setting under [tracing] and [models.NAME] stands in the README."""
+    for table, kind in (("tracing", TracingSettings), ("models.NAME", ModelSettings)):
+        for item in fields(kind):
+            assert item.name == "name" or f"`{table}.{item.name}`" in README, item.name
+
+
+def test_the_example_of_a_model_table_is_valid(tmp_path):
+    """The README's tiercel.toml sets everything that a model can have, and is read without complaint."""
+    (tmp_path / "tiercel.toml").write_text(blocks("toml")[0])
+    model = load_settings(tmp_path).model("fraud")
+    assert all(getattr(model, item.name) != item.default for item in fields(ModelSettings))
 
 
 def test_every_command_is_documented():
