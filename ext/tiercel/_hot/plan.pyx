@@ -291,9 +291,9 @@ cdef class ServingPlan:
         prepared.plan, prepared.is_single, prepared.n_rows = self, n_rows < 0, max(1, n_rows)
         prepared._entities, prepared._now_us = entities, now_us
         prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = wall_us(), 0, -1
-        prepared._watch.at[0] = monotonic_ns()
-        prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[0]
-        prepared._watch.at[1] = prepared._watch.at[0]
+        # What came before this - the rest of the body, the event loop, decoding - counts as parsing.
+        prepared._watch.at[1] = monotonic_ns()
+        prepared._watch.at[0] = prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[1]
         if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
             raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
         prepared._has_scratch = True
@@ -315,9 +315,9 @@ cdef class ServingPlan:
         prepared._entities, prepared._age_us = entities, -1
         prepared._arrival.wall_us = prepared._now_us = wall_us()
         prepared._arrival.flags, prepared._arrival.budget_us = 0, -1
-        for i in range(<Py_ssize_t>STAGE_SCORE + 1):
+        for i in range(1, <Py_ssize_t>STAGE_SCORE + 1):
             prepared._watch.at[i] = monotonic_ns()
-        prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[0]
+        prepared._watch.at[0] = prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[1]
         if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
             raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
         prepared._has_scratch = True
@@ -456,8 +456,7 @@ cdef class Prepared:
 
     def stage_us(self):
         """{stage: microseconds} of an answered question; "parse" is what came before its rows were read."""
-        at = [self._arrival.read_ns, *[self._watch.at[i] for i in range(1, <Py_ssize_t>N_STAGES + 1)]]
-        return {name: (at[i + 1] - at[i]) / 1000 for i, name in enumerate(STAGE_NAMES)}
+        return {name: (self._watch.at[i + 1] - self._watch.at[i]) / 1000 for i, name in enumerate(STAGE_NAMES)}
 
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1:
         cdef Output keys

@@ -274,7 +274,14 @@ class Router:
                 f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, whose "
                 f"measured cost allows batch jobs only. Send it to /predict/{plan.model}, which makes one"
             )
-        prepared.give_scores(await self._queues.score(plan, prepared.rows(), due_ns))
+        try:
+            scores = await self._queues.score(plan, prepared.rows(), due_ns)
+        except DeadlineError as error:
+            if deadline is None:
+                raise
+            # The queue knows when the answer is due, not how long the request was given.
+            raise DeadlineError(str(error), budget_us=deadline.budget_us, needed_us=error.needed_us) from None
+        prepared.give_scores(scores)
         self._counters.add("near_realtime_requests")
         return prepared
 
