@@ -65,7 +65,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
     try:
         async with asyncio.timeout(timeout_s):
             if pending is not None:
-                message = await _resume(steps, pending)
+                message = await resume(steps, pending)
             return await _collect(message, receive, max_bytes)
     except TimeoutError:
         raise RequestError(
@@ -74,7 +74,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
 
 
 @types.coroutine
-def _resume(steps: Any, pending: Any) -> Generator[Any, Any, Any]:
+def resume(steps: Any, pending: Any) -> Generator[Any, Any, Any]:
     """Go on awaiting what was already started and waits for `pending`."""
     while True:
         try:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tiercel.errors import CapacityError, NotFoundError, RequestError, TiercelError
+from tiercel.errors import NotFoundError, RequestError, TiercelError
 from tiercel.http import payload
 from tiercel.http.body import header, read_body, read_ns_of
 from tiercel.http.inputs import InputCatalog
 from tiercel.http.predict import send_body
-from tiercel.http.status import body_of, status_of
+from tiercel.http.presence import while_connected
+from tiercel.http.status import body_of, headers_of, status_of
 from tiercel.serving.deadline import budget_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from tiercel.monitor.counting import WorkerCounters
+    from tiercel.serving.answers import Answer, Question
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
     from tiercel.serving.router import Router
@@ -94,6 +95,10 @@ class Exchange:
             self.scope, self._receive, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s
         )
 
+    async def answer(self, reference: str, question: Question, budget: Budget) -> Answer:
+        """The router's answer, given up when the client goes away. Raises as `Router.answer` and `while_connected`."""
+        return await while_connected(self.host.router.answer(reference, question, budget), self._receive)
+
     async def json(self, *, nan_is_null: bool = False) -> dict[str, Any]:
         """The body as a JSON object.
 
@@ -133,12 +138,11 @@ class Endpoint:
 
 def error_reply(error: TiercelError, status: int | None = None) -> Reply:
     """The reply that an error is; `status` where a protocol wants another than usual."""
-    headers: list[tuple[bytes, bytes]] = []
-    if isinstance(error, CapacityError):
-        wait_s = max(1, math.ceil(error.predicted_wait_us / 1e6))
-        headers.append((b"retry-after", str(wait_s).encode()))
     return Reply(
-        orjson.dumps(body_of(error)), status_of(error) if status is None else status, headers=headers, code=error.code
+        orjson.dumps(body_of(error)),
+        status_of(error) if status is None else status,
+        headers=headers_of(error),
+        code=error.code,
     )
 
 

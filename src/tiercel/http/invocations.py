@@ -117,7 +117,7 @@ async def _invoke(exchange: Exchange) -> Reply:
         budget = _budget_of(request, "params", budget)
         plan = await host.router.find(reference)
         columns = _columns(form, request[form], plan, host.settings.max_rows)
-    answer = await host.router.answer(reference, question_of_columns(columns, plan), budget)
+    answer = await exchange.answer(reference, question_of_columns(columns, plan), budget)
     return json_reply({"predictions": answer.scores})
 
 
@@ -129,7 +129,7 @@ async def _vertex(exchange: Exchange) -> Reply:
     budget = _budget_of(request, "parameters", exchange.budget())
     plan = await host.router.find(reference)
     columns = columns_of_rows(request.get("instances"), plan, "$.instances", host.settings.max_rows)
-    answer = await host.router.answer(reference, question_of_columns(columns, plan), budget)
+    answer = await exchange.answer(reference, question_of_columns(columns, plan), budget)
     return json_reply({"predictions": answer.scores})
 
 

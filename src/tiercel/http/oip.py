@@ -124,7 +124,7 @@ class Infer:
         budget = budget_with(exchange.budget(), request)
         question = question_of(tensors, plan, inputs, host.settings.max_rows)
         parse_us = _since_us(exchange.begin_ns)
-        answer = await host.router.answer(reference, question, budget)
+        answer = await exchange.answer(reference, question, budget)
         answered_us = _since_us(exchange.begin_ns)
         timing_us = {"parse": parse_us, **answer.stage_us}
         reply = encode_answer(answer, request_id, binary, {**timing_us, "total": answered_us})

@@ -12,6 +12,7 @@ from tiercel._hot.reply import ReplyIds
 from tiercel.errors import JobsDisabledError, TiercelError
 from tiercel.http import payload
 from tiercel.http.body import header, read_body, read_ns_of
+from tiercel.http.presence import while_connected
 from tiercel.http.request import parse_predict
 from tiercel.http.status import body_of, headers_of, status_of
 from tiercel.http.timing import server_timing
@@ -89,7 +90,7 @@ class PredictEndpoint:
             budget = budget_of(scope["headers"], begin_ns)
             body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
             reference = scope["path"][len("/predict/") :]
-            status, content, headers, done = await self._predict(reference, body, kind, budget)
+            status, content, headers, done = await self._predict(reference, body, kind, budget, receive)
         except TiercelError as error:
             status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
             headers = headers_of(error)
@@ -107,7 +108,7 @@ class PredictEndpoint:
             self._trace(scope, begin_ns, wall_ns, status, code, done)
 
     async def _predict(
-        self, reference: str, body: bytes, kind: str, budget: Budget
+        self, reference: str, body: bytes, kind: str, budget: Budget, receive: Receive
     ) -> tuple[int, bytes, Headers, _Done | None]:
         request = parse_predict(payload.decode(body, kind, self._max_rows), self._max_rows)
         if request.deadline_ms is not None:
@@ -122,7 +123,7 @@ class PredictEndpoint:
             status, told, headers = await self._jobs.submit(plan, question)
             self._counters.add("jobs_submitted")
             return status, payload.encode(told, kind), headers, None
-        served = await self._router.serve(reference, question, budget, request.tier)
+        served = await while_connected(self._router.serve(reference, question, budget, request.tier), receive)
         content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
         more: dict[str, Any] = {}
         if served.degraded is not None:

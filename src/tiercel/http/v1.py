@@ -76,7 +76,7 @@ async def _verb(exchange: Exchange) -> Reply:
     plan = await host.router.find(reference)
     read = columns_of_rows if which == "instances" else columns_of_inputs
     columns = read(body[which], plan, f"$.{which}", host.settings.max_rows)
-    answer = await host.router.answer(reference, question_of_columns(columns, plan), budget)
+    answer = await exchange.answer(reference, question_of_columns(columns, plan), budget)
     return json_reply({"predictions" if which == "instances" else "outputs": answer.scores})
 
 

@@ -50,13 +50,17 @@ class Degraded:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A scored question, not yet answered: `prepared.reply` or `prepared.record` does that, with `flags`."""
+    """A scored question, not yet answered: `prepared.reply` or `prepared.record` does that, with `flags`.
+
+    `is_declared`: the model itself was asked, as [models.NAME] has it served, not a certain version of it.
+    """
 
     prepared: Prepared
     deadline: Deadline | None
     flags: int = 0
     degraded: Degraded | None = None
     arm: str = "champion"
+    is_declared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

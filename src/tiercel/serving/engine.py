@@ -8,6 +8,7 @@ a problem (`/readyz`, the log), never as a failed request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ import numpy as np
 from tiercel import models
 from tiercel._hot.plan import ServingPlan
 from tiercel.errors import (
+    InvalidNameError,
     NotMaterializedError,
     SchemaMismatchError,
     ServiceNotFoundError,
@@ -224,6 +226,7 @@ class Engine:
 
     def _route_models(self, services: dict[str, OnlineBase], problems: list[str]) -> dict[str, ModelRoutes]:
         routed: dict[str, ModelRoutes] = {}
+        stand_ins = self._stand_ins()
         for registered in self._registry.list_models():
             name = registered.name
             before = self.routes.models.get(name, ModelRoutes({}, {}))
@@ -231,7 +234,7 @@ class Engine:
             plans: dict[int, ServingPlan] = {}
             aliases: dict[str, int] = {}
             unavailable: dict[str, str] = {}
-            for version in sorted(set(wanted.values())):
+            for version in sorted({*wanted.values(), *stand_ins.get(name, ())}):
                 plan = self._plan(name, version, services, before.plans.get(version), problems)
                 if plan is not None:
                     plans[version] = plan
@@ -255,6 +258,17 @@ class Engine:
         live = {(name, version) for name, routes in routed.items() for version in routes.plans}
         self._loaded = {key: loaded for key, loaded in self._loaded.items() if key in live}
         return routed
+
+    def _stand_ins(self) -> dict[str, set[int]]:
+        """Versions that are declared as fallbacks by number: they must be there before they are needed."""
+        found: dict[str, set[int]] = {}
+        for declared in self._settings.models:
+            if declared.fallback is not None:
+                with contextlib.suppress(InvalidNameError):  # `ladder_check` says it
+                    name, selector = parse_reference(declared.fallback)
+                    if isinstance(selector, int):
+                        found.setdefault(name, set()).add(selector)
+        return found
 
     def _plan(
         self,

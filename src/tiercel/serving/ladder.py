@@ -13,7 +13,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tiercel.errors import CapacityError, DeadlineError, ModelError, NotFoundError, RequestError, StoreError
+from tiercel.errors import (
+    CapacityError,
+    DeadlineError,
+    ModelError,
+    NotFoundError,
+    ParityError,
+    RequestError,
+    StoreError,
+    TierDeniedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +44,9 @@ class Reason(enum.StrEnum):
     OVERLOADED = "overloaded"  # its tier has no room
     UNAVAILABLE = "unavailable"  # it could not be loaded, or what it reads is not published
     FAILED = "failed"  # it was asked, and raised or gave something that is no number
+
+
+_READY = frozenset({Rung.LAST_SCORE, Rung.DEFAULT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,14 @@ class Candidate:
         """Whether it can be asked, given the time."""
         return self.refusal is None
 
+    def fits(self, remaining_us: int | None) -> bool:
+        """Whether it can be asked and its answer is in time; None: no promise was made.
+
+        An answer that exists always is: when it is too late for it, it is too late for a refusal as well, and of the two
+        the answer is what a client that still waits can use.
+        """
+        return self.is_available and (remaining_us is None or self.needed_us <= remaining_us or self.rung in _READY)
+
     @property
     def label(self) -> str:
         """As replies name it: "fraud:3"."""
@@ -84,7 +104,7 @@ class Choice:
 
 
 def choose(candidates: Sequence[Candidate], remaining_us: int | None, budget_us: int | None = None) -> Choice:
-    """The first candidate that can be asked and whose answer is still in time: `needed_us <= remaining_us`.
+    """The first candidate that `fits`: it can be asked, and its answer is still in time.
 
     Args:
         candidates: best first; at least one. The first is who should answer.
@@ -99,7 +119,7 @@ def choose(candidates: Sequence[Candidate], remaining_us: int | None, budget_us:
     first = candidates[0]
     left_us = math.inf if remaining_us is None else remaining_us
     for candidate in candidates:
-        if candidate.is_available and candidate.needed_us <= left_us:
+        if candidate.fits(remaining_us):
             return Choice(candidate, None if candidate is first else _reason(first))
     if first.refusal is not None:
         raise first.refusal
@@ -123,8 +143,12 @@ def reason_of(refusal: Exception) -> Reason:
     """The name of why a candidate cannot be asked, or was asked in vain."""
     if isinstance(refusal, CapacityError):
         return Reason.OVERLOADED
-    if isinstance(refusal, DeadlineError):
+    if isinstance(refusal, DeadlineError | TierDeniedError):
         return Reason.DEADLINE
+    if type(refusal) is ModelError or isinstance(
+        refusal, ParityError
+    ):  # it was asked: what cannot be loaded has a class
+        return Reason.FAILED
     if isinstance(refusal, ModelError | StoreError | NotFoundError):
         return Reason.UNAVAILABLE
     return Reason.FAILED

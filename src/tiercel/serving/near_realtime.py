@@ -192,6 +192,10 @@ class Batcher:
         now_ns = self._clock()
         return int(self._free_ns(now_ns) - now_ns + self._pace.terms.all_ns(self._lines.n_rows + n_rows)) // 1000
 
+    def need_us(self, n_rows: int = 1) -> int:
+        """What scoring `n_rows` takes where nothing else waits."""
+        return int(self._pace.terms.all_ns(n_rows)) // 1000
+
     def submit(self, rows: NDArray[np.float32], due_ns: int) -> asyncio.Future[NDArray[np.float64]]:
         """Have `rows` scored by `due_ns`.
 

@@ -34,7 +34,8 @@ class Queues:
         self._cost_of = cost_of
         self._executor: ThreadPoolExecutor | None = None
         self._batchers: dict[int, tuple[object, str, Batcher]] = {}  # by id of the scorer, which the entry keeps alive
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], Batcher] = {}
+        self._closed_batches = self._closed_rows = 0
 
     def of(self, plan: ServingPlan) -> Batcher:
         """The plan's queue. A new base makes a new plan over the same scorer, and so the same queue."""
@@ -57,14 +58,32 @@ class Queues:
         """What `n_rows` of a plan would wait for now, their own scoring included."""
         return self.of(plan).predicted_wait_us(n_rows)
 
+    def need_us(self, plan: ServingPlan, n_rows: int) -> int:
+        """What scoring `n_rows` of a plan takes where nothing else waits."""
+        return self.of(plan).need_us(n_rows)
+
+    def counts(self) -> tuple[int, int, int]:
+        """(batches, rows) that were scored in all, by queues that are closed too, and the rows that wait."""
+        open_ones = [*(batcher for _, _, batcher in self._batchers.values()), *self._closing.values()]
+        return (
+            self._closed_batches + sum(each.batches for each in open_ones),
+            self._closed_rows + sum(each.rows for each in open_ones),
+            sum(each.depth_rows for each in open_ones),
+        )
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        batcher = self._closing.pop(task)
+        self._closed_batches += batcher.batches
+        self._closed_rows += batcher.rows
+
     def keep(self, plans: Iterable[ServingPlan]) -> None:
         """Close the queues of scorers that none of these plans uses; what they accepted is still answered."""
         used = {id(plan.scorer) for plan in plans}
         for key in [key for key in self._batchers if key not in used]:
             _, _, batcher = self._batchers.pop(key)
             task = asyncio.get_running_loop().create_task(batcher.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = batcher
+            task.add_done_callback(self._forget)
 
     def batchers(self) -> dict[str, Batcher]:
         """Every queue by "name:version", for the counts."""

@@ -7,13 +7,24 @@ chosen again only if the chosen one fails outright.
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tiercel.errors import CapacityError, DeadlineError, ParityError, TiercelError, TierDeniedError
+from tiercel.errors import (
+    CapacityError,
+    DeadlineError,
+    InvalidNameError,
+    ModelUnavailableError,
+    NotFoundError,
+    ParityError,
+    RequestError,
+    TiercelError,
+    TierDeniedError,
+)
 from tiercel.monitor.counting import WorkerCounters
-from tiercel.registry.names import CHAMPION
+from tiercel.registry.names import CHAMPION, parse_reference
 from tiercel.serving.answers import Answer, Degraded, Question, Served
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.entity_key import keys_of
@@ -22,7 +33,7 @@ from tiercel.serving.ladder import Candidate, Reason, Rung, can_degrade, choose
 from tiercel.serving.ladder_check import KnownModel, KnownVersion, check
 from tiercel.serving.last_scores import LastScores
 from tiercel.serving.queues import Queues
-from tiercel.serving.rollout import CHALLENGER_ARM, CHAMPION_ARM, arm_of, assignment_key, is_finite
+from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key, is_finite
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.types import Tier
 
@@ -37,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
 
+log = logging.getLogger("tiercel.serving")
+
 #: Of the last scores of all models in one worker.
 LAST_SCORES_BYTES = 64 << 20
 MAX_SHADOWS = 1024
@@ -49,6 +62,22 @@ _RUNG_BITS = {Rung.FALLBACK: 1 << 8, Rung.LAST_SCORE: 2 << 8, Rung.DEFAULT: 3 <<
 _REASON_BITS = {
     Reason.DEADLINE: 1 << 12, Reason.OVERLOADED: 2 << 12, Reason.UNAVAILABLE: 3 << 12, Reason.FAILED: 4 << 12
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The time of one question. `is_asked`: somebody set the deadline; else it is its tier's.
+
+    A tier's is a promise about one row, not a reason to refuse many, so it decides nothing.
+    """
+
+    begin_ns: int
+    deadline: Deadline | None
+    is_asked: bool
+
+    def left_us(self) -> int | None:
+        """What is left; None: nobody set a deadline."""
+        return self.deadline.remaining_us() if self.is_asked and self.deadline is not None else None
 
 
 class Router:
@@ -78,6 +107,8 @@ class Router:
         self._guards: dict[str, Guard] = {}
         self._last_scores = LastScores(LAST_SCORES_BYTES)
         self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle)
+        self._published: dict[str, int] = {}
+        self._told: set[tuple[str, type[Exception]]] = set()
 
     @property
     def problems(self) -> list[str]:
@@ -103,6 +134,7 @@ class Router:
         """Answer what was accepted; refuse the rest."""
         await self._shadows.close()
         await self._queues.close()
+        self.publish()
 
     # -- answering ----------------------------------------------------------------------------------------------------
 
@@ -137,13 +169,23 @@ class Router:
     async def plan_for_job(self, reference: str, tier: Tier | None) -> ServingPlan | None:
         """The plan of a question that becomes a job: it asks for that, or its model has no other tier. Else None.
 
+        A question that asks for a faster tier is no job, whatever its model is: who wants an answer now is told that there
+        is none, not to come back for it.
+
         Raises:
             RequestError, NotFoundError, TiercelError: see `find`, where a job was asked for.
         """
         if tier is Tier.BATCH:
             return await self.find(reference)
+        if tier is not None:
+            return None
         plan = self._engine.find_plan(reference)
-        return plan if plan is not None and plan.tier == Tier.BATCH else None
+        if plan is None:
+            try:
+                plan = await self.find(reference)
+            except TiercelError:  # `serve` meets it again, and may have a stand-in
+                return None
+        return plan if plan.tier == Tier.BATCH else None
 
     async def serve(self, reference: str, question: Question, budget: Budget, tier: Tier | None = None) -> Served:
         """Score what is asked, to be answered by the caller, who then calls `after`. Raises as `answer`.
@@ -170,21 +212,33 @@ class Router:
         return served
 
     async def _serve(self, reference: str, question: Question, budget: Budget) -> Served:
-        name, _, alias = reference.partition("@")
-        declared = self._declared.get(name) if alias in {"", CHAMPION} else None
         self._follow_routes()
-        if declared is None:
-            plan = await self.find(reference)
-            deadline = budget.over(Tier(plan.tier))
-            prepared = await self._score(plan, question, budget, deadline, is_asked=budget.budget_us is not None)
-            return Served(prepared, deadline)
-        return await self._serve_declared(declared, reference, question, budget)
+        declared, is_champion = self._settings_of(reference)
+        if declared is not None and is_champion:
+            return await self._serve_declared(declared, reference, question, budget)
+        plan = await self.find(reference)
+        asked = _asked(budget, plan, declared)
+        return Served(await self._score(plan, question, asked), asked.deadline)
+
+    def _settings_of(self, reference: str) -> tuple[ModelSettings | None, bool]:
+        """(the table of the model that is named, whether it is the champion that is asked), however it is spelled."""
+        if not self._declared:
+            return None, False
+        declared = self._declared.get(reference)
+        if declared is not None:
+            return declared, True
+        try:
+            name, selector = parse_reference(reference)
+        except InvalidNameError:  # `find` says what is wrong
+            return None, False
+        return self._declared.get(name), selector is None or selector == CHAMPION
 
     def after(self, served: Served, question: Question) -> None:
         """What may be done once the reply is written: remember the score, let the shadow score too. Never raises."""
         plan = served.prepared.plan
         declared = self._declared.get(plan.model)
-        if declared is None or served.degraded is not None:
+        # What somebody asked of a certain version by its number or alias is not what the model answers.
+        if declared is None or not served.is_declared or served.degraded is not None:
             return
         if declared.last_score_max_age_s > 0:
             keys = keys_of(question.entities, served.prepared.n_rows)
@@ -195,107 +249,147 @@ class Router:
         if declared.shadow is not None:
             self._offer_shadow(declared.shadow, plan, question)
 
+    def publish(self) -> None:
+        """Bring the worker's counters up to date with what the queues and the shadows count for themselves."""
+        counts = self._shadows.counts
+        dropped = counts.full + counts.late + counts.closed
+        batches, rows, waiting_rows = self._queues.counts()
+        totals = {
+            "shadow_scored": counts.recorded,
+            "shadow_failed": counts.failed + counts.not_finite,
+            "shadow_dropped": dropped,
+            "near_realtime_batches": batches,
+            "near_realtime_rows": rows,
+        }
+        for name, total in totals.items():
+            self._counters.add(name, total - self._published.get(name, 0))
+        self._published = totals
+        self._counters.set("near_realtime_waiting_rows", waiting_rows)
+
     async def _serve_declared(
         self, declared: ModelSettings, reference: str, question: Question, budget: Budget
     ) -> Served:
-        default_us = None if declared.deadline_ms is None else int(1000 * declared.deadline_ms)
-        is_asked = budget.budget_us is not None or default_us is not None
-        plans: dict[int, ServingPlan] = {}  # by place in `candidates`
-        champion, candidates = None, []
-        ticket, arm = None, CHAMPION_ARM
+        champion: ServingPlan | None = None
+        refusal: TiercelError | None = None
         try:
             champion = await self.find(reference)
         except TiercelError as error:
             if not can_degrade(error):
                 raise
-            candidates.append(Candidate(Rung.CHAMPION, declared.name, None, 0, error))
+            refusal = error.with_traceback(None)
+        asked = _asked(budget, champion, declared)
+        blamed: tuple[int, Exception] | None = None
+        plans: dict[int, ServingPlan] = {}  # by place in `candidates`
+        ready: dict[int, tuple[Any, int | None]] = {}  # likewise
+        if champion is None:
+            candidates = [Candidate(Rung.CHAMPION, declared.name, None, 0, refusal)]
         else:
-            challenger, ticket = self._challenger(declared, champion, question)
-            for plan in (challenger, champion):
-                if plan is not None:
-                    plans[len(candidates)] = plan
-                    candidates.append(self._candidate(Rung.CHAMPION, plan, question))
-            arm = CHAMPION_ARM if challenger is None else CHALLENGER_ARM
-        await self._add_fallback(declared, question, candidates, plans)
-        ready = self._add_ready_answers(declared, champion, question, candidates)
-        tier = Tier.REALTIME if champion is None else Tier(champion.tier)
-        deadline = budget.over(tier, default_us)
+            served, blamed = await self._serve_challenger(declared, champion, question, asked)
+            if served is not None:
+                return served
+            plans[0] = champion
+            candidates = [self._candidate(Rung.CHAMPION, champion, question, asked)]
         while True:
-            # Without a deadline that anybody set, the tier's is a promise about one row, not a reason to refuse many.
-            left_us = deadline.remaining_us() if deadline is not None and is_asked else None
-            choice = choose(candidates, left_us, None if deadline is None else deadline.budget_us)
+            if len(candidates) == 1 and not candidates[0].fits(asked.left_us()):
+                await self._add_fallback(declared, champion, question, asked, candidates, plans)
+                ready = self._add_ready_answers(declared, champion, question, candidates)
+            deadline = asked.deadline
+            choice = choose(candidates, asked.left_us(), None if deadline is None else deadline.budget_us)
             place = candidates.index(choice.candidate)
-            if place not in plans:
-                return self._served_ready(
-                    choice.rung, choice.reason, ready[place], champion, question, budget, deadline
-                )
+            if place in ready:
+                return self._served_ready(choice.rung, choice.reason, ready[place], champion, question, asked)
             plan = plans[place]
-            asked = question if choice.rung is Rung.CHAMPION else _narrowed(question, plan)
             try:
-                prepared = await self._score(plan, asked, budget, deadline, is_asked=is_asked)
-                if ticket is not None and place == 0:
-                    _require_finite(prepared)
+                if choice.rung is Rung.CHAMPION:
+                    prepared = await self._score(plan, question, asked)
+                    if blamed is not None:  # the question was right after all
+                        self._settle(declared.name, *blamed)
+                    return Served(prepared, asked.deadline, is_declared=True)
+                prepared = await self._score(plan, _narrowed(question, plan, champion), asked)
             except Exception as error:
-                if place == 0 and ticket is not None:
-                    self._settle(declared.name, ticket, error)
-                    arm = CHAMPION_ARM
-                if not can_degrade(error):
+                # What a stand-in finds wrong with a question says nothing about the question: it was put to another model.
+                if choice.rung is Rung.CHAMPION and not can_degrade(error):
                     raise
-                candidates[place] = choice.candidate.refused(error)
-                if all(candidate.refusal is not None for candidate in candidates):
-                    raise
+                self._tell(choice.candidate, error)
+                # Without its frames: they lead back to the candidates, and only the collector would free them.
+                candidates[place] = choice.candidate.refused(error.with_traceback(None))
                 continue
-            if place == 0 and ticket is not None:
-                self._settle(declared.name, ticket, None)
-            if choice.rung is Rung.CHAMPION:
-                return Served(prepared, deadline, CHALLENGER if arm == CHALLENGER_ARM else 0, None, arm)
-            return _degraded(prepared, deadline, choice.rung, choice.reason, candidates[0].label)
+            return _degraded(prepared, asked.deadline, choice.rung, choice.reason, candidates[0].label)
 
-    async def _score(
-        self, plan: ServingPlan, question: Question, budget: Budget, deadline: Deadline | None, *, is_asked: bool
-    ) -> Prepared:
-        n_rows = question.n_rows
-        needed_us = plan.need_us(n_rows)
-        if is_asked and deadline is not None:
-            require_time(deadline, needed_us, plan.model)
-        prepared = plan.prepare(question.entities, question.features, question.now_us, budget.begin_ns)
-        if plan.is_inline and needed_us <= INLINE_US:
-            if is_asked and deadline is not None:
-                require_time(deadline, plan.score_us(prepared.n_rows), plan.model)
-            prepared.score()
-            return prepared
-        budget_us = Tier.NEAR_REALTIME.budget_us or 0
-        due_ns = budget.begin_ns + 1000 * budget_us if deadline is None else deadline.due_ns
-        if not is_asked and 2 * needed_us > budget_us:
-            # Nobody asked for a deadline and this many rows cannot keep the tier's: they are done when they are done.
-            due_ns = time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + int(needed_us))
+    def _tell(self, candidate: Candidate, error: Exception) -> None:
+        """Say once for each version and kind of failure why it did not answer: clients hear of it in one word."""
+        if isinstance(error, DeadlineError | CapacityError):
+            return
+        what = candidate.label, type(error)
+        if what not in self._told:
+            self._told.add(what)
+            log.error("Model %s: another answers for it: %s", candidate.label, error, exc_info=error)
+
+    async def _score(self, plan: ServingPlan, question: Question, asked: _Asked) -> Prepared:
         if plan.tier == Tier.BATCH:
             raise TierDeniedError(
                 f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, whose "
-                f"measured cost allows batch jobs only. Send it to /predict/{plan.model}, which makes one"
+                f"measured cost allows batch jobs only. Send it to /predict/{plan.model} with tier {Tier.BATCH}, or "
+                f"without one, which makes a job of it"
             )
+        needed_us = plan.need_us(question.n_rows)
+        deadline = asked.deadline if asked.is_asked else None
+        if deadline is not None:
+            require_time(deadline, needed_us, plan.model)
+        prepared = plan.prepare(question.entities, question.features, question.now_us, asked.begin_ns)
+        if _is_inline(plan, needed_us):
+            if deadline is not None:
+                require_time(deadline, plan.score_us(prepared.n_rows), plan.model)
+            prepared.score()
+            return prepared
+        due_ns = self._due_ns(plan, prepared.n_rows, asked.begin_ns) if deadline is None else deadline.due_ns
         try:
             scores = await self._queues.score(plan, prepared.rows(), due_ns)
         except DeadlineError as error:
-            if deadline is None:
+            if asked.deadline is None:
                 raise
             # The queue knows when the answer is due, not how long the request was given.
-            raise DeadlineError(str(error), budget_us=deadline.budget_us, needed_us=error.needed_us) from None
+            raise DeadlineError(str(error), budget_us=asked.deadline.budget_us, needed_us=error.needed_us) from None
         prepared.give_scores(scores)
         self._counters.add("near_realtime_requests")
         return prepared
 
+    def _due_ns(self, plan: ServingPlan, n_rows: int, begin_ns: int) -> int:
+        """When a queued question is due that nobody set a deadline for."""
+        budget_us = Tier.NEAR_REALTIME.budget_us or 0
+        needed_us = int(max(plan.need_us(n_rows), self._queues.need_us(plan, n_rows)))
+        if 2 * needed_us <= budget_us:
+            return begin_ns + 1000 * budget_us
+        # So many rows cannot keep the tier's bound: they are done when they are done.
+        return time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + needed_us)
+
     # -- the ladder ---------------------------------------------------------------------------------------------------
 
-    def _candidate(self, rung: Rung, plan: ServingPlan, question: Question) -> Candidate:
+    def _candidate(self, rung: Rung, plan: ServingPlan, question: Question, asked: _Asked) -> Candidate:
         n_rows = question.n_rows
         needed_us = plan.need_us(n_rows)
-        if not plan.is_inline or needed_us > INLINE_US:
-            needed_us = max(needed_us, float(self._queues.wait_us(plan, n_rows)))
-        return Candidate(rung, plan.model, plan.version, int(needed_us))
+        if _is_inline(plan, needed_us) or plan.tier == Tier.BATCH:
+            return Candidate(rung, plan.model, plan.version, int(needed_us))
+        wait_us, left_us = self._queues.wait_us(plan, n_rows), asked.left_us()
+        needed_us = max(needed_us, float(self._queues.need_us(plan, n_rows)))
+        refusal = None
+        if left_us is not None and needed_us <= left_us < wait_us:
+            # It is not slow, others are before it: who is refused for that must hear when there will be room.
+            refusal = CapacityError(
+                f"Model '{plan.model}' version {plan.version} has no room: an answer would be ready in "
+                f"{wait_us / 1000:.3f} ms and is due in {left_us / 1000:.3f} ms. Try again later",
+                predicted_wait_us=wait_us - left_us,
+            )
+        return Candidate(rung, plan.model, plan.version, int(max(needed_us, wait_us)), refusal)
 
     async def _add_fallback(
-        self, declared: ModelSettings, question: Question, candidates: list[Candidate], plans: dict[int, ServingPlan]
+        self,
+        declared: ModelSettings,
+        champion: ServingPlan | None,
+        question: Question,
+        asked: _Asked,
+        candidates: list[Candidate],
+        plans: dict[int, ServingPlan],
     ) -> None:
         if declared.fallback is None:
             return
@@ -304,8 +398,10 @@ class Router:
         except TiercelError as error:
             candidates.append(Candidate(Rung.FALLBACK, declared.fallback, None, 0, error))
             return
+        if champion is not None and (plan.model, plan.version) == (champion.model, champion.version):
+            return
         plans[len(candidates)] = plan
-        candidates.append(self._candidate(Rung.FALLBACK, plan, question))
+        candidates.append(self._candidate(Rung.FALLBACK, plan, question, asked))
 
     def _add_ready_answers(
         self, declared: ModelSettings, champion: ServingPlan | None, question: Question, candidates: list[Candidate]
@@ -334,54 +430,88 @@ class Router:
         ready: tuple[Any, int | None],
         champion: ServingPlan | None,
         question: Question,
-        budget: Budget,
-        deadline: Deadline | None,
+        asked: _Asked,
     ) -> Served:
         assert champion is not None  # noqa: S101 - ready answers are offered only beside one
         scores, age_us = ready
         n_rows = question.n_rows if question.has_lists else -1
-        prepared = champion.blank(question.entities, n_rows, budget.begin_ns)
+        prepared = champion.blank(question.entities, n_rows, asked.begin_ns)
         prepared.give_scores(scores)
-        served = _degraded(prepared, deadline, rung, reason, f"{champion.model}:{champion.version}")
+        served = _degraded(prepared, asked.deadline, rung, reason, f"{champion.model}:{champion.version}")
         if served.degraded is None or age_us is None:
             return served
         return replace(served, degraded=replace(served.degraded, age_us=age_us))
 
     # -- arms ---------------------------------------------------------------------------------------------------------
 
-    def _challenger(
-        self, declared: ModelSettings, champion: ServingPlan, question: Question
-    ) -> tuple[ServingPlan | None, int | None]:
-        """The challenger, where it is its turn, and a ticket of its guard."""
-        if declared.challenger_weight <= 0:
+    async def _serve_challenger(
+        self, declared: ModelSettings, champion: ServingPlan, question: Question, asked: _Asked
+    ) -> tuple[Served | None, tuple[int, Exception] | None]:
+        """The challenger's answer, where it is its turn and it has one; nothing that it does is felt otherwise.
+
+        Returns:
+            (its answer or None, what it found wrong with the question). Whose fault the latter is shows when the champion
+            is asked the same.
+        """
+        plan = self._challenger(declared, champion, question)
+        if plan is None:
             return None, None
-        plan = self._engine.find_plan(f"{declared.name}@challenger")
-        if plan is None or plan.version == champion.version:
-            return None, None
-        key = assignment_key(question.entities, question.features)
-        if arm_of(declared.name, key, declared.challenger_weight) != CHALLENGER_ARM:
+        left_us = asked.left_us()
+        candidate = self._candidate(Rung.CHAMPION, plan, question, asked)
+        # Should it fail after all its time is over, the champion must still be in time.
+        both_us = candidate.needed_us + self._candidate(Rung.CHAMPION, champion, question, asked).needed_us
+        if candidate.refusal is not None or (left_us is not None and both_us > left_us):
             return None, None
         ticket = self._guards.setdefault(declared.name, Guard(declared.name)).admit(plan.version)
-        return (None, None) if ticket is None else (plan, ticket)
+        if ticket is None:
+            return None, None
+        try:
+            prepared = await self._score(plan, _narrowed(question, plan, champion), asked)
+            _require_finite(prepared)
+        except (RequestError, NotFoundError) as error:
+            return None, (ticket, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the champion answers
+            if not isinstance(error, DeadlineError | CapacityError):  # those are nobody's failure
+                self._settle(declared.name, ticket, error)
+            return None, None
+        self._guards[declared.name].settle(ticket)
+        return Served(prepared, asked.deadline, CHALLENGER, None, CHALLENGER_ARM, is_declared=True), None
 
-    def _settle(self, name: str, ticket: int, error: Exception | None) -> None:
-        """Tell the guard how it went. A question that was wrong, or came too late, is nobody's failure."""
-        guard = self._guards[name]
-        if error is None:
-            guard.settle(ticket)
-        elif can_degrade(error) and not isinstance(error, DeadlineError | CapacityError):
-            self._counters.add("challenger_failed")
-            guard.settle(ticket, f"{type(error).__name__}: {error}")
+    def _challenger(self, declared: ModelSettings, champion: ServingPlan, question: Question) -> ServingPlan | None:
+        """The challenger, where it is its turn."""
+        if declared.challenger_weight <= 0:
+            return None
+        plan = self._engine.find_plan(f"{declared.name}@challenger")
+        if plan is None or plan.version == champion.version or plan.tier == Tier.BATCH:
+            return None
+        key = assignment_key(question.entities, question.features)
+        return plan if arm_of(declared.name, key, declared.challenger_weight) == CHALLENGER_ARM else None
+
+    def _settle(self, name: str, ticket: int, error: Exception) -> None:
+        """Tell the guard that the challenger failed."""
+        self._counters.add("challenger_failed")
+        self._guards[name].settle(ticket, f"{type(error).__name__}: {error}")
 
     def _offer_shadow(self, alias: str, plan: ServingPlan, question: Question) -> None:
-        shadow = self._engine.find_plan(f"{plan.model}@{alias}")
-        if shadow is None or shadow.version == plan.version:
+        reference = f"{plan.model}@{alias.lower()}"
+        offered = self._engine.find_plan(reference)
+        if offered is None or offered.version == plan.version:
             return
         made: list[Prepared] = []
 
-        def work() -> list[Any]:
-            prepared = shadow.prepare(question.entities, question.features, question.now_us)
-            prepared.score()
+        async def work() -> list[Any]:
+            # Looked up again: what was live when the reply was written may be gone, and its queue with it.
+            shadow = self._engine.find_plan(reference)
+            if shadow is None:
+                raise ModelUnavailableError(f"Expected a model at '{reference}', got one that is gone")
+            narrow = _narrowed(question, shadow, plan)
+            prepared = shadow.prepare(narrow.entities, narrow.features, narrow.now_us)
+            n_rows = prepared.n_rows
+            if _is_inline(shadow, shadow.need_us(n_rows)):
+                prepared.score()
+            else:
+                due_ns = self._due_ns(shadow, n_rows, time.monotonic_ns())
+                prepared.give_scores(await self._queues.score(shadow, prepared.rows(), due_ns))
             made.append(prepared)
             return prepared.scores()
 
@@ -389,7 +519,7 @@ class Router:
             made[0].record(self._ids, SHADOW)
 
         n_bytes = 100 * question.n_rows * (len(question.entities) + len(question.features))
-        self._shadows.offer(f"{shadow.model}:{shadow.version}", work, record, n_bytes=n_bytes)
+        self._shadows.offer(f"{offered.model}:{offered.version}", work, record, n_bytes=n_bytes)
 
     def _is_idle(self) -> bool:
         """Whether nobody waits for a score."""
@@ -435,7 +565,7 @@ def _degraded(
 ) -> Served:
     why = reason or Reason.UNAVAILABLE
     flags = DEGRADED | _RUNG_BITS[rung] | _REASON_BITS[why]
-    return Served(prepared, deadline, flags, Degraded(rung.value, instead_of, why.value))
+    return Served(prepared, deadline, flags, Degraded(rung.value, instead_of, why.value), is_declared=True)
 
 
 def _require_finite(prepared: Prepared) -> None:
@@ -448,13 +578,31 @@ def _require_finite(prepared: Prepared) -> None:
         raise ParityError(f"Expected finite scores of version {prepared.plan.version}, got others")
 
 
-def _narrowed(question: Question, plan: ServingPlan) -> Question:
-    """What a stand-in understands of a question that was made for another model."""
+def _narrowed(question: Question, plan: ServingPlan, asked: ServingPlan | None) -> Question:
+    """What another model than the `asked` one understands of a question. What neither knows stays, and is refused."""
+    keys, features = plan.join_keys, plan.known_features
+    if asked is None:
+        other_keys: Any = question.entities
+        other_features: Any = question.features
+    else:
+        other_keys, other_features = asked.join_keys, asked.known_features
     return Question(
-        {name: value for name, value in question.entities.items() if name in plan.join_keys},
-        {name: value for name, value in question.features.items() if name in plan.known_features},
+        {name: value for name, value in question.entities.items() if name in keys or name not in other_keys},
+        {name: value for name, value in question.features.items() if name in features or name not in other_features},
         question.now_us,
     )
+
+
+def _is_inline(plan: ServingPlan, needed_us: float) -> bool:
+    """Whether so much may be scored where other requests wait."""
+    return plan.is_inline and needed_us <= INLINE_US
+
+
+def _asked(budget: Budget, plan: ServingPlan | None, declared: ModelSettings | None) -> _Asked:
+    default_us = None if declared is None or declared.deadline_ms is None else int(1000 * declared.deadline_ms)
+    tier = Tier.REALTIME if plan is None else Tier(plan.tier)
+    is_asked = budget.budget_us is not None or default_us is not None
+    return _Asked(budget.begin_ns, budget.over(tier, default_us), is_asked)
 
 
 def _row(score: Any) -> list[float]:
