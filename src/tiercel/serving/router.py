@@ -265,7 +265,8 @@ class Router:
             prepared.score()
             return prepared
         budget_us = Tier.NEAR_REALTIME.budget_us or 0
-        due_ns = budget.begin_ns + 1000 * budget_us if deadline is None else deadline.due_ns
+        # Many rows of a realtime model wait here too: unasked, their bound is this tier's, for its own is about one row.
+        due_ns = deadline.due_ns if is_asked and deadline is not None else budget.begin_ns + 1000 * budget_us
         if not is_asked and 2 * needed_us > budget_us:
             # Nobody asked for a deadline and this many rows cannot keep the tier's: they are done when they are done.
             due_ns = time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + int(needed_us))
