@@ -75,6 +75,9 @@ def test_many_rows_without_a_deadline_have_the_time_they_need(app):
     many = {name: {key: [value] * 20 for key, value in BODY[name].items()} for name in ("entities", "features")}
     reply = post(app, "/predict/slow", many)
     assert (reply.status_code, len(reply.json()["scores"])) == (200, 20)
+    counted = {name: app._counters.get(f"near_realtime_{name}") for name in ("requests", "batches", "rows")}
+    assert (counted["requests"], counted["rows"]) == (1, 20)
+    assert counted["batches"] >= 1
     assert post(app, "/predict/slow", {**many, "deadline_ms": 20}).status_code == 504
 
 

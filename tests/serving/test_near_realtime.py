@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.support.simulation import N_FEATURES, ExactCurve, Load, Simulation, a
 
 from tiercel.errors import CapacityError, DeadlineError, ModelError, UnsupportedModelError
 from tiercel.models.onnx_scorer import OnnxScorer
+from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving import near_realtime
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.near_realtime import Batcher
@@ -555,6 +557,38 @@ def test_close_answers_everybody(drain):
         assert running.future.exception() is None
         assert [each.future.exception() is None for each in waiting] == [drain, drain]
         await simulation.batcher.close()
+
+    asyncio.run(main())
+
+
+def test_the_worker_counts_batches_and_rows_and_what_waits():
+    """The gauge is what waits in all queues at every moment: while it fills, after a client left, a failure, an end."""
+
+    async def main():
+        counters = WorkerCounters()
+        waiting = partial(counters.get, "near_realtime_waiting_rows")
+        simulation = Simulation(affine(1000, 10), fails=poisoned(2), counters=counters)
+        other = Simulation(affine(1000, 10), counters=counters)
+        asked = [simulation.ask(n) for n in (3, 1, 1, 4)]
+        other.ask(5)
+        assert waiting() == 14
+        asked[3].future.cancel()
+        assert waiting() == 10
+        await simulation.settle()
+        assert waiting() == 0
+        simulation.finish()
+        await simulation.settle()
+        assert waiting() == simulation.batcher.depth_rows == 2  # suspects, of which one is tried
+        other.finish()
+        await other.settle()
+        while simulation.running is not None:
+            simulation.finish()
+            await simulation.settle()
+        await simulation.batcher.close()
+        assert waiting() == 0
+        batches = simulation.batcher.batches + other.batcher.batches
+        assert counters.get("near_realtime_batches") == batches == 3
+        assert counters.get("near_realtime_rows") == 3 + 1 + 5
 
     asyncio.run(main())
 

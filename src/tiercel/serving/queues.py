@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tiercel._hot.plan import ServingPlan
+    from tiercel.monitor.counting import WorkerCounters
 
 #: Scoring threads of a worker. Two: while one version scores, another need not wait for all of it.
 N_THREADS = 2
@@ -26,12 +27,15 @@ class Queues:
 
     Args:
         cost_of: the measured cost of a plan's scorer; None: not measured.
+        counters: of the worker; None: nothing is counted.
 
     Threads: the event loop's only.
     """
 
-    def __init__(self, cost_of: Callable[[ServingPlan], CostCurve | None]) -> None:
-        self._cost_of = cost_of
+    def __init__(
+        self, cost_of: Callable[[ServingPlan], CostCurve | None], counters: WorkerCounters | None = None
+    ) -> None:
+        self._cost_of, self._counters = cost_of, counters
         self._executor: ThreadPoolExecutor | None = None
         self._batchers: dict[int, tuple[object, str, Batcher]] = {}  # by id of the scorer, which the entry keeps alive
         self._closing: set[asyncio.Task[None]] = set()
@@ -44,7 +48,12 @@ class Queues:
                 self._executor = ThreadPoolExecutor(N_THREADS, "tiercel-score")
             cost = self._cost_of(plan) or CostCurve.unmeasured()
             batcher = Batcher(
-                plan.scorer.score, cost, self._executor, n_features=plan.n_features, n_outputs=plan.n_outputs
+                plan.scorer.score,
+                cost,
+                self._executor,
+                n_features=plan.n_features,
+                n_outputs=plan.n_outputs,
+                counters=self._counters,
             )
             found = self._batchers[id(plan.scorer)] = plan.scorer, f"{plan.model}:{plan.version}", batcher
         return found[2]

@@ -73,11 +73,11 @@ class Router:
         self._engine, self._ids = engine, ids
         self._counters = WorkerCounters() if counters is None else counters
         self._declared = {each.name: each for each in declared}
-        self._queues = Queues(self._cost_of)
+        self._queues = Queues(self._cost_of, self._counters)
         self._routes: object = None
         self._guards: dict[str, Guard] = {}
         self._last_scores = LastScores(LAST_SCORES_BYTES)
-        self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle)
+        self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle, count=self._counters.add)
 
     @property
     def problems(self) -> list[str]:
