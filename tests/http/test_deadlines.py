@@ -21,9 +21,11 @@ def app(tmp_path_factory):
     slow = ServingPlan(
         "slow", 1, quick.signature, _Scorer(quick.n_features), quick.schema, quick.base, needs_us=(1_000, 4_000, 1_000)
     )
-    engine.routes = Routes.build(
-        {**engine.routes.models, "slow": ModelRoutes({1: slow}, {"champion": 1})}, engine.routes.services, ()
+    far = ServingPlan(
+        "far", 1, quick.signature, _Scorer(quick.n_features), quick.schema, quick.base, needs_us=(9_000, 3_000, 0)
     )
+    more = {plan.model: ModelRoutes({1: plan}, {"champion": 1}) for plan in (slow, far)}
+    engine.routes = Routes.build({**engine.routes.models, **more}, engine.routes.services, ())
     engine.profile_of = lambda _name, _version: SimpleNamespace(curve=((1, 5_000.0, 5_000.0), (64, 68_000.0, 68_000.0)))
     return DataPlane(engine, ServerSettings())
 
@@ -79,6 +81,13 @@ def test_many_rows_without_a_deadline_have_the_time_they_need(app):
     assert (counted["requests"], counted["rows"]) == (1, 20)
     assert counted["batches"] >= 1
     assert post(app, "/predict/slow", {**many, "deadline_ms": 20}).status_code == 504
+
+
+def test_what_is_slow_to_read_and_quick_to_score_is_scored_at_once(app):
+    """Only scoring decides about the queue, on both paths: what was read here is scored here."""
+    before = app._counters.get("near_realtime_requests")
+    assert post(app, "/predict/far", BODY).status_code == 200
+    assert app._counters.get("near_realtime_requests") == before
 
 
 def test_stage_times_come_back(app):

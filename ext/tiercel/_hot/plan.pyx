@@ -125,6 +125,7 @@ cdef class ServingPlan:
             return None
         memset(&out, 0, sizeof(Output))
         arrival.wall_us, arrival.read_ns, arrival.budget_us, arrival.flags = now_us, monotonic_ns(), budget_us, 0
+        arrival.begun_ns = arrival.read_ns
         with nogil:
             size = self.answer_into(&body[0], body.shape[0], kind, &arrival, ids, &out, &watch)
         try:
@@ -220,7 +221,7 @@ cdef class ServingPlan:
             budget_us = body_budget_us
         if budget_us < 0:
             budget_us = self._default_budget_us
-        return NEVER_NS if budget_us < 0 else arrival.read_ns + 1000 * budget_us
+        return NEVER_NS if budget_us < 0 else arrival.begun_ns + 1000 * budget_us
 
     cdef void _record(
         self, const Scratch* scratch, Py_ssize_t n_rows, const Output* keys, const Stopwatch* watch, const Arrival* arrival,
@@ -288,9 +289,8 @@ cdef class ServingPlan:
         prepared.plan, prepared.is_single, prepared.n_rows = self, n_rows < 0, max(1, n_rows)
         prepared._entities, prepared._now_us = entities, now_us
         prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = wall_us(), 0, -1
-        prepared._watch.at[0] = monotonic_ns()
-        prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[0]
-        prepared._watch.at[1] = prepared._watch.at[0]
+        prepared._watch.at[1] = monotonic_ns()
+        prepared._watch.at[0] = prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[1]
         if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
             raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
         prepared._has_scratch = True
@@ -312,9 +312,9 @@ cdef class ServingPlan:
         prepared._entities, prepared._age_us = entities, -1
         prepared._arrival.wall_us = prepared._now_us = wall_us()
         prepared._arrival.flags, prepared._arrival.budget_us = 0, -1
-        for i in range(<Py_ssize_t>STAGE_SCORE + 1):
+        for i in range(1, <Py_ssize_t>STAGE_SCORE + 1):
             prepared._watch.at[i] = monotonic_ns()
-        prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[0]
+        prepared._watch.at[0] = prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[1]
         if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
             raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
         prepared._has_scratch = True
@@ -437,11 +437,13 @@ cdef class Prepared:
         if text is NULL:
             raise MemoryError(f"No memory for a reply of {self.n_rows} rows")
         number = ids.next()
-        result = PyBytes_FromStringAndSize(text, plan._form.write_into(
-            text, kind, ids, number, self.is_single, self.n_rows, self._scratch.scores, self._age_us,
-            self._scratch.n_missing,
-        ))
-        free(text)
+        try:
+            result = PyBytes_FromStringAndSize(text, plan._form.write_into(
+                text, kind, ids, number, self.is_single, self.n_rows, self._scratch.scores, self._age_us,
+                self._scratch.n_missing,
+            ))
+        finally:
+            free(text)
         self._record(ids, number, flags)
         return result
 
@@ -453,8 +455,7 @@ cdef class Prepared:
 
     def stage_us(self):
         """{stage: microseconds} of an answered question; "parse" is what came before its rows were read."""
-        at = [self._arrival.read_ns, *[self._watch.at[i] for i in range(1, <Py_ssize_t>N_STAGES + 1)]]
-        return {name: (at[i + 1] - at[i]) / 1000 for i, name in enumerate(STAGE_NAMES)}
+        return {name: (self._watch.at[i + 1] - self._watch.at[i]) / 1e3 for i, name in enumerate(STAGE_NAMES)}
 
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1:
         cdef Output keys

@@ -259,7 +259,7 @@ class Router:
         if is_asked and deadline is not None:
             require_time(deadline, needed_us, plan.model)
         prepared = plan.prepare(question.entities, question.features, question.now_us, budget.begin_ns)
-        if plan.is_inline and needed_us <= INLINE_US:
+        if plan.is_inline and plan.score_us(n_rows) <= INLINE_US:  # as the compiled path: reading is done here anyway
             if is_asked and deadline is not None:
                 require_time(deadline, plan.score_us(prepared.n_rows), plan.model)
             prepared.score()
@@ -284,7 +284,7 @@ class Router:
     def _candidate(self, rung: Rung, plan: ServingPlan, question: Question) -> Candidate:
         n_rows = question.n_rows
         needed_us = plan.need_us(n_rows)
-        if not plan.is_inline or needed_us > INLINE_US:
+        if not plan.is_inline or plan.score_us(n_rows) > INLINE_US:
             needed_us = max(needed_us, float(self._queues.wait_us(plan, n_rows)))
         return Candidate(rung, plan.model, plan.version, int(needed_us))
 
