@@ -495,6 +495,26 @@ def test_whatever_the_scorer_raises_arrives(raised, seen):
         assert each.future.exception().__cause__ is raised
 
 
+def test_an_error_that_cannot_be_told_leaves_nobody_waiting():
+    """An exception whose own text fails still reaches everybody, and the queue goes on and ends."""
+
+    class UntellableError(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    def fails(rows):
+        if rows[0, 0] < 2:
+            raise UntellableError
+
+    simulation = Simulation(affine(1000, 10), fails=fails)
+    play(simulation, [(0, 1, 100_000, None)] * 2 + [(9_000, 1, 100_000, None)])
+    *failed, last = simulation.asked.values()
+    for each in failed:
+        assert isinstance(each.future.exception(), ModelError)
+        assert "UntellableError" in str(each.future.exception())
+    assert last.is_in_time
+
+
 def test_nan_is_a_score():
     """A model that answers NaN has answered."""
     simulation = Simulation(affine(10, 1), score=lambda rows: np.full((len(rows), 2), math.nan))

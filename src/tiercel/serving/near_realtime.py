@@ -437,13 +437,10 @@ class Batcher:
         if waiter.done():
             return
         self.failed += 1
-        if isinstance(error, TiercelError):
-            kind, arguments, state = error.__reduce__()[1]
-            own: TiercelError = kind.__new__(kind, *arguments)
-            own.args = arguments
-            own.__dict__.update(state)
-        else:
-            own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}: {error}")
+        try:
+            own = _copy_of(error, len(waiter.rows))
+        except Exception:  # noqa: BLE001 - an error that cannot even be told; who waits must hear something
+            own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}")
         own.__cause__ = error
         self._fail(waiter, own)
 
@@ -552,6 +549,16 @@ class Batcher:
                 self._drop(waiter, now_ns)
         self._expire(now_ns)
         self._look_in(1000 * self._budget_us)
+
+
+def _copy_of(error: BaseException, n_rows: int) -> TiercelError:
+    if isinstance(error, TiercelError):
+        kind, arguments, state = error.__reduce__()[1]
+        own: TiercelError = kind.__new__(kind, *arguments)
+        own.args = arguments
+        own.__dict__.update(state)
+        return own
+    return ModelError(f"The model failed to score {n_rows} rows: {type(error).__name__}: {error}")
 
 
 def _run(
