@@ -15,6 +15,9 @@ from tiercel._hot.reply import ReplyIds
 
 from tiercel.errors import EntityNotFoundError, RequestError, StoreError
 from tiercel.features.online import OnlineBase
+from tiercel.monitor import recording as monitor
+from tiercel.monitor.journal import read_journal
+from tiercel.settings import JournalSettings
 from tiercel.types import Signature, Task, Tier
 
 BODY = json.dumps({"entities": KEYS, "features": REQUEST, "now": stores.NOW_US}).encode()
@@ -176,3 +179,26 @@ def test_time_begins_when_the_request_was_read(base):
     total_us = sum(prepared.stage_us().values())
     assert 5_000 <= total_us <= (time.monotonic_ns() - begin_ns) / 1000
     assert prepared.stage_us()["parse"] >= 5_000
+
+
+def test_the_journal_and_the_reply_tell_the_same_stages(base, tmp_path):
+    """What was read before the rows were is the first stage in both, and the stages are all of the time."""
+    journal = monitor.Recorder(
+        tmp_path, 0, ReplyIds(10).prefix, JournalSettings(segment_bytes=1 << 20, max_bytes=1 << 22)
+    )
+    try:
+        signature = make_plan(base).signature
+        plan = make_plan(base, recorder=journal.for_plan("late", 3, signature, base.schema))
+        begin_ns = time.monotonic_ns() - 5_000_000
+        asked = [plan.prepare(KEYS, REQUEST, stores.NOW_US, begin_ns), plan.blank(KEYS, read_ns=begin_ns)]
+        for prepared in asked:
+            prepared.give_scores(0.5)
+            prepared.record(ReplyIds(10))
+    finally:
+        journal.close()
+    records = list(read_journal(tmp_path / "journal"))
+    assert len(records) == 2
+    for prepared, record in zip(asked, records, strict=True):
+        assert [ns / 1000 for ns in record.stage_ns] == list(prepared.stage_us().values())
+        assert record.stage_ns[0] >= 5_000_000
+        assert sum(record.stage_ns) == record.total_ns

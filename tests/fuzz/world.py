@@ -25,6 +25,8 @@ from tiercel.types import Signature, Task
 JSON, MSGPACK = 0, 1
 SETTINGS = ServerSettings(max_rows=40, max_body_bytes=4000, max_head_bytes=9000)
 ID_BYTES = 16  # of an id, before its count: random, the same in all replies of one ReplyIds
+#: What reading is said to take: shorter deadlines are refused, longer ones kept, however slow a sanitizer makes the machine.
+NEEDS_US = (20_000_000, 0, 0)
 BODY = b'{"now":1,"features":{"a":1,"b":2}}'
 AGE = re.compile(rb'(oldest_age_ms)(?:":\d+|\xce.{4}|\xcf.{8})', re.DOTALL)
 TIMING = re.compile(rb"server-timing: [^\r]*\r\n")
@@ -76,9 +78,9 @@ def world():
         classes = ("a", 'b"\n', "é") if task is Task.MULTICLASS else ("0", "1")
         signature = Signature(base.schema.features, task, classes)
         scorer = RowScorer(len(signature.features), signature.n_outputs)
-        return ServingPlan(name, 1, signature, scorer, base.schema, base)
+        return ServingPlan(name, 1, signature, scorer, base.schema, base, needs_us=NEEDS_US)
 
-    numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1))
+    numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1), needs_us=NEEDS_US)
     plans = (numbers, plan("s", "svc", Task.BINARY), plan("k", "strict", Task.MULTICLASS))
     models = {each.model: ModelRoutes({1: each}, {"champion": 1}) for each in plans}
     return World(plans, Engine(Routes.build(models, {}, ())), Engine(Routes.build({}, {}, ())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from tests.http.test_app import BODY, FixedEngine, post
@@ -20,9 +21,12 @@ def app(tmp_path_factory):
     slow = ServingPlan(
         "slow", 1, quick.signature, _Scorer(quick.n_features), quick.schema, quick.base, needs_us=(1_000, 4_000, 1_000)
     )
-    engine.routes = Routes.build(
-        {**engine.routes.models, "slow": ModelRoutes({1: slow}, {"champion": 1})}, engine.routes.services, ()
+    far = ServingPlan(
+        "far", 1, quick.signature, _Scorer(quick.n_features), quick.schema, quick.base, needs_us=(9_000, 3_000, 0)
     )
+    more = {plan.model: ModelRoutes({1: plan}, {"champion": 1}) for plan in (slow, far)}
+    engine.routes = Routes.build({**engine.routes.models, **more}, engine.routes.services, ())
+    engine.profile_of = lambda _name, _version: SimpleNamespace(curve=((1, 5_000.0, 5_000.0), (64, 68_000.0, 68_000.0)))
     return DataPlane(engine, ServerSettings())
 
 
@@ -33,7 +37,7 @@ class _Scorer:
         self.n_features = n_features
 
     def score(self, rows):
-        return rows[:, :1] * 0.0
+        return rows[:, :1].astype(float) * 0.0
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,7 @@ class _Scorer:
         ({"deadline_ms": None}, {}, 400, None),
         ({"deadline_ms": 500}, {"x-request-timeout-seconds": "-1"}, 400, None),
         ({"deadline_ms": 1e12}, {}, 400, None),
+        ({"deadline_ms": 10**400}, {}, 400, None),
     ],
 )
 def test_a_deadline_is_kept_or_refused(app, body, headers, status, source):
@@ -65,6 +70,24 @@ def test_a_deadline_is_kept_or_refused(app, body, headers, status, source):
     if status == 200:
         named = re.findall(r'desc="([^"]+)"', reply.headers["server-timing"])
         assert named == ([] if source is None else [source])
+
+
+def test_many_rows_without_a_deadline_have_the_time_they_need(app):
+    """The realtime tier's bound is about one row: 25 measured milliseconds of many rows are answered when nobody asked."""
+    many = {name: {key: [value] * 20 for key, value in BODY[name].items()} for name in ("entities", "features")}
+    reply = post(app, "/predict/slow", many)
+    assert (reply.status_code, len(reply.json()["scores"])) == (200, 20)
+    counted = {name: app._counters.get(f"near_realtime_{name}") for name in ("requests", "batches", "rows")}
+    assert (counted["requests"], counted["rows"]) == (1, 20)
+    assert counted["batches"] >= 1
+    assert post(app, "/predict/slow", {**many, "deadline_ms": 20}).status_code == 504
+
+
+def test_what_is_slow_to_read_and_quick_to_score_is_scored_at_once(app):
+    """Only scoring decides about the queue, on both paths: what was read here is scored here."""
+    before = app._counters.get("near_realtime_requests")
+    assert post(app, "/predict/far", BODY).status_code == 200
+    assert app._counters.get("near_realtime_requests") == before
 
 
 def test_stage_times_come_back(app):

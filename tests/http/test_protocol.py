@@ -244,6 +244,20 @@ def test_split_at_any_byte(running):
     assert running.native.counts["answered"] - before == len(GOOD) - 1
 
 
+@pytest.mark.parametrize("cut", [40, -5])
+def test_a_deadline_counts_from_the_first_byte(running, cut):
+    """What a request waits for its own bytes is part of its budget on either path; the next request begins anew."""
+    tight, ample = (request({**BODY, "deadline_ms": budget_ms}) for budget_ms in (40, 5000))
+    before = running.native.counts["answered"]
+    with peer(running) as one:
+        for sent, status in ((tight, 504), (ample, 200)):
+            one.send(sent[:cut])
+            time.sleep(0.05)
+            assert one.ask(sent[cut:]) == status
+        assert one.ask(tight) == 200
+    assert running.native.counts["answered"] == before + 2
+
+
 @pytest.mark.parametrize(("size", "expected"), [(LIMITS.max_head_bytes - 200, 200), (LIMITS.max_head_bytes, 431)])
 def test_a_large_head_is_judged_alike_however_it_is_split(running, size, expected):
     """A head near the limit gets the same answer in one read and in many: no byte is counted twice."""

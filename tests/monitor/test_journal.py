@@ -501,3 +501,38 @@ def test_declarations_are_json(tmp_path):
     assert json.JSONDecoder().raw_decode(data[start : start + 2000].decode("ascii", "replace"))[0]["features"] == list(
         FEATURES
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+def test_locked_memory_is_no_reason_to_leave_a_segment_unfinished(tmp_path):
+    """Where the process has locked its memory no page can be given back; segments are sealed and cut all the same."""
+    settings = JournalSettings(segment_bytes=1 << 20, max_bytes=1 << 22)
+    script = f"""
+import ctypes, pathlib
+import numpy as np
+from tests.monitor.recorders import SIGNATURE
+from tiercel.monitor.recording import Recorder
+from tiercel.settings import JournalSettings
+state = pathlib.Path({str(tmp_path)!r})
+recorder = Recorder(state, 0, "0" * 16, JournalSettings(segment_bytes={settings.segment_bytes}, max_bytes={settings.max_bytes}))
+recorder._keeper._stop.set()
+recorder._keeper._thread.join()
+segment = recorder._keeper._segments[1]
+address = ctypes.addressof(ctypes.c_char.from_buffer(segment.mapped))
+if ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(segment.mapped))):
+    raise SystemExit(77)
+plan = recorder.for_plan("m", 1, SIGNATURE)
+row = np.zeros((100, len(SIGNATURE.features)), np.float32)
+for _ in range(300):
+    plan.add(row, np.zeros((100, 1)), total_ns=5, stage_ns=(1,) * 5)
+assert recorder._journal.progress()[1] > 2 * {1 << 18}
+recorder._keeper.work_once()
+recorder.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("this user may not lock so much memory")
+    assert done.returncode == 0, done.stderr
+    (path,) = segment_paths(tmp_path / "journal")
+    assert path.stat().st_size < settings.segment_bytes
+    assert len(list(read_segment(path))) >= 300

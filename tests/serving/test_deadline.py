@@ -51,7 +51,9 @@ def test_what_is_no_deadline_is_refused(name, value):
     assert caught.value.code == "invalid_deadline"
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "5", None, 3_600_001, 0.0001])
+@pytest.mark.parametrize(
+    "value", [0, -1, math.nan, math.inf, True, "5", None, 3_600_001, 0.0001, pytest.param(10**400, id="1e400")]
+)
 def test_what_the_body_says_is_judged_alike(value):
     """Bodies may hold any JSON value."""
     with pytest.raises(RequestError) as caught:

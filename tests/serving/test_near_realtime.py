@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.support.simulation import N_FEATURES, ExactCurve, Load, Simulation, a
 
 from tiercel.errors import CapacityError, DeadlineError, ModelError, UnsupportedModelError
 from tiercel.models.onnx_scorer import OnnxScorer
+from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving import near_realtime
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.near_realtime import Batcher
@@ -493,6 +495,26 @@ def test_whatever_the_scorer_raises_arrives(raised, seen):
         assert each.future.exception().__cause__ is raised
 
 
+def test_an_error_that_cannot_be_told_leaves_nobody_waiting():
+    """An exception whose own text fails still reaches everybody, and the queue goes on and ends."""
+
+    class UntellableError(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    def fails(rows):
+        if rows[0, 0] < 2:
+            raise UntellableError
+
+    simulation = Simulation(affine(1000, 10), fails=fails)
+    play(simulation, [(0, 1, 100_000, None)] * 2 + [(9_000, 1, 100_000, None)])
+    *failed, last = simulation.asked.values()
+    for each in failed:
+        assert isinstance(each.future.exception(), ModelError)
+        assert "UntellableError" in str(each.future.exception())
+    assert last.is_in_time
+
+
 def test_nan_is_a_score():
     """A model that answers NaN has answered."""
     simulation = Simulation(affine(10, 1), score=lambda rows: np.full((len(rows), 2), math.nan))
@@ -555,6 +577,38 @@ def test_close_answers_everybody(drain):
         assert running.future.exception() is None
         assert [each.future.exception() is None for each in waiting] == [drain, drain]
         await simulation.batcher.close()
+
+    asyncio.run(main())
+
+
+def test_the_worker_counts_batches_and_rows_and_what_waits():
+    """The gauge is what waits in all queues at every moment: while it fills, after a client left, a failure, an end."""
+
+    async def main():
+        counters = WorkerCounters()
+        waiting = partial(counters.get, "near_realtime_waiting_rows")
+        simulation = Simulation(affine(1000, 10), fails=poisoned(2), counters=counters)
+        other = Simulation(affine(1000, 10), counters=counters)
+        asked = [simulation.ask(n) for n in (3, 1, 1, 4)]
+        other.ask(5)
+        assert waiting() == 14
+        asked[3].future.cancel()
+        assert waiting() == 10
+        await simulation.settle()
+        assert waiting() == 0
+        simulation.finish()
+        await simulation.settle()
+        assert waiting() == simulation.batcher.depth_rows == 2  # suspects, of which one is tried
+        other.finish()
+        await other.settle()
+        while simulation.running is not None:
+            simulation.finish()
+            await simulation.settle()
+        await simulation.batcher.close()
+        assert waiting() == 0
+        batches = simulation.batcher.batches + other.batcher.batches
+        assert counters.get("near_realtime_batches") == batches == 3
+        assert counters.get("near_realtime_rows") == 3 + 1 + 5
 
     asyncio.run(main())
 

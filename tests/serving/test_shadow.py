@@ -8,6 +8,7 @@ import math
 
 import pytest
 
+from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.shadow import ShadowQueue
 
 
@@ -63,6 +64,25 @@ def test_runs_after_the_offer_not_in_it():
         assert world.queue.counts.recorded == 1
 
     asyncio.run(run())
+
+
+def test_every_outcome_is_counted_in_a_cell_that_the_worker_has():
+    """What /metrics tells of shadows is what became of them: scored, failed, or dropped for whatever reason."""
+
+    async def run():
+        counters = WorkerCounters()
+        world = World(max_waiting=2, count=counters.add)
+        for scores in ([0.25], ValueError("no"), [0.5]):
+            world.offer(scores)
+        await settle(world.queue)
+        world.offer([math.nan])
+        await settle(world.queue)
+        world.offer([0.5])
+        await world.queue.close()
+        assert not world.offer([0.5])
+        return {name: counters.get(f"shadow_{name}") for name in ("scored", "failed", "dropped")}
+
+    assert asyncio.run(run()) == {"scored": 1, "failed": 2, "dropped": 3}
 
 
 def test_waits_for_an_idle_worker():

@@ -29,8 +29,9 @@ cdef enum:
 # When a request came.
 cdef struct Arrival:
     int64_t wall_us        # since the epoch; the time of the read unless the request says another
-    int64_t read_ns        # of the monotonic clock: when the socket was read
-    int64_t budget_us      # from then on, as a header says; -1: none does
+    int64_t read_ns        # of the monotonic clock: when the socket was read, and the request was whole
+    int64_t begun_ns       # ... when its first byte was read: from then on budgets count
+    int64_t budget_us      # as a header says; -1: none does
     int budget_source      # BudgetSource: which header
     uint32_t flags         # PredictionFlag
 

@@ -125,7 +125,7 @@ cdef class ServingPlan:
             return None
         memset(&out, 0, sizeof(Output))
         arrival.wall_us, arrival.read_ns, arrival.flags = now_us, monotonic_ns(), 0
-        arrival.budget_us, arrival.budget_source = budget_us, BUDGET_NONE
+        arrival.begun_ns, arrival.budget_us, arrival.budget_source = arrival.read_ns, budget_us, BUDGET_NONE
         with nogil:
             size = self.answer_into(&body[0], body.shape[0], kind, &arrival, ids, &out, &watch)
         try:
@@ -223,7 +223,7 @@ cdef class ServingPlan:
         watch.budget_us = budget_us
         if budget_us < 0:
             budget_us = self._default_budget_us
-        return NEVER_NS if budget_us < 0 else arrival.read_ns + 1000 * budget_us
+        return NEVER_NS if budget_us < 0 else arrival.begun_ns + 1000 * budget_us
 
     cdef void _record(
         self, const Scratch* scratch, Py_ssize_t n_rows, const Output* keys, const Stopwatch* watch, const Arrival* arrival,
@@ -440,11 +440,13 @@ cdef class Prepared:
         if text is NULL:
             raise MemoryError(f"No memory for a reply of {self.n_rows} rows")
         number = ids.next()
-        result = PyBytes_FromStringAndSize(text, plan._form.write_into(
-            text, kind, ids, number, self.is_single, self.n_rows, self._scratch.scores, self._age_us,
-            self._scratch.n_missing,
-        ))
-        free(text)
+        try:
+            result = PyBytes_FromStringAndSize(text, plan._form.write_into(
+                text, kind, ids, number, self.is_single, self.n_rows, self._scratch.scores, self._age_us,
+                self._scratch.n_missing,
+            ))
+        finally:
+            free(text)
         self._record(ids, number, flags)
         return result
 
@@ -456,7 +458,7 @@ cdef class Prepared:
 
     def stage_us(self):
         """{stage: microseconds} of an answered question; "parse" is what came before its rows were read."""
-        return {name: (self._watch.at[i + 1] - self._watch.at[i]) / 1000 for i, name in enumerate(STAGE_NAMES)}
+        return {name: (self._watch.at[i + 1] - self._watch.at[i]) / 1e3 for i, name in enumerate(STAGE_NAMES)}
 
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1:
         cdef Output keys

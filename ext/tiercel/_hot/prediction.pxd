@@ -50,7 +50,7 @@ cdef struct Prediction:
     int64_t received_us     # wall clock, microseconds since the epoch
     int64_t now_us          # time of the read, for ages and ttl; equals received_us unless the request has `now`
     int64_t oldest_age_us   # negative: nothing stored and timed was read
-    int64_t total_ns        # from the socket read (general path: from the parsed request) to here
+    int64_t total_ns        # from the socket read (general path: of the request's first byte) to here
     int64_t stage_ns[5]     # N_STAGES
     uint32_t flags          # PredictionFlag, rung and reason
     int32_t n_rows

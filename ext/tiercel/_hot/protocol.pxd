@@ -66,6 +66,7 @@ cdef class FastPath:
 cdef class HotProtocol:
     cdef readonly FastPath path
     cdef readonly object config, server_state, app_state, loop
+    cdef readonly int64_t begun_ns         # of the monotonic clock: when the first byte of the next request was read
     cdef object _transport, _timer
     cdef bytearray _buffer                 # the incomplete request, or None
     cdef Py_ssize_t _needed                # bytes of it that are worth another look
@@ -76,7 +77,7 @@ cdef class HotProtocol:
     cdef bint _is_queued                   # the transport may still hold bytes that must go first
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
-    cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, Py_ssize_t* consumed) except *
+    cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, bint is_new, Py_ssize_t* consumed) except *
     cdef int _flush(self) except -1
     cdef int _close(self) except -1
     cdef int _set_phase(self, Phase phase, bint renew) except -1

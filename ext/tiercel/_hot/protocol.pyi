@@ -49,6 +49,7 @@ class HotProtocol:
     server_state: Any
     app_state: dict[str, Any]
     loop: asyncio.AbstractEventLoop
+    begun_ns: int
     def __init__(
         self, path: FastPath, config: Any, server_state: Any, app_state: dict[str, Any], loop: asyncio.AbstractEventLoop
     ) -> None: ...

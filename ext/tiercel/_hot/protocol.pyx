@@ -280,6 +280,7 @@ cdef class HotProtocol:
             return
         if self._buffer is None:
             self._buffer = bytearray()
+            self.begun_ns = monotonic_ns()
         self._buffer += data
         if self._phase != PHASE_PAUSED and PyByteArray_GET_SIZE(self._buffer) >= self._needed:
             self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
@@ -292,7 +293,7 @@ cdef class HotProtocol:
         if size == 0:
             self._buffer = None
             return 0
-        outcome = self._answer_all(data, size, &consumed)
+        outcome = self._answer_all(data, size, whole is not None, &consumed)
         if outcome == OUTCOME_DONE:
             self._buffer = None
             self._set_phase(PHASE_IDLE, True)
@@ -326,8 +327,11 @@ cdef class HotProtocol:
             self._set_phase(PHASE_HEAD if self._needed == 0 else PHASE_BODY, consumed > 0)
         return 0
 
-    cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, Py_ssize_t* consumed) except *:
-        """Answer requests from the start of `data`; `consumed` bytes of it are then done with, and written."""
+    cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, bint is_new, Py_ssize_t* consumed) except *:
+        """Answer requests from the start of `data`; `consumed` bytes of it are then done with, and written.
+
+        is_new: nothing of `data` was there before this read.
+        """
         cdef FastPath path = self.path
         cdef Py_ssize_t offset = 0, total
         cdef Outcome outcome = OUTCOME_DONE
@@ -336,6 +340,8 @@ cdef class HotProtocol:
         cdef ServingPlan plan
         cdef Arrival arrival
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
+        if is_new:
+            self.begun_ns = arrival.read_ns
         path._out.size = 0
         self._needed = 0
         path._refresh_prefix(self.server_state)
@@ -349,7 +355,7 @@ cdef class HotProtocol:
                 outcome, self._needed = OUTCOME_PARTIAL, total
                 break
             plan = path._find(data + offset + head.reference_start, head.reference_length)
-            arrival.budget_us, arrival.budget_source = head.budget_us, head.budget_source
+            arrival.begun_ns, arrival.budget_us, arrival.budget_source = self.begun_ns, head.budget_us, head.budget_source
             if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
                 outcome = OUTCOME_HAND_ON
                 break
@@ -359,6 +365,7 @@ cdef class HotProtocol:
                 outcome = OUTCOME_HAND_ON
                 break
             offset += total
+            self.begun_ns = arrival.read_ns
             if path._out.size >= WRITE_BYTES:
                 self._flush()
                 if self._write_paused:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tiercel.settings import ModelSettings, ServerSettings
 
 PREDICT = "/predict/"
-#: How old the counts of queues and shadows may be.
-PUBLISH_S = 0.25
 
 
 class DataPlane:
@@ -84,20 +82,13 @@ class DataPlane:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(keep_current(self._engine)), asyncio.create_task(self._publish())]
+        watch = asyncio.create_task(keep_current(self._engine))
         try:
             yield
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
             await self._router.close()
-
-    async def _publish(self) -> None:
-        """Keep the counters current that are not added to as things happen; until cancelled."""
-        while True:
-            await asyncio.sleep(PUBLISH_S)
-            self._router.publish()
 
     async def _http_error(self, _request: Request, error: Exception) -> Response:
         """Starlette's own refusals (404, 405) in the body shape of every other error."""

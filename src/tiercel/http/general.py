@@ -119,15 +119,26 @@ class GeneralProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_message = self._in_head = self._draining = False
         self._head_bytes = self._read_bytes = self._n_headers = self._n_running = 0
+        self._begun_ns = 0  # when the first byte of the next request was read, if that was not just now
         self._open_cycle: Any = None  # of the request whose body is still arriving
         self._answered_early = False
         self._dropped_bytes = 0
         self._refusal: RefusedError | None = None
 
     def adopt(
-        self, transport: asyncio.Transport, data: bytes, deadline_s: float, write_paused: bool, draining: bool
+        self,
+        transport: asyncio.Transport,
+        data: bytes,
+        deadline_s: float,
+        write_paused: bool,
+        draining: bool,
+        begun_ns: int,
     ) -> None:
-        """Take the connection over from the byte that `data` starts with; its head is due in `deadline_s`."""
+        """Take the connection over from the byte that `data` starts with, which was read at `begun_ns`.
+
+        The head is due in `deadline_s`.
+        """
+        self._begun_ns = begun_ns
         transport.set_protocol(self)
         self.connection_made(transport)
         if write_paused:
@@ -183,7 +194,8 @@ class GeneralProtocol(HttpToolsProtocol):
         """Count a request from its first byte."""
         super().on_message_begin()
         self._in_message = self._in_head = True
-        self.scope[READ_NS] = time.monotonic_ns()  # type: ignore[literal-required]  # a key of ours
+        self.scope[READ_NS] = self._begun_ns or time.monotonic_ns()  # type: ignore[literal-required]  # a key of ours
+        self._begun_ns = 0
         self._head_bytes = self._read_bytes = self._n_headers = 0
         self._counters.add("handed_on")
 

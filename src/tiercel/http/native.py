@@ -99,7 +99,7 @@ class NativeHttp:
             app_state=hot.app_state,
             _loop=hot.loop,
         )
-        general.adopt(transport, data, deadline_s, write_paused, draining)
+        general.adopt(transport, data, deadline_s, write_paused, draining, hot.begun_ns)
 
     @staticmethod
     def _take_back(hot: HotProtocol, transport: asyncio.Transport, write_paused: bool) -> None:

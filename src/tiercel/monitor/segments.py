@@ -205,7 +205,8 @@ class SegmentKeeper:
         while used - segment.released >= STEP_BYTES:
             start_writing(segment.descriptor, segment.released, STEP_BYTES)
             if sys.platform == "linux":  # elsewhere MADV_DONTNEED may throw stores away
-                segment.mapped.madvise(mmap.MADV_DONTNEED, segment.released, STEP_BYTES)
+                with contextlib.suppress(OSError):  # a process that locks its memory keeps it
+                    segment.mapped.madvise(mmap.MADV_DONTNEED, segment.released, STEP_BYTES)
             segment.released += STEP_BYTES
             self._pause()
 

@@ -7,7 +7,6 @@ which it was. Sources: Open Inference Protocol `parameters.timeout` as Triton de
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from dataclasses import dataclass
@@ -68,7 +67,12 @@ class Budget:
         Raises:
             RequestError: `invalid_deadline`.
         """
-        if type(value) not in (int, float) or not math.isfinite(value) or not 1 <= value * unit_us <= MAX_BUDGET_US:
+        # No unit is less than a microsecond. Compared before it is multiplied: an integer may be too large for a float.
+        if (
+            type(value) not in (int, float)
+            or not 0 < value <= MAX_BUDGET_US
+            or not 1 <= value * unit_us <= MAX_BUDGET_US
+        ):
             raise RequestError(
                 f"Expected a deadline of 0.001 ms to {MAX_BUDGET_US // 1_000_000} s at {where}, got {str(value)[:60]}",
                 code="invalid_deadline",

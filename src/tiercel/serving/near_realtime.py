@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.cost import CostCurve
     from tiercel.serving.schedule import Waiting
 
@@ -118,6 +119,7 @@ class Batcher:
         n_outputs: numbers in a score.
         budget_us: the tier's; bounds batches and queue.
         clock_ns: monotonic; the clock that deadlines are of.
+        counters: of the worker: batches and their rows are counted there, and rows that wait; None: nowhere.
 
     Attributes:
         batches, rows: that were scored.
@@ -143,6 +145,7 @@ class Batcher:
         n_outputs: int,
         budget_us: int = BUDGET_US,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        counters: WorkerCounters | None = None,
     ) -> None:
         self.n_features, self.n_outputs = n_features, n_outputs
         self.batches = self.rows = self.cancelled = self.expired = self.late = self.failed = self.retried = 0
@@ -150,6 +153,7 @@ class Batcher:
         self.refused = {"deadline": 0, "capacity": 0, "full": 0, "closing": 0}
         self._score, self._executor, self._clock = score, executor, clock_ns
         self._budget_us = budget_us
+        self._counters, self._told_rows = counters, 0
         self._pace = Pace(cost, budget_us)
         self._small: list[_Waiter] = []
         self._large: list[_Waiter] = []
@@ -227,6 +231,7 @@ class Batcher:
         else:
             line.insert(bisect_right(line, due_ns, key=_BY_DUE), waiter)
         self._count(waiter, waiter.rest)
+        self._tell_rows()
         self._n_open += 1
         self._wake()
         return waiter
@@ -324,6 +329,7 @@ class Batcher:
         advance(lines, chosen)
         del self._small[: lines.small_at], self._large[: lines.large_at], self._alone[: lines.alone_at]
         lines.small_at = lines.large_at = lines.alone_at = 0
+        self._tell_rows()
         n_rows = sum(stop - start for _, start, stop in parts)
         batch = _Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         try:
@@ -396,6 +402,9 @@ class Batcher:
         self.batches += 1
         self.rows += batch.n_rows
         self.batch_sizes[(batch.n_rows - 1).bit_length()] += 1
+        if self._counters is not None:
+            self._counters.add("near_realtime_batches")
+            self._counters.add("near_realtime_rows", batch.n_rows)
         self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns)
 
     # Who leaves without an answer
@@ -417,6 +426,7 @@ class Batcher:
                 self._alone.insert(bisect_right(self._alone, suspect.due_ns, key=_BY_DUE), suspect)
                 self._lines.other_rows += suspect.rest
                 self.retried += 1
+            self._tell_rows()
             return
         for waiter, _, _ in batch.parts:
             self._fail_scoring(waiter, error)
@@ -431,13 +441,10 @@ class Batcher:
         if waiter.done():
             return
         self.failed += 1
-        if isinstance(error, TiercelError):
-            kind, arguments, state = error.__reduce__()[1]
-            own: TiercelError = kind.__new__(kind, *arguments)
-            own.args = arguments
-            own.__dict__.update(state)
-        else:
-            own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}: {error}")
+        try:
+            own = _copy_of(error, len(waiter.rows))
+        except Exception:  # noqa: BLE001 - an error that cannot even be told; who waits must hear something
+            own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}")
         own.__cause__ = error
         self._fail(waiter, own)
 
@@ -495,6 +502,15 @@ class Batcher:
             for suspect in [each for each in self._alone if each.waiter is waiter]:
                 self._alone.remove(suspect)
                 self._lines.other_rows -= suspect.rest
+        self._tell_rows()
+
+    def _tell_rows(self) -> None:
+        """Keep the worker's gauge, which is of all its queues."""
+        difference = self._lines.n_rows - self._told_rows
+        if difference and self._counters is not None:
+            waiting = self._counters.get("near_realtime_waiting_rows")
+            self._counters.set("near_realtime_waiting_rows", max(0, waiting + difference))
+            self._told_rows += difference
 
     def _count(self, waiter: _Waiter, n_rows: int) -> None:
         if waiter.is_large:
@@ -537,6 +553,16 @@ class Batcher:
                 self._drop(waiter, now_ns)
         self._expire(now_ns)
         self._look_in(1000 * self._budget_us)
+
+
+def _copy_of(error: BaseException, n_rows: int) -> TiercelError:
+    if isinstance(error, TiercelError):
+        kind, arguments, state = error.__reduce__()[1]
+        own: TiercelError = kind.__new__(kind, *arguments)
+        own.args = arguments
+        own.__dict__.update(state)
+        return own
+    return ModelError(f"The model failed to score {n_rows} rows: {type(error).__name__}: {error}")
 
 
 def _run(

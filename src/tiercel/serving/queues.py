@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tiercel._hot.plan import ServingPlan
+    from tiercel.monitor.counting import WorkerCounters
 
 #: Scoring threads of a worker. Two: while one version scores, another need not wait for all of it.
 N_THREADS = 2
@@ -26,16 +27,18 @@ class Queues:
 
     Args:
         cost_of: the measured cost of a plan's scorer; None: not measured.
+        counters: of the worker; None: nothing is counted.
 
     Threads: the event loop's only.
     """
 
-    def __init__(self, cost_of: Callable[[ServingPlan], CostCurve | None]) -> None:
-        self._cost_of = cost_of
+    def __init__(
+        self, cost_of: Callable[[ServingPlan], CostCurve | None], counters: WorkerCounters | None = None
+    ) -> None:
+        self._cost_of, self._counters = cost_of, counters
         self._executor: ThreadPoolExecutor | None = None
         self._batchers: dict[int, tuple[object, str, Batcher]] = {}  # by id of the scorer, which the entry keeps alive
-        self._closing: dict[asyncio.Task[None], Batcher] = {}
-        self._closed_batches = self._closed_rows = 0
+        self._closing: set[asyncio.Task[None]] = set()
 
     def of(self, plan: ServingPlan) -> Batcher:
         """The plan's queue. A new base makes a new plan over the same scorer, and so the same queue."""
@@ -45,7 +48,12 @@ class Queues:
                 self._executor = ThreadPoolExecutor(N_THREADS, "tiercel-score")
             cost = self._cost_of(plan) or CostCurve.unmeasured()
             batcher = Batcher(
-                plan.scorer.score, cost, self._executor, n_features=plan.n_features, n_outputs=plan.n_outputs
+                plan.scorer.score,
+                cost,
+                self._executor,
+                n_features=plan.n_features,
+                n_outputs=plan.n_outputs,
+                counters=self._counters,
             )
             found = self._batchers[id(plan.scorer)] = plan.scorer, f"{plan.model}:{plan.version}", batcher
         return found[2]
@@ -62,28 +70,14 @@ class Queues:
         """What scoring `n_rows` of a plan takes where nothing else waits."""
         return self.of(plan).need_us(n_rows)
 
-    def counts(self) -> tuple[int, int, int]:
-        """(batches, rows) that were scored in all, by queues that are closed too, and the rows that wait."""
-        open_ones = [*(batcher for _, _, batcher in self._batchers.values()), *self._closing.values()]
-        return (
-            self._closed_batches + sum(each.batches for each in open_ones),
-            self._closed_rows + sum(each.rows for each in open_ones),
-            sum(each.depth_rows for each in open_ones),
-        )
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        batcher = self._closing.pop(task)
-        self._closed_batches += batcher.batches
-        self._closed_rows += batcher.rows
-
     def keep(self, plans: Iterable[ServingPlan]) -> None:
         """Close the queues of scorers that none of these plans uses; what they accepted is still answered."""
         used = {id(plan.scorer) for plan in plans}
         for key in [key for key in self._batchers if key not in used]:
             _, _, batcher = self._batchers.pop(key)
             task = asyncio.get_running_loop().create_task(batcher.close())
-            self._closing[task] = batcher
-            task.add_done_callback(self._forget)
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def batchers(self) -> dict[str, Batcher]:
         """Every queue by "name:version", for the counts."""

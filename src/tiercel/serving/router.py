@@ -102,12 +102,11 @@ class Router:
         self._engine, self._ids = engine, ids
         self._counters = WorkerCounters() if counters is None else counters
         self._declared = {each.name: each for each in declared}
-        self._queues = Queues(self._cost_of)
+        self._queues = Queues(self._cost_of, self._counters)
         self._routes: object = None
         self._guards: dict[str, Guard] = {}
         self._last_scores = LastScores(LAST_SCORES_BYTES)
-        self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle)
-        self._published: dict[str, int] = {}
+        self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle, count=self._counters.add)
         self._told: set[tuple[str, type[Exception]]] = set()
 
     @property
@@ -134,7 +133,6 @@ class Router:
         """Answer what was accepted; refuse the rest."""
         await self._shadows.close()
         await self._queues.close()
-        self.publish()
 
     # -- answering ----------------------------------------------------------------------------------------------------
 
@@ -249,23 +247,6 @@ class Router:
         if declared.shadow is not None:
             self._offer_shadow(declared.shadow, plan, question)
 
-    def publish(self) -> None:
-        """Bring the worker's counters up to date with what the queues and the shadows count for themselves."""
-        counts = self._shadows.counts
-        dropped = counts.full + counts.late + counts.closed
-        batches, rows, waiting_rows = self._queues.counts()
-        totals = {
-            "shadow_scored": counts.recorded,
-            "shadow_failed": counts.failed + counts.not_finite,
-            "shadow_dropped": dropped,
-            "near_realtime_batches": batches,
-            "near_realtime_rows": rows,
-        }
-        for name, total in totals.items():
-            self._counters.add(name, total - self._published.get(name, 0))
-        self._published = totals
-        self._counters.set("near_realtime_waiting_rows", waiting_rows)
-
     async def _serve_declared(
         self, declared: ModelSettings, reference: str, question: Question, budget: Budget
     ) -> Served:
@@ -337,7 +318,7 @@ class Router:
         if deadline is not None:
             require_time(deadline, needed_us, plan.model)
         prepared = plan.prepare(question.entities, question.features, question.now_us, asked.begin_ns)
-        if _is_inline(plan, needed_us):
+        if _is_inline(plan, prepared.n_rows):
             if deadline is not None:
                 require_time(deadline, plan.score_us(prepared.n_rows), plan.model)
             prepared.score()
@@ -368,7 +349,7 @@ class Router:
     def _candidate(self, rung: Rung, plan: ServingPlan, question: Question, asked: _Asked) -> Candidate:
         n_rows = question.n_rows
         needed_us = plan.need_us(n_rows)
-        if _is_inline(plan, needed_us) or plan.tier == Tier.BATCH:
+        if _is_inline(plan, n_rows) or plan.tier == Tier.BATCH:
             return Candidate(rung, plan.model, plan.version, int(needed_us))
         wait_us, left_us = self._queues.wait_us(plan, n_rows), asked.left_us()
         needed_us = max(needed_us, float(self._queues.need_us(plan, n_rows)))
@@ -507,7 +488,7 @@ class Router:
             narrow = _narrowed(question, shadow, plan)
             prepared = shadow.prepare(narrow.entities, narrow.features, narrow.now_us)
             n_rows = prepared.n_rows
-            if _is_inline(shadow, shadow.need_us(n_rows)):
+            if _is_inline(shadow, n_rows):
                 prepared.score()
             else:
                 due_ns = self._due_ns(shadow, n_rows, time.monotonic_ns())
@@ -593,9 +574,9 @@ def _narrowed(question: Question, plan: ServingPlan, asked: ServingPlan | None) 
     )
 
 
-def _is_inline(plan: ServingPlan, needed_us: float) -> bool:
-    """Whether so much may be scored where other requests wait."""
-    return plan.is_inline and needed_us <= INLINE_US
+def _is_inline(plan: ServingPlan, n_rows: int) -> bool:
+    """Whether so many rows may be scored where other requests wait, as the compiled path judges: reading is done there."""
+    return plan.is_inline and plan.score_us(n_rows) <= INLINE_US
 
 
 def _asked(budget: Budget, plan: ServingPlan | None, declared: ModelSettings | None) -> _Asked:

@@ -43,6 +43,17 @@ class ShadowCounts:
     closed: int = 0  # the worker ended
 
 
+#: The worker's cell that each outcome is counted in.
+_CELLS = {
+    "recorded": "shadow_scored",
+    "full": "shadow_dropped",
+    "late": "shadow_dropped",
+    "failed": "shadow_failed",
+    "not_finite": "shadow_failed",
+    "closed": "shadow_dropped",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     label: str
@@ -61,6 +72,7 @@ class ShadowQueue:
         max_bytes: how much they may hold in all: a question keeps the values of its request.
         clock_s: monotonic.
         sleep: how it waits.
+        count: called with the worker's cell of an outcome, and how many had it; None: only `counts` tells.
 
     Attributes:
         counts: what became of them.
@@ -78,7 +90,9 @@ class ShadowQueue:
         max_run_s: float = MAX_RUN_S,
         clock_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        count: Callable[[str, int], Any] | None = None,
     ) -> None:
+        self._count = count
         self._max_waiting, self._max_bytes = max_waiting, max_bytes
         self._max_wait_s, self._max_run_s = max_wait_s, max_run_s
         self._is_idle, self._clock_s, self._sleep = is_idle, clock_s, sleep
@@ -105,10 +119,10 @@ class ShadowQueue:
             False: there is no room, or the worker is ending.
         """
         if self._is_closed:
-            self.counts.closed += 1
+            self._note("closed")
             return False
         if len(self._waiting) >= self._max_waiting or self._n_bytes + n_bytes > self._max_bytes:
-            self.counts.full += 1
+            self._note("full")
             return False
         self._waiting.append(_Waiting(label, work, record, n_bytes, self._clock_s()))
         self._n_bytes += n_bytes
@@ -124,7 +138,7 @@ class ShadowQueue:
                 await asyncio.wait({self._runner}, timeout=drain_s)
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
-        self.counts.closed += len(self._waiting)
+        self._note("closed", len(self._waiting))
         self._waiting.clear()
         self._n_bytes = 0
 
@@ -152,7 +166,7 @@ class ShadowQueue:
         oldest_s = self._clock_s() - self._max_wait_s
         while self._waiting and self._waiting[0].since_s < oldest_s:
             self._take()
-            self.counts.late += 1
+            self._note("late")
 
     async def _answer(self, item: _Waiting) -> None:
         try:
@@ -161,21 +175,26 @@ class ShadowQueue:
                 async with asyncio.timeout(self._max_run_s):
                     scores = await scores
             if not is_finite(scores):
-                self.counts.not_finite += 1
+                self._note("not_finite")
                 self._tell(item.label, "its scores are not finite numbers")
                 return
             item.record(scores)
-            self.counts.recorded += 1
+            self._note("recorded")
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                self.counts.closed += 1
+                self._note("closed")
                 raise
-            self.counts.failed += 1  # what it waited for was cancelled, not this
+            self._note("failed")  # what it waited for was cancelled, not this
             self._tell(item.label, "it was cancelled")
         except Exception as error:  # noqa: BLE001 - whatever a shadow does is nobody's but the log's
-            self.counts.failed += 1
+            self._note("failed")
             self._tell(item.label, f"{type(error).__name__}: {error}", error)
+
+    def _note(self, outcome: str, n: int = 1) -> None:
+        setattr(self.counts, outcome, getattr(self.counts, outcome) + n)
+        if self._count is not None:
+            self._count(_CELLS[outcome], n)
 
     def _tell(self, label: str, why: str, error: Exception | None = None) -> None:
         """Once for each version: a shadow that fails, fails thousands of times."""
