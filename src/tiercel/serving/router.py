@@ -8,6 +8,7 @@ chosen again only if the chosen one fails outright.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,23 @@ from tiercel.serving.cost import CostCurve
 from tiercel.serving.entity_key import keys_of
 from tiercel.serving.guard import Guard
 from tiercel.serving.ladder import Candidate, Reason, Rung, can_degrade, choose
-from tiercel.serving.ladder_check import KnownModel, KnownVersion, check
+from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fits, check, fallback_misfits
 from tiercel.serving.last_scores import LastScores
 from tiercel.serving.queues import Queues
 from tiercel.serving.rollout import CHALLENGER_ARM, CHAMPION_ARM, arm_of, assignment_key, is_finite
+from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel._hot.reply import ReplyIds
     from tiercel.serving.deadline import Budget, Deadline
     from tiercel.serving.engine import Engine
+    from tiercel.serving.limits import Limits
     from tiercel.settings import ModelSettings
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
@@ -42,6 +46,7 @@ LAST_SCORES_BYTES = 64 << 20
 MAX_SHADOWS = 1024
 #: Longer than this nothing is scored where other requests wait.
 INLINE_US = Tier.REALTIME.budget_us or 0
+_NO_STAY = nullcontext()
 
 # Flags of a journal record: see PredictionFlag in prediction.pxd.
 DEGRADED, CHALLENGER, SHADOW = 4, 8, 16
@@ -59,6 +64,8 @@ class Router:
         ids: of the replies.
         declared: the tables [models.NAME].
         counters: of the worker.
+        max_body_bytes: of one request.
+        n_cores: that the worker's threads may use.
 
     Threads: the event loop's only.
     """
@@ -69,13 +76,18 @@ class Router:
         ids: ReplyIds,
         declared: Sequence[ModelSettings] = (),
         counters: WorkerCounters | None = None,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        n_cores: int = 1,
     ) -> None:
         self._engine, self._ids = engine, ids
         self._counters = WorkerCounters() if counters is None else counters
         self._declared = {each.name: each for each in declared}
         self._queues = Queues(self._cost_of)
+        self._rooms = Rooms(engine, self._declared, max_body_bytes, n_cores)
         self._routes: object = None
         self._guards: dict[str, Guard] = {}
+        self._fits: dict[tuple[str, int, str, int], bool] = {}  # see `_may_stand_in`
         self._last_scores = LastScores(LAST_SCORES_BYTES)
         self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle)
 
@@ -89,6 +101,27 @@ class Router:
         }
         out = [problem for guard in self._guards.values() if (problem := guard.problem) is not None]
         return [*check(list(self._declared.values()), known), *out]
+
+    @property
+    def limits(self) -> Limits:
+        """What the models that are served now give."""
+        self._follow_routes()
+        return self._rooms.limits
+
+    def enter(self, reference: str, n_bytes: int | None) -> AbstractContextManager[object]:
+        """A place for a request with a body of `n_bytes` (None: it does not say), asked for before that is read.
+
+        Raises:
+            CapacityError: its tier has no room.
+        """
+        self._follow_routes()
+        try:
+            plan = self._engine.find_plan(reference)
+            stay = self._rooms.enter(None if plan is None else plan.tier, n_bytes)
+        except CapacityError:
+            self._counters.add("refused_capacity")
+            raise
+        return _NO_STAY if stay is None else stay
 
     async def find(self, reference: str) -> ServingPlan:
         """The plan that a reference ("name", "name@alias", "name:version") names.
@@ -132,18 +165,26 @@ class Router:
             served.degraded,
             served.arm,
             prepared.stage_us(),
+            served.deadline,
         )
 
     async def plan_for_job(self, reference: str, tier: Tier | None) -> ServingPlan | None:
         """The plan of a question that becomes a job: it asks for that, or its model has no other tier. Else None.
+
+        Whoever asks for a faster tier wants an answer or a refusal, and never a job.
 
         Raises:
             RequestError, NotFoundError, TiercelError: see `find`, where a job was asked for.
         """
         if tier is Tier.BATCH:
             return await self.find(reference)
-        plan = self._engine.find_plan(reference)
-        return plan if plan is not None and plan.tier == Tier.BATCH else None
+        if tier is not None:
+            return None
+        try:
+            plan = await self.find(reference)
+        except TiercelError:
+            return None  # `serve` raises it too, or knows a stand-in
+        return plan if plan.tier == Tier.BATCH else None
 
     async def serve(self, reference: str, question: Question, budget: Budget, tier: Tier | None = None) -> Served:
         """Score what is asked, to be answered by the caller, who then calls `after`. Raises as `answer`.
@@ -216,7 +257,7 @@ class Router:
                     plans[len(candidates)] = plan
                     candidates.append(self._candidate(Rung.CHAMPION, plan, question))
             arm = CHAMPION_ARM if challenger is None else CHALLENGER_ARM
-        await self._add_fallback(declared, question, candidates, plans)
+        await self._add_fallback(declared, champion, question, candidates, plans)
         ready = self._add_ready_answers(declared, champion, question, candidates)
         tier = Tier.REALTIME if champion is None else Tier(champion.tier)
         deadline = budget.over(tier, default_us)
@@ -256,10 +297,17 @@ class Router:
     ) -> Prepared:
         n_rows = question.n_rows
         needed_us = plan.need_us(n_rows)
+        if plan.tier == Tier.BATCH:
+            raise TierDeniedError(
+                f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, which "
+                f"serves batch jobs only: an answer for {n_rows} row{'' if n_rows == 1 else 's'} takes "
+                f"{needed_us / 1000:.3f} ms, as measured. POST it to /predict/{plan.model}:{plan.version} without a tier, "
+                f"which makes a job of it."
+            )
         if is_asked and deadline is not None:
             require_time(deadline, needed_us, plan.model)
         prepared = plan.prepare(question.entities, question.features, question.now_us, budget.begin_ns)
-        if plan.is_inline and needed_us <= INLINE_US:
+        if _is_inline(plan, needed_us):
             if is_asked and deadline is not None:
                 require_time(deadline, plan.score_us(prepared.n_rows), plan.model)
             prepared.score()
@@ -268,12 +316,7 @@ class Router:
         due_ns = budget.begin_ns + 1000 * budget_us if deadline is None else deadline.due_ns
         if not is_asked and 2 * needed_us > budget_us:
             # Nobody asked for a deadline and this many rows cannot keep the tier's: they are done when they are done.
-            due_ns = time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + int(needed_us))
-        if plan.tier == Tier.BATCH:
-            raise TierDeniedError(
-                f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, whose "
-                f"measured cost allows batch jobs only. Send it to /predict/{plan.model}, which makes one"
-            )
+            due_ns = self._unhurried_ns(plan, n_rows, needed_us)
         prepared.give_scores(await self._queues.score(plan, prepared.rows(), due_ns))
         self._counters.add("near_realtime_requests")
         return prepared
@@ -283,12 +326,17 @@ class Router:
     def _candidate(self, rung: Rung, plan: ServingPlan, question: Question) -> Candidate:
         n_rows = question.n_rows
         needed_us = plan.need_us(n_rows)
-        if not plan.is_inline or needed_us > INLINE_US:
+        if not _is_inline(plan, needed_us):
             needed_us = max(needed_us, float(self._queues.wait_us(plan, n_rows)))
         return Candidate(rung, plan.model, plan.version, int(needed_us))
 
     async def _add_fallback(
-        self, declared: ModelSettings, question: Question, candidates: list[Candidate], plans: dict[int, ServingPlan]
+        self,
+        declared: ModelSettings,
+        champion: ServingPlan | None,
+        question: Question,
+        candidates: list[Candidate],
+        plans: dict[int, ServingPlan],
     ) -> None:
         if declared.fallback is None:
             return
@@ -297,8 +345,19 @@ class Router:
         except TiercelError as error:
             candidates.append(Candidate(Rung.FALLBACK, declared.fallback, None, 0, error))
             return
+        if champion is not None and not self._may_stand_in(champion, declared.fallback, plan):
+            return  # `problems` says why
         plans[len(candidates)] = plan
         candidates.append(self._candidate(Rung.FALLBACK, plan, question))
+
+    def _may_stand_in(self, champion: ServingPlan, reference: str, plan: ServingPlan) -> bool:
+        """Whether a fallback's scores mean what the champion's do, of a question that was made for the champion."""
+        key = champion.model, champion.version, plan.model, plan.version
+        fits = self._fits.get(key)
+        if fits is None:
+            fits = not fallback_misfits(champion.model, _known(champion), reference, _known(plan))
+            self._fits[key] = fits
+        return fits
 
     def _add_ready_answers(
         self, declared: ModelSettings, champion: ServingPlan | None, question: Question, candidates: list[Candidate]
@@ -349,7 +408,7 @@ class Router:
         if declared.challenger_weight <= 0:
             return None, None
         plan = self._engine.find_plan(f"{declared.name}@challenger")
-        if plan is None or plan.version == champion.version:
+        if plan is None or plan.version == champion.version or not challenger_fits(_known(champion), _known(plan)):
             return None, None
         key = assignment_key(question.entities, question.features)
         if arm_of(declared.name, key, declared.challenger_weight) != CHALLENGER_ARM:
@@ -372,9 +431,14 @@ class Router:
             return
         made: list[Prepared] = []
 
-        def work() -> list[Any]:
+        async def work() -> list[Any]:
             prepared = shadow.prepare(question.entities, question.features, question.now_us)
-            prepared.score()
+            needed_us = shadow.need_us(prepared.n_rows)
+            if _is_inline(shadow, needed_us):
+                prepared.score()
+            else:  # beside the event loop: here it would hold up every request for as long as it takes
+                due_ns = self._unhurried_ns(shadow, prepared.n_rows, needed_us)
+                prepared.give_scores(await self._queues.score(shadow, prepared.rows(), due_ns))
             made.append(prepared)
             return prepared.scores()
 
@@ -383,6 +447,10 @@ class Router:
 
         n_bytes = 100 * question.n_rows * (len(question.entities) + len(question.features))
         self._shadows.offer(f"{shadow.model}:{shadow.version}", work, record, n_bytes=n_bytes)
+
+    def _unhurried_ns(self, plan: ServingPlan, n_rows: int, needed_us: float) -> int:
+        """When rows that nobody set a deadline for are due: twice what they are expected to take."""
+        return time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + int(needed_us))
 
     def _is_idle(self) -> bool:
         """Whether nobody waits for a score."""
@@ -398,7 +466,14 @@ class Router:
         routes = self._engine.routes
         if routes is not self._routes:
             self._routes = routes
+            self._fits.clear()
+            self._rooms.follow(routes)
             self._queues.keep(plan for model in routes.models.values() for plan in model.plans.values())
+
+
+def _is_inline(plan: ServingPlan, needed_us: float) -> bool:
+    """Whether so much work may be done on the event loop itself."""
+    return plan.is_inline and needed_us <= INLINE_US
 
 
 def require_time(deadline: Deadline, needed_us: float, model: str) -> None:
