@@ -187,3 +187,14 @@ def test_predict_asks_a_server(run, directory):
         assert "fraud version 1" in output
         assert "n_orders" in output
         assert as_json(run, *arguments)["version"] == 1
+
+
+def test_serve_refuses_a_vertex_port_that_is_none(run, monkeypatch):
+    """A variable of Vertex AI that makes no sense is told in one line, before anything is bound or started."""
+    monkeypatch.setenv("AIP_HTTP_PORT", "99999")
+    status, output = run("serve")
+    assert status == 1
+    assert (
+        output
+        == "error: Expected the environment variable AIP_HTTP_PORT to be a port, got '99999' (invalid_definition)\n"
+    )

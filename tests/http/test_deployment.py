@@ -120,6 +120,28 @@ def test_a_reload_of_a_broken_file_changes_nothing(project):
         assert deployment._settings == before
 
 
+def test_vertex_names_the_port_where_the_command_line_does_not():
+    """AIP_HTTP_PORT is listened on at every address; a --port or --host given by hand wins over it."""
+    options = Options(workers=2).in_vertex(8080)
+    assert (options.host, options.port, options.workers) == ("0.0.0.0", 8080, 2)
+    assert Options(host="127.0.0.1").in_vertex(8080).host == "127.0.0.1"
+    assert Options(port=9000).in_vertex(8080) == Options(port=9000)
+    assert Options().in_vertex(None) == Options()
+
+
+def test_the_line_that_says_serving_says_who_chose_the_port(project):
+    """A port that the command line did not name is not a surprise, and the workers' limits stand below it."""
+    told = Told()
+    with told.deploy(
+        project('[project]\nname = "shop"\n[control]\nenabled = false\n'), port_from="AIP_HTTP_PORT"
+    ) as deployment:
+        deployment._announce(1, ["realtime: answered inline"])
+    assert told.said == [
+        f"Serving shop on {deployment.url} (as AIP_HTTP_PORT says) with 1 worker (Ctrl-C stops)",
+        "  realtime: answered inline",
+    ]
+
+
 def test_the_line_that_says_serving(project):
     """It names both addresses and how many workers answer."""
     told = Told()

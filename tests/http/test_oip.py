@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 
@@ -330,6 +331,9 @@ class StubRouter:
 
     def __init__(self, engine, failure=None):
         self.engine, self.failure, self.budgets = engine, failure, []
+
+    def enter(self, reference, n_bytes):
+        return contextlib.nullcontext()
 
     async def find(self, reference):
         return self.engine.find_plan(reference)

@@ -95,6 +95,14 @@ def test_serving_is_announced_once_when_all_are_ready():
     assert world.serving == [2]
 
 
+def test_the_first_worker_that_is_ready_speaks_for_all():
+    """What it has to say is kept for the line that says "Serving"; nobody after it, and not the control process, changes it."""
+    world = World(2, with_control=True)
+    for name, told in (("control", ["c"]), ("worker-2", ["limits"]), ("worker-1", ["others"])):
+        world.supervisor.on_message(world.last(name), {"event": "ready", "told": told})
+    assert world.supervisor.told == ["limits"]
+
+
 def test_a_crash_loop_backs_off_and_leaves_the_others_alone():
     """A worker that keeps dying is started after 0.1, 0.2, 0.4 ... and at most 5 s; nobody else is touched."""
     world = World(2).all_ready()

@@ -30,12 +30,19 @@ def serve(
 
     SIGTERM and Ctrl-C answer what was accepted, then end; a second one ends at once. SIGHUP reads tiercel.toml again and
     replaces the processes one by one.
+
+    In a container of Vertex AI, its variables AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are honoured.
     """
+    import os
     from pathlib import Path
 
     from tiercel.http.deployment import Deployment, Options
 
     options = Options(host=host, port=port, workers=workers, admin_port=admin_port)
+    if any(name.startswith("AIP_") for name in os.environ):  # what reads it imports more than a supervisor needs
+        from tiercel.http.invocations import vertex_routes
+
+        options = options.in_vertex(vertex_routes(os.environ).port)
     verbose = bool(context.find_root().params.get("verbose"))
     with Deployment(Path(project_dir), options, verbose=verbose, say=_say, warn=_warn) as deployment:
         deployment.run()

@@ -59,7 +59,7 @@ def _print(record: Record, times: StageTimes) -> None:
         row.append(f"{stage.time_us / p99_us:.2f}" if p99_us else None)
         rows.append([*row, *_shown(stage.measured)] if is_measured else row)
     print_table("Stages", [*columns, "measured p50", "measured p99"] if is_measured else columns, rows)
-    console.print(_verdict(times))
+    console.print(_verdict(record, times))
 
 
 def _circumstances(record: Record) -> str:
@@ -80,7 +80,7 @@ def _circumstances(record: Record) -> str:
     return ", ".join(parts)
 
 
-def _verdict(times: StageTimes) -> str:
+def _verdict(record: Record, times: StageTimes) -> str:
     from tiercel.monitor.stage_times import LEAST_REQUESTS, OUTSIDE
 
     worst = times.out_of_line
@@ -91,10 +91,10 @@ def _verdict(times: StageTimes) -> str:
     usual = "p99" if worst.against == "counted" else "measured p99"
     share = f"{worst.share:.0%} of all time beyond"
     if worst.stage == OUTSIDE:
-        return (
-            f"[bold]{worst.time_us:.1f} µs outside of the stages[/] are out of line, {share}: the request waited for its "
-            f"turn behind others."
-        )
+        # The general path's stages begin where the compiled path's parsing ends.
+        why = "waited for its turn behind others"
+        why = why if record.is_fast else f"was read and parsed by the general path, or {why}"
+        return f"[bold]{worst.time_us:.1f} µs outside of the stages[/] are out of line, {share}: the request {why}."
     return (
         f"[bold]{worst.stage} is out of line[/]: {worst.time_us:.1f} µs, {worst.ratio:.1f} times its {usual} of "
         f"{worst.p99_us:.1f} µs; {share}."

@@ -19,6 +19,8 @@ from tiercel.http.predict import PredictEndpoint, make_ids, respond
 from tiercel.http.protocols import protocol_routes
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.engine import Engine, keep_current
+from tiercel.serving.limits import describe
+from tiercel.serving.rooms import cores_of_worker
 from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
@@ -54,7 +56,14 @@ class DataPlane:
         self._native = native
         ids, counters = (make_ids(settings), WorkerCounters()) if native is None else (native.ids, native.counters)
         self._counters = counters
-        self._router = Router(engine, ids, declared, counters)
+        self._router = Router(
+            engine,
+            ids,
+            declared,
+            counters,
+            max_body_bytes=settings.max_body_bytes,
+            n_cores=cores_of_worker(settings.workers, is_pinned=settings.pin_cores),
+        )
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._starlette = Starlette(
             routes=[
@@ -80,6 +89,11 @@ class DataPlane:
             return
         await self._starlette(scope, receive, send)
 
+    @property
+    def limits(self) -> list[str]:
+        """What each tier of this worker may hold, in words."""
+        return describe(self._router.limits)
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         watch = asyncio.create_task(keep_current(self._engine))
@@ -97,7 +111,7 @@ class DataPlane:
         text = {
             404: (
                 "Expected /predict/{model}, /features/{service}, /v2/..., /v1/models/..., /invocations, "
-                "/get-online-features, /ping, /livez or /readyz, got another path"
+                "/get-online-features, /jobs/{id}, /ping, /livez or /readyz, got another path"
             ),
             405: "Expected another method on this path",
         }.get(status, detail)
@@ -120,6 +134,7 @@ class DataPlane:
             "status": "ready" if ready else f"nothing to serve: {waiting}",
             "models": {name: dict(model.aliases) for name, model in sorted(routes.models.items())},
             "services": {name: base.manifest.base_name for name, base in sorted(routes.services.items())},
+            "limits": self.limits,
             "problems": [*routes.problems, *self._engine.watch_problems, *self._router.problems],
         }
         if self._worker is not None:

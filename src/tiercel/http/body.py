@@ -34,6 +34,12 @@ def header(scope: Scope, name: bytes) -> str:
     return ""
 
 
+def announced_bytes(scope: Scope) -> int | None:
+    """How long the body says it is; None: it does not say."""
+    text = header(scope, b"content-length")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body.
 

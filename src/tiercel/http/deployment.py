@@ -17,7 +17,7 @@ from tiercel.settings import PROJECT_FILE, ControlSettings, Settings, load_setti
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 log = logging.getLogger("tiercel.supervisor")
@@ -31,6 +31,13 @@ class Options:
     port: int | None = None
     workers: int | None = None
     admin_port: int | None = None
+    port_from: str | None = None  # who says so, if not the command line
+
+    def in_vertex(self, port: int | None) -> Self:
+        """With the port that Vertex AI asks for, on every address, where the command line does not say otherwise."""
+        if port is None or self.port is not None:
+            return self
+        return replace(self, port=port, port_from="AIP_HTTP_PORT", host="0.0.0.0" if self.host is None else self.host)  # noqa: S104 - a container's
 
     def over(self, settings: Settings) -> Settings:
         """The settings with these in place.
@@ -118,7 +125,7 @@ class Deployment:
             n_workers=self._settings.server.workers,
             with_control=self._admin is not None,
             grace_s=self._settings.server.shutdown_grace_s,
-            on_serving=self._announce,
+            on_serving=lambda n_ready: self._announce(n_ready, supervisor.told),
             on_closed=self._listener.close,
             on_reload=self._reload,
         )
@@ -168,11 +175,14 @@ class Deployment:
         board_fd = None if self._board is None else self._board.fd
         return Handover("worker", name, self._settings, index, self._listener.fileno(), board_fd, self._verbose)
 
-    def _announce(self, n_ready: int) -> None:
+    def _announce(self, n_ready: int, told: Sequence[str] = ()) -> None:
         n = self._settings.server.workers
         count = f"{n_ready} worker{'s' if n_ready > 1 else ''}" if n_ready == n else f"{n_ready} of {n} workers"
         admin = "" if self.admin_url is None else f"; admin on {self.admin_url}"
-        self._say(f"Serving {self._settings.name} on {self.url} with {count}{admin} (Ctrl-C stops)")
+        said = "" if self._options.port_from is None else f" (as {self._options.port_from} says)"
+        self._say(f"Serving {self._settings.name} on {self.url}{said} with {count}{admin} (Ctrl-C stops)")
+        for line in told:
+            self._say(f"  {line}")
 
     def _reload(self) -> None:
         """Read tiercel.toml again. What only a restart can change stays as it is, and is named."""

@@ -10,15 +10,17 @@ import orjson
 
 from tiercel.errors import NotFoundError, RequestError, TiercelError
 from tiercel.http import payload
-from tiercel.http.body import header, read_body, read_ns_of
+from tiercel.http.body import announced_bytes, header, read_body, read_ns_of
 from tiercel.http.inputs import InputCatalog
-from tiercel.http.predict import send_body
+from tiercel.http.predict import send_body, timing_header
 from tiercel.http.presence import while_connected
 from tiercel.http.status import body_of, headers_of, status_of
 from tiercel.serving.deadline import budget_of
+from tiercel.serving.rollout import CHAMPION_ARM
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from starlette.types import Receive, Scope, Send
 
@@ -88,6 +90,14 @@ class Exchange:
         """
         return budget_of(self.scope["headers"], self.begin_ns)
 
+    def enter(self, reference: str) -> AbstractContextManager[object]:
+        """A place in the tier of the model that is asked, for as long as it takes; asked for before the body is read.
+
+        Raises:
+            CapacityError: there is none.
+        """
+        return self.host.router.enter(reference, announced_bytes(self.scope))
+
     async def body(self) -> bytes:
         """The whole body, within the server's limits. Raises as `read_body`."""
         limits = self.host.settings
@@ -144,6 +154,23 @@ def error_reply(error: TiercelError, status: int | None = None) -> Reply:
         headers=headers_of(error),
         code=error.code,
     )
+
+
+def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """What a protocol's body has no place for: stage times and budget, the prediction's id, and who answered.
+
+    `x-tiercel-degraded` is there only when somebody else answered: "default; reason=deadline; instead-of=slow:1", of a
+    last score with "; age-ms=12.5" behind it.
+    """
+    told = [timing_header(answer.stage_us, answer.deadline), (b"x-tiercel-prediction-id", answer.id.encode())]
+    degraded = answer.degraded
+    if degraded is not None:
+        text = f"{degraded.by}; reason={degraded.reason}; instead-of={degraded.instead_of}"
+        text += "" if degraded.age_us is None else f"; age-ms={degraded.age_us / 1000:g}"
+        told.append((b"x-tiercel-degraded", text.encode("ascii", "replace")))
+    if answer.arm != CHAMPION_ARM:
+        told.append((b"x-tiercel-arm", answer.arm.encode()))
+    return told
 
 
 def json_reply(value: Any, headers: Sequence[tuple[bytes, bytes]] = ()) -> Reply:

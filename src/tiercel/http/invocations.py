@@ -22,6 +22,7 @@ from tiercel.http import payload
 from tiercel.http.exchange import (
     Endpoint,
     Reply,
+    answer_headers,
     as_object,
     error_reply,
     exactly_one,
@@ -103,9 +104,14 @@ def invocation_routes(host: Host, environ: Mapping[str, str]) -> list[Route]:
 
 async def _invoke(exchange: Exchange) -> Reply:
     kind = _media(exchange)
+    reference = _which_model(exchange)
+    with exchange.enter(reference):
+        return await _answer(exchange, reference, kind)
+
+
+async def _answer(exchange: Exchange, reference: str, kind: str) -> Reply:
     body = await exchange.body()
     host = exchange.host
-    reference = _which_model(exchange)
     budget = exchange.budget()
     if kind == CSV:
         plan = await host.router.find(reference)
@@ -118,19 +124,24 @@ async def _invoke(exchange: Exchange) -> Reply:
         plan = await host.router.find(reference)
         columns = _columns(form, request[form], plan, host.settings.max_rows)
     answer = await exchange.answer(reference, question_of_columns(columns, plan), budget)
-    return json_reply({"predictions": answer.scores})
+    return json_reply({"predictions": answer.scores}, answer_headers(answer))
 
 
 async def _vertex(exchange: Exchange) -> Reply:
+    reference = _which_model(exchange)
+    with exchange.enter(reference):
+        return await _answer_vertex(exchange, reference)
+
+
+async def _answer_vertex(exchange: Exchange, reference: str) -> Reply:
     request = await exchange.json(nan_is_null=True)
     refuse_unknown(request, ("instances", "parameters"), "$")
     host = exchange.host
-    reference = _which_model(exchange)
     budget = _budget_of(request, "parameters", exchange.budget())
     plan = await host.router.find(reference)
     columns = columns_of_rows(request.get("instances"), plan, "$.instances", host.settings.max_rows)
     answer = await exchange.answer(reference, question_of_columns(columns, plan), budget)
-    return json_reply({"predictions": answer.scores})
+    return json_reply({"predictions": answer.scores}, answer_headers(answer))
 
 
 async def _ping(exchange: Exchange) -> Reply:

@@ -19,7 +19,8 @@ the registry decides what is served. Statistics are those of the worker that is 
 
 The reply's `parameters`: "tier", "prediction_id", "timing_us" (stage -> microseconds), "oldest_age_ms" where something
 timed was read, and for a degraded answer "degraded" (who answered: "fallback", "last_score" or "default"),
-"degraded_instead_of" and "degraded_reason".
+"degraded_instead_of", "degraded_reason" and, of a last score, "degraded_age_ms"; "arm" where the challenger answered;
+"budget_us" and "budget_from" where the request named a deadline.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ from tiercel.http.oip_model import SCORE, configuration, metadata, question_of, 
 from tiercel.http.oip_statistics import Statistics
 from tiercel.http.request import show
 from tiercel.http.tensors import HEADER_LENGTH, Tensor, encode_reply, read_tensors, split_body
+from tiercel.serving.deadline import TIER_DEFAULT
+from tiercel.serving.rollout import CHAMPION_ARM
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -96,9 +99,13 @@ class Infer:
 
     async def __call__(self, exchange: Exchange) -> Reply:
         """Answer one inference request."""
-        body = await exchange.body()
         _check_media(exchange)
         reference = _reference(exchange)
+        with exchange.enter(reference):
+            return await self._answer(exchange, reference)
+
+    async def _answer(self, exchange: Exchange, reference: str) -> Reply:
+        body = await exchange.body()
         plan = await exchange.host.router.find(reference)
         try:
             return await self._infer(exchange, body, reference, plan)
@@ -200,6 +207,13 @@ def encode_answer(
         parameters["degraded"] = answer.degraded.by
         parameters["degraded_instead_of"] = answer.degraded.instead_of
         parameters["degraded_reason"] = answer.degraded.reason
+        if answer.degraded.age_us is not None:
+            parameters["degraded_age_ms"] = answer.degraded.age_us / 1000
+    if answer.arm != CHAMPION_ARM:
+        parameters["arm"] = answer.arm
+    deadline = answer.deadline
+    if deadline is not None and deadline.source != TIER_DEFAULT:
+        parameters["budget_us"], parameters["budget_from"] = deadline.budget_us, deadline.source
     if answer.oldest_age_ms is not None:
         parameters["oldest_age_ms"] = answer.oldest_age_ms
     parameters["timing_us"] = {name: round(us, 1) for name, us in timing_us.items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tiercel._hot.reply import ReplyIds
 from tiercel.errors import JobsDisabledError, TiercelError
 from tiercel.http import payload
-from tiercel.http.body import header, read_body, read_ns_of
+from tiercel.http.body import announced_bytes, header, read_body, read_ns_of
 from tiercel.http.presence import while_connected
 from tiercel.http.request import parse_predict
 from tiercel.http.status import body_of, headers_of, status_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.tracing import Tracing
-    from tiercel.serving.deadline import Budget
+    from tiercel.serving.deadline import Budget, Deadline
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
@@ -88,9 +88,10 @@ class PredictEndpoint:
             # The reply, and so an error too, is in the request's own format.
             kind = payload.media_type(header(scope, b"content-type"))
             budget = budget_of(scope["headers"], begin_ns)
-            body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
             reference = scope["path"][len("/predict/") :]
-            status, content, headers, done = await self._predict(reference, body, kind, budget, receive)
+            with self._router.enter(reference, announced_bytes(scope)):
+                body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
+                status, content, headers, done = await self._predict(reference, body, kind, budget, receive)
         except TiercelError as error:
             status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
             headers = headers_of(error)
@@ -132,7 +133,7 @@ class PredictEndpoint:
             more["arm"] = served.arm
         if more:
             content = payload.extend(content, more, kind)
-        return 200, content, [timing_header(served)], _Done(served, question)
+        return 200, content, [timing_header(served.prepared.stage_us(), served.deadline)], _Done(served, question)
 
     def _trace(
         self, scope: Scope, begin_ns: int, wall_ns: int, status: int, code: str | None, done: _Done | None
@@ -165,10 +166,9 @@ class _Done:
     question: Question
 
 
-def timing_header(served: Served) -> tuple[bytes, bytes]:
+def timing_header(stage_us: Mapping[str, float], deadline: Deadline | None) -> tuple[bytes, bytes]:
     """Server-Timing: each stage in milliseconds, and the budget where somebody asked for one."""
-    value = server_timing(served.prepared.stage_us())
-    deadline = served.deadline
+    value = server_timing(stage_us)
     if deadline is not None and deadline.source != TIER_DEFAULT:
         value += f', budget;dur={deadline.budget_us / 1000:.3f};desc="{deadline.source}"'
     return b"server-timing", value.encode("ascii")

@@ -88,8 +88,9 @@ def serve(
             engine, settings.server, ids, recorder.counters, hands_on_traced=bool(settings.tracing.endpoint)
         )
         jobs = JobEndpoints(settings, recorder.counters)
+        plane = DataPlane(engine, settings.server, native, name, declared=settings.models, jobs=jobs, tracing=tracing)
         config = uvicorn.Config(
-            DataPlane(engine, settings.server, native, name, declared=settings.models, jobs=jobs, tracing=tracing),
+            plane,
             loop="uvloop",
             http=native.protocol,  # type: ignore[arg-type]  # uvicorn only ever calls it
             ws="none",
@@ -102,7 +103,8 @@ def serve(
         )
         ask_for_short_slices()
         grace_s = settings.server.shutdown_grace_s
-        SupervisedServer(config, listener, channel, grace_s=grace_s, share=share).serve_until_told()
+        server = SupervisedServer(config, listener, channel, grace_s=grace_s, share=share, tell=lambda: plane.limits)
+        server.serve_until_told()
     finally:
         if tracing is not None:
             tracing.close()

@@ -41,6 +41,7 @@ class SupervisedServer(uvicorn.Server):
         grace_s: what requests in flight get.
         on_message: receives whatever else the supervisor says.
         share: the board of the workers that share the listener, and which of them this is; None accepts alone.
+        tell: gives what to say to people beside that it is ready, a line each.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SupervisedServer(uvicorn.Server):
         grace_s: float,
         on_message: Callable[[Message], None] | None = None,
         share: tuple[ConnectionBoard, int] | None = None,
+        tell: Callable[[], list[str]] | None = None,
     ) -> None:
         super().__init__(config)
         self._listener = listener
@@ -59,6 +61,7 @@ class SupervisedServer(uvicorn.Server):
         self._grace_s = grace_s
         self._on_message = on_message
         self._share = share
+        self._tell = tell
         self._acceptor: Acceptor | None = None
         self._is_last = False  # nobody else accepts from this socket
 
@@ -92,7 +95,7 @@ class SupervisedServer(uvicorn.Server):
                     self._listener, self._new_protocol, self.server_state.connections, *self._share
                 )
             asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
-            self._channel.send({"event": "ready"})
+            self._channel.send({"event": "ready", "told": [] if self._tell is None else self._tell()})
 
     async def on_tick(self, counter: int) -> bool:
         """What uvicorn does ten times a second; and the other workers learn of connections that ended."""

@@ -18,6 +18,7 @@ from tiercel.http.exchange import (
     Endpoint,
     Reply,
     UnsupportedOperationError,
+    answer_headers,
     exactly_one,
     json_reply,
     reference_of,
@@ -65,6 +66,11 @@ async def _verb(exchange: Exchange) -> Reply:
             f"Expected :predict, got {show(':' + verb if verb else exchange.path('target'))}: explaining, classifying and "
             f"regressing are not part of this server's V1 protocol. A classifier's probability is what :predict answers."
         )
+    with exchange.enter(reference):
+        return await _predict(exchange, reference)
+
+
+async def _predict(exchange: Exchange, reference: str) -> Reply:
     body = await exchange.json(nan_is_null=True)
     refuse_unknown(body, _FIELDS, "$")
     signature = body.get("signature_name")
@@ -77,7 +83,7 @@ async def _verb(exchange: Exchange) -> Reply:
     read = columns_of_rows if which == "instances" else columns_of_inputs
     columns = read(body[which], plan, f"$.{which}", host.settings.max_rows)
     answer = await exchange.answer(reference, question_of_columns(columns, plan), budget)
-    return json_reply({"predictions" if which == "instances" else "outputs": answer.scores})
+    return json_reply({"predictions" if which == "instances" else "outputs": answer.scores}, answer_headers(answer))
 
 
 def _target(exchange: Exchange) -> tuple[str, str]:

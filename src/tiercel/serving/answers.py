@@ -83,3 +83,4 @@ class Answer:
     degraded: Degraded | None = None
     arm: str = "champion"
     stage_us: dict[str, float] = field(default_factory=dict)
+    deadline: Deadline | None = None

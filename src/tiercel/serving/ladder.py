@@ -125,6 +125,13 @@ def choose(candidates: Sequence[Candidate], remaining_us: int | None, budget_us:
         raise first.refusal
     quickest = min((each for each in candidates if each.is_available), key=lambda each: each.needed_us)
     given_us = int(left_us) if budget_us is None else budget_us
+    if quickest.needed_us == 0:  # an answer that exists: only a deadline that is over already is too short for it
+        raise DeadlineError(
+            f"Expected time to answer about model '{first.name}', got a deadline of {given_us / 1000:g} ms that was over "
+            f"{-left_us / 1000:g} ms before anybody could be chosen to answer. Allow more time.",
+            budget_us=given_us,
+            needed_us=quickest.needed_us,
+        )
     raise DeadlineError(
         f"Expected at least {quickest.needed_us / 1000:g} ms for the quickest answer about model '{first.name}' "
         f"({quickest.rung}, {quickest.label}), {max(left_us, 0) / 1000:g} ms are left of {given_us / 1000:g} ms. "

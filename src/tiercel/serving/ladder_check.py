@@ -91,21 +91,36 @@ def _check_fallback(
         return [f"fallback: expected a version that exists, got '{reference}': the model has {has}"]
     if version is champion:
         return [f"fallback: expected another model or version, got '{reference}', which is the champion itself"]
-    if champion is None:
-        return []
+    return [] if champion is None else fallback_misfits(settings.name, champion, reference, version)
+
+
+def fallback_misfits(name: str, champion: KnownVersion, reference: str, version: KnownVersion) -> list[str]:
+    """Why a version cannot stand in for a model's champion, one sentence each; empty: it can.
+
+    Args:
+        name: of the model.
+        champion: of the model.
+        reference: of the stand-in, as declared.
+        version: what it names.
+    """
     problems = []
     if _output(version) != _output(champion):
         problems.append(
-            f"fallback: expected a {_output_text(champion)} model like '{settings.name}', got '{reference}', which is "
+            f"fallback: expected a {_output_text(champion)} model like '{name}', got '{reference}', which is "
             f"{_output_text(version)}: its scores would mean something else"
         )
     missing = sorted((version.join_keys - champion.join_keys) | (version.request_features - champion.request_features))
     if missing:
         problems.append(
-            f"fallback: expected a model that needs nothing '{settings.name}' does not, '{reference}' also needs "
+            f"fallback: expected a model that needs nothing '{name}' does not, '{reference}' also needs "
             f"{', '.join(missing)}"
         )
     return problems
+
+
+def challenger_fits(champion: KnownVersion, challenger: KnownVersion) -> bool:
+    """Whether what a challenger scores means the same as what the champion scores."""
+    return _output(challenger) == _output(champion)
 
 
 def _check_ready_answers(settings: ModelSettings, champion: KnownVersion | None) -> list[str]:
@@ -133,7 +148,7 @@ def _check_rollout(settings: ModelSettings, model: KnownModel, champion: KnownVe
                 f"challenger_weight: expected the model to have a challenger for {settings.challenger_weight:.3g} of the "
                 f"entities, it has none. Set the alias '{CHALLENGER}'; until then the champion answers all"
             )
-        elif champion is not None and _output(challenger) != _output(champion):
+        elif champion is not None and not challenger_fits(champion, challenger):
             problems.append(
                 f"challenger_weight: expected a {_output_text(champion)} challenger like the champion, got one that is "
                 f"{_output_text(challenger)}"

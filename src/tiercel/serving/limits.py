@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final, Self
 
 from tiercel.errors import CapacityError
 from tiercel.serving.loop_lag import PERIOD_US
-from tiercel.serving.loop_share import RESERVE
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -199,23 +198,18 @@ def derive_limits(profiles: Mapping[str, TierProfile], n_cores: int, max_body_by
 
 
 def describe(limits: Limits) -> list[str]:
-    """The limits in words, one line for each tier; printed when a server starts."""
-    near, batch = limits.near_realtime, limits.batch
+    """The limits that a worker enforces, in words, one line for each tier; printed when a server starts."""
+    near = limits.near_realtime
     realtime = (
         "realtime: no model is served in it"
         if limits.realtime_slack_us is None
-        else f"realtime: answered inline, never queued; refused when the worker is more than "
-        f"{limits.realtime_slack_us / 1000:.3g} ms behind"
+        else "realtime: answered inline, never queued"
     )
     others = (
-        f"near-realtime: at most {near.max_running} requests with {near.max_bytes / 2**20:.3g} MiB of bodies; it and all "
-        f"other work get what realtime leaves of the worker's time, less {RESERVE:.0%}, and at most "
-        f"{limits.turn_us / 1000:.3g} ms at a stretch"
+        f"near-realtime: at most {near.max_running} requests with {near.max_bytes / 2**20:.3g} MiB of bodies at once, "
+        f"each taken only where its measured cost fits its deadline"
     )
-    jobs = (
-        f"batch: at most {batch.max_running} submissions with {batch.max_bytes / 2**20:.3g} MiB of bodies; jobs run in "
-        f"processes of their own"
-    )
+    jobs = "batch: jobs run in a process of their own"
     return [realtime, others, jobs]
 
 

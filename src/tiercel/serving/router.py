@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,23 @@ from tiercel.serving.cost import CostCurve
 from tiercel.serving.entity_key import keys_of
 from tiercel.serving.guard import Guard
 from tiercel.serving.ladder import Candidate, Reason, Rung, can_degrade, choose
-from tiercel.serving.ladder_check import KnownModel, KnownVersion, check
+from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fits, check, fallback_misfits
 from tiercel.serving.last_scores import LastScores
 from tiercel.serving.queues import Queues
 from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key, is_finite
+from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel._hot.reply import ReplyIds
     from tiercel.serving.deadline import Budget, Deadline
     from tiercel.serving.engine import Engine
+    from tiercel.serving.limits import Limits
     from tiercel.settings import ModelSettings
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
@@ -55,6 +59,7 @@ LAST_SCORES_BYTES = 64 << 20
 MAX_SHADOWS = 1024
 #: Longer than this nothing is scored where other requests wait.
 INLINE_US = Tier.REALTIME.budget_us or 0
+_NO_STAY = nullcontext()
 
 # Flags of a journal record: see PredictionFlag in prediction.pxd.
 DEGRADED, CHALLENGER, SHADOW = 4, 8, 16
@@ -88,6 +93,8 @@ class Router:
         ids: of the replies.
         declared: the tables [models.NAME].
         counters: of the worker.
+        max_body_bytes: of one request.
+        n_cores: that the worker's threads may use.
 
     Threads: the event loop's only.
     """
@@ -98,12 +105,17 @@ class Router:
         ids: ReplyIds,
         declared: Sequence[ModelSettings] = (),
         counters: WorkerCounters | None = None,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        n_cores: int = 1,
     ) -> None:
         self._engine, self._ids = engine, ids
         self._counters = WorkerCounters() if counters is None else counters
         self._declared = {each.name: each for each in declared}
         self._queues = Queues(self._cost_of, self._counters)
+        self._rooms = Rooms(engine, self._declared, max_body_bytes, n_cores)
         self._routes: object = None
+        self._fits: dict[tuple[str, int, str, int], bool] = {}  # see `_may_stand_in`
         self._guards: dict[str, Guard] = {}
         self._last_scores = LastScores(LAST_SCORES_BYTES)
         self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle, count=self._counters.add)
@@ -119,6 +131,27 @@ class Router:
         }
         out = [problem for guard in self._guards.values() if (problem := guard.problem) is not None]
         return [*check(list(self._declared.values()), known), *out]
+
+    @property
+    def limits(self) -> Limits:
+        """What the models that are served now give."""
+        self._follow_routes()
+        return self._rooms.limits
+
+    def enter(self, reference: str, n_bytes: int | None) -> AbstractContextManager[object]:
+        """A place for a request with a body of `n_bytes` (None: it does not say), asked for before that is read.
+
+        Raises:
+            CapacityError: its tier has no room.
+        """
+        self._follow_routes()
+        try:
+            plan = self._engine.find_plan(reference)
+            stay = self._rooms.enter(None if plan is None else plan.tier, n_bytes)
+        except CapacityError:
+            self._counters.add("refused_capacity")
+            raise
+        return _NO_STAY if stay is None else stay
 
     async def find(self, reference: str) -> ServingPlan:
         """The plan that a reference ("name", "name@alias", "name:version") names.
@@ -162,6 +195,7 @@ class Router:
             served.degraded,
             served.arm,
             prepared.stage_us(),
+            served.deadline,
         )
 
     async def plan_for_job(self, reference: str, tier: Tier | None) -> ServingPlan | None:
@@ -381,8 +415,19 @@ class Router:
             return
         if champion is not None and (plan.model, plan.version) == (champion.model, champion.version):
             return
+        if champion is not None and not self._may_stand_in(champion, declared.fallback, plan):
+            return  # `problems` says why
         plans[len(candidates)] = plan
         candidates.append(self._candidate(Rung.FALLBACK, plan, question, asked))
+
+    def _may_stand_in(self, champion: ServingPlan, reference: str, plan: ServingPlan) -> bool:
+        """Whether a fallback's scores mean what the champion's do, of a question that was made for the champion."""
+        key = champion.model, champion.version, plan.model, plan.version
+        fits = self._fits.get(key)
+        if fits is None:
+            fits = not fallback_misfits(champion.model, _known(champion), reference, _known(plan))
+            self._fits[key] = fits
+        return fits
 
     def _add_ready_answers(
         self, declared: ModelSettings, champion: ServingPlan | None, question: Question, candidates: list[Candidate]
@@ -465,6 +510,8 @@ class Router:
         plan = self._engine.find_plan(f"{declared.name}@challenger")
         if plan is None or plan.version == champion.version or plan.tier == Tier.BATCH:
             return None
+        if not challenger_fits(_known(champion), _known(plan)):
+            return None
         key = assignment_key(question.entities, question.features)
         return plan if arm_of(declared.name, key, declared.challenger_weight) == CHALLENGER_ARM else None
 
@@ -516,6 +563,8 @@ class Router:
         routes = self._engine.routes
         if routes is not self._routes:
             self._routes = routes
+            self._fits.clear()
+            self._rooms.follow(routes)
             self._queues.keep(plan for model in routes.models.values() for plan in model.plans.values())
 
 

@@ -148,6 +148,8 @@ class Supervisor:
         self._rolling: Slot | None = None
         self._stopping_since: float | None = None
         self._has_served = self._has_closed = False
+        #: What the first worker that was ready has to say to people, a line each.
+        self.told: list[str] = []
         #: Why nothing could be served, if so.
         self.failure: TiercelError | None = None
         self.was_forced = False
@@ -198,6 +200,8 @@ class Supervisor:
         if slot is None or member is None:
             return
         if message.get("event") == "ready" and member.state is State.STARTING:
+            if slot.is_worker and not self.told:
+                self.told = [str(line) for line in message.get("told", ())]
             self._became_ready(slot, member)
         elif message.get("event") == "failed":
             slot.error, slot.code = str(message.get("error")), str(message.get("code"))
