@@ -184,8 +184,9 @@ def derive_limits(profiles: Mapping[str, TierProfile], n_cores: int, max_body_by
     turn_us = max((near_us if slack_us is None else slack_us) // 4, 500)
     # Little's law: more than a deadline's worth of answers cannot be waiting and in time. This is a bound of memory behind
     # the queue's own admission, which knows each request's cost; so the fastest model counts, and twice.
-    answers = max((each.deadline_us / 1e6 * each.rows_per_s * n_cores for each in near), default=0.0)
-    max_near = min(max(math.ceil(2 * answers), 16), 10_000)
+    # Of models whose cost nobody knows, the queue learns it; until then nothing can be derived.
+    answers = max((each.deadline_us / 1e6 * each.rows_per_s * n_cores for each in near), default=math.inf)
+    max_near = math.ceil(max(min(2 * answers, 10_000), 16))
     # What the loop could not decode within a deadline would be late; a few of the largest must fit in any case.
     near_bytes = max(near_us * DECODED_BYTES_PER_US, 4 * max_body_bytes)
     return Limits(
