@@ -117,7 +117,7 @@ def test_a_blank_question_has_no_values(base):
 
 def test_a_question_without_a_plan_cannot_be_made():
     """Only plans make questions: one without a plan would have no memory to answer from."""
-    with pytest.raises(TypeError, match="ServingPlan.prepare"):
+    with pytest.raises(TypeError, match=r"ServingPlan\.prepare"):
         Prepared()
 
 
