@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.ext.test_plan import KEYS, REQUEST, Recorder
 from tests.support import stores
-from tiercel._hot.plan import STAGE_NAMES, ServingPlan
+from tiercel._hot.plan import STAGE_NAMES, Prepared, ServingPlan
 from tiercel._hot.reply import ReplyIds
 
 from tiercel.errors import EntityNotFoundError, RequestError, StoreError
@@ -113,6 +113,12 @@ def test_a_blank_question_has_no_values(base):
     many.give_scores(0.5)
     assert json.loads(many.reply(0, ids))["scores"] == [0.5] * 4
     assert np.isnan(many.rows()).all()
+
+
+def test_a_question_without_a_plan_cannot_be_made():
+    """Only plans make questions: one without a plan would have no memory to answer from."""
+    with pytest.raises(TypeError, match=r"ServingPlan\.prepare"):
+        Prepared()
 
 
 def test_a_question_outlives_its_names(base):

@@ -366,6 +366,9 @@ cdef class ServingPlan:
 cdef class Prepared:
     """See plan.pxd. Made by `ServingPlan.prepare` and `ServingPlan.blank`."""
 
+    def __init__(self):
+        raise TypeError("Expected a question from ServingPlan.prepare or ServingPlan.blank: one of its own has no plan")
+
     def __dealloc__(self):
         if self._has_scratch:
             release(&self._scratch)
