@@ -18,6 +18,7 @@ from tests.support.tiers import BODY, World, constant, failing, held, until
 from tiercel.errors import CapacityError, DeadlineError
 from tiercel.features.online import OnlineBase
 from tiercel.serving.answers import Question
+from tiercel.serving.deadline import Deadline
 from tiercel.settings import ModelSettings
 from tiercel.types import Task
 
@@ -283,6 +284,18 @@ def test_thousands_at_once_never_time_out(world):
     # Given time enough, nobody gets less than he could have: noise of the host may only push a few of the tight ones down.
     assert {(100.0, None), (5.0, "fallback")} <= seen
     assert not {rung for budget_ms, rung in seen if budget_ms == 100.0} & {"fallback", "last_score", "default"}
+
+
+@pytest.mark.parametrize("spare_us", range(8))
+def test_time_that_runs_out_between_two_looks(world, monkeypatch, spare_us):
+    """Wherever the last microsecond passes, the ladder is climbed down, and nobody is refused."""
+    late = world(ModelSettings("late", default_score=0.3))
+    late.add("late", needs_us=(0, 1_000, 0))
+    left_us = iter(range(1_000 + spare_us, 0, -1))
+    monkeypatch.setattr(Deadline, "remaining_us", lambda _self, _now_ns=None: next(left_us))
+    reply = late.ask(body(20))
+    assert reply.status_code == 200
+    assert reply.data.get("degraded", {"by": "default"})["by"] == "default"
 
 
 # -- rollout ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tiercel._hot.plan import Prepared
+    from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel.serving.deadline import Deadline
     from tiercel.types import Tier
 
@@ -29,6 +29,22 @@ class Question:
     def has_lists(self) -> bool:
         """Whether any list was sent, even of one row."""
         return any(type(column) is list for column in (*self.entities.values(), *self.features.values()))
+
+    def narrowed(self, plan: ServingPlan, asked: ServingPlan | None) -> Question:
+        """What another model than the `asked` one understands of it. What neither knows stays, and is refused."""
+        keys, features = plan.join_keys, plan.known_features
+        if asked is None:
+            return Question(
+                {name: value for name, value in self.entities.items() if name in keys},
+                {name: value for name, value in self.features.items() if name in features},
+                self.now_us,
+            )
+        other_keys, other_features = asked.join_keys, asked.known_features
+        return Question(
+            {name: value for name, value in self.entities.items() if name in keys or name not in other_keys},
+            {name: value for name, value in self.features.items() if name in features or name not in other_features},
+            self.now_us,
+        )
 
 
 @dataclass(frozen=True, slots=True)

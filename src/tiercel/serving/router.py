@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tiercel.errors import (
@@ -27,6 +27,7 @@ from tiercel.errors import (
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
 from tiercel.serving.answers import Answer, Degraded, Question, Served
+from tiercel.serving.asked import Asked, require_time
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.entity_key import keys_of
 from tiercel.serving.guard import Guard
@@ -67,22 +68,6 @@ _RUNG_BITS = {Rung.FALLBACK: 1 << 8, Rung.LAST_SCORE: 2 << 8, Rung.DEFAULT: 3 <<
 _REASON_BITS = {
     Reason.DEADLINE: 1 << 12, Reason.OVERLOADED: 2 << 12, Reason.UNAVAILABLE: 3 << 12, Reason.FAILED: 4 << 12
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """The time of one question. `is_asked`: somebody set the deadline; else it is its tier's.
-
-    A tier's is a promise about one row, not a reason to refuse many, so it decides nothing.
-    """
-
-    begin_ns: int
-    deadline: Deadline | None
-    is_asked: bool
-
-    def left_us(self) -> int | None:
-        """What is left; None: nobody set a deadline."""
-        return self.deadline.remaining_us() if self.is_asked and self.deadline is not None else None
 
 
 class Router:
@@ -249,7 +234,7 @@ class Router:
         if declared is not None and is_champion:
             return await self._serve_declared(declared, reference, question, budget)
         plan = await self.find(reference)
-        asked = _asked(budget, plan, declared)
+        asked = Asked.of(budget, Tier(plan.tier), declared)
         return Served(await self._score(plan, question, asked), asked.deadline)
 
     def _settings_of(self, reference: str) -> tuple[ModelSettings | None, bool]:
@@ -292,7 +277,7 @@ class Router:
             if not can_degrade(error):
                 raise
             refusal = error.with_traceback(None)
-        asked = _asked(budget, champion, declared)
+        asked = Asked.of(budget, Tier.REALTIME if champion is None else Tier(champion.tier), declared)
         blamed: tuple[int, Exception] | None = None
         plans: dict[int, ServingPlan] = {}  # by place in `candidates`
         ready: dict[int, tuple[Any, int | None]] = {}  # likewise
@@ -305,11 +290,12 @@ class Router:
             plans[0] = champion
             candidates = [self._candidate(Rung.CHAMPION, champion, question, asked)]
         while True:
-            if len(candidates) == 1 and not candidates[0].fits(asked.left_us()):
+            left_us, deadline = asked.left_us(), asked.deadline  # one moment for the look and the choice
+            if len(candidates) == 1 and not candidates[0].fits(left_us):
                 await self._add_fallback(declared, champion, question, asked, candidates, plans)
                 ready = self._add_ready_answers(declared, champion, question, candidates)
-            deadline = asked.deadline
-            choice = choose(candidates, asked.left_us(), None if deadline is None else deadline.budget_us)
+                left_us = asked.left_us()
+            choice = choose(candidates, left_us, None if deadline is None else deadline.budget_us)
             place = candidates.index(choice.candidate)
             if place in ready:
                 return self._served_ready(choice.rung, choice.reason, ready[place], champion, question, asked)
@@ -320,7 +306,7 @@ class Router:
                     if blamed is not None:  # the question was right after all
                         self._settle(declared.name, *blamed)
                     return Served(prepared, asked.deadline, is_declared=True)
-                prepared = await self._score(plan, _narrowed(question, plan, champion), asked)
+                prepared = await self._score(plan, question.narrowed(plan, champion), asked)
             except Exception as error:
                 # What a stand-in finds wrong with a question says nothing about the question: it was put to another model.
                 if choice.rung is Rung.CHAMPION and not can_degrade(error):
@@ -340,7 +326,7 @@ class Router:
             self._told.add(what)
             log.error("Model %s: another answers for it: %s", candidate.label, error, exc_info=error)
 
-    async def _score(self, plan: ServingPlan, question: Question, asked: _Asked) -> Prepared:
+    async def _score(self, plan: ServingPlan, question: Question, asked: Asked) -> Prepared:
         if plan.tier == Tier.BATCH:
             raise TierDeniedError(
                 f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, whose "
@@ -380,7 +366,7 @@ class Router:
 
     # -- the ladder ---------------------------------------------------------------------------------------------------
 
-    def _candidate(self, rung: Rung, plan: ServingPlan, question: Question, asked: _Asked) -> Candidate:
+    def _candidate(self, rung: Rung, plan: ServingPlan, question: Question, asked: Asked) -> Candidate:
         n_rows = question.n_rows
         needed_us = plan.need_us(n_rows)
         if _is_inline(plan, n_rows) or plan.tier == Tier.BATCH:
@@ -402,7 +388,7 @@ class Router:
         declared: ModelSettings,
         champion: ServingPlan | None,
         question: Question,
-        asked: _Asked,
+        asked: Asked,
         candidates: list[Candidate],
         plans: dict[int, ServingPlan],
     ) -> None:
@@ -456,7 +442,7 @@ class Router:
         ready: tuple[Any, int | None],
         champion: ServingPlan | None,
         question: Question,
-        asked: _Asked,
+        asked: Asked,
     ) -> Served:
         assert champion is not None  # noqa: S101 - ready answers are offered only beside one
         scores, age_us = ready
@@ -471,7 +457,7 @@ class Router:
     # -- arms ---------------------------------------------------------------------------------------------------------
 
     async def _serve_challenger(
-        self, declared: ModelSettings, champion: ServingPlan, question: Question, asked: _Asked
+        self, declared: ModelSettings, champion: ServingPlan, question: Question, asked: Asked
     ) -> tuple[Served | None, tuple[int, Exception] | None]:
         """The challenger's answer, where it is its turn and it has one; nothing that it does is felt otherwise.
 
@@ -492,7 +478,7 @@ class Router:
         if ticket is None:
             return None, None
         try:
-            prepared = await self._score(plan, _narrowed(question, plan, champion), asked)
+            prepared = await self._score(plan, question.narrowed(plan, champion), asked)
             _require_finite(prepared)
         except (RequestError, NotFoundError) as error:
             return None, (ticket, error)
@@ -532,7 +518,7 @@ class Router:
             shadow = self._engine.find_plan(reference)
             if shadow is None:
                 raise ModelUnavailableError(f"Expected a model at '{reference}', got one that is gone")
-            narrow = _narrowed(question, shadow, plan)
+            narrow = question.narrowed(shadow, plan)
             prepared = shadow.prepare(narrow.entities, narrow.features, narrow.now_us)
             n_rows = prepared.n_rows
             if _is_inline(shadow, n_rows):
@@ -568,23 +554,6 @@ class Router:
             self._queues.keep(plan for model in routes.models.values() for plan in model.plans.values())
 
 
-def require_time(deadline: Deadline, needed_us: float, model: str) -> None:
-    """Refuse what will be late before it is begun.
-
-    Raises:
-        DeadlineError: less is left than is needed.
-    """
-    left_us = deadline.remaining_us()
-    if left_us < max(needed_us, 0):
-        raise DeadlineError(
-            f"Expected {needed_us / 1000:.3f} ms for an answer of model '{model}' (as measured, 99 of 100 take no longer), "
-            f"got {max(left_us, 0) / 1000:.3f} ms: what is left of {deadline.budget_us / 1000:g} ms from "
-            f"{deadline.source}. Allow more time, or declare a quicker stand-in under [models.{model}] in tiercel.toml.",
-            budget_us=deadline.budget_us,
-            needed_us=int(needed_us),
-        )
-
-
 def _known(plan: ServingPlan) -> KnownVersion:
     features = plan.signature.features if plan.schema is None else [f.name for f in plan.schema.request_fields]
     return KnownVersion(plan.signature, plan.join_keys, frozenset(features))
@@ -608,31 +577,9 @@ def _require_finite(prepared: Prepared) -> None:
         raise ParityError(f"Expected finite scores of version {prepared.plan.version}, got others")
 
 
-def _narrowed(question: Question, plan: ServingPlan, asked: ServingPlan | None) -> Question:
-    """What another model than the `asked` one understands of a question. What neither knows stays, and is refused."""
-    keys, features = plan.join_keys, plan.known_features
-    if asked is None:
-        other_keys: Any = question.entities
-        other_features: Any = question.features
-    else:
-        other_keys, other_features = asked.join_keys, asked.known_features
-    return Question(
-        {name: value for name, value in question.entities.items() if name in keys or name not in other_keys},
-        {name: value for name, value in question.features.items() if name in features or name not in other_features},
-        question.now_us,
-    )
-
-
 def _is_inline(plan: ServingPlan, n_rows: int) -> bool:
     """Whether so many rows may be scored where other requests wait, as the compiled path judges: reading is done there."""
     return plan.is_inline and plan.score_us(n_rows) <= INLINE_US
-
-
-def _asked(budget: Budget, plan: ServingPlan | None, declared: ModelSettings | None) -> _Asked:
-    default_us = None if declared is None or declared.deadline_ms is None else int(1000 * declared.deadline_ms)
-    tier = Tier.REALTIME if plan is None else Tier(plan.tier)
-    is_asked = budget.budget_us is not None or default_us is not None
-    return _Asked(budget.begin_ns, budget.over(tier, default_us), is_asked)
 
 
 def _row(score: Any) -> list[float]:
