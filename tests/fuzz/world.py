@@ -52,6 +52,9 @@ class Engine:
     def __init__(self, routes):
         self.routes = routes
 
+    def profile_of(self, _name, _version):
+        return None
+
     def find_plan(self, reference):
         return self.routes.by_reference.get(reference)
 
