@@ -1,18 +1,21 @@
 """Clients that nobody here wrote, against a real server: tritonclient, MLflow's scoring client, Feast's remote store.
 
-All are optional: what is not installed is skipped, by name. MLflow and Feast run in processes of their own, because
-importing them starts more than a test should have around, and with their telemetry off. Neither is light: the variables
-TIERCEL_MLFLOW_PYTHON and TIERCEL_FEAST_PYTHON may name the interpreter of an environment that has it.
+MLflow and Feast run in processes of their own, because importing them starts more than a test should have around, and with
+their telemetry off. Neither is light, and both want other versions of what we use: each gets an environment of its own, made
+once for a session, unless the variable TIERCEL_MLFLOW_PYTHON or TIERCEL_FEAST_PYTHON names the interpreter of one that is
+there. Where it cannot be made the test is skipped, but not in CI (the variable CI is "true"): there it fails.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -47,7 +50,7 @@ def triton(server):
     """The module of Triton's client, and a client of the server."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its import, which is not ours to mend
-        http = pytest.importorskip("tritonclient.http")
+        from tritonclient import http
     client = http.InferenceServerClient(server[0].removeprefix("http://"))
     yield http, client
     client.close()
@@ -164,27 +167,86 @@ def test_triton_metadata_is_enough_to_ask(server, triton):
     assert result.as_numpy(metadata["outputs"][0]["name"]).shape == (2,)
 
 
-def interpreter(module):
-    """The Python that has a heavy client: the one that a variable names, or this one."""
-    variable = f"TIERCEL_{module.upper()}_PYTHON"
-    python = os.environ.get(variable)
-    if python is None and importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed, and {variable} names no interpreter that has it")
-    return python or sys.executable
+#: What is installed for each client; pinned, because what they send is what is tested.
+PACKAGES = {"mlflow": ("mlflow-skinny==3.17.2", "pandas>=2.2", "scipy>=1.13"), "feast": ("feast==0.67.0",)}
+INSTALL_S = 300  # 30 s on an idle machine
 
 
-def run(module, script, *arguments):
-    """What a client printed as JSON; without a named interpreter's own packages being shadowed by ours."""
-    python = interpreter(module)
-    shadow = {"PYTHONPATH"} if python != sys.executable else set()
+@pytest.fixture(scope="session")
+def interpreters():
+    """Gives the Python that has a client, by its name. All environments are made at once, the first time one is asked for."""
+    made = {}
+    # Not pytest's directory, which keeps what the last three sessions left: half a gigabyte each.
+    place = tempfile.TemporaryDirectory(prefix="tiercel-clients-", ignore_cleanup_errors=True)
+    with place as root, ThreadPoolExecutor(len(PACKAGES)) as pool:
+
+        def find(client):
+            if not made:
+                for name, packages in PACKAGES.items():
+                    if not os.environ.get(variable_of(name)):
+                        made[name] = pool.submit(make_environment, Path(root, name), packages)
+            named = os.environ.get(variable_of(client))
+            return named or outcome_of(client, *made[client].result())
+
+        yield find
+
+
+def variable_of(client):
+    """What may name the interpreter of an environment that is there."""
+    return f"TIERCEL_{client.upper()}_PYTHON"
+
+
+def outcome_of(client, python, why_not):
+    """The interpreter; where there is none, the test ends."""
+    if python is None:
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up(f"No environment for {client}'s client: {why_not}")
+    return python
+
+
+def make_environment(directory, packages):
+    """A virtual environment with these packages; returns (its Python, None), or (None, why there is none)."""
+    python = directory / ("Scripts" if os.name == "nt" else "bin") / "python"
+    options = ["--quiet", "--no-compile", "--disable-pip-version-check", "--no-input"]
+    # Our own pip saves the seconds that giving the new environment one of its own takes.
+    commands = [
+        [sys.executable, "-m", "venv", "--without-pip", directory],
+        [sys.executable, "-m", "pip", "--python", python, "install", *options, *packages],
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, env=clean_environ(), capture_output=True, text=True, timeout=INSTALL_S, check=True)
+    except subprocess.CalledProcessError as error:
+        return None, (error.stderr or error.stdout).strip()[-500:]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    return python, None
+
+
+def clean_environ():
+    """The environment without what would shadow another interpreter's own packages."""
+    return {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+
+
+def run(python, script, *arguments):
+    """What a client printed as JSON."""
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "FEAST_USAGE": "False"}
     done = subprocess.run(
         [python, "-W", "ignore", "-c", script, *map(str, arguments)],
-        env={**{name: value for name, value in os.environ.items() if name not in shadow}, **quiet},
+        env={**clean_environ(), **quiet},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_what_cannot_be_installed_fails_in_ci_alone(tmp_path, monkeypatch, ci, outcome):
+    """A client that cannot be installed is no reason to skip in CI, where nobody would notice; elsewhere it is."""
+    monkeypatch.setenv("CI", ci)
+    made = make_environment(tmp_path / "env", ["./no-such-directory"])
+    with pytest.raises(outcome, match=r"No environment for nobody's client: .*no-such-directory"):
+        outcome_of("nobody", *made)
 
 
 MLFLOW = """
@@ -207,13 +269,13 @@ print(json.dumps({
 """
 
 
-def test_mlflow_scoring_client(tmp_path):
+def test_mlflow_scoring_client(tmp_path, interpreters):
     """MLflow's client gets exactly our scores for a data frame, the only model with a champion answering."""
-    interpreter("mlflow")
+    python = interpreters("mlflow")
     directory = projects.ready_project(tmp_path / "project")
     with projects.running_server(directory) as (url, _process):
         data = {**ENTITIES, **FEATURES}
-        found = run("mlflow", MLFLOW, url.removeprefix("http://"), json.dumps(data))
+        found = run(python, MLFLOW, url.removeprefix("http://"), json.dumps(data))
         with Client(url) as client:
             scores = list(client.predict("fraud", entities=ENTITIES, features=FEATURES).scores)
             missing = list(client.predict("fraud", entities=ENTITIES, features={"amount": [0.5, None, 0.125]}).scores)
@@ -249,9 +311,9 @@ print(json.dumps([found.to_dict(), full.to_dict()]))
 """
 
 
-def test_feast_remote_store(server, tmp_path):
+def test_feast_remote_store(server, tmp_path, interpreters):
     """A Feast feature store whose online store is this server reads the values that we serve, missing ones as None."""
-    interpreter("feast")
+    python = interpreters("feast")
     url, _ = server
     path = tmp_path / "orders.parquet"
     pq.write_table(
@@ -261,7 +323,7 @@ def test_feast_remote_store(server, tmp_path):
         }),
         path,
     )  # fmt: skip
-    found, full = run("feast", FEAST, url, tmp_path, path)
+    found, full = run(python, FEAST, url, tmp_path, path)
     with Client(url) as client:
         rows = client.features(
             "checkout", {"customer_id": [5, 17, 199], "shop": "a", "country": "nl"},
