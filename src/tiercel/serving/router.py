@@ -329,9 +329,9 @@ class Router:
     async def _score(self, plan: ServingPlan, question: Question, asked: Asked) -> Prepared:
         if plan.tier == Tier.BATCH:
             raise TierDeniedError(
-                f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, whose "
-                f"measured cost allows batch jobs only. Send it to /predict/{plan.model} with tier {Tier.BATCH}, or "
-                f"without one, which makes a job of it"
+                f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, which "
+                f"serves batch jobs only: an answer takes {plan.need_us(question.n_rows) / 1000:.3f} ms, as measured. POST it "
+                f"to /predict/{plan.model}:{plan.version} without a tier, or with tier {Tier.BATCH}, which makes a job of it"
             )
         needed_us = plan.need_us(question.n_rows)
         deadline = asked.deadline if asked.is_asked else None
