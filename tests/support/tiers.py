@@ -126,7 +126,8 @@ class World:
             is_inline=tier == "realtime", needs_us=needs_us,
         )  # fmt: skip
         if curve is not None:
-            self.profiles[name, version] = SimpleNamespace(curve=curve)
+            total = SimpleNamespace(p99_us=curve[0][2])
+            self.profiles[name, version] = SimpleNamespace(curve=curve, total=total)
         plans, aliases = self.models.setdefault(name, ({}, {}))
         plans[version] = plan
         if alias is not None:
