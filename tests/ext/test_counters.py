@@ -197,6 +197,20 @@ def test_shadows_are_counted_apart():
     assert (found["requests_general"], found["requests_fast"], found["requests_shadow"]) == (3, 1, 1)
 
 
+@pytest.mark.parametrize(("rung", "is_counted"), [(0, True), (1, True), (2, False), (3, False)])
+def test_answers_made_without_features_move_no_histogram(rung, is_counted):
+    """A last score and a default count as requests, but neither as features, missing or not, nor as scores of the model."""
+    edges = np.full((1, 24), np.inf, np.float32)
+    counters = PlanCounters(1, 1, edges, edges.astype(np.float64))
+    PlanRecorder(counters).add(np.full((3, 1), np.nan, np.float32), np.zeros((3, 1)), flags=4 | rung << 8 | 1 << 12)
+    found = counters.snapshot()
+    plan = dict(zip(PLAN_CELLS, found["plan"].tolist(), strict=True))
+    assert (plan["requests_general"], plan["rows_general"]) == (1, 3)
+    wanted = 3 if is_counted else 0
+    assert (found["features"].sum(), found["scores"].sum()) == (wanted, wanted)
+    assert found["oldest_age_ms"].sum() == is_counted
+
+
 def test_only_gauges_are_set():
     """A gauge holds what it was last set to; a count cannot be set, so that it never goes backwards."""
     worker = WorkerCounters()

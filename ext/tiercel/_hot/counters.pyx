@@ -7,7 +7,9 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from tiercel._hot.prediction cimport N_STAGES, PREDICTION_FAST, PREDICTION_MANY, PREDICTION_SHADOW, Prediction
+from tiercel._hot.prediction cimport (
+    N_STAGES, PREDICTION_FAST, PREDICTION_MANY, PREDICTION_RUNG_SHIFT, PREDICTION_SHADOW, RUNG_LAST_SCORE, Prediction,
+)
 from tiercel._hot.typedefs cimport uint8_t, uint64_t
 
 
@@ -251,12 +253,14 @@ cdef class PlanCounters:
         for stage in range(N_STAGES):
             _count_magnitude(self._durations + stage * MAGNITUDE_CELLS, prediction.stage_ns[stage])
         _count_magnitude(self._durations + N_STAGES * MAGNITUDE_CELLS, prediction.total_ns)
-        if prediction.oldest_age_us < 0:
-            ages[MAGNITUDE_NONE] += 1
-        else:
-            _count_magnitude(ages, prediction.oldest_age_us // 1000)
-        tiercel_count_rows(self._features, self._feature_edges, prediction.rows, prediction.n_rows, self.n_features)
-        tiercel_count_scores(self._scores, self._score_edges, prediction.scores, prediction.n_rows, self.n_outputs)
+        # A last score or a default was made from no features, and is no score of the model.
+        if (prediction.flags >> <int>PREDICTION_RUNG_SHIFT & 15) < <unsigned int>RUNG_LAST_SCORE:
+            if prediction.oldest_age_us < 0:
+                ages[MAGNITUDE_NONE] += 1
+            else:
+                _count_magnitude(ages, prediction.oldest_age_us // 1000)
+            tiercel_count_rows(self._features, self._feature_edges, prediction.rows, prediction.n_rows, self.n_features)
+            tiercel_count_scores(self._scores, self._score_edges, prediction.scores, prediction.n_rows, self.n_outputs)
         tiercel_publish_u64(cells + PLAN_DONE, cells[PLAN_DONE] + 1)
 
     def touch(self):
