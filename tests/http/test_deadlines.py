@@ -26,7 +26,9 @@ def app(tmp_path_factory):
     )
     more = {plan.model: ModelRoutes({1: plan}, {"champion": 1}) for plan in (slow, far)}
     engine.routes = Routes.build({**engine.routes.models, **more}, engine.routes.services, ())
-    engine.profile_of = lambda _name, _version: SimpleNamespace(curve=((1, 5_000.0, 5_000.0), (64, 68_000.0, 68_000.0)))
+    engine.profile_of = lambda _name, _version: SimpleNamespace(
+        curve=((1, 5_000.0, 5_000.0), (64, 68_000.0, 68_000.0)), total=SimpleNamespace(p99_us=6_000.0)
+    )
     return DataPlane(engine, ServerSettings())
 
 
