@@ -3,13 +3,14 @@
 A worker is one event loop, so a tier's "slots" are not threads. What can run out, and who bounds it:
 
 - **realtime** is answered inline, in the turn that read it. It has no queue of ours, hence nothing to partition: its queue
-  is the kernel's. It can only be late because the loop is, which `LoopLag` sees; what is late already is refused.
+  is the kernel's. It can only be late because the loop is, which `LoopLag` would see; the server does not ask it yet.
 - **near-realtime** waits in a queue with an admission of its own (by deadline). What it takes from the others is the
-  loop's time (requests are parsed, vectors assembled, replies written there) and memory. `LoopShare` bounds the first,
-  a `Partition` the second.
-- **batch** runs in other processes. What it takes here is the submission of jobs, bounded by a `Partition` of its own.
+  loop's time (requests are parsed, vectors assembled, replies written there) and memory. A `Partition` bounds the second.
+  Nothing bounds the first yet: `LoopShare` is for that and is not wired, because the time of the general path outside of
+  what it is told of counts as realtime there, and the share of a busy worker fell to its minimum and stayed.
+- **batch** runs in other processes. What it takes here is the submission of jobs, which the job store bounds.
 
-So nothing that is bounded here is ever asked for by a realtime request, which is how the others can never take its place.
+A realtime request never asks for a place in a `Partition`, so the others cannot take one from it. They can still delay it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ turns are.
 One estimate of what a request read at this moment may have waited: the lateness at the last turn's begin (it arrived, at
 the earliest, when that turn began) plus how overdue the timer is now (it was read somewhere in this turn). It is an upper
 bound, up to the timer's period: what passes is in time, and a long turn is cut short by its own refusals.
+
+The server does not use it yet: see limits.py.
 """
 
 from __future__ import annotations

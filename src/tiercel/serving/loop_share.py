@@ -1,4 +1,7 @@
-"""How much of an event loop's time goes to what is not realtime, so that realtime keeps its own."""
+"""How much of an event loop's time goes to what is not realtime, so that realtime keeps its own.
+
+The server does not use it yet: see limits.py.
+"""
 
 from __future__ import annotations
 
