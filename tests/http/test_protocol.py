@@ -33,12 +33,13 @@ LIMITS = ServerSettings(
 class Running:
     """A data plane on a port of its own, in a thread of this process."""
 
-    def __init__(self, engine, settings=LIMITS):
-        self.native = NativeHttp(engine, settings)
+    def __init__(self, engine, settings=LIMITS, ids=None, counters=None, declared=()):
+        self.native = NativeHttp(engine, settings, ids, counters)
+        self.plane = DataPlane(engine, settings, self.native, declared=declared)
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         config = uvicorn.Config(
-            DataPlane(engine, settings, self.native),
+            self.plane,
             loop="uvloop",
             http=self.native.protocol,
             ws="none",

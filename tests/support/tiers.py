@@ -85,7 +85,8 @@ class World:
         (directory / "counters").touch()
         self.recorder = Recorder(directory, 0, ids.prefix, SMALL)
         self.counters = self.recorder.counters
-        native = SimpleNamespace(ids=ids, counters=self.counters, counts={})
+        self.ids, self.declared = ids, declared
+        native = SimpleNamespace(ids=ids, counters=self.counters, counts={}, queue_with=lambda _router: None)
         self.routes = Routes()
         self.app = DataPlane(self, SETTINGS, native, declared=declared, jobs=jobs)
         self.router = self.app._router
@@ -123,7 +124,7 @@ class World:
         )
         plan = ServingPlan(
             name, version, signature, scorer, schema, base if schema else None, recorder=recorder, tier=tier,
-            is_inline=tier == "realtime", needs_us=needs_us,
+            is_inline=tier == "realtime", needs_us=needs_us, has_stand_in=self._has_stand_in(name),
         )  # fmt: skip
         if curve is not None:
             total = SimpleNamespace(p99_us=curve[0][2])
@@ -135,6 +136,9 @@ class World:
         self.route()
         self.scorers[name, version] = scorer
         return scorer
+
+    def _has_stand_in(self, name):
+        return any(each.name == name and (each.fallback or each.default_score is not None) for each in self.declared)
 
     def remove(self, name, version):
         plans, aliases = self.models[name]

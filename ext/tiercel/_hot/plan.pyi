@@ -23,6 +23,8 @@ class ServingPlan:
     tier: str
     is_inline: bool
     is_plain: bool
+    is_queued: bool
+    has_stand_in: bool
     scorer: Any
     def __init__(
         self,
@@ -40,6 +42,7 @@ class ServingPlan:
         is_plain: bool = True,
         needs_us: tuple[float, float, float] | None = None,
         default_budget_us: int | None = None,
+        has_stand_in: bool = False,
     ) -> None: ...
     @property
     def join_keys(self) -> frozenset[str]: ...
@@ -66,6 +69,13 @@ class Prepared:
     n_rows: int
     is_single: bool
     is_scored: bool
+    kind: int
+    @property
+    def due_ns(self) -> int: ...
+    @property
+    def budget_us(self) -> int: ...
+    @property
+    def is_asked(self) -> bool: ...
     @property
     def oldest_age_us(self) -> int | None: ...
     @property

@@ -6,11 +6,16 @@
 # protocol, which receives the bytes from that request on, untouched; it returns the connection with adopt() when it has
 # nothing left to do. So there is one writer at any moment, and an error has one author.
 #
+# A request whose model is scored in batches (`plan.is_queued`) is assembled here and waits in the queue of near-realtime.
+# Its connection waits with it: what comes meanwhile is kept and not looked at, so order holds. The queue calls
+# complete(), once; when the client goes away first, the question is withdrawn.
+#
 # Limits : a request's head and body have a deadline each, counted from their first byte however they trickle; an idle
 #          connection and a peer that does not read its replies have another. At most max_connections connections.
 #          A head is at most MAX_HEAD_BYTES, a body at most max_body_bytes; what is larger is handed on unread.
 # Writes : straight to the socket while the transport holds nothing back, else through the transport.
-# Flow   : while the transport's write buffer is full nothing is read and nothing more is answered.
+# Flow   : while the transport's write buffer is full nothing is read and nothing more is answered; while a request waits
+#          for its batch at most WAITING_BYTES are read, and what one read brings.
 # Owns   : FastPath owns the output buffer that all its connections share; a connection owns the bytes of its one
 #          incomplete request, and its timer.
 # Lends  : `body` to answer_into() for the call.
@@ -19,7 +24,8 @@
 from tiercel._hot.counters cimport WorkerCounters
 from tiercel._hot.http cimport Head
 from tiercel._hot.output cimport Output
-from tiercel._hot.plan cimport Arrival, ServingPlan
+from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
+from tiercel._hot.prediction cimport Stopwatch
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
 
@@ -27,12 +33,17 @@ from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
 cdef enum:
     WRITE_BYTES = 65536
 
+# How much of what follows a waiting request is read ahead.
+cdef enum:
+    WAITING_BYTES = 65536
+
 
 cdef enum Phase:
     PHASE_IDLE          # between requests
     PHASE_HEAD          # part of a head is here
     PHASE_BODY          # a head and part of its body are here
     PHASE_PAUSED        # the peer does not read: requests may be waiting in the buffer
+    PHASE_WAITING       # a request is in a queue: what follows it may be in the buffer
     PHASE_AWAY          # handed on, refused or closed
 
 
@@ -41,6 +52,7 @@ cdef enum Outcome:
     OUTCOME_PARTIAL     # an incomplete request is left
     OUTCOME_HAND_ON     # the next request is not for this path
     OUTCOME_PAUSED      # the transport is full
+    OUTCOME_WAITING     # the last request that was taken waits for its batch
 
 
 # What all connections of a server share.
@@ -49,6 +61,7 @@ cdef class FastPath:
     cdef readonly Py_ssize_t max_body_bytes, max_connections
     cdef readonly bint hands_on_traced     # requests of a trace are the general path's
     cdef object _engine, _hand_on, _refuse
+    cdef public object queue               # see protocol.pyi; None: what needs a queue is handed on
     cdef ReplyIds _ids
     cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path
     cdef Output _out
@@ -60,6 +73,11 @@ cdef class FastPath:
 
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef int _refresh_prefix(self, object server_state) except -1
+    cdef Py_ssize_t _room(self, bytes headers, bytes end)
+    cdef int _write_head(
+        self, Py_ssize_t start, Py_ssize_t room, Py_ssize_t length, bytes headers, bytes end, const Stopwatch* watch
+    ) except -1
+    cdef int _complete(self, Prepared prepared, scores, bint close) except -1
     cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close)
 
 
@@ -68,16 +86,26 @@ cdef class HotProtocol:
     cdef readonly object config, server_state, app_state, loop
     cdef readonly int64_t begun_ns         # of the monotonic clock: when the first byte of the next request was read
     cdef object _transport, _timer
-    cdef bytearray _buffer                 # the incomplete request, or None
+    cdef bytearray _buffer                 # the incomplete request, or what follows a waiting one; or None
+    cdef Prepared _asked                   # the question that waits, or None
+    cdef object _place                     # ... its place in the queue
+    cdef bytes _request                    # ... its bytes, where somebody else may have to answer it
     cdef Py_ssize_t _needed                # bytes of it that are worth another look
     cdef double _deadline, _timer_at       # seconds of the monotonic clock
     cdef Phase _phase
-    cdef bint _write_paused, _draining
+    cdef bint _write_paused, _read_paused, _draining
     cdef int _fd                           # of the open connection, -1: write through the transport only
     cdef bint _is_queued                   # the transport may still hold bytes that must go first
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
     cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, bint is_new, Py_ssize_t* consumed) except *
+    cdef Outcome _park(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
+        Py_ssize_t* consumed,
+    ) except *
+    cdef int _go_on(self) except -1
+    cdef int _hand(self, bytes data, double deadline_s) except -1
+    cdef int _set_reading(self, bint wanted) except -1
     cdef int _flush(self) except -1
     cdef int _close(self) except -1
     cdef int _set_phase(self, Phase phase, bint renew) except -1

@@ -1,9 +1,29 @@
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tiercel._hot.counters import WorkerCounters
+from tiercel._hot.plan import Prepared
 from tiercel._hot.reply import ReplyIds
+
+class Place(Protocol):
+    """Where an accepted question waits."""
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more."""
+
+class Queue(Protocol):
+    """Where questions wait that are scored in batches; all of it on the event loop's thread, none of it raises."""
+
+    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | None:
+        """A place, after which `hot.complete(asked, ...)` is called once, later, unless the place is cancelled; or the whole
+        reply that refuses it; or None: the general path is to answer it.
+
+        close: no other request of the connection will be answered.
+        """
+
+    def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:
+        """The whole reply to a question that was accepted, and failed."""
 
 class FastPath:
     """What the connections of one server share: limits, counts, the way to the plans.
@@ -25,6 +45,7 @@ class FastPath:
     idle_timeout_s: float
     max_body_bytes: int
     max_connections: int
+    queue: Queue | None
     def __init__(
         self,
         engine: Any,
@@ -61,3 +82,5 @@ class HotProtocol:
     def resume_writing(self) -> None: ...
     def adopt(self, transport: asyncio.Transport, write_paused: bool) -> None: ...
     def shutdown(self) -> None: ...
+    def complete(self, asked: Prepared, scores: Any, error: Exception | None, /) -> None:
+        """Answer a question that waited: with its scores, or with `error`."""

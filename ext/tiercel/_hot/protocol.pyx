@@ -6,10 +6,12 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memmove
 
 from tiercel._hot.clock cimport monotonic_ns, wall_us
-from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters
+from tiercel._hot.counters cimport (
+    NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters,
+)
 from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
-from tiercel._hot.output cimport Output, reserve
-from tiercel._hot.plan cimport Arrival, ServingPlan
+from tiercel._hot.output cimport Output, put, reserve
+from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, PREDICTION_FAST, Stopwatch
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t
@@ -23,7 +25,6 @@ DRAIN_S = 1.0
 cdef enum:
     MAX_LENGTH_DIGITS = 20
     TIMING_BYTES = 320              # six numbers of at most 20 + 3 digits, and their names
-    RELEASE_GIL_BYTES = 16384       # a body of this size has rows enough to keep the GIL from others for long
 
 cdef extern from *:
     """
@@ -101,17 +102,36 @@ cdef class FastPath:
             self._default_headers = headers
         return 0
 
+    cdef Py_ssize_t _room(self, bytes headers, bytes end):
+        """Room for the longest head."""
+        return (
+            PyBytes_GET_SIZE(self._prefix) + PyBytes_GET_SIZE(headers) + MAX_LENGTH_DIGITS + TIMING_BYTES
+            + PyBytes_GET_SIZE(end)
+        )
+
+    cdef int _write_head(
+        self, Py_ssize_t start, Py_ssize_t room, Py_ssize_t length, bytes headers, bytes end, const Stopwatch* watch
+    ) except -1:
+        """Write the head of the reply that begins at `start`, before its `length` bytes of body, which are behind `room`."""
+        cdef Output* out = &self._out
+        cdef Py_ssize_t at = start
+        at = _copy(out, at, self._prefix)
+        at = _copy(out, at, headers)
+        at = _copy_decimal(out, at, length)
+        at = _copy_timing(out, at, watch)
+        at = _copy(out, at, end)
+        memmove(out.data + at, out.data + start + room, <size_t>length)
+        out.size = at + length
+        self._counters.cells[<int>WORKER_ANSWERED] += 1
+        return 0
+
     cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close):
         """Append the reply to one body to the output buffer; False to hand the request on."""
         cdef Output* out = &self._out
         cdef bytes headers = JSON_HEADERS if head.kind == BODY_JSON else MSGPACK_HEADERS
         cdef bytes end = CLOSE_END if close else END
-        cdef Py_ssize_t start = out.size, length, at
+        cdef Py_ssize_t start = out.size, length, room = self._room(headers, end)
         cdef Stopwatch watch
-        cdef Py_ssize_t room = (
-            PyBytes_GET_SIZE(self._prefix) + PyBytes_GET_SIZE(headers) + MAX_LENGTH_DIGITS + TIMING_BYTES
-            + PyBytes_GET_SIZE(end)
-        )
         if not reserve(out, room):
             return False
         # The body goes where the longest head would end; the head is written once its length is known.
@@ -124,16 +144,23 @@ cdef class FastPath:
         if length < 0:
             out.size = start
             return False
-        at = start
-        at = _copy(out, at, self._prefix)
-        at = _copy(out, at, headers)
-        at = _copy_decimal(out, at, length)
-        at = _copy_timing(out, at, &watch)
-        at = _copy(out, at, end)
-        memmove(out.data + at, out.data + start + room, <size_t>length)
-        out.size = at + length
-        self._counters.cells[<int>WORKER_ANSWERED] += 1
+        self._write_head(start, room, length, headers, end, &watch)
         return True
+
+    cdef int _complete(self, Prepared prepared, scores, bint close) except -1:
+        """Append the reply to a question that was scored elsewhere. Raises as Prepared.give_scores."""
+        cdef Output* out = &self._out
+        cdef bytes headers = JSON_HEADERS if prepared.kind == BODY_JSON else MSGPACK_HEADERS
+        cdef bytes end = CLOSE_END if close else END
+        cdef Py_ssize_t start = out.size, length, room = self._room(headers, end)
+        cdef Py_ssize_t most = prepared.plan._form.most_bytes(prepared.n_rows)
+        prepared.give_scores(scores)
+        if not reserve(out, room + most):
+            raise MemoryError(f"No memory for a reply of {prepared.n_rows} rows")
+        length = prepared._reply_into(<char*>out.data + start + room, prepared.kind, self._ids, 0)
+        self._write_head(start, room, length, headers, end, &prepared._watch)
+        self._counters.cells[<int>NEAR_REALTIME_REQUESTS] += 1
+        return 0
 
 
 cdef inline Py_ssize_t _copy(Output* out, Py_ssize_t at, bytes text):
@@ -211,14 +238,17 @@ cdef class HotProtocol:
         """Take an idle connection: a new one, or one that the general protocol has finished with."""
         self.server_state.connections.add(self)
         self._transport = transport
-        self._write_paused = write_paused
+        self._write_paused, self._read_paused = write_paused, False
         # What the general protocol wrote may still be on its way.
         self._fd, self._is_queued = _plain_socket(transport), True
         self._set_phase(PHASE_IDLE, True)
 
     def connection_lost(self, exc):
         self.path._counters.cells[<int>WORKER_DISCONNECTIONS] += 1
+        place, self._place = self._place, None
         self._leave()
+        if place is not None:
+            place.cancel()
 
     def eof_received(self):
         # Replies are written as requests come, so nothing is owed: the transport flushes and closes.
@@ -240,16 +270,33 @@ cdef class HotProtocol:
 
     def resume_writing(self):
         self._write_paused = False
-        if self._phase != PHASE_PAUSED:
-            return
+        if self._phase == PHASE_PAUSED:
+            self._go_on()
+
+    cdef int _go_on(self) except -1:
+        """Take up what came while nothing could be answered."""
         self._set_phase(PHASE_IDLE, True)
+        if self._write_paused:
+            self._set_phase(PHASE_PAUSED, True)
+            self._set_reading(False)
+            return 0
         if self._buffer is not None:
             self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
-        if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY:
-            return
-        self._transport.resume_reading()
+        if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY or self._phase == PHASE_WAITING:
+            return 0
+        self._set_reading(True)
         if self._draining and self._phase == PHASE_IDLE:
             self._close()
+        return 0
+
+    cdef int _set_reading(self, bint wanted) except -1:
+        if wanted == self._read_paused and not self._transport.is_closing():
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+            self._read_paused = not wanted
+        return 0
 
     cdef int _close(self) except -1:
         self._fd = -1
@@ -261,7 +308,7 @@ cdef class HotProtocol:
         self.server_state.connections.discard(self)
         self._phase = PHASE_AWAY
         self._fd = -1
-        self._buffer = None
+        self._buffer = self._asked = self._place = self._request = None
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -274,7 +321,7 @@ cdef class HotProtocol:
         cdef bytes whole
         if self._phase == PHASE_AWAY:
             return
-        if self._buffer is None and self._phase != PHASE_PAUSED:
+        if self._buffer is None and self._phase != PHASE_PAUSED and self._phase != PHASE_WAITING:
             whole = data if type(data) is bytes else bytes(data)
             self._take(<const uint8_t*>PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), whole)
             return
@@ -282,7 +329,10 @@ cdef class HotProtocol:
             self._buffer = bytearray()
             self.begun_ns = monotonic_ns()
         self._buffer += data
-        if self._phase != PHASE_PAUSED and PyByteArray_GET_SIZE(self._buffer) >= self._needed:
+        if self._phase == PHASE_WAITING:
+            if PyByteArray_GET_SIZE(self._buffer) > WAITING_BYTES:
+                self._set_reading(False)
+        elif self._phase != PHASE_PAUSED and PyByteArray_GET_SIZE(self._buffer) >= self._needed:
             self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1:
@@ -299,7 +349,7 @@ cdef class HotProtocol:
             self._set_phase(PHASE_IDLE, True)
             if self._write_paused:
                 self._set_phase(PHASE_PAUSED, True)
-                self._transport.pause_reading()
+                self._set_reading(False)
             elif self._draining:
                 self._close()
             return 0
@@ -313,16 +363,19 @@ cdef class HotProtocol:
                 rest = bytes(self._buffer)
             if consumed or before == PHASE_IDLE:
                 self._deadline = _now() + self.path.header_timeout_s
-            transport, deadline_s = self._transport, max(0.0, self._deadline - _now())
-            self._leave()
-            self.path._hand_on(self, transport, rest, deadline_s, self._write_paused, self._draining)
+            self._hand(rest, max(0.0, self._deadline - _now()))
             return 0
         if rest is not None:
-            self._buffer = bytearray(rest)
+            self._buffer = bytearray(rest) if len(rest) else None
+        if outcome == OUTCOME_WAITING:
+            if self._buffer is not None and PyByteArray_GET_SIZE(self._buffer) == 0:
+                self._buffer = None
+            self._set_phase(PHASE_WAITING, True)
+            return 0
         # A partial request must not keep the reading open: answered piece by piece, it would fill the transport for ever.
         if outcome == OUTCOME_PAUSED or self._write_paused:
             self._set_phase(PHASE_PAUSED, True)
-            self._transport.pause_reading()
+            self._set_reading(False)
         else:
             self._set_phase(PHASE_HEAD if self._needed == 0 else PHASE_BODY, consumed > 0)
         return 0
@@ -359,12 +412,19 @@ cdef class HotProtocol:
             if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
                 outcome = OUTCOME_HAND_ON
                 break
-            if not path._answer(
+            if plan.is_queued:
+                outcome = self._park(
+                    plan, data + offset, &head, &arrival, self._draining and offset + total == size, &offset
+                )
+                if outcome != OUTCOME_DONE:
+                    break
+            elif not path._answer(
                 plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size
             ):
                 outcome = OUTCOME_HAND_ON
                 break
-            offset += total
+            else:
+                offset += total
             self.begun_ns = arrival.read_ns
             if path._out.size >= WRITE_BYTES:
                 self._flush()
@@ -375,6 +435,65 @@ cdef class HotProtocol:
         self._flush()
         consumed[0] = offset
         return outcome
+
+    cdef Outcome _park(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
+        Py_ssize_t* consumed,
+    ) except *:
+        """Put a request into the queue of its model: OUTCOME_WAITING, or _HAND_ON; _DONE when it is refused in `_out`."""
+        cdef FastPath path = self.path
+        cdef Prepared prepared
+        cdef Py_ssize_t total = head.head_length + head.content_length
+        if path.queue is None:
+            return OUTCOME_HAND_ON
+        prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
+        if prepared is None:
+            return OUTCOME_HAND_ON
+        place = path.queue.enter(prepared, self, close)
+        if place is None:
+            return OUTCOME_HAND_ON
+        consumed[0] += total
+        if type(place) is bytes:
+            if not put(&path._out, PyBytes_AS_STRING(<bytes>place), PyBytes_GET_SIZE(<bytes>place)):
+                raise MemoryError("No memory for a refusal")
+            return OUTCOME_DONE
+        self._asked, self._place, self.begun_ns = prepared, place, arrival.read_ns
+        self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
+        return OUTCOME_WAITING
+
+    def complete(self, Prepared prepared not None, scores, error):
+        """Answer the question that waits, with its scores or, where those are None, with an error; then go on."""
+        cdef FastPath path = self.path
+        cdef bint close
+        if prepared is not self._asked or self._phase != PHASE_WAITING:
+            return      # its client is gone
+        request, self._request, self._asked, self._place = self._request, None, None, None
+        if error is not None and request is not None:
+            self.begun_ns = prepared._arrival.begun_ns
+            self._hand(request if self._buffer is None else request + self._buffer, path.header_timeout_s)
+            return
+        close = self._draining and self._buffer is None
+        path._out.size = 0
+        path._refresh_prefix(self.server_state)
+        if error is None:
+            try:
+                path._complete(prepared, scores, close)
+            except Exception as failure:
+                error, path._out.size = failure, 0
+        if error is not None:
+            told = path.queue.refusal(prepared, error, self, close)
+            if not put(&path._out, PyBytes_AS_STRING(<bytes?>told), PyBytes_GET_SIZE(<bytes>told)):
+                raise MemoryError("No memory for an error")
+        self._flush()
+        self._go_on()
+
+    cdef int _hand(self, bytes data, double deadline_s) except -1:
+        """Give the connection to the general path, with the bytes that are not answered."""
+        transport = self._transport
+        self._set_reading(True)
+        self._leave()
+        self.path._hand_on(self, transport, data, deadline_s, self._write_paused, self._draining)
+        return 0
 
     cdef int _flush(self) except -1:
         cdef FastPath path = self.path
@@ -433,6 +552,9 @@ cdef class HotProtocol:
             transport.abort()  # its peer does not read: a close would wait for it for ever
             return
         phase = self._phase
+        if phase == PHASE_WAITING:      # its queue answers it whatever happens, and knows until when
+            self._set_phase(PHASE_WAITING, True)
+            return
         if phase == PHASE_IDLE:
             self._close()
             # Should the close not come through, the next timer aborts.

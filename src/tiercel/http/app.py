@@ -64,6 +64,8 @@ class DataPlane:
             max_body_bytes=settings.max_body_bytes,
             n_cores=cores_of_worker(settings.workers, is_pinned=settings.pin_cores),
         )
+        if native is not None:
+            native.queue_with(self._router)
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._starlette = Starlette(
             routes=[

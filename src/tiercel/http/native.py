@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tiercel._hot.protocol import FastPath, HotProtocol
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
 from tiercel.http.predict import ReplyIds, make_ids
+from tiercel.http.queued import QueueDoor
 from tiercel.monitor.counting import WorkerCounters
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
     from tiercel.serving.engine import Engine
+    from tiercel.serving.router import Router
     from tiercel.settings import ServerSettings
 
 
@@ -67,6 +69,10 @@ class NativeHttp:
     def counts(self) -> dict[str, int]:
         """Requests answered by the compiled path, and requests handed on to the general one."""
         return {"answered": self.counters.get("answered"), "handed_on": self.counters.get("handed_on")}
+
+    def queue_with(self, router: Router) -> None:
+        """Answer what is scored in batches here too, in the queues of `router`. Without one it is handed on."""
+        self._path.queue = QueueDoor(router, self.counters)
 
     def protocol(
         self,

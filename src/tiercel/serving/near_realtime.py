@@ -34,6 +34,7 @@ from tiercel.serving.admission import Admission
 from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.pace import Pace
 from tiercel.serving.schedule import Lines, advance, next_batch
+from tiercel.serving.waiters import CallWaiter, FutureWaiter
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.cost import CostCurve
     from tiercel.serving.schedule import Waiting
+    from tiercel.serving.waiters import AnswerCall, Waiter
 
 log = logging.getLogger("tiercel.serving")
 
@@ -55,27 +57,6 @@ MAX_STRIKES = 3
 STUCK_NS = 1_000_000_000
 
 _BY_DUE = attrgetter("due_ns")
-
-
-class _Waiter(asyncio.Future["NDArray[np.float64]"]):
-    """One accepted request: the future its client awaits, and the rows that are still to be scored."""
-
-    def __init__(self, batcher: Batcher, rows: NDArray[np.float32], due_ns: int, *, loop: Any) -> None:
-        super().__init__(loop=loop)
-        self.batcher = batcher
-        self.rows = rows
-        self.due_ns = due_ns
-        self.rest = self.unscored = len(rows)  # not in a batch yet; not scored yet
-        self.is_large = False
-        self.is_suspect = False
-        self.scores: NDArray[np.float64] | None = None  # of a request in several parts
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """The client is gone: leave the queue at once. What runs already is scored, and dropped."""
-        if not super().cancel(msg=msg):
-            return False
-        self.batcher._cancelled(self)  # noqa: SLF001 - one unit with its batcher
-        return True
 
 
 class _Trial:
@@ -89,7 +70,7 @@ class _Trial:
 class _Suspect:
     """One member of a failed batch: rows `start` to `stop` of a request."""
 
-    def __init__(self, waiter: _Waiter, start: int, stop: int, trial: _Trial) -> None:
+    def __init__(self, waiter: Waiter, start: int, stop: int, trial: _Trial) -> None:
         self.waiter, self.start, self.stop, self.trial = waiter, start, stop, trial
         self.due_ns, self.rest = waiter.due_ns, stop - start
 
@@ -97,9 +78,7 @@ class _Suspect:
 class _Batch:
     """What is being scored."""
 
-    def __init__(
-        self, parts: list[tuple[_Waiter, int, int]], began_ns: int, ends_ns: int, trial: _Trial | None
-    ) -> None:
+    def __init__(self, parts: list[tuple[Waiter, int, int]], began_ns: int, ends_ns: int, trial: _Trial | None) -> None:
         self.parts = parts
         self.n_rows = sum(stop - start for _, start, stop in parts)
         self.began_ns, self.ends_ns = began_ns, ends_ns
@@ -155,8 +134,8 @@ class Batcher:
         self._budget_us = budget_us
         self._counters, self._told_rows = counters, 0
         self._pace = Pace(cost, budget_us)
-        self._small: list[_Waiter] = []
-        self._large: list[_Waiter] = []
+        self._small: list[Waiter] = []
+        self._large: list[Waiter] = []
         self._alone: list[_Suspect] = []
         self._lines = Lines(self._small, self._large, self._alone)
         self._admission = Admission(self._lines, self._pace)
@@ -220,10 +199,28 @@ class Batcher:
             raise ValueError(f"Expected float32 rows of {self.n_features} features, got {rows.dtype} {rows.shape}")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        waiter = _Waiter(self, np.ascontiguousarray(rows), due_ns, loop=self._loop)
+        waiter = FutureWaiter(self._cancelled, np.ascontiguousarray(rows), due_ns, loop=self._loop)
         if waiter.rest == 0:
             waiter.set_result(np.empty((0, self.n_outputs)))
-            return waiter
+        else:
+            self._accept(waiter)
+        return waiter
+
+    def submit_call(self, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall) -> CallWaiter:
+        """As `submit`, for C-contiguous rows of which there is at least one; `answer` is called instead of a future's end.
+
+        `answer(scores, None)` or `answer(None, error)` comes once, from the event loop and not from within this call, unless
+        what is returned is cancelled before.
+        """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        waiter = CallWaiter(self._cancelled, rows, due_ns, answer)
+        self._accept(waiter)
+        return waiter
+
+    def _accept(self, waiter: Waiter) -> None:
+        """Put a request in line. Raises as `submit`."""
+        due_ns = waiter.due_ns
         self._admit(waiter)
         line = self._large if waiter.is_large else self._small
         if not line or line[-1].due_ns <= due_ns:
@@ -234,7 +231,6 @@ class Batcher:
         self._tell_rows()
         self._n_open += 1
         self._wake()
-        return waiter
 
     async def close(self, *, drain: bool = True) -> None:
         """Refuse new requests, and return when all accepted ones are answered. May be called again.
@@ -254,7 +250,7 @@ class Batcher:
 
     # Who is let in
 
-    def _admit(self, waiter: _Waiter) -> None:
+    def _admit(self, waiter: Waiter) -> None:
         """Refuse, or return."""
         now_ns, n, terms = self._clock(), waiter.rest, self._pace.terms
         if self._is_closing:
@@ -316,13 +312,13 @@ class Batcher:
             self._admission.is_tight = False
 
     def _start(self, chosen: list[tuple[Waiting, int]], now_ns: int) -> None:
-        parts: list[tuple[_Waiter, int, int]] = []
+        parts: list[tuple[Waiter, int, int]] = []
         trial = None
         for item, take in chosen:
             if isinstance(item, _Suspect):
                 parts.append((item.waiter, item.start, item.stop))
                 trial = item.trial
-            elif isinstance(item, _Waiter):
+            elif isinstance(item, FutureWaiter | CallWaiter):
                 start = len(item.rows) - item.rest
                 parts.append((item, start, start + take))
         lines = self._lines
@@ -381,7 +377,7 @@ class Batcher:
         if batch.trial is not None:
             batch.trial.has_passed = True
 
-    def _answer(self, waiter: _Waiter, start: int, stop: int, scores: NDArray[np.float64], now_ns: int) -> None:
+    def _answer(self, waiter: Waiter, start: int, stop: int, scores: NDArray[np.float64], now_ns: int) -> None:
         if waiter.done():
             return
         if stop - start == len(waiter.rows):
@@ -436,7 +432,7 @@ class Batcher:
                 for suspect in [each for each in self._alone if each.trial is trial]:
                     self._fail_scoring(suspect.waiter, error)
 
-    def _fail_scoring(self, waiter: _Waiter, error: BaseException) -> None:
+    def _fail_scoring(self, waiter: Waiter, error: BaseException) -> None:
         """Each waiter gets an error of its own: a shared one would gather the tracebacks of all who await it."""
         if waiter.done():
             return
@@ -448,7 +444,7 @@ class Batcher:
         own.__cause__ = error
         self._fail(waiter, own)
 
-    def _fail(self, waiter: _Waiter, error: TiercelError) -> None:
+    def _fail(self, waiter: Waiter, error: TiercelError) -> None:
         if waiter.done():
             return
         self._withdraw(waiter)
@@ -469,7 +465,7 @@ class Batcher:
                     break
                 self._drop(first.waiter if isinstance(first, _Suspect) else first, now_ns)
 
-    def _drop(self, waiter: _Waiter, now_ns: int) -> None:
+    def _drop(self, waiter: Waiter, now_ns: int) -> None:
         self.expired += 1
         left_us = (waiter.due_ns - now_ns) // 1000
         needed_us = self._pace.terms.all_ns(waiter.unscored) // 1000
@@ -483,12 +479,12 @@ class Batcher:
             ),
         )
 
-    def _cancelled(self, waiter: _Waiter) -> None:
+    def _cancelled(self, waiter: Waiter) -> None:
         self.cancelled += 1
         self._withdraw(waiter)
         self._close_one()
 
-    def _withdraw(self, waiter: _Waiter) -> None:
+    def _withdraw(self, waiter: Waiter) -> None:
         """Take what still waits of it out of the lines."""
         if waiter.rest:
             line = self._large if waiter.is_large else self._small
@@ -512,7 +508,7 @@ class Batcher:
             self._counters.set("near_realtime_waiting_rows", max(0, waiting + difference))
             self._told_rows += difference
 
-    def _count(self, waiter: _Waiter, n_rows: int) -> None:
+    def _count(self, waiter: Waiter, n_rows: int) -> None:
         if waiter.is_large:
             self._lines.other_rows += n_rows
         else:

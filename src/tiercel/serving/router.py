@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tiercel.serving.deadline import Budget, Deadline
     from tiercel.serving.engine import Engine
     from tiercel.serving.limits import Limits
+    from tiercel.serving.waiters import AnswerCall, CallWaiter
     from tiercel.settings import ModelSettings
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
@@ -182,6 +183,15 @@ class Router:
             prepared.stage_us(),
             served.deadline,
         )
+
+    def submit(self, prepared: Prepared, answer: AnswerCall) -> CallWaiter:
+        """Queue a question that the compiled path assembled (`plan.is_queued`); `answer` gets its scores, or an error, once.
+
+        Raises:
+            CapacityError, DeadlineError: refused, and nobody else was asked.
+        """
+        self._follow_routes()
+        return self._queues.submit_call(prepared.plan, prepared.rows(), prepared.due_ns, answer)
 
     async def plan_for_job(self, reference: str, tier: Tier | None) -> ServingPlan | None:
         """The plan of a question that becomes a job: it asks for that, or its model has no other tier. Else None.

@@ -1,0 +1,271 @@
+"""Near-realtime predictions on the compiled path: assembled there, scored in a batch, answered in order, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+
+import msgpack
+import pytest
+from tests.http.test_protocol import LIVEZ, Running, answer, peer, request
+from tests.support import stores
+from tests.support.tiers import BODY, World, failing, held
+
+from tiercel.features.online import OnlineBase
+from tiercel.settings import ModelSettings, ServerSettings
+
+SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=100, idle_timeout_s=5)
+CURVE = ((1, 100, 150), (8, 200, 300), (64, 900, 1200))
+NET = request(BODY, target="/predict/net")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("features")
+    stores.publish(directory)
+    return OnlineBase.open(directory / "svc")
+
+
+@pytest.fixture
+def world(tmp_path, base):
+    """A model `net` in near-realtime and one in realtime, `late`."""
+    world = World(tmp_path, base, [ModelSettings("degrading", default_score=0.5)])
+    world.add("late")
+    world.add("net", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def server(world):
+    with Running(world, SETTINGS, world.ids, world.counters, world.declared) as running:
+        yield running
+        for scorer in world.scorers.values():
+            scorer.gate.set()
+
+
+def chunked(body, target, kind="application/json", head=""):
+    """The same request in a shape that the compiled path hands on."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{head}Transfer-Encoding: chunked\r\n\r\n"
+    return lines.encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+
+
+def wait_for(condition, timeout_s=10):
+    """Until another thread has made it so."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def batcher(server, label="net:1"):
+    return server.plane._router._queues.batchers()[label]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        BODY,
+        {**BODY, "deadline_ms": 900},
+        {**BODY, "entities": {**BODY["entities"], "tailnum": ["N1", "N2", "N1"]}},
+        {**BODY, "entities": {**BODY["entities"], "tailnum": ["N1"]}},
+    ],
+    ids=["one", "deadline", "three", "list of one"],
+)
+def test_both_paths_answer_alike(server, world, kind, body):
+    """What the compiled path queues is answered, and recorded, as the general path does, apart from who parsed it."""
+    encode = msgpack.packb if kind.endswith("msgpack") else lambda value: json.dumps(value).encode()
+    with peer(server) as one:
+        one.send(request(encode(body), target="/predict/net", kind=kind))
+        fast = one.reply()
+        assert server.native.counts == {"answered": 1, "handed_on": 0}
+        one.send(chunked(encode(body), "/predict/net", kind))
+        general = one.reply()
+        assert server.native.counts == {"answered": 1, "handed_on": 1}
+    assert fast[0] == 200
+    assert answer(fast) == answer(general)
+    assert list(fast[1]) == list(general[1])
+    assert world.counters.get("near_realtime_requests") == 2
+    first, second = world.records().values()
+    assert (first.flags ^ second.flags) == 1
+    for field in ("rows", "scores", "keys", "now_us", "request_rows"):
+        assert repr(getattr(first, field)) == repr(getattr(second, field))
+
+
+def test_waiting_requests_share_a_batch(server, world):
+    """Whoever comes while a batch is scored is in the next one, all together, and every connection gets its own answer."""
+    scorer, peers = world.scorers["net", 1], [server.connect() for _ in range(6)]
+    bodies = [{**BODY, "features": {**BODY["features"], "rain": float(i)}} for i in range(6)]
+    with held(scorer):
+        peers[0].sendall(request(bodies[0], target="/predict/net"))
+        assert scorer.entered.wait(10)
+        for each, body in zip(peers[1:], bodies[1:], strict=True):
+            each.sendall(request(body, target="/predict/net"))
+        wait_for(lambda: batcher(server).n_waiting == 5)
+    scores = []
+    for each in peers:
+        scores.append(json.loads(each.recv(65536).partition(b"\r\n\r\n")[2])["score"])
+        each.close()
+    assert scorer.calls == [1, 5]
+    assert [score - scores[0] for score in scores] == [float(i) for i in range(6)]
+
+
+def test_pipelined_requests_are_answered_in_order(server, world):
+    """What follows a waiting request on its connection waits with it; another connection does not."""
+    scorer = world.scorers["net", 1]
+    with peer(server) as one, peer(server) as other:
+        with held(scorer):
+            one.send(request(BODY) + NET + request(BODY) + LIVEZ + NET + request(b"{") + NET)
+            assert json.loads(one.reply()[2])["model"] == "late"
+            assert scorer.entered.wait(10)
+            assert other.ask(request(BODY)) == 200
+            assert one.silent(0.05)
+        found = [one.reply() for _ in range(6)]
+    assert [reply[0] for reply in found] == [200, 200, 200, 200, 400, 200]
+    assert [json.loads(reply[2]).get("model") for reply in found] == ["net", "late", None, "net", None, "net"]
+
+
+def test_split_at_any_byte(server):
+    """A queued request cut in two anywhere, with another behind it, is answered by the compiled path."""
+    with peer(server) as one:
+        for cut in range(1, len(NET)):
+            one.send(NET[:cut])
+            time.sleep(0.0003)
+            one.send(NET[cut:] + NET)
+            assert (one.reply()[0], one.reply()[0]) == (200, 200)
+    assert server.native.counts == {"answered": 2 * (len(NET) - 1), "handed_on": 0}
+
+
+def test_a_client_that_leaves_is_not_scored(server, world):
+    """The question of a connection that is gone leaves the queue, and its neighbours do not notice."""
+    scorer = world.scorers["net", 1]
+    with peer(server) as first, peer(server) as gone, peer(server) as stays:
+        with held(scorer):
+            first.send(NET)
+            assert scorer.entered.wait(10)
+            for each in (gone, stays):
+                each.send(NET)
+            wait_for(lambda: batcher(server).n_waiting == 2)
+            gone.connection.close()
+            wait_for(lambda: batcher(server).n_waiting == 1)
+        assert (first.reply()[0], stays.reply()[0]) == (200, 200)
+    assert scorer.calls == [1, 1]
+    assert batcher(server).cancelled == 1
+
+
+def test_a_client_that_leaves_while_it_is_scored(server, world):
+    """Scores that come for a connection that is gone are dropped, and the next request finds a working server."""
+    scorer = world.scorers["net", 1]
+    with held(scorer):
+        with peer(server) as gone:
+            gone.send(NET)
+            assert scorer.entered.wait(10)
+        wait_for(lambda: server.n_connections == 0)
+    with peer(server) as one:
+        assert one.ask(NET) == 200
+    assert server.native.counts["answered"] == 1
+
+
+def test_a_failing_model(server, world):
+    """A model that fails is an error of the same body on both paths, and the connection lives on."""
+    world.add("broken", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE, what=failing)
+    with peer(server) as one:
+        one.send(request(BODY, target="/predict/broken"))
+        fast = one.reply()
+        one.send(chunked(BODY, "/predict/broken"))
+        general = one.reply()
+        assert one.ask(NET) == 200
+    assert fast[0] == general[0] == 500
+    assert fast[2] == general[2]
+    assert json.loads(fast[2])["code"] == "model_error"
+    assert list(fast[1]) == list(general[1])
+    assert world.counters.get("replies_5xx") == 2
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
+def test_no_room(server, world, kind):
+    """A question that finds no room is refused with the general path's status, headers and body shape; nothing is closed."""
+    world.add("slow", tier="near-realtime", needs_us=(5, 40_000, 10), curve=((1, 40_000, 40_000),))
+    body = json.dumps(BODY).encode() if kind.endswith("json") else msgpack.packb(BODY)
+    decode = json.loads if kind.endswith("json") else msgpack.unpackb
+    ask = request(body, target="/predict/slow", kind=kind)
+    scorer, peers = world.scorers["slow", 1], [server.connect() for _ in range(2)]
+    with peer(server) as fast, peer(server) as general:
+        with held(scorer):
+            peers[0].sendall(ask)
+            assert scorer.entered.wait(10)
+            peers[1].sendall(ask)
+            wait_for(lambda: batcher(server, "slow:1").n_waiting == 1)
+            fast.send(ask)
+            refused = fast.reply()
+            general.send(chunked(body, "/predict/slow", kind))
+            likewise = general.reply()
+        assert fast.ask(NET) == 200
+    for each in peers:
+        each.close()
+    assert refused[0] == likewise[0] == 503
+    assert list(refused[1]) == list(likewise[1])
+    assert "retry-after" in refused[1]
+    assert decode(refused[2])["code"] == decode(likewise[2])["code"] == "overloaded"
+    assert decode(refused[2]).keys() == decode(likewise[2]).keys()
+    assert world.counters.get("refused_capacity") == 2
+
+
+def test_too_little_time(server):
+    """A deadline that cannot be met is the general path's to refuse, before anything is queued."""
+    with peer(server) as one:
+        one.send(request({**BODY, "deadline_ms": 0.05}, target="/predict/net"))
+        status, _, body = one.reply()
+    assert status == 504
+    assert json.loads(body)["code"] == "deadline_exceeded"
+    assert server.native.counts == {"answered": 0, "handed_on": 1}
+
+
+def test_a_stand_in_answers_what_fails(server, world):
+    """A model with a default answers with it where its own scorer fails, after its question has waited in the queue."""
+    world.add("degrading", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE, what=failing)
+    ask = request(BODY, target="/predict/degrading")
+    with peer(server) as one:
+        one.send(ask + ask + NET)
+        found = [json.loads(one.reply()[2]) for _ in range(3)]
+    for each in found[:2]:
+        assert each["score"] == 0.5
+        assert each["degraded"] == {"by": "default", "instead_of": "degrading:1", "reason": "failed"}
+    assert found[2]["model"] == "net"
+
+
+def test_draining_answers_what_waits(server, world):
+    """A server told to stop answers the waiting request, says that it closes, and closes."""
+    scorer = world.scorers["net", 1]
+    with peer(server) as one:
+        with held(scorer):
+            one.send(NET)
+            assert scorer.entered.wait(10)
+            server.server.should_exit = True
+            wait_for(lambda: not server.server.servers or not server.server.servers[0].is_serving())
+            time.sleep(0.05)
+        status, headers, _ = one.reply()
+        assert (status, headers["connection"]) == (200, "close")
+        assert one.reply() is None
+
+
+def test_reading_ahead_is_bounded(server, world):
+    """Of what a peer sends behind a waiting request only so much is read; it is answered once there is an answer before it."""
+    scorer, n = world.scorers["net", 1], 100_000  # more than the kernel's buffers hold
+    with peer(server) as one:
+        with held(scorer):
+            one.send(NET)
+            assert scorer.entered.wait(10)
+            one.connection.settimeout(0.3)
+            sent, data = 0, request(BODY) * n
+            with contextlib.suppress(TimeoutError):
+                while sent < len(data):
+                    sent += one.connection.send(data[sent : sent + 65536])
+            one.connection.settimeout(10)
+        assert sent < len(data)
+        assert one.reply()[0] == 200
+        for _ in range(1000):
+            assert one.reply()[0] == 200
