@@ -8,7 +8,7 @@ themselves, because a feed that breaks is another cause than a population that m
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGAINST",
+    "Compared",
     "DriftReport",
     "FalseAlarmBudget",
     "FeatureDrift",
     "Verdict",
     "drift_of",
     "drift_report",
+    "find_compared",
 ]
 
 #: Smallest Jensen-Shannon distance (base 2) that matters: about a PSI of 0.06, or 2 % of the rows with a value never seen.
@@ -167,6 +169,85 @@ def drift_report(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What a report is made of.
+
+    Attributes:
+        window: what is judged.
+        beside: what it is compared with; None where there is nothing.
+        history: earlier windows of the same length, oldest first.
+        against: what `beside` is.
+        is_fallback: nothing was recorded in the stretch that was asked for by itself: the window is the newest there is.
+    """
+
+    window: Window
+    beside: Reference | Window | None
+    history: tuple[Window, ...]
+    against: str
+    is_fallback: bool = False
+
+    def report(self, budget: FalseAlarmBudget | None = None) -> DriftReport:
+        """The report; by default with a budget of one false alarm per quarter, judged once per window."""
+        budget = budget or FalseAlarmBudget(every_us=max(1, self.window.end_us - self.window.begin_us))
+        report = drift_report(self.beside, self.window, against=self.against, budget=budget, history=self.history)
+        if not self.is_fallback:
+            return report
+        note = "Nothing was recorded by itself in the time asked for: this is the newest window there is."
+        return replace(report, notes=(note, *report.notes))
+
+
+def find_compared(
+    store: WindowStore,
+    reference: Reference | None,
+    model: str,
+    version: int,
+    *,
+    begin_us: int,
+    end_us: int,
+    against: str = "training",
+    or_latest: bool = False,
+) -> Compared | None:
+    """What there is of a stretch of time; None where nothing was ever counted of the version and it has no reference.
+
+    Args:
+        store: of the windows.
+        reference: the version's, if it has one.
+        model: registered name.
+        version: registered number.
+        begin_us: of the stretch.
+        end_us: likewise.
+        against: "training", "previous" (the stretch of the same length before) or "last-week" (the same, seven days before).
+        or_latest: take the newest window where it overlaps the stretch and none lies in it: a first record spans all the
+            time since the first worker's start.
+
+    Raises:
+        ValueError: another `against`, or a stretch that does not end after it begins.
+    """
+    length_us = end_us - begin_us
+    if against not in AGAINST or length_us <= 0:
+        raise ValueError(
+            f"Expected one of {', '.join(AGAINST)} and a stretch of time, got {against} and {length_us} us"
+        )
+    window = store.merged(model, version, begin_us, end_us)
+    is_fallback = False
+    if window is None:
+        latest = store.latest(model, version)
+        if or_latest and latest is not None and begin_us < latest.end_us <= end_us:
+            window, is_fallback = latest, True
+        else:
+            like = reference or latest
+            if like is None:
+                return None
+            window = empty_window(model, version, like, begin_us, end_us)
+    beside: Reference | Window | None = reference
+    if against != "training":
+        back_us = length_us if against == "previous" else _WEEK_US
+        beside = store.merged(model, version, begin_us - back_us, end_us - back_us)
+    history = store.series(model, version, begin_us - _HISTORY * length_us, begin_us, length_us)
+    return Compared(window, beside, tuple(history), against, is_fallback)
+
+
 def drift_of(
     store: WindowStore,
     reference: Reference | None,
@@ -178,39 +259,9 @@ def drift_of(
     against: str = "training",
     budget: FalseAlarmBudget | None = None,
 ) -> DriftReport | None:
-    """The report of a stretch of time from stored windows; None where nothing was ever counted of the version.
-
-    Args:
-        store: of the windows.
-        reference: the version's, if it has one.
-        model: registered name.
-        version: registered number.
-        begin_us: of the stretch.
-        end_us: likewise.
-        against: "training", "previous" (the stretch of the same length before) or "last-week" (the same, seven days before).
-        budget: of false alarms; by default one per quarter with a window per such stretch.
-
-    Raises:
-        ValueError: another `against`, or a stretch that does not end after it begins.
-    """
-    length_us = end_us - begin_us
-    if against not in AGAINST or length_us <= 0:
-        raise ValueError(
-            f"Expected one of {', '.join(AGAINST)} and a stretch of time, got {against} and {length_us} us"
-        )
-    window = store.merged(model, version, begin_us, end_us)
-    if window is None:
-        like = reference or store.latest(model, version)
-        if like is None:
-            return None
-        window = empty_window(model, version, like, begin_us, end_us)
-    beside: Reference | Window | None = reference
-    if against != "training":
-        back_us = length_us if against == "previous" else _WEEK_US
-        beside = store.merged(model, version, begin_us - back_us, end_us - back_us)
-    history = store.series(model, version, begin_us - _HISTORY * length_us, begin_us, length_us)
-    budget = budget or FalseAlarmBudget(every_us=length_us)
-    return drift_report(beside, window, against=against, budget=budget, history=history)
+    """The report of a stretch of time from stored windows: `find_compared` and its report."""
+    found = find_compared(store, reference, model, version, begin_us=begin_us, end_us=end_us, against=against)
+    return None if found is None else found.report(budget)
 
 
 def _notes(window: Window) -> list[str]:

@@ -21,35 +21,23 @@ def describe_shift(
     discrete: bool,
     before: NDArray[np.float64],
     now: NDArray[np.float64],
-    medians: tuple[float, float],
     beside: str,
 ) -> str:
-    """How present values differ, by what moved most.
+    """How present values differ: the interval whose share grew most.
 
     Args:
-        edges: (24,) ascending, unused places +inf.
+        edges: (24,) ascending, unused places +inf; at least one is finite.
         discrete: whether each value has a bin.
         before: (25,) counts of what is compared with, not empty.
         now: (25,) counts, not empty.
-        medians: now and before.
         beside: what is compared with, for words.
     """
     finite = edges[np.isfinite(edges)]
     p, q = shares(before), shares(now)
-    change = q - p
-    below, above = float(change[0]), float(change[len(finite) :].sum())
-    largest = max(range(len(change)), key=lambda i: abs(change[i]))
-    if max(below, above) >= 0.5 * np.abs(change).sum() / 2:  # most of what moved left the range
-        where = f"below {_number(finite[0])}" if below >= above else f"above {_number(_last_value(finite, discrete))}"
-        share = float(q[0] if below >= above else q[len(finite) :].sum())
-        known = float(p[0] if below >= above else p[len(finite) :].sum())
-        return f"{_share(share)} of the values are {where}, where {beside} had {_share(known)}"
-    if discrete and 1 <= largest < len(finite):
-        return f"{_number(finite[largest - 1])} is {_share(q[largest])} of the values, {_share(p[largest])} in {beside}"
-    now_median, known_median = medians
-    if math.isfinite(now_median) and _number(now_median) != _number(known_median):
-        return f"The median is {_number(now_median)}, {_number(known_median)} in {beside}"
-    return f"{_share(q[largest])} of the values are {_interval(finite, largest)}, {_share(p[largest])} in {beside}"
+    first, last = _grown_most(q - p)
+    where = _interval(finite, first, last, discrete)
+    share, known = float(q[first : last + 1].sum()), float(p[first : last + 1].sum())
+    return f"{_share(share)} of the values are {where}, {_share(known)} in {beside}"
 
 
 def describe_missing(share: float, known: float, beside: str) -> str:
@@ -59,16 +47,35 @@ def describe_missing(share: float, known: float, beside: str) -> str:
     return f"missing in {_share(share)} of the rows, {_share(known)} in {beside}"
 
 
-def _interval(finite: NDArray[np.float64], i: int) -> str:
-    if i == 0:
+def _grown_most(change: NDArray[np.float64]) -> tuple[int, int]:
+    """First and last bin of the run with the largest sum (Kadane's algorithm); the shortest of equal ones."""
+    best, best_sum = (0, 0), -math.inf
+    start, running = 0, 0.0
+    for i, value in enumerate(change.tolist()):
+        if running <= 0:
+            start, running = i, 0.0
+        running += value
+        if running > best_sum + 1e-12:
+            best, best_sum = (start, i), running
+    return best
+
+
+def _interval(finite: NDArray[np.float64], first: int, last: int, discrete: bool) -> str:
+    """Bins `first` to `last` in words."""
+    n = len(finite)
+    # In a bin of its own a value stands at the bin's lower edge; the last edge lies right behind the largest value.
+    largest = finite[-2] if discrete and n > 1 else finite[-1]
+    if first >= n:
+        return f"above {_number(largest)}"
+    if last == 0:
         return f"below {_number(finite[0])}"
-    if i >= len(finite):
-        return f"above {_number(finite[-1])}"
-    return f"from {_number(finite[i - 1])} to {_number(finite[i])}"
-
-
-def _last_value(finite: NDArray[np.float64], discrete: bool) -> float:
-    return float(finite[-2] if discrete and len(finite) > 1 else finite[-1])
+    if discrete and first == last:
+        return _number(finite[first - 1])
+    low = None if first == 0 else finite[first - 1]
+    high = None if last >= n else finite[last - 1] if discrete else finite[last]
+    if low is None:
+        return "anything" if high is None else f"at most {_number(high)}"
+    return f"{_number(low)} or more" if high is None else f"{_number(low)} to {_number(high)}"
 
 
 def _number(value: float) -> str:

@@ -174,7 +174,7 @@ def compare(
             has_edges=has_edges,
             is_constant=m > 0 and int(known[i].max()) == m,
             drift_words=describe_shift(
-                edges[i].astype(np.float64), bool(discrete[i]), known[i], bins[i], middles, WORDS[limits.against]
+                edges[i].astype(np.float64), bool(discrete[i]), known[i], bins[i], WORDS[limits.against]
             )
             if n and m and has_edges
             else "",
