@@ -39,6 +39,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── ForcedStopError            a server was told to stop at once
     ├── MonitorError               what workers recorded
     │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
+    │   ├── WindowError            windows of traffic cannot be written
     │   └── JournalError           a journal segment is damaged, foreign, or of another format
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
@@ -373,6 +374,12 @@ class CounterFileError(MonitorError):
     """A counter file is foreign, was cut short, or has a format that this version does not know."""
 
     code = "counter_file_unreadable"
+
+
+class WindowError(MonitorError):
+    """Windows of traffic cannot be written; nothing is lost, the next one that can be is longer."""
+
+    code = "windows_unwritable"
 
 
 class JournalError(MonitorError):

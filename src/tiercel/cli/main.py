@@ -11,6 +11,7 @@ from tiercel.cli.bench import bench
 from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
 from tiercel.cli.demo import demo
+from tiercel.cli.drift import drift
 from tiercel.cli.jobs import jobs
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.serve import predict, serve
@@ -46,6 +47,7 @@ for command in (
     predict,
     why,
     jobs,
+    drift,
     bench,
 ):
     main.add_command(command)
