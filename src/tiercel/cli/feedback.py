@@ -147,7 +147,7 @@ def _read(path: Path, chosen: dict[str, str]) -> Iterator[tuple[list[dict[str, A
 
 def _types(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
     """Columns of a file and their types."""
-    described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()  # noqa: S608
     return {name: str(kind) for name, kind, *_ in described}
 
 

@@ -63,7 +63,7 @@ def finished(path: Path) -> Iterator[Path]:
     Raises:
         OSError: there is no room; what was there stays, and the unfinished file is removed. Whatever the block raises: likewise.
     """
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}~")  # no pattern of finished ones fits it
     try:
         yield unfinished
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CLOEXEC)

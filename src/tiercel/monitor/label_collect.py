@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import shutil
 from typing import TYPE_CHECKING
 
@@ -147,8 +148,8 @@ class Collection:
                 name = f"{path.parent.name}/{path.stem}"
                 frames_of = read_frames(path, self._ledger.offsets.get(name, 0))
                 stack.callback(frames_of.close)
-                logs.append((frame, end, name) for frame, end in frames_of)
-            for frame, end, name in heapq.merge(*logs, key=lambda each: each[0].order):
+                logs.append(zip(frames_of, itertools.repeat(name)))
+            for (frame, end), name in heapq.merge(*logs, key=lambda each: each[0][0].order):
                 frames.append(frame)
                 offsets[name] = end
                 n_events += len(frame.events)
