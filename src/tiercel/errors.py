@@ -41,6 +41,10 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
     │   ├── WindowError            windows of traffic cannot be written
     │   └── JournalError           a journal segment is damaged, foreign, or of another format
+    │   ├── JournalError           a journal segment is damaged, foreign, or of another format
+    │   ├── TableError             the ledger of the prediction table or of the labels is damaged
+    │   ├── MonitorStorageError    there is no room for the prediction table or the labels
+    │   └── QueryError             SQL over the prediction table is wrong
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
         ├── ClientConnectionError, ClientTimeoutError, ProtocolError
@@ -148,6 +152,8 @@ class RequestError(TiercelError):
             "invalid_name",  # a model, version or alias that cannot be one
             "invalid_deadline",  # negative, zero, not a number, or absurd
             "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
+            "invalid_label",  # feedback whose label is none, is not finite, or is missing
+            "invalid_id",  # feedback for what cannot be the id of a reply
             "unknown_output",  # an output that the model does not have
         }
     )
@@ -386,6 +392,24 @@ class JournalError(MonitorError):
     """A journal segment is damaged, foreign, or has a format that this version does not know."""
 
     code = "journal_damaged"
+
+
+class TableError(MonitorError):
+    """The ledger of the prediction table, or of the labels, is damaged or of a format that this version does not know."""
+
+    code = "table_damaged"
+
+
+class MonitorStorageError(MonitorError):
+    """The disk has no room for predictions or labels, or refuses; nothing was accepted that is not on disk."""
+
+    code = "monitor_storage"
+
+
+class QueryError(MonitorError):
+    """A question about the prediction table is not SQL that it can answer."""
+
+    code = "invalid_query"
 
 
 class MissingExtraError(TiercelError):

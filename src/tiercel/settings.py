@@ -34,6 +34,12 @@ enabled = true                     # keep a record of every prediction
 max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
 segment_bytes = 16777216           # of one file; a worker holds two in memory
 
+[monitor]
+retention_days = 90.0              # of predictions and labels
+predictions_max_bytes = 10737418240    # of the prediction table; the oldest days are removed beyond it
+hash_columns = ["customer_id"]     # join keys and features that the prediction table has as salted hashes only
+drop_columns = ["email"]           # ... and those that it does not have
+
 [tracing]
 endpoint = ""                      # OTLP over HTTP, e.g. "http://127.0.0.1:4318": what callers trace goes on there
 
@@ -76,6 +82,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "last_score_max_age_s": (0, 31_536_000),
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
+    "retention_days": (0.01, 36_500),
+    "predictions_max_bytes": (1 << 20, 1 << 50),
     "segment_bytes": (1 << 21, 1 << 30),  # a segment holds at least one record of the largest size and its declaration
 }
 
@@ -118,6 +126,16 @@ class JournalSettings:
 
 
 @dataclass(frozen=True)
+class MonitorSettings:
+    """What is kept of predictions and labels, and what of it may be seen."""
+
+    retention_days: float = 90.0
+    predictions_max_bytes: int = 10 << 30
+    hash_columns: tuple[str, ...] = ()
+    drop_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TracingSettings:
     """Where spans go. Empty: nowhere, and nobody's trace is continued."""
 
@@ -148,6 +166,7 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
     models: tuple[ModelSettings, ...] = ()
 
@@ -179,15 +198,15 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    _refuse_unknown(
-        path, "", data, {"project", "state", "registry", "server", "control", "journal", "tracing", "models"}
-    )
+    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "models"}
+    _refuse_unknown(path, "", data, known)
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
     journal = _table(path, data, "journal", {item.name for item in fields(JournalSettings)})
+    monitor = _table(path, data, "monitor", {item.name for item in fields(MonitorSettings)})
     tracing = _table(path, data, "tracing", {item.name for item in fields(TracingSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
@@ -201,6 +220,7 @@ def load_settings(project_dir: Path) -> Settings:
         server=ServerSettings(**_values(path, "server", ServerSettings, server)),
         control=ControlSettings(**_values(path, "control", ControlSettings, control)),
         journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
+        monitor=MonitorSettings(**_values(path, "monitor", MonitorSettings, monitor)),
         tracing=TracingSettings(**_values(path, "tracing", TracingSettings, tracing)),
         models=_models(path, data.get("models", {})),
     )
@@ -221,13 +241,16 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
 def _values(
     path: Path,
     name: str,
-    kind: type[ServerSettings | ControlSettings | JournalSettings | TracingSettings | ModelSettings],
+    kind: type[ServerSettings | ControlSettings | JournalSettings | MonitorSettings | TracingSettings | ModelSettings],
     table: dict[str, Any],
 ) -> dict[str, Any]:
     """What a table sets, checked against its dataclass and LIMITS."""
     values: dict[str, Any] = {}
     for item in fields(kind):
         if item.name not in table:
+            continue
+        if item.type == "tuple[str, ...]":
+            values[item.name] = _names(path, f"{name}.{item.name}", table[item.name])
             continue
         expected: type = {"str": str, "int": int, "float": float, "bool": bool}[str(item.type).removesuffix(" | None")]
         value = _typed(path, f"{name}.{item.name}", table[item.name], expected)
@@ -245,6 +268,12 @@ def _values(
             f"{path}: expected {name}.endpoint to be an http:// or https:// URL with a host, got {endpoint!r}"
         )
     return values
+
+
+def _names(path: Path, name: str, value: Any) -> tuple[str, ...]:
+    if type(value) is not list or not all(type(each) is str and each for each in value):
+        raise DefinitionError(f'{path}: expected {name} to be a list of names such as ["a", "b"], got {value!r}')
+    return tuple(value)
 
 
 def _is_http_url(text: str) -> bool:

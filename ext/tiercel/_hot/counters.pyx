@@ -45,7 +45,7 @@ WORKER_CELLS = (
     "degraded_fallback", "degraded_last_score", "degraded_default", "refused_deadline", "refused_capacity",
     "near_realtime_requests", "near_realtime_batches", "near_realtime_rows",
     "shadow_scored", "shadow_failed", "shadow_dropped", "challenger_failed", "jobs_submitted", "spans_dropped",
-    "near_realtime_waiting_rows",
+    "near_realtime_waiting_rows", "segments_removed_unread",
 )
 #: Cells that are set, not added to.
 WORKER_GAUGES = ("near_realtime_waiting_rows",)

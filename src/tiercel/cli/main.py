@@ -12,9 +12,11 @@ from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
 from tiercel.cli.demo import demo
 from tiercel.cli.drift import drift
+from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.serve import predict, serve
+from tiercel.cli.sql import sql
 from tiercel.cli.why import why
 
 
@@ -46,6 +48,8 @@ for command in (
     serve,
     predict,
     why,
+    feedback,
+    sql,
     jobs,
     drift,
     bench,

@@ -13,6 +13,6 @@ Timeouts bound each wait (to connect, to send, for the next bytes), as everywher
 """
 
 from tiercel.client.client import AsyncClient, Client
-from tiercel.client.replies import FeatureRows, Prediction, Predictions
+from tiercel.client.replies import FeatureRows, FeedbackReceipt, Prediction, Predictions
 
-__all__ = ["AsyncClient", "Client", "FeatureRows", "Prediction", "Predictions"]
+__all__ = ["AsyncClient", "Client", "FeatureRows", "FeedbackReceipt", "Prediction", "Predictions"]

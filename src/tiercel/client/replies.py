@@ -101,6 +101,20 @@ class FeatureRows:
 
 
 @dataclass(frozen=True)
+class FeedbackReceipt:
+    """What a server did with feedback: `accepted` events are on its disk.
+
+    Args:
+        refused: events that are not, each for a reason of its own.
+        problems: the first of those: {"event": its place, "error", "code"}.
+    """
+
+    accepted: int
+    refused: int = 0
+    problems: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Reply:
     """A successful reply, decoded but not yet understood."""
 
@@ -239,6 +253,16 @@ def read_features(reply: Reply) -> FeatureRows:
     if len({len(rows.values), len(rows.statuses), len(rows.ages_ms)}) > 1 or widths - {len(rows.features)}:
         raise ProtocolError(f"Expected values, statuses and ages of one shape, got {body!r:.200}")
     return rows
+
+
+def read_feedback(reply: Reply) -> FeedbackReceipt:
+    """Understand the answer to `feedback`; ProtocolError if it is none."""
+    body = reply.body
+    try:
+        problems = tuple({**problem} for problem in _list(body.get("problems") or []))
+        return FeedbackReceipt(_integer(body["accepted"]), _integer(body["refused"]), problems)
+    except (KeyError, TypeError) as error:
+        raise ProtocolError(f"Expected a tiercel receipt for feedback, got {body!r:.200}: {error!r}") from error
 
 
 def _text(value: Any) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from tiercel.http.feedback import FeedbackEndpoint
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.native import NativeHttp
     from tiercel.http.tracing import Tracing
@@ -49,6 +50,7 @@ class DataPlane:
         *,
         declared: Sequence[ModelSettings] = (),
         jobs: JobEndpoints | None = None,
+        feedback: FeedbackEndpoint | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
@@ -74,6 +76,7 @@ class DataPlane:
                 Route("/readyz", self._readyz, methods=["GET"]),
                 *protocol_routes(engine, self._router, settings, counters, os.environ),
                 *(() if jobs is None else jobs.routes()),
+                *(() if feedback is None else [Route("/feedback", feedback, methods=["POST"])]),
             ],
             exception_handlers={HTTPException: self._http_error},
             lifespan=self._lifespan,
@@ -115,7 +118,7 @@ class DataPlane:
         text = {
             404: (
                 "Expected /predict/{model}, /features/{service}, /v2/..., /v1/models/..., /invocations, "
-                "/get-online-features, /jobs/{id}, /ping, /livez or /readyz, got another path"
+                "/get-online-features, /feedback, /jobs/{id}, /ping, /livez or /readyz, got another path"
             ),
             405: "Expected another method on this path",
         }.get(status, detail)

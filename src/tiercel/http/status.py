@@ -10,6 +10,7 @@ from tiercel.errors import (
     JobStateError,
     JobStorageError,
     ModelUnavailableError,
+    MonitorStorageError,
     NotFoundError,
     NotMaterializedError,
     RegistryUnavailableError,
@@ -34,6 +35,7 @@ STATUS: dict[type[TiercelError], int] = {
     DeadlineError: 504,
     JobStateError: 409,
     JobStorageError: 503,
+    MonitorStorageError: 503,
     JobsDisabledError: 501,  # asking again changes nothing: a setting has to
 }
 

@@ -216,7 +216,7 @@ class TotalsCollector(Collector):
             "tiercel_journal_segments",
             "What happened to segments.",
             "event",
-            {event: f"segments_{event}" for event in ("prepared", "failed", "sealed", "removed")},
+            {event: f"segments_{event}" for event in ("prepared", "failed", "sealed", "removed", "removed_unread")},
         )
         yield CounterMetricFamily(
             "tiercel_spans_dropped",
