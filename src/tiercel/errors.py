@@ -39,7 +39,8 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── ForcedStopError            a server was told to stop at once
     ├── MonitorError               what workers recorded
     │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
-    │   └── JournalError           a journal segment is damaged, foreign, or of another format
+    │   ├── JournalError           a journal segment is damaged, foreign, or of another format
+    │   └── OutcomesError          predictions and their labels cannot be read as figures need them
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
         ├── ClientConnectionError, ClientTimeoutError, ProtocolError
@@ -379,6 +380,12 @@ class JournalError(MonitorError):
     """A journal segment is damaged, foreign, or has a format that this version does not know."""
 
     code = "journal_damaged"
+
+
+class OutcomesError(MonitorError):
+    """The relation `outcomes` is missing, lacks a column, or cannot be read."""
+
+    code = "outcomes_unreadable"
 
 
 class MissingExtraError(TiercelError):
