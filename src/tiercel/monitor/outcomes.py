@@ -20,7 +20,7 @@ from tiercel.monitor.label_delay import AGE_CLASS_SQL, DelayCurve
 from tiercel.types import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,7 +55,7 @@ class Cohort:
     window_us: int | None = None
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class GroupKey:
     """Whom a figure is of: a version and an arm, in all, in one window or in one segment.
 
@@ -67,6 +67,18 @@ class GroupKey:
     begin_us: int | None = None
     segment: str | None = None
     value: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Neither of a window nor of a segment."""
+        return self.begin_us is None and self.segment is None
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What reports sort by: segments and times, then versions, the champion first; "(other)" last of its segment."""
+        value = self.value or ""
+        when = -1 if self.begin_us is None else self.begin_us
+        return self.segment or "", value.startswith("("), value, when, self.version, ARMS.index(self.arm)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without what is None."""
@@ -254,20 +266,11 @@ class Outcomes:
         except duckdb.Error as error:
             raise OutcomesError(f"'outcomes' cannot be read: {first_line(error)}") from error
         arrays = {name: np.asarray(values) for name, values in found.items()}
-        who = arrays["version"].astype(np.int64) * len(ARMS) + arrays["role"]
-        members: dict[GroupKey, NDArray[np.int64]] = {}
-        for place, values in enumerate([None, *(arrays[name] for name in codes.names)]):
-            for first, indices in _split(who, values):
-                dimension: list[int | None] = [None] * len(codes.names)
-                if values is not None:
-                    dimension[place - 1] = int(values[first])
-                key = codes.key(int(arrays["version"][first]), int(arrays["role"][first]), dimension)
-                members[key] = indices
         return Rows(
             arrays["score"].astype(np.float64),
             arrays["y"].astype(np.float64),
             arrays["t"].astype(np.int64),
-            members,
+            codes.members(arrays),
             one_in,
         )
 
@@ -291,16 +294,17 @@ class Outcomes:
     def whole_rows(self, cohort: Cohort, codes: Codes) -> str:
         """SQL: the cohort's rows with all columns of `outcomes`, `label` null where none came in time.
 
-        Added are __version, __role, and the columns of `codes` with two underscores before their names.
+        Added are __in_time (of what feedback brought, should it have brought anything), __version, __role, and the columns of `codes` with two underscores before their names.
         """
         maturity = _NEVER_US if cohort.maturity_us is None else cohort.maturity_us
         newest = self.as_of_us if cohort.maturity_us is None else self.as_of_us - cohort.maturity_us
         end_us = newest + 1 if cohort.end_us is None else min(cohort.end_us, newest + 1)
         delay = "coalesce(epoch_us(o.label_time) - epoch_us(o.time), 0)"
+        in_time = f"({self.label_is_known} AND {delay} <= {maturity})"
         is_out = "" if self.with_degraded else "AND o.degraded IS NULL"
         return f"""
             SELECT *{codes.select("__")} FROM (
-                SELECT o.* REPLACE (CASE WHEN {self.label_is_known} AND {delay} <= {maturity} THEN o.label END AS label),
+                SELECT o.* REPLACE (CASE WHEN {in_time} THEN o.label END AS label), {in_time} AS __in_time,
                        o.version AS __version, {_ROLE} AS __role, epoch_us(o.time) AS __t {self._texts("__")}
                 FROM outcomes o WHERE {self.is_chosen(cohort.begin_us, end_us)} {is_out}
             )
@@ -414,6 +418,19 @@ class Codes:
     def select(self, prefix: str = "") -> str:
         """SQL: the columns, of rows whose time and texts have a prefix, under names with the same prefix."""
         return "".join(f", {sql.format(p=prefix)} AS {prefix}{name}" for name, sql in self.columns)
+
+    def members(self, arrays: Mapping[str, NDArray[Any]]) -> dict[GroupKey, NDArray[np.int64]]:
+        """The rows of each group, of columns `version`, `role` and `names`."""
+        who = arrays["version"].astype(np.int64) * len(ARMS) + arrays["role"]
+        found: dict[GroupKey, NDArray[np.int64]] = {}
+        for place, name in enumerate([None, *self.names]):
+            values = None if name is None else arrays[name]
+            for first, indices in _split(who, values):
+                dimension: list[int | None] = [None] * len(self.names)
+                if values is not None:
+                    dimension[place - 1] = int(values[first])
+                found[self.key(int(arrays["version"][first]), int(arrays["role"][first]), dimension)] = indices
+        return found
 
     def key(self, version: int, role: int, places: Sequence[int | None]) -> GroupKey:
         """The group of a version and arm, in all or where one of the dimensions is given."""

@@ -145,11 +145,11 @@ def performance_report(
     )
     delay = outcomes.delays() if delay is None else delay
     counts = outcomes.counts(cohort)
-    rows = outcomes.rows(cohort, n_used=sum(n.n_used for key, n in counts.items() if is_whole(key)))
+    rows = outcomes.rows(cohort, n_used=sum(n.n_used for key, n in counts.items() if key.is_whole))
     custom = custom_metrics(outcomes, cohort, settings.metrics, confidence=confidence)
     found = []
     nothing = np.empty(0, np.int64)
-    for key, n in sorted(counts.items(), key=lambda item: _order(item[0])):
+    for key, n in sorted(counts.items(), key=lambda item: item[0].order):
         members = rows.members.get(key, nothing)
         scores, labels = rows.scores[members], rows.labels[members]
         metrics = _metrics(task, scores, labels, n, threshold=settings.threshold, confidence=confidence)
@@ -163,7 +163,7 @@ def performance_report(
                 calibration_bins(scores, labels, confidence=confidence) if is_curve and key.segment is None else [],
             )
         )
-    whole = [each for each in found if is_whole(each.key)]
+    whole = [each for each in found if each.key.is_whole]
     return PerformanceReport(
         model,
         task,
@@ -213,11 +213,6 @@ def choose_cohort(
     if begin_us is not None and window_us is not None:
         begin_us = begin_us // window_us * window_us  # a first window cut off would look like one with little traffic
     return Cohort(maturity_us, begin_us, None, window_us), delay
-
-
-def is_whole(key: GroupKey) -> bool:
-    """Whether a group is a version and arm in all."""
-    return key.begin_us is None and key.segment is None
 
 
 def _metrics(
@@ -283,17 +278,3 @@ def _notes(groups: list[GroupPerformance], cohort: Cohort, delay: DelayCurve, ta
     if one_in > 1:
         notes.append(f"Figures are of one request in {one_in}, by a hash of its id; counts are of all.")
     return notes
-
-
-def _order(key: GroupKey) -> tuple[Any, ...]:
-    arms = ("champion", "challenger", "shadow")
-    segment = "" if key.segment is None else key.segment
-    value = "" if key.value is None else key.value
-    return (
-        segment,
-        value.startswith("("),
-        value,
-        -1 if key.begin_us is None else key.begin_us,
-        key.version,
-        arms.index(key.arm),
-    )
