@@ -226,9 +226,10 @@ def test_nothing_to_judge_is_a_reason(columns, reason, note):
 def test_no_predictions_are_said():
     """A model that answered nothing, or nothing in this time, has an empty report that says so."""
     found = report(make_outcomes(10), Cohort(begin_us=LATER_US - 1))
-    assert (found.groups, found.notes) == ([], ["No predictions in this time."])
+    assert found.groups == []
+    assert found.notes == ["No predictions in this time. The newest before it is of 2026-01-01 00:00:09 UTC."]
     other = performance_report(make_outcomes(10), "other", Task.BINARY, Cohort(), as_of_us=LATER_US)
-    assert other.groups == []
+    assert (other.groups, other.notes) == ([], ["No predictions in this time."])
 
 
 def test_multiclass_models_are_said_not_to_be_measured():

@@ -12,6 +12,7 @@ from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
 from tiercel.cli.demo import demo
 from tiercel.cli.jobs import jobs
+from tiercel.cli.performance import performance
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.serve import predict, serve
 from tiercel.cli.why import why
@@ -46,6 +47,7 @@ for command in (
     predict,
     why,
     jobs,
+    performance,
     bench,
 ):
     main.add_command(command)

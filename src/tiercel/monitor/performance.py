@@ -164,6 +164,7 @@ def performance_report(
             )
         )
     whole = [each for each in found if each.key.is_whole]
+    notes = _notes(whole, cohort, delay, task, rows.one_in) or _absence(outcomes, whole)
     return PerformanceReport(
         model,
         task,
@@ -174,7 +175,7 @@ def performance_report(
         [each for each in found if each.key.begin_us is not None],
         [each for each in found if each.key.segment is not None],
         confidence,
-        _notes(whole, cohort, delay, task, rows.one_in),
+        notes,
     )
 
 
@@ -246,7 +247,7 @@ def _notes(groups: list[GroupPerformance], cohort: Cohort, delay: DelayCurve, ta
     total = {name: sum(getattr(g.counts, name) for g in groups) for name in vars(Counts())}
     notes = []
     if not groups:
-        return ["No predictions in this time."]
+        return []
     if task is Task.MULTICLASS:
         notes.append("Figures of multiclass models are not computed yet: only their counts and labels are shown.")
     if not delay.n_labelled:
@@ -278,3 +279,13 @@ def _notes(groups: list[GroupPerformance], cohort: Cohort, delay: DelayCurve, ta
     if one_in > 1:
         notes.append(f"Figures are of one request in {one_in}, by a hash of its id; counts are of all.")
     return notes
+
+
+def _absence(outcomes: Outcomes, groups: list[GroupPerformance]) -> list[str]:
+    """Why there is nothing, where there is nothing."""
+    if groups:
+        return []
+    ((newest,),) = outcomes.run(
+        f"SELECT strftime(make_timestamp(max(t)), '%Y-%m-%d %H:%M:%S') FROM ({outcomes.known()})"
+    )
+    return ["No predictions in this time." + (f" The newest before it is of {newest} UTC." if newest else "")]
