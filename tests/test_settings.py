@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiercel.errors import DefinitionError
-from tiercel.settings import ControlSettings, ServerSettings, load_settings
+from tiercel.settings import ControlSettings, ServerSettings, ValueSettings, load_settings
 
 
 def project(tmp_path, text):
@@ -88,3 +88,44 @@ def test_no_project(tmp_path):
     """A directory without tiercel.toml says how to make one."""
     with pytest.raises(DefinitionError, match="tiercel init"):
         load_settings(tmp_path)
+
+
+MATRIX = "true_positive = 20\nfalse_positive = -5\ntrue_negative = 0\nfalse_negative = -100.5\n"
+
+
+def test_a_models_value_is_read(tmp_path):
+    """[models.NAME.value] holds a cost matrix, a threshold, segments and metrics; nothing set is a threshold of one half."""
+    text = (
+        f'[models.fraud]\ndeadline_ms = 5\n[models.fraud.value]\n{MATRIX}threshold = 0.3\nunit = "EUR"\n'
+        'label_maturity_s = 60\n[models.fraud.value.segments]\nhaul = "distance > 1000"\n'
+        '[models.fraud.value.metrics]\nrefused = "avg(CAST(score >= 0.3 AS DOUBLE))"\n'
+    )
+    settings = load_settings(project(tmp_path, text))
+    value = settings.model("fraud").value
+    assert (value.true_positive, value.false_negative, value.threshold) == (20.0, -100.5, 0.3)
+    assert (value.unit, value.label_maturity_s, value.segments) == ("EUR", 60.0, (("haul", "distance > 1000"),))
+    assert value.metrics == (("refused", "avg(CAST(score >= 0.3 AS DOUBLE))"),)
+    assert settings.model("fraud").deadline_ms == 5
+    assert settings.model("other").value == ValueSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("true_positive = 1\nfalse_positive = 0\n", "all four outcomes .* missing: true_negative, false_negative"),
+        (MATRIX + 'column = "value"\n', "either the four outcomes or a column"),
+        (MATRIX.replace("20", "nan"), "true_positive to be a finite number"),
+        ("threshold = inf\n", "threshold to be a finite number"),
+        ('threshold = "high"\n', "threshold to be a float"),
+        ("cost = 1\n", r"unknown setting 'models\.fraud\.value\.cost'"),
+        ("label_maturity_s = -1\n", "label_maturity_s from 0"),
+        ("segments = 3\n", "segments.* to be a table"),
+        ('segments = {a = ""}\n', r"segments\.a to be SQL"),
+        ("metrics = {a = 3}\n", r"metrics\.a to be SQL"),
+        ("metrics = {" + ", ".join(f"m{i} = 'sum(1)'" for i in range(21)) + "}\n", "at most 20 entries"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    """Half a cost matrix, two kinds of money and numbers that are none are named with their key."""
+    with pytest.raises(DefinitionError, match=message):
+        load_settings(project(tmp_path, "[models.fraud.value]\n" + text))

@@ -40,11 +40,11 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── MonitorError               what workers recorded
     │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
     │   ├── WindowError            windows of traffic cannot be written
-    │   └── JournalError           a journal segment is damaged, foreign, or of another format
     │   ├── JournalError           a journal segment is damaged, foreign, or of another format
     │   ├── TableError             the ledger of the prediction table or of the labels is damaged
     │   ├── MonitorStorageError    there is no room for the prediction table or the labels
-    │   └── QueryError             SQL over the prediction table is wrong
+    │   ├── QueryError             SQL over the prediction table is wrong
+    │   └── OutcomesError          predictions and their labels cannot be read as figures need them
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
         ├── ClientConnectionError, ClientTimeoutError, ProtocolError
@@ -410,6 +410,10 @@ class QueryError(MonitorError):
     """A question about the prediction table is not SQL that it can answer."""
 
     code = "invalid_query"
+class OutcomesError(MonitorError):
+    """The relation `outcomes` is missing, lacks a column, or cannot be read."""
+
+    code = "outcomes_unreadable"
 
 
 class MissingExtraError(TiercelError):

@@ -50,10 +50,28 @@ last_score_max_age_s = 3600.0      # then the last score of the same entity, up 
 default_score = 0.02               # then this
 challenger_weight = 0.1            # of the entities, by a hash of their keys, are answered by the challenger
 shadow = "challenger"              # this alias scores what the champion answered, in spare time; recorded, not sent
+
+[models.fraud.value]               # what its predictions are for; all optional
+threshold = 0.3                    # a score at or above it is a positive decision
+unit = "EUR"                       # of money
+true_positive = 20.0               # what each outcome is worth; a loss is negative. All four, or:
+false_positive = -5.0
+true_negative = 0.0
+false_negative = -100.0
+column = "value"                   # the value that feedback brought, or another numeric column of `outcomes`
+label_maturity_s = 86400.0         # predictions are judged by the labels they have at this age; default: as labels come
+
+[models.fraud.value.segments]      # figures apart for each value of these SQL expressions over `outcomes`
+country = "country"
+size = "CASE WHEN amount > 100 THEN 'large' ELSE 'small' END"
+
+[models.fraud.value.metrics]       # figures of your own: SQL aggregates over `outcomes`
+refused = "avg(CAST(score >= 0.3 AS DOUBLE))"
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path  # noqa: TC003 - dataclass fields are resolved at run time
@@ -65,7 +83,10 @@ from tiercel.errors import DefinitionError
 PROJECT_FILE = "tiercel.toml"
 FEATURES_FILE = "features.py"
 
-
+#: What a decision and its label make; the cells of a cost matrix.
+OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
+#: Of segments and of metrics per model.
+MAX_NAMED_SQL = 20
 #: Smallest and largest value of each number under [server]; [control] has a port too.
 LIMITS: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
@@ -80,6 +101,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (1, 256),
     "deadline_ms": (0.001, 3_600_000),
     "last_score_max_age_s": (0, 31_536_000),
+    "label_maturity_s": (0, 315_360_000),  # ten years
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
     "retention_days": (0.01, 36_500),
@@ -143,6 +165,25 @@ class TracingSettings:
 
 
 @dataclass(frozen=True)
+class ValueSettings:
+    """What a model's predictions are for: decisions, what their outcomes are worth, and whom to tell apart.
+
+    The four outcomes are given together or not at all, and not beside `column`. Segments and metrics are (name, SQL).
+    """
+
+    threshold: float = 0.5
+    unit: str = ""
+    true_positive: float | None = None
+    false_positive: float | None = None
+    true_negative: float | None = None
+    false_negative: float | None = None
+    column: str | None = None
+    label_maturity_s: float | None = None
+    segments: tuple[tuple[str, str], ...] = ()
+    metrics: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How one registered model is served: what stands in for it when time is short, and who else is tried out."""
 
@@ -153,6 +194,7 @@ class ModelSettings:
     default_score: float | None = None
     challenger_weight: float = 0.0
     shadow: str | None = None
+    value: ValueSettings = field(default_factory=ValueSettings)
 
 
 @dataclass(frozen=True)
@@ -230,18 +272,59 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
     if not isinstance(tables, dict):
         raise DefinitionError(f"{path}: expected [models.NAME] to be tables, got {tables!r}")
     known = {item.name for item in fields(ModelSettings)} - {"name"}
-    return tuple(
-        ModelSettings(
-            name, **_values(path, f"models.{name}", ModelSettings, _table(path, tables, name, known, "models."))
-        )
-        for name in tables
-    )
+    models = []
+    for name in tables:
+        table = dict(_table(path, tables, name, known, "models."))
+        value = _value(path, f"models.{name}.value", table.pop("value", {}))
+        values = _values(path, f"models.{name}", ModelSettings, table)
+        models.append(ModelSettings(name, value=value, **values))
+    return tuple(models)
+
+
+def _value(path: Path, name: str, table: Any) -> ValueSettings:
+    """[models.NAME.value]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ValueSettings)})
+    plain = {key: value for key, value in table.items() if key not in {"segments", "metrics"}}
+    values = _values(path, name, ValueSettings, plain)
+    for key in (*OUTCOMES, "threshold"):
+        if not math.isfinite(values.get(key) or 0.0):
+            raise DefinitionError(f"{path}: expected {name}.{key} to be a finite number, got {values[key]}")
+    given = [key for key in OUTCOMES if key in values]
+    if 0 < len(given) < len(OUTCOMES):
+        missing = ", ".join(key for key in OUTCOMES if key not in values)
+        raise DefinitionError(f"{path}: expected all four outcomes in [{name}] or none, missing: {missing}")
+    if given and "column" in values:
+        raise DefinitionError(f"{path}: expected either the four outcomes or a column in [{name}], got both")
+    for key in ("segments", "metrics"):
+        values[key] = _named_sql(path, f"{name}.{key}", table.get(key, {}))
+    return ValueSettings(**values)
+
+
+def _named_sql(path: Path, name: str, table: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table of names and SQL, got {table!r}")
+    for key, sql in table.items():
+        if type(sql) is not str or not sql.strip() or not key.strip():
+            raise DefinitionError(f"{path}: expected {name}.{key} to be SQL over `outcomes`, got {sql!r}")
+    if len(table) > MAX_NAMED_SQL:
+        raise DefinitionError(f"{path}: expected at most {MAX_NAMED_SQL} entries in [{name}], got {len(table)}")
+    return tuple(table.items())
 
 
 def _values(
     path: Path,
     name: str,
-    kind: type[ServerSettings | ControlSettings | JournalSettings | MonitorSettings | TracingSettings | ModelSettings],
+    kind: type[
+        ServerSettings
+        | ControlSettings
+        | JournalSettings
+        | MonitorSettings
+        | TracingSettings
+        | ModelSettings
+        | ValueSettings
+    ],
     table: dict[str, Any],
 ) -> dict[str, Any]:
     """What a table sets, checked against its dataclass and LIMITS."""

@@ -14,6 +14,7 @@ from tiercel.cli.demo import demo
 from tiercel.cli.drift import drift
 from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
+from tiercel.cli.performance import performance
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.serve import predict, serve
 from tiercel.cli.sql import sql
@@ -52,6 +53,7 @@ for command in (
     sql,
     jobs,
     drift,
+    performance,
     bench,
 ):
     main.add_command(command)
