@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tiercel.errors import CapacityError, JobsDisabledError, JobStateError, RequestError, TiercelError
+from tiercel.errors import JobsDisabledError, JobStateError, RequestError, TiercelError
 from tiercel.http import payload
 from tiercel.http.job_replies import ARROW, encode_results, results_length
-from tiercel.http.status import body_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.job_question import first_row, measure
 from tiercel.serving.jobs import JobStore
@@ -84,7 +84,7 @@ class JobEndpoints:
         Raises:
             JobsDisabledError: there is no control process to run it.
             RequestError, NotFoundError: the question does not fit the model.
-            CapacityError: too much waits already; `retry_after(error.predicted_wait_us)` is the header to add.
+            CapacityError: too much waits already.
             JobStorageError: it cannot be written.
         """
         if not self._is_enabled:
@@ -250,5 +250,7 @@ def _failure(request: Request, error: Exception) -> tuple[Response, str]:
     if status >= 500:
         log.error("%s", error)
     wait_us = error.wait_us if isinstance(error, JobStateError) else None
-    wait_us = error.predicted_wait_us if isinstance(error, CapacityError) else wait_us
-    return _reply(request, body_of(error), status, wait_us=wait_us), error.code
+    request_id = request_id_of(request.headers.raw)
+    response = _reply(request, body_of(error, request_id), status, wait_us=wait_us)
+    response.raw_headers += headers_of(error, request_id)
+    return response, error.code

@@ -14,7 +14,7 @@ from tiercel.http import payload
 from tiercel.http.body import announced_bytes, header, read_body, read_ns_of
 from tiercel.http.presence import while_connected
 from tiercel.http.request import parse_predict
-from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.http.timing import server_timing
 from tiercel.http.tracing import find_parent
 from tiercel.monitor.counting import WorkerCounters
@@ -93,8 +93,9 @@ class PredictEndpoint:
                 body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
                 status, content, headers, done = await self._predict(reference, body, kind, budget, receive)
         except TiercelError as error:
-            status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
-            headers = headers_of(error)
+            request_id = request_id_of(scope["headers"])
+            status, content, code = status_of(error), payload.encode(body_of(error, request_id), kind), error.code
+            headers = headers_of(error, request_id)
             if status == 500:
                 log.exception("Prediction failed")
         except Exception:  # whatever went wrong, the client gets an answer and the log the reason
