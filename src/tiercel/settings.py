@@ -136,6 +136,11 @@ class ModelSettings:
     challenger_weight: float = 0.0
     shadow: str | None = None
 
+    @property
+    def has_stand_in(self) -> bool:
+        """Whether anybody is declared to answer instead of the champion."""
+        return self.fallback is not None or self.last_score_max_age_s > 0 or self.default_score is not None
+
 
 @dataclass(frozen=True)
 class Settings:

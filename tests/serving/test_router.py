@@ -15,7 +15,7 @@ import pytest
 from tests.support import stores
 from tests.support.tiers import BODY, World, constant, failing, held, until
 
-from tiercel.errors import CapacityError, DeadlineError
+from tiercel.errors import CapacityError, DeadlineError, StoreError
 from tiercel.features.online import OnlineBase
 from tiercel.serving.answers import Question
 from tiercel.serving.deadline import Deadline
@@ -148,12 +148,13 @@ def test_a_fallback_is_asked_what_it_knows(world):
 
 
 def test_what_neither_model_knows_is_refused(world):
-    """A misspelled feature is an error on every rung that reads features."""
+    """A misspelled feature is an error, and no stand-in is asked."""
     late = world(ModelSettings("late", fallback="simple"))
     late.add("late", needs_us=SLOW)
     late.add("simple", features=("hour", "rain"), needs_us=QUICK)
     asked = body(20)
-    assert late.ask({**asked, "features": {**asked["features"], "rian": 1}}).status_code == 504
+    reply = late.ask({**asked, "features": {**asked["features"], "rian": 1}})
+    assert (reply.status_code, reply.data["code"]) == (400, "unknown_feature")
     assert late.scorers["simple", 1].calls == []
 
 
@@ -185,6 +186,110 @@ def test_a_wrong_question_stays_wrong(world):
     late.add("late")
     reply = late.ask({**BODY, "features": {}})
     assert (reply.status_code, reply.data["code"]) == (400, "missing_feature")
+
+
+WRONG = {
+    "unknown_feature": {"features": {**BODY["features"], "rian": 1}},
+    "missing_feature": {"features": {"rain": 0.25}},
+    "unknown_entity_key": {"entities": {**BODY["entities"], "tail": "N1"}},
+    "missing_entity_key": {"entities": {"tailnum": "N1"}},
+    "wrong_type": {"features": {**BODY["features"], "hour": "seven"}},
+    "unknown_category": {"features": {**BODY["features"], "cabin": "roof"}},
+    "wrong_length": {"features": {**BODY["features"], "hour": [7] * 99, "rain": [0.25] * 100}},
+    "key_too_long": {"entities": {**BODY["entities"], "tailnum": ["N1"] * 63 + ["N" * 600] + ["N1"] * 900}},
+}
+
+
+@pytest.mark.parametrize("code", WRONG)
+@pytest.mark.parametrize("by", ["fallback", "last_score", "default"])
+def test_a_wrong_question_is_wrong_in_a_hurry_too(world, by, code):
+    """Who has no time for the champion is told what is wrong in the same words as who has, whoever would stand in."""
+    late = world(
+        ModelSettings(
+            "late",
+            fallback="simple" if by == "fallback" else None,
+            last_score_max_age_s=60.0 if by == "last_score" else 0.0,
+            default_score=0.3 if by == "default" else None,
+        )
+    )
+    late.add("late", needs_us=SLOW)
+    simple = late.add("simple", features=("hour", "rain"), what=constant(0.5), needs_us=QUICK)
+    wrong = {**BODY, **WRONG[code]}
+
+    async def scenario(ask):
+        right = await ask(body(5000))  # leaves a last score
+        assert right.status_code == 200
+        return await ask({**wrong, "deadline_ms": 5000}), await ask({**wrong, "deadline_ms": 20}), await ask(body(20))
+
+    in_time, in_a_hurry, right = late.run(scenario)
+    assert (in_time.status_code, in_time.data["code"]) == (400, code)
+    assert (in_a_hurry.status_code, in_a_hurry.data) == (400, in_time.data)
+    assert (right.status_code, right.data["degraded"]["by"]) == (200, by)
+    assert len(simple.calls) == (by == "fallback")
+
+
+def test_a_wrong_question_is_wrong_without_room_too(world):
+    """Where the champion's queue is full a default answers what is right, and nothing else."""
+    late = world(ModelSettings("late", default_score=0.3))
+    champion = late.add("late", tier="near-realtime", curve=[(1, 20_000.0, 25_000.0), (64, 40_000.0, 50_000.0)])
+
+    async def scenario(ask):
+        with held(champion):
+            first = asyncio.create_task(ask(body(90)))
+            await until(champion.entered.is_set)
+            wrong = await ask({**body(30), "features": {**BODY["features"], "rian": 1}})
+            right = await ask(body(30))
+        await first
+        return wrong, right
+
+    wrong, right = late.run(scenario)
+    assert (wrong.status_code, wrong.data["code"]) == (400, "unknown_feature")
+    assert (right.status_code, right.data["degraded"]["by"], right.data["degraded"]["reason"]) == (
+        200,
+        "default",
+        "overloaded",
+    )
+
+
+def test_an_unknown_entity_is_unknown_in_a_hurry_too(world, tmp_path):
+    """A service that refuses entities it does not have refuses them whoever would answer."""
+    stores.publish(tmp_path, stores.schema("error", "strict"))
+    late = world(ModelSettings("late", default_score=0.3))
+    late.add("late", base=OnlineBase.open(tmp_path / "strict"), needs_us=SLOW)
+    reply = late.ask(body(20, tail="N9"))
+    assert (reply.status_code, reply.data["code"]) == (404, "entity_not_found")
+
+
+def test_only_the_first_rows_of_a_long_question_are_looked_at(world):
+    """A thousand rows in a hurry cost a stand-in no more than 64: what only a later row shows is let through."""
+    late = world(ModelSettings("late", default_score=0.3))
+    late.add("late", needs_us=SLOW)
+    hours = [7] * 100
+    for row, status in ((63, 400), (64, 200)):
+        asked = {**body(20), "features": {**BODY["features"], "hour": [*hours[:row], "seven", *hours[row + 1 :]]}}
+        assert late.ask(asked).status_code == status
+
+
+def test_a_store_that_cannot_be_read_is_no_wrong_question(world):
+    """Why the champion has no features is not the client's fault: the default answers."""
+    late = world(ModelSettings("late", default_score=0.3))
+    late.add("late", needs_us=SLOW)
+
+    class Broken:
+        def __init__(self, plan):
+            self._plan = plan
+
+        def __getattr__(self, name):
+            return getattr(self._plan, name)
+
+        def prepare(self, *_args):
+            raise StoreError("damaged page")
+
+    plans, _ = late.models["late"]
+    plans[1] = Broken(plans[1])
+    late.route()
+    reply = late.ask(body(20))
+    assert (reply.status_code, reply.data["degraded"]["by"]) == (200, "default")
 
 
 def test_when_all_fail_the_champions_failure_is_told(world, caplog):
