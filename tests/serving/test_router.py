@@ -180,6 +180,70 @@ def test_a_champion_that_raises_is_replaced(world, tier, caplog):
     assert "broken model" in caplog.text
 
 
+@pytest.mark.parametrize("tier", ["realtime", "near-realtime"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("by", ["fallback", "last_score", "default"])
+def test_a_score_that_is_no_number_is_a_failure(world, tier, value, by, caplog):
+    """With a stand-in declared, NaN and infinities are never answered: reason "failed", counted, journaled, logged once."""
+    late = world(
+        ModelSettings(
+            "late",
+            fallback="simple" if by == "fallback" else None,
+            last_score_max_age_s=60.0 if by == "last_score" else 0.0,
+            default_score=0.3 if by == "default" else None,
+        )
+    )
+    champion = late.add("late", 3, what=constant(0.9), tier=tier)
+    late.add("simple", what=constant(0.5))
+
+    async def scenario(ask):
+        assert (await ask()).data["score"] == 0.9
+        champion.what = constant(value)
+        return [await ask() for _ in range(3)]
+
+    replies = late.run(scenario)
+    for reply in replies:
+        assert reply.status_code == 200
+        degraded = {name: each for name, each in reply.data["degraded"].items() if name != "age_ms"}
+        assert degraded == {"by": by, "instead_of": "late:3", "reason": "failed"}
+        assert reply.data["score"] == {"fallback": 0.5, "last_score": 0.9, "default": 0.3}[by]
+    assert late.counters.get(f"degraded_{by}") == 3
+    told = [each.getMessage() for each in caplog.records if "Expected finite scores" in each.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith(
+        f"Model late:3: another answers for it: Expected finite scores of model 'late' version 3, got {value}. Ask within"
+    )
+    assert late.records()[replies[0].data["id"]].degrade_reason == "failed"
+
+
+def test_one_row_without_a_number_degrades_the_whole_question(world):
+    """A reply names one model for all its rows, so one row that it cannot score is all of them."""
+    late = world(ModelSettings("late", fallback="simple"))
+    late.add("late", what=lambda rows: np.where(rows[:, 3] == 7, 0.9, np.nan))
+    late.add("simple", what=constant(0.5))
+    hours = {**BODY["features"], "hour": [7, 8]}
+    assert late.ask({**BODY, "features": hours}).data["scores"] == [0.5, 0.5]
+
+
+def test_nobody_left_to_give_a_number(world):
+    """Where the ladder ends in NaN too the failure is told, with the champion's row; it is not answered as null."""
+    late = world(ModelSettings("late", fallback="simple"))
+    late.add("late", what=lambda rows: np.where(rows[:, 3] == 7, 0.9, np.nan))
+    late.add("simple", what=constant(math.inf))
+    reply = late.ask({**BODY, "features": {**BODY["features"], "hour": [7, 8]}})
+    assert (reply.status_code, reply.data["code"], reply.data["row"]) == (500, "score_not_finite", 1)
+    assert "model 'late' version 1, got nan for row 1" in reply.data["error"]
+
+
+@pytest.mark.parametrize("table", [(), (ModelSettings("late", deadline_ms=5000.0),)])
+def test_without_a_ladder_no_number_is_null(world, table):
+    """Nobody could stand in: JSON says null, msgpack says what it is."""
+    late = world(*table)
+    late.add("late", what=constant(math.nan))
+    assert late.ask().data["score"] is None
+    assert math.isnan(late.ask(kind="application/msgpack").data["score"])
+
+
 def test_a_wrong_question_stays_wrong(world):
     """What is wrong with a question is said, not degraded over."""
     late = world(ModelSettings("late", default_score=0.3))

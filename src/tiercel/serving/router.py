@@ -18,8 +18,8 @@ from tiercel.errors import (
     InvalidNameError,
     ModelUnavailableError,
     NotFoundError,
-    ParityError,
     RequestError,
+    ScoreError,
     TiercelError,
     TierDeniedError,
 )
@@ -291,10 +291,13 @@ class Router:
             try:
                 if choice.rung is Rung.CHAMPION:
                     prepared = await self._score(plan, question, asked)
+                    if declared.has_stand_in:
+                        _require_finite(prepared)
                     if blamed is not None:  # the question was right after all
                         self._settle(declared.name, *blamed)
                     return Served(prepared, asked.deadline, is_declared=True)
                 prepared = await self._score(plan, question.narrowed(plan, champion), asked)
+                _require_finite(prepared)
             except Exception as error:
                 # What a stand-in finds wrong with a question says nothing about the question: it was put to another model.
                 if choice.rung is Rung.CHAMPION and not can_degrade(error):
@@ -509,13 +512,21 @@ def _known(plan: ServingPlan) -> KnownVersion:
 
 
 def _require_finite(prepared: Prepared) -> None:
-    """A challenger's score must be a number.
+    """Refuse scores that are no numbers, where another can answer.
 
     Raises:
-        ParityError: it is not.
+        ScoreError: there is one.
     """
-    if not is_finite(prepared.scores()):
-        raise ParityError(f"Expected finite scores of version {prepared.plan.version}, got others")
+    scores = prepared.scores()
+    if is_finite(scores):
+        return
+    row = next(i for i, score in enumerate(scores) if not is_finite([score]))
+    where = "" if prepared.is_single else f" for row {row}"
+    raise ScoreError(
+        f"Expected finite scores of model '{prepared.plan.model}' version {prepared.plan.version}, got {scores[row]}{where}. "
+        f"Ask within the range of its training data, or register a version that scores it",
+        row=None if prepared.is_single else row,
+    )
 
 
 def _is_inline(plan: ServingPlan, n_rows: int) -> bool:
