@@ -895,8 +895,9 @@ class Jobs:
     def routes(self):
         return []
 
-    async def submit(self, plan, question):
+    async def submit(self, plan, question, reply, results):
         self.taken.append((plan.model, plan.version, question))
+        self.dues = reply, results
         return 202, {"job": "j1"}, [(b"location", b"/jobs/j1")]
 
 
@@ -928,6 +929,26 @@ def test_any_model_takes_jobs_when_asked(world):
     late = world()
     late.add("late")
     assert late.ask(body(tier="batch")).data["code"] == "jobs_disabled"
+
+
+def test_a_jobs_two_deadlines(world):
+    """A header's is the exchange's, which ends with the 202; `deadline_ms` is the results'; neither becomes the other."""
+    jobs = Jobs()
+    late = world(ModelSettings("late", deadline_ms=5.0), jobs=jobs)
+    late.add("late", tier="batch")
+    for asked, headers, expected in (
+        (body(), {}, (None, None)),
+        (body(60_000), {}, (None, (60_000_000, "deadline_ms"))),
+        (body(), {"x_envoy_expected_rq_timeout_ms": "15000"}, ((15_000_000, "x-envoy-expected-rq-timeout-ms"), None)),
+        (
+            body(60_000),
+            {"x_request_timeout_seconds": "2"},
+            ((2_000_000, "x-request-timeout-seconds"), (60_000_000, "deadline_ms")),
+        ),
+    ):
+        assert late.ask(asked, **headers).status_code == 202
+        assert tuple(due and (due.budget_us, due.source) for due in jobs.dues) == expected
+    assert late.ask(body(-1)).data["code"] == "invalid_deadline"
 
 
 def test_a_batch_model_in_another_protocol(world):
