@@ -250,9 +250,11 @@ cdef class PlanCounters:
         cells[PLAN_ROWS_GENERAL + fast] += prediction.n_rows
         cells[PLAN_MANY] += (prediction.flags & PREDICTION_MANY) != 0
         cells[PLAN_SHADOW] += (prediction.flags & PREDICTION_SHADOW) != 0
-        for stage in range(N_STAGES):
-            _count_magnitude(self._durations + stage * MAGNITUDE_CELLS, prediction.stage_ns[stage])
-        _count_magnitude(self._durations + N_STAGES * MAGNITUDE_CELLS, prediction.total_ns)
+        # Nobody waited for a shadow, and what it took is not what an answer takes.
+        if not prediction.flags & PREDICTION_SHADOW:
+            for stage in range(N_STAGES):
+                _count_magnitude(self._durations + stage * MAGNITUDE_CELLS, prediction.stage_ns[stage])
+            _count_magnitude(self._durations + N_STAGES * MAGNITUDE_CELLS, prediction.total_ns)
         # A last score or a default was made from no features, and is no score of the model.
         if (prediction.flags >> <int>PREDICTION_RUNG_SHIFT & 15) < <unsigned int>RUNG_LAST_SCORE:
             if prediction.oldest_age_us < 0:
