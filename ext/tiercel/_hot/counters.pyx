@@ -1,5 +1,7 @@
 """What a worker counts; see counters.pxd for the contract. Owner: tiercel.monitor.counting."""
 
+cimport cython
+
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -106,6 +108,9 @@ def magnitude_bounds():
     return np.where(i < 32, i, (32 + i % 32) << np.maximum(i // 32 - 1, 0))
 
 
+# In a cycle that is collected the buffer would be cleared before who exports from it is gone, and could not be released.
+# SAFETY: it refers to a buffer and a dict of texts and numbers, which never lead back to it, so it closes no cycle itself.
+@cython.no_gc
 cdef class WorkerCounters:
     """Counts of a whole worker.
 
