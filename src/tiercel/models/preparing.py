@@ -23,8 +23,8 @@ from tiercel.models.parity import (
     Predictor,
     bound_of,
     compare,
+    compare_in_time,
     probe_rows,
-    rounding_slack,
 )
 from tiercel.models.readers import read_model
 from tiercel.models.sources import Reference, Source, convert_to_onnx, open_source, reference_of
@@ -40,6 +40,9 @@ Engine = Literal["forest", "linear", "onnxruntime"]
 FACTS_FILE, GOLDEN_FILE, FALLBACK_FILE = "model.json", "golden.msgpack", "fallback.onnx"
 #: Very wide models are compared on fewer random rows: more than this would be gigabytes.
 MAX_PROBE_CELLS = 1 << 26
+#: So are large networks, which use each of their weights for each row: at most so many bytes of them are gone through, a few
+#: seconds' worth. Counted, not timed, so that it is the same on every host.
+MAX_PROBE_BYTES = 1 << 39
 #: Cells of the rows with one missing value each that are scored at a time.
 _MISSING_CELLS = 1 << 22
 #: Rows of the golden file when the caller brings none.
@@ -113,9 +116,9 @@ def prepare(
     if parsed is not None:
         compiled = parsed.body.compile()
         rows = _rows(parsed, compiled.n_features, golden_rows, reference, rng)
-        expected = reference.predict(rows)
-        slack = rounding_slack(parsed.body, rows, expected)
-        report = compare(compiled.score(rows), expected, rows, bound_of(parsed), reference.name, slack)
+        report = compare_in_time(
+            compiled.score, reference.predict, rows, bound_of(parsed), reference.name, body=parsed.body
+        )
         if not report.passed:
             reason = f"the compiled scorer does not reproduce {reference.name}: {report.describe_worst()}"
             compiled = None
@@ -123,7 +126,7 @@ def prepare(
     if compiled is not None and parsed is not None and report is not None:
         engine = "forest" if isinstance(parsed.body, Forest) else "linear"
         reason = (
-            f"compiled {engine}: equal to {reference.name} on {report.n_rows} rows within {report.bound} "
+            f"compiled {engine}: equal to {reference.name} on {report.compared} within {report.bound} "
             f"(largest difference {report.max_ulp} ulp)"
         )
         scorer: Any = compiled
@@ -146,11 +149,12 @@ def prepare(
             parsed.classes if parsed is not None else (fallback.class_labels or class_labels(fallback.n_classes))
         )
         own_features = parsed.features if parsed is not None else reference.features
-        rows = _rows(parsed, fallback.n_features, golden_rows, reference, rng)
+        most = None if parsed is not None else MAX_PROBE_BYTES // max(len(served), 1)
+        rows = _rows(parsed, fallback.n_features, golden_rows, reference, rng, most)
         accepts_missing = _survives_missing(fallback.score, rows)
         if source.format != "onnx" and not accepts_missing:  # pragma: no cover - converters keep missing directions
             rows = _finite(rows)
-        report = compare(fallback.score(rows), reference.predict(rows), rows, bound, reference.name)
+        report = compare_in_time(fallback.score, reference.predict, rows, bound, reference.name)
         if not report.passed:
             raise ParityError(
                 f"Neither the compiled scorer nor onnxruntime reproduces {reference.name}. {reason}; "
@@ -199,9 +203,11 @@ def _rows(
     golden_rows: NDArray[np.float32] | None,
     reference: Reference,
     rng: np.random.Generator,
+    most: int | None = None,
 ) -> NDArray[np.float32]:
-    """Golden rows first, then random ones."""
-    random = probe_rows(parsed, n_features, min(N_RANDOM_ROWS, max(64, MAX_PROBE_CELLS // n_features)), rng)
+    """Golden rows first, then random ones; of these at most `most`."""
+    n_random = min(N_RANDOM_ROWS, MAX_PROBE_CELLS // n_features, N_RANDOM_ROWS if most is None else most)
+    random = probe_rows(parsed, n_features, max(64, n_random), rng)
     if golden_rows is not None:
         golden = np.ascontiguousarray(golden_rows, dtype=np.float32)
         if golden.ndim != 2 or golden.shape[1] != n_features or not len(golden):
