@@ -45,6 +45,10 @@ MAX_PROBE_CELLS = 1 << 26
 MAX_PROBE_BYTES = 1 << 39
 #: Cells of the rows with one missing value each that are scored at a time.
 _MISSING_CELLS = 1 << 22
+#: Training rows that are scored however large the model is: fewer say little about a distribution.
+LEAST_TRAINING_ROWS = 2048
+#: Training rows that are scored at a time.
+_BLOCK_ROWS = 4096
 #: Rows of the golden file when the caller brings none.
 N_GENERATED_ROWS = 64
 #: What an estimator may differ from its converted file: converters write float32 coefficients and thresholds. A row on
@@ -66,6 +70,8 @@ class PreparedModel:
     parity: ParityReport  # the engine against the source library
     estimator_parity: ParityReport | None = None  # the engine against the estimator that was handed over
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    scores: NDArray[np.float64] | None = field(default=None, compare=False)  # of training_rows[::scored_every]
+    scored_every: int = 1
 
 
 def prepare(
@@ -75,6 +81,7 @@ def prepare(
     golden_rows: NDArray[np.float32] | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
+    training_rows: NDArray[np.float32] | None = None,
     seed: int = 0,
 ) -> PreparedModel:
     """Read, check and package a model.
@@ -87,6 +94,8 @@ def prepare(
             version. None draws rows around the model's own thresholds.
         task: what the model predicts, where the file does not say or says it wrongly.
         classes: labels in score order, likewise.
+        training_rows: float32, shape (n, n_features): what else to score with what will serve, for `scores`; of a large
+            network every nth row. Neither kept nor compared.
         seed: of the random rows.
 
     Raises:
@@ -194,7 +203,24 @@ def prepare(
     }
     artifacts[FACTS_FILE] = json.dumps(facts, indent=1, allow_nan=False).encode()
     hyperparameters = source.hyperparameters or (parsed.hyperparameters if parsed is not None else {})
-    return PreparedModel(artifacts, signature, engine, reason, report, estimator_report, hyperparameters)
+    prepared = PreparedModel(artifacts, signature, engine, reason, report, estimator_report, hyperparameters)
+    if training_rows is None:
+        return prepared
+    every = 1
+    if engine == "onnxruntime":
+        most = max(LEAST_TRAINING_ROWS, MAX_PROBE_BYTES // max(len(artifacts[served_file]), 1))
+        every = max(1, -(-len(training_rows) // most))
+    return replace(prepared, scores=_score_all(scorer, training_rows[::every]), scored_every=every)
+
+
+def _score_all(scorer: Any, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Scores of many rows, in blocks."""
+    if rows.ndim != 2 or rows.shape[1] != scorer.n_features:
+        raise UnsupportedModelError(f"Expected training rows of shape (n, {scorer.n_features}), got {rows.shape}")
+    scores = np.empty((len(rows), scorer.n_outputs), dtype=np.float64)
+    for at in range(0, len(rows), _BLOCK_ROWS):
+        scores[at : at + _BLOCK_ROWS] = scorer.score(np.ascontiguousarray(rows[at : at + _BLOCK_ROWS], np.float32))
+    return scores
 
 
 def _rows(
