@@ -24,6 +24,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── UnsafeModelError       loading it could run code or read other files (pickles, external data)
     │   ├── ArtifactCorruptError   bytes do not match their recorded digest
     │   ├── ParityError            the loaded model does not reproduce the source library's answers
+    │   ├── ScoreError             a model was asked and gave something that is no number
     │   └── ModelUnavailableError  the version an alias points at could not be loaded by this server
     ├── RegistryConflictError      somebody else changed the alias first
     ├── InvalidNameError           a model or alias name breaks the naming rules
@@ -313,6 +314,16 @@ class ParityError(ModelError):
     code = "parity_failed"
 
 
+class ScoreError(ModelError):
+    """A model was asked, and gave NaN or an infinity for a row. `row`: the first one, where many were asked about."""
+
+    code = "score_not_finite"
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class ModelUnavailableError(ModelError):
     """An alias points at a version that this server could not load; the message says why."""
 
@@ -460,6 +471,22 @@ class ProtocolError(ClientError):
     """What came back is not a tiercel reply: another server, a proxy's page, a damaged body."""
 
     code = "protocol_error"
+
+
+class NoScoreError(ClientError):
+    """The server answered, and its model gave NaN or an infinity for some rows: null in JSON, which has no such numbers.
+
+    Args:
+        message: which model, which rows.
+        prediction: the whole answer (`Prediction` or `Predictions`); what is no finite number in it is NaN or infinite.
+        rows: of the answer without a score.
+    """
+
+    code = "no_score"
+
+    def __init__(self, message: str, *, prediction: object, rows: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.prediction, self.rows = prediction, rows
 
 
 class ServerError(ClientError):

@@ -196,6 +196,11 @@ class ModelSettings:
     shadow: str | None = None
     value: ValueSettings = field(default_factory=ValueSettings)
 
+    @property
+    def has_stand_in(self) -> bool:
+        """Whether anybody is declared to answer instead of the champion."""
+        return self.fallback is not None or self.last_score_max_age_s > 0 or self.default_score is not None
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -82,7 +82,7 @@ class Jobs:
     def routes(self):
         return []
 
-    async def submit(self, plan, _question):
+    async def submit(self, plan, *_):
         return 202, {"job": f"{plan.model}:{plan.version}"}, []
 
 

@@ -20,6 +20,7 @@ from tiercel.errors import (
     VersionNotFoundError,
 )
 from tiercel.serving.engine import MAX_PINNED, Engine, keep_current
+from tiercel.settings import ModelSettings
 
 ENTITIES = {"customer_id": 5, "shop": "a", "country": "nl"}
 FEATURES = {"amount": 0.5}
@@ -67,6 +68,26 @@ def test_nothing_changed_is_not_stale(engine):
     plan = engine.find_plan("fraud")
     engine.refresh()
     assert engine.find_plan("fraud") is plan
+
+
+@pytest.mark.parametrize(
+    ("table", "kernel", "is_plain"),
+    [
+        ({}, "onnxruntime", True),
+        ({"deadline_ms": 5.0}, "onnxruntime", True),
+        ({"default_score": 0.5}, "onnxruntime", False),
+        ({"fallback": "small"}, "onnxruntime", False),
+        ({"default_score": 0.5}, "forest", True),
+        ({"last_score_max_age_s": 1.0}, "forest", False),
+    ],
+)
+def test_whose_scores_must_be_seen_is_no_plain_model(project, table, kernel, is_plain):
+    """A network with a stand-in is the general path's, which looks whether its score is a number; trees give numbers."""
+    engine = Engine(replace(project.settings, models=(ModelSettings("fraud", **table),)), project.registry)
+    engine.refresh()
+    loaded = engine._load("fraud", 1)
+    loaded = replace(loaded, model=replace(loaded.model, engine=kernel))
+    assert engine._wire(loaded, engine.service("checkout")).is_plain is is_plain
 
 
 def test_promotion_is_followed(project, engine):

@@ -81,8 +81,6 @@ class World:
         self.profiles, self.models, self.scorers, self.watch_problems = {}, {}, {}, ()
         self.unavailable = {}
         ids = make_ids(SETTINGS)
-        # Where their directory is a file, counters are in memory; mapped ones cannot be collected with a cycle.
-        (directory / "counters").touch()
         self.recorder = Recorder(directory, 0, ids.prefix, SMALL)
         self.counters = self.recorder.counters
         self.ids, self.declared = ids, declared

@@ -29,7 +29,7 @@ cdef enum:
     PLAN_ROWS_GENERAL
     PLAN_ROWS_FAST
     PLAN_MANY               # requests with lists
-    PLAN_SHADOW             # requests of which the score was not sent; counted among the requests above too
+    PLAN_SHADOW             # requests of which the score was not sent; counted among the requests above too, not in durations
     N_PLAN_CELLS = 8
 
 # One log-linear histogram: 1024 cells, overflow, sum, and "nothing to measure".

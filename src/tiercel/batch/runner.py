@@ -144,6 +144,7 @@ class Runner:
         One plan, so one version and one base of features, answers all of it.
         """
         job, begun_ns, scoring_ns = claim.job, time.perf_counter_ns(), 0
+        job.require_time(_now_us())
         plan = self._plan(job)
         oldest_age_us: int | None = None
         missing: dict[str, int] = {}
@@ -157,6 +158,7 @@ class Runner:
                     claim.release()
                     log.info("job %s: given back, to start again", job.id)
                     return False
+                job.require_time(_now_us())
                 place[:] = [chunk]
                 now_ns = time.perf_counter_ns()
                 is_single, scores, age_us, absent = plan.predict(chunk.entities, chunk.features, job.now_us)
@@ -170,6 +172,7 @@ class Runner:
                     noted_s = time.monotonic()
                     claim.note(chunk.first_row + chunk.n_rows)
             place.clear()
+            job.require_time(_now_us())
             is_first = claim.finish(results, oldest_age_us, missing)
         total_ns = time.perf_counter_ns() - begun_ns
         self._store.note_pace(job.n_rows, scoring_ns / 1000, (total_ns - scoring_ns) / 1000)
@@ -187,6 +190,11 @@ class Runner:
         reference = f"{job.model}:{job.version}"
         plan = self._engine.find_plan(reference)
         return asyncio.run(self._engine.load_plan(reference)) if plan is None else plan
+
+
+def _now_us() -> int:
+    """Since the epoch, as a job's deadline is."""
+    return time.time_ns() // 1000
 
 
 def job_error(error: TiercelError, chunk: Chunk | None) -> JobError:

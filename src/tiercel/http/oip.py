@@ -245,7 +245,7 @@ async def _ready(exchange: Exchange) -> Reply:
         return json_reply({"ready": True})
     # 400, not 503: what Triton answers, and what its clients' health checks were written against.
     why = "; ".join(routes.problems) or "there is nothing to serve yet"
-    return error_reply(ModelUnavailableError(f"Not ready: {why}"), 400)
+    return error_reply(ModelUnavailableError(f"Not ready: {why}"), exchange.scope["headers"], 400)
 
 
 async def _metadata(exchange: Exchange) -> Reply:
@@ -259,7 +259,7 @@ async def _model_ready(exchange: Exchange) -> Reply:
     try:
         plan = await exchange.host.router.find(_reference(exchange))
     except ModelUnavailableError as error:
-        return error_reply(error, 400)  # as for the whole server
+        return error_reply(error, exchange.scope["headers"], 400)  # as for the whole server
     return json_reply({"name": plan.model, "ready": True})
 
 

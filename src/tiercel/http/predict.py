@@ -14,11 +14,11 @@ from tiercel.http import payload
 from tiercel.http.body import announced_bytes, header, read_body, read_ns_of
 from tiercel.http.presence import while_connected
 from tiercel.http.request import parse_predict
-from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.http.timing import server_timing
 from tiercel.http.tracing import find_parent
 from tiercel.monitor.counting import WorkerCounters
-from tiercel.serving.deadline import TIER_DEFAULT, budget_of
+from tiercel.serving.deadline import TIER_DEFAULT, Budget, budget_of
 from tiercel.serving.rollout import CHAMPION_ARM
 from tiercel.serving.router import Question, Router, Served
 from tiercel.types import Tier
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.tracing import Tracing
-    from tiercel.serving.deadline import Budget, Deadline
+    from tiercel.serving.deadline import Deadline
     from tiercel.serving.engine import Engine
     from tiercel.settings import ServerSettings
 
@@ -93,8 +93,9 @@ class PredictEndpoint:
                 body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
                 status, content, headers, done = await self._predict(reference, body, kind, budget, receive)
         except TiercelError as error:
-            status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
-            headers = headers_of(error)
+            request_id = request_id_of(scope["headers"])
+            status, content, code = status_of(error), payload.encode(body_of(error, request_id), kind), error.code
+            headers = headers_of(error, request_id)
             if status == 500:
                 log.exception("Prediction failed")
         except Exception:  # whatever went wrong, the client gets an answer and the log the reason
@@ -112,7 +113,9 @@ class PredictEndpoint:
         self, reference: str, body: bytes, kind: str, budget: Budget, receive: Receive
     ) -> tuple[int, bytes, Headers, _Done | None]:
         request = parse_predict(payload.decode(body, kind, self._max_rows), self._max_rows)
+        of_exchange, of_answer = budget, Budget(budget.begin_ns)
         if request.deadline_ms is not None:
+            of_answer = of_answer.with_us(request.deadline_ms, 1e3, "deadline_ms", "$.deadline_ms")
             budget = budget.with_us(request.deadline_ms, 1e3, "deadline_ms", "$.deadline_ms")
         question = Question(request.entities, request.features, request.now_us)
         plan = await self._router.plan_for_job(reference, request.tier)
@@ -121,7 +124,9 @@ class PredictEndpoint:
                 raise JobsDisabledError(
                     f"Expected a prediction in another tier than {Tier.BATCH}: this server takes no jobs"
                 )
-            status, told, headers = await self._jobs.submit(plan, question)
+            # Here the two differ: the exchange ends with the 202, the answer comes later.
+            dues = of_exchange.over(Tier.BATCH), of_answer.over(Tier.BATCH)
+            status, told, headers = await self._jobs.submit(plan, question, *dues)
             self._counters.add("jobs_submitted")
             return status, payload.encode(told, kind), headers, None
         served = await while_connected(self._router.serve(reference, question, budget, request.tier), receive)
