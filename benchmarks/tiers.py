@@ -109,8 +109,8 @@ def serving(made: workload.Workload, logs: Path, contender: Contender | None = N
         yield server
 
 
-def check_tiers(server: Server, models: Mapping[str, Tier]) -> None:
-    """That each model answers, in the tier that it was registered for.
+def check_tiers(server: Server, models: Mapping[str, Tier], *, insist: bool) -> None:
+    """That each model answers, in the tier that it was registered for; without `insist` it is only said if not.
 
     Raises:
         SystemExit: the evidence of this host gave it another, so that the benchmark would measure something else.
@@ -119,7 +119,10 @@ def check_tiers(server: Server, models: Mapping[str, Tier]) -> None:
         reply = server.ask(1, asks(name))
         found = reply.json().get("tier")
         if reply.status_code != 200 or found != tier:
-            raise SystemExit(f"Expected {name} in tier {tier}, got status {reply.status_code}: {reply.text[:300]}")
+            text = f"Expected {name} in tier {tier}, got status {reply.status_code}: {reply.text[:300]}"
+            if insist:
+                raise SystemExit(text)
+            print(text)
 
 
 def metrics(server: Server) -> dict[str, float]:

@@ -3,7 +3,7 @@
  * Open loop  (rate > 0): requests are due at the events of a Poisson process of `rate` per second. A request that is due is
  *            sent as soon as a connection is free, and its latency counts from when it was due: a server that stalls is
  *            charged for everybody who would have asked meanwhile. Nothing is ever skipped, unless `abandon_ns` says that
- *            who waited so long for a connection does not ask any more. After `seconds` the rate may change to `step_rate`.
+ *            who had to wait longer for a connection does not ask any more. After `seconds` the rate may change to `step_rate`.
  * Closed loop (rate == 0): every free connection sends at once; latency counts from the send.
  *
  * The thread polls without sleeping in open loop; it waits in epoll in closed loop. "Lag" is the time a request was due AND
@@ -81,7 +81,7 @@ typedef struct {
     uint64_t seed, late_ns, window_ns;
     int64_t keep_every;       /* keep the bodies of the first KEPT_FIRST good replies, then of every n-th */
     double step_rate, step_s; /* open loop: after `seconds`, that rate for so long; 0: no more */
-    uint64_t abandon_ns;      /* open loop: give a request up, unsent, when it is overdue by more; 0: never */
+    uint64_t abandon_ns;      /* open loop: give a request up, unsent, when no connection was free for longer; 0: never */
 } generator_config;
 
 #define KEPT_BYTES 1024
@@ -287,7 +287,9 @@ static int generate(const generator_config *config, generator_result *result) {
         if (now > give_up) break;
         int more = open_loop ? next.due < end : now < end;
         while (more && n_free > 0 && (!open_loop || next.due <= now)) {
-            if (open_loop && config->abandon_ns && now - next.due > config->abandon_ns) {
+            connection *c = ring[free_at];
+            /* Not how late it is, which may be our own doing, but how long no connection was free. */
+            if (open_loop && config->abandon_ns && c->free_ns > next.due + config->abandon_ns) {
                 result->abandoned++;
                 log_request(result, measure_from, next.due, 0, 0, n_sent % config->n_requests, NOT_TIMED, FATE_ABANDONED);
                 n_sent++;
@@ -295,7 +297,6 @@ static int generate(const generator_config *config, generator_result *result) {
                 more = next.due < end;
                 continue;
             }
-            connection *c = ring[free_at];
             if (c->fd < 0 && open_connection(config, epoll, c) != 0) { /* the server closed it: a request is lost with it */
                 result->broken++;
                 log_request(result, measure_from, open_loop ? next.due : now, 0, 0, n_sent % config->n_requests, NOT_TIMED,
