@@ -160,6 +160,12 @@ class Bench:
             rounds.runs.append(one)
 
 
+def why(runs: list[Run]) -> str:
+    """What failed in which run."""
+    reasons = [one.why for one in runs if one.why]
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
 def show(widths: tuple[int, ...], found: list[Rounds]) -> None:
     """One network's table, and what batching is to give."""
     ours, inline, *_ = found
@@ -170,7 +176,7 @@ def show(widths: tuple[int, ...], found: list[Rounds]) -> None:
         print(
             f"  {each.contender.title:42s} {each.per_second:8,.0f}/s ({min(values):,.0f} .. {max(values):,.0f})  near-realtime "
             f"is {ours.per_second / each.per_second:6.2f} x  CPU {statistics.median(each.cpu_us):6.1f} us  "
-            f"p50 {us['p50']:8,.0f}  p99 {us['p99']:8,.0f} us  failed {sum(one.failed for one in each.runs)}"
+            f"p50 {us['p50']:8,.0f}  p99 {us['p99']:8,.0f} us  failed {sum(one.failed for one in each.runs)}{why(each.runs)}"
         )
     for each in (inline, *(each for each in found if each.contender.is_peer)):
         ratio = ours.per_second / each.per_second
