@@ -8,7 +8,7 @@ asked at half of what 64 connections in closed loop get of it; first as it is, t
 telling the server, while every batch of its is scored ten times over (contenders/servers/slowed), and then as it was.
 
 A time-out is a request whose answer came later than the deadline after it was due, or never, or that got a 503, a 504 or
-another error. Who answered is what the server counted in /metrics. "In the server" is a time-out by Server-Timing, which
+another error, or for which none of 256 connections was free until its deadline ("unsent"). Who answered is what the server counted in /metrics. "In the server" is a time-out by Server-Timing, which
 begins when the request was read; by it, a machine that stops between client and server is not the server's.
 """
 
@@ -17,18 +17,20 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import tiers
 from benchmarks.contenders.contender import SERVERS, TIERCEL
-from benchmarks.loadgen.replies import ABANDONED, UNFINISHED, Replies, percentiles
+from benchmarks.loadgen.replies import ABANDONED, BROKEN, UNFINISHED, Replies, percentiles
 from benchmarks.machine import describe
 from benchmarks.networks import forest
 from benchmarks.workload import N_FEATURES
 from tiercel.types import Tier
 
 FALLBACK = tiers.TREE
+FATES = {BROKEN: "broken", UNFINISHED: "unfinished", ABANDONED: "unsent"}
 #: Requests are sent in runs of this many seconds, so that a log of each fits.
 PIECE_S = 10.0
 #: The server's counts are read after it wrote them down.
@@ -59,13 +61,12 @@ class Tally:
     n: int = 0
     late: int = 0  # answered after the deadline, from when they were due
     late_in_server: int = 0
-    refused: int = 0
-    failed: int = 0  # other errors, broken connections, no reply
+    statuses: Counter[int] = field(default_factory=Counter)  # or fates, of those without an answer
 
     @property
     def timed_out(self) -> int:
         """All that were not answered in time."""
-        return self.late + self.refused + self.failed
+        return self.late + self.statuses.total()
 
     def add(self, replies: Replies, deadline_ns: int) -> None:
         """Count the requests of one run."""
@@ -73,8 +74,12 @@ class Tally:
         self.n += len(replies)
         self.late += len(answered) - replies.n_within(deadline_ns)
         self.late_in_server += int((answered.server_ns > deadline_ns).sum())
-        self.refused += len(replies.refused)
-        self.failed += replies.n_failed + replies.count(UNFINISHED, ABANDONED)
+        self.statuses.update(replies.log["status"][replies.log["status"] != 200].tolist())
+
+    def __str__(self) -> str:
+        """How many, and why."""
+        others = [f"{FATES.get(status, status)} {n:,}" for status, n in sorted(self.statuses.items())]
+        return f"{self.timed_out:,} time-outs ({', '.join([f'late {self.late:,}', *others])}; in the server late {self.late_in_server:,})"
 
 
 def answered_by(server: tiers.Server, names: list[str]) -> dict[str, int]:
@@ -98,7 +103,7 @@ def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str)
     while tally.n < n:
         one = load.run(
             champion.name, rate=rate, seconds=min(PIECE_S, max(0.05, (n - tally.n) / rate)), connections=256, warmup_s=0,
-            may_refuse=True, logged=True, seed=tally.n + 1,
+            abandon_s=champion.deadline_ms / 1000, may_refuse=True, logged=True, seed=tally.n + 1,
         )  # fmt: skip
         last, late = one.replies, late or not one.kept_schedule
         assert last is not None
@@ -106,11 +111,7 @@ def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str)
     took_s = time.monotonic() - begin
     after = answered_by(load.server, names)
     counted = {name: after[name] - before[name] for name in after}
-    print(
-        f"  {title:10s} {tally.n:9,} requests at {rate:,.0f}/s in {took_s:.0f} s: {tally.timed_out:,} time-outs (late "
-        f"{tally.late:,}, refused {tally.refused:,}, failed {tally.failed:,}; in the server late {tally.late_in_server:,})"
-        f"{' ~' if late else ''}"
-    )
+    print(f"  {title:10s} {tally.n:9,} requests at {rate:,.0f}/s in {took_s:.0f} s: {tally}{' ~' if late else ''}")
     print(
         f"             answered by the champion {counted[champion.name]:,}, by the fallback {counted[FALLBACK]:,} "
         f"({counted['degraded']:,} counted as degraded)"

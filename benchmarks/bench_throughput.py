@@ -152,7 +152,7 @@ class Bench:
         before = rounds.server.cpu_s()
         one = run(
             rounds.server.port, rounds.requests, rate=0, seconds=self.seconds, connections=CONNECTIONS, warmup_s=0,
-            core=cores_for(1)[1], check=truth.agrees(rounds.contender),
+            core=cores_for(1)[1], check=truth.agrees(rounds.contender), may_refuse=True,
         )  # fmt: skip
         self.n_failed += one.failed
         if counts:
@@ -176,7 +176,8 @@ def show(widths: tuple[int, ...], found: list[Rounds]) -> None:
         print(
             f"  {each.contender.title:42s} {each.per_second:8,.0f}/s ({min(values):,.0f} .. {max(values):,.0f})  near-realtime "
             f"is {ours.per_second / each.per_second:6.2f} x  CPU {statistics.median(each.cpu_us):6.1f} us  "
-            f"p50 {us['p50']:8,.0f}  p99 {us['p99']:8,.0f} us  failed {sum(one.failed for one in each.runs)}{why(each.runs)}"
+            f"p50 {us['p50']:8,.0f}  p99 {us['p99']:8,.0f} us  refused {sum(one.refused for one in each.runs)}  failed "
+            f"{sum(one.failed for one in each.runs)}{why(each.runs)}"
         )
     for each in (inline, *(each for each in found if each.contender.is_peer)):
         ratio = ours.per_second / each.per_second
