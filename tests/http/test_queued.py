@@ -11,7 +11,7 @@ import msgpack
 import pytest
 from tests.http.test_protocol import LIVEZ, Running, answer, peer, request
 from tests.support import stores
-from tests.support.tiers import BODY, World, failing, held
+from tests.support.tiers import BODY, World, constant, failing, held
 
 from tiercel.features.online import OnlineBase
 from tiercel.settings import ModelSettings, ServerSettings
@@ -313,3 +313,18 @@ def test_refusals_repeat(server, world):
     assert "'other'" in found[2][1]["error"]
     assert world.counters.get("refused_deadline") == 5
     assert world.counters.get("replies_5xx") == 5
+
+
+@pytest.mark.parametrize("tier", ["near-realtime", "realtime"])
+def test_a_stand_in_answers_for_what_is_no_number(server, world, tier):
+    """Where somebody can stand in, a score that is NaN counts as a failure, on the compiled path too; elsewhere it is told."""
+    for name in ("degrading", "plain"):
+        world.add(name, tier=tier, needs_us=(5, 100, 10), curve=CURVE, what=constant(float("nan")))
+    with peer(server) as one:
+        one.send(request(BODY, target="/predict/degrading"))
+        told = json.loads(one.reply()[2])
+        assert (told["score"], told["degraded"]["reason"]) == (0.5, "failed")
+        before = server.native.counts["answered"]
+        one.send(request(BODY, target="/predict/plain"))
+        assert json.loads(one.reply()[2])["score"] is None
+    assert server.native.counts["answered"] == before + 1

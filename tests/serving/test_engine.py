@@ -71,23 +71,22 @@ def test_nothing_changed_is_not_stale(engine):
 
 
 @pytest.mark.parametrize(
-    ("table", "kernel", "is_plain"),
+    ("table", "is_plain", "has_stand_in"),
     [
-        ({}, "onnxruntime", True),
-        ({"deadline_ms": 5.0}, "onnxruntime", True),
-        ({"default_score": 0.5}, "onnxruntime", False),
-        ({"fallback": "small"}, "onnxruntime", False),
-        ({"default_score": 0.5}, "forest", True),
-        ({"last_score_max_age_s": 1.0}, "forest", False),
+        ({}, True, False),
+        ({"deadline_ms": 5.0}, True, False),
+        ({"default_score": 0.5}, True, True),
+        ({"fallback": "small"}, True, True),
+        ({"last_score_max_age_s": 1.0}, False, True),
+        ({"challenger_weight": 0.5}, False, False),
     ],
 )
-def test_whose_scores_must_be_seen_is_no_plain_model(project, table, kernel, is_plain):
-    """A network with a stand-in is the general path's, which looks whether its score is a number; trees give numbers."""
+def test_whose_scores_must_be_seen_is_no_plain_model(project, table, is_plain, has_stand_in):
+    """The compiled path answers unless the router has to see every score, and knows whether anybody may stand in."""
     engine = Engine(replace(project.settings, models=(ModelSettings("fraud", **table),)), project.registry)
     engine.refresh()
-    loaded = engine._load("fraud", 1)
-    loaded = replace(loaded, model=replace(loaded.model, engine=kernel))
-    assert engine._wire(loaded, engine.service("checkout")).is_plain is is_plain
+    plan = engine._wire(engine._load("fraud", 1), engine.service("checkout"))
+    assert (plan.is_plain, plan.has_stand_in) == (is_plain, has_stand_in)
 
 
 def test_promotion_is_followed(project, engine):

@@ -104,6 +104,7 @@ cdef class ServingPlan:
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
         int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch,
     ) noexcept nogil
+    cdef bint is_finite(self, const Assembled* asked) noexcept nogil
     cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us, Stopwatch* watch) noexcept nogil
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1
     cdef bint _score_python(self, Scratch* scratch, Py_ssize_t n_rows) noexcept

@@ -1,7 +1,7 @@
 """Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.engine."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport NAN
+from libc.math cimport NAN, isfinite
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -161,6 +161,8 @@ cdef class ServingPlan:
                 if self._score_python(&asked.scratch, asked.n_rows):
                     length = 0
         _lap(watch, STAGE_SCORE)
+        if self.has_stand_in and length == 0 and not self.is_finite(&asked):
+            length = -1
         if length == 0 and not reserve(out, self._form.most_bytes(asked.n_rows)):
             length = -1
         if length == 0:
@@ -234,6 +236,14 @@ cdef class ServingPlan:
         if self._records and not self.vectors.put_body_keys(out.n_rows, body, end, kind, &out.keys):
             return False
         _lap(watch, STAGE_COMPUTE)
+        return True
+
+    cdef bint is_finite(self, const Assembled* asked) noexcept nogil:
+        """Whether every score is a number: where somebody can stand in, another one counts as a failure."""
+        cdef Py_ssize_t i
+        for i in range(asked.n_rows * self.n_outputs):
+            if not isfinite(asked.scratch.scores[i]):
+                return False
         return True
 
     cdef Prepared prepare_body(self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids):

@@ -224,6 +224,15 @@ cdef inline Py_ssize_t _copy_ms(Output* out, Py_ssize_t at, int64_t us) noexcept
     return at + 4
 
 
+cdef bint _has_numbers(Prepared prepared, scores):
+    """Whether these are scores of the question, and numbers; else somebody else answers."""
+    try:
+        prepared.give_scores(scores)
+    except Exception:
+        return False
+    return prepared.plan.is_finite(&prepared._asked)
+
+
 cdef int _plain_socket(transport) except -2:
     """The descriptor behind a transport that writes bytes as they are; -1 for any other (TLS, a pipe, a test's)."""
     connection = transport.get_extra_info("socket")
@@ -521,7 +530,7 @@ cdef class HotProtocol:
         if prepared is not self._asked or self._phase != PHASE_WAITING:
             return      # its client is gone
         request, self._request, self._asked, self._place = self._request, None, None, None
-        if error is not None and request is not None:
+        if request is not None and (error is not None or not _has_numbers(prepared, scores)):
             self.begun_ns = prepared._arrival.begun_ns
             self._hand(request if self._buffer is None else request + self._buffer, path.header_timeout_s)
             return

@@ -116,11 +116,12 @@ def performance(
 
 
 def connect_outcomes(project: Project) -> duckdb.DuckDBPyConnection:
-    """A connection with the relation `outcomes`; the caller closes it."""
-    from tiercel.monitor.predictions import PredictionTable  # type: ignore[import-not-found, unused-ignore]
+    """A connection with the relation `outcomes`, up to date; the caller closes it."""
+    from tiercel.monitor.joined import open_outcomes, refresh
 
-    connection: duckdb.DuckDBPyConnection = PredictionTable(project.settings.state_dir, project.settings).connect()
-    return connection
+    settings = project.settings
+    refresh(settings.state_dir, settings.monitor)
+    return open_outcomes(settings.state_dir, settings.monitor)
 
 
 def _print(report: PerformanceReport, value: ValueReport | None) -> None:

@@ -18,7 +18,7 @@ from tiercel.http import payload
 from tiercel.http.body import header, read_body
 from tiercel.http.predict import respond
 from tiercel.http.request import show
-from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.monitor.feedback_writer import FeedbackWriter
 from tiercel.monitor.labels import LabelStore
@@ -59,7 +59,8 @@ class FeedbackEndpoint:
             written = self._writer.submit(lambda: parse_feedback(body, kind, limits.max_rows), len(body))
             status, reply, code = describe(await asyncio.wrap_future(written))
         except TiercelError as error:
-            status, reply, code, headers = status_of(error), body_of(error), error.code, headers_of(error)
+            request_id = request_id_of(scope["headers"])
+            status, reply, code, headers = status_of(error), body_of(error, request_id), error.code, headers_of(error, request_id)
             if status == 500:
                 log.exception("Feedback failed")
         except Exception:  # the client gets an answer, the log the reason

@@ -13,7 +13,7 @@ from tiercel._hot.protocol import Refusal
 from tiercel.errors import CapacityError, DeadlineError, TiercelError
 from tiercel.http import payload
 from tiercel.http.socket_wait import SocketWait
-from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.serving.asked import require_time
 from tiercel.serving.deadline import Deadline
 
@@ -119,7 +119,9 @@ class QueueDoor:
             self._counters.add("refused_capacity")
         kind, headers = _MEDIA[asked.kind], []
         if isinstance(error, TiercelError):
-            status, body, headers, code = status_of(error), body_of(error), headers_of(error), error.code
+            request_id = request_id_of(())  # its head is gone
+            status, code = status_of(error), error.code
+            body, headers = body_of(error, request_id), headers_of(error, request_id)
         else:
             status, code = 500, "internal_error"
             body = {"error": "The server failed; its log has the reason", "code": code}

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tiercel.monitor.recording import Recorder
     from tiercel.monitor.reference import Reference
     from tiercel.registry import ModelVersion
-    from tiercel.settings import ModelSettings, Settings
+    from tiercel.settings import Settings
 
     ProfileOf = Callable[[Settings, ModelVersion, Callable[[], Mapping[str, bytes]]], CostProfile | None]
 
@@ -371,10 +371,11 @@ class Engine:
             recorder=recorder,
             tier=loaded.tier.value,
             is_inline=loaded.tier is Tier.REALTIME,
-            is_plain=_is_plain(declared, model.engine),
+            # Who answers these is the router's to say, or it must see every score.
+            is_plain=declared.challenger_weight == 0 and declared.shadow is None and declared.last_score_max_age_s == 0,
             needs_us=None if loaded.profile is None else needs_us(loaded.profile),
             default_budget_us=None if declared.deadline_ms is None else int(1000 * declared.deadline_ms),
-            has_stand_in=declared.fallback is not None or declared.default_score is not None,
+            has_stand_in=declared.has_stand_in,
         )
 
     def _pin(self, name: str, version: int) -> ServingPlan:
@@ -407,16 +408,6 @@ class Engine:
     def _recover(self, what: str) -> None:
         if self._failed.pop(what, None) is not None:
             log.info("%s: serves again", what)
-
-
-def _is_plain(declared: ModelSettings, kernel: str) -> bool:
-    """Whether the compiled path may answer for a model; else who answers is the router's to say, or it must see every score.
-
-    A network gives NaN for what is far from its training data, and then a stand-in has to answer.
-    """
-    if declared.challenger_weight > 0 or declared.shadow is not None or declared.last_score_max_age_s > 0:
-        return False
-    return kernel != "onnxruntime" or not declared.has_stand_in
 
 
 def needs_us(profile: CostProfile) -> tuple[float, float, float]:
