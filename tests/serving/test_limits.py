@@ -110,12 +110,21 @@ def test_near_realtime_holds_what_it_can_answer():
     assert derive_limits({"slow": SLOW}, 1, 1024).near_realtime.max_bytes == 5_000_000
 
 
+def test_submissions_of_jobs_are_bounded_whatever_is_served():
+    """As many as are written down in 100 ms, one after the other, and the largest bodies of four."""
+    for profiles in ({}, {"slow": SLOW}, {"fast": FAST}):
+        batch = derive_limits(profiles, 8, 1 << 20).batch
+        assert (batch.max_running, batch.max_bytes) == (10, 4 << 20)
+
+
 def test_limits_are_said_in_words():
     """One line for each tier, with the numbers that hold and no others; no model in a tier is said, too."""
     realtime, near, batch = describe(LIMITS)
     assert realtime == "realtime: answered inline, never queued"
     assert near.startswith("near-realtime: at most 100 requests with 16 MiB of bodies at once")
-    assert batch == "batch: jobs run in a process of their own"
+    assert batch.startswith(
+        "batch: at most 10 submissions with 16 MiB of bodies at once, written down one after the other"
+    )
     assert describe(derive_limits({}, 1, 1))[0] == "realtime: no model is served in it"
 
 

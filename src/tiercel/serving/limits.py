@@ -8,7 +8,9 @@ A worker is one event loop, so a tier's "slots" are not threads. What can run ou
   loop's time (requests are parsed, vectors assembled, replies written there) and memory. A `Partition` bounds the second.
   Nothing bounds the first yet: `LoopShare` is for that and is not wired, because the time of the general path outside of
   what it is told of counts as realtime there, and the share of a busy worker fell to its minimum and stayed.
-- **batch** runs in other processes. What it takes here is the submission of jobs, which the job store bounds.
+- **batch** runs in other processes. What it takes here is the submission of jobs: they are written down one after the other
+  in a thread beside the loop, which gets the interpreter back within a switch interval, and another `Partition` bounds how
+  many wait for that. (How many jobs wait to be run is the job store's.)
 
 A realtime request never asks for a place in a `Partition`, so the others cannot take one from it. They can still delay it.
 """
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Bodies are decoded at about this rate (JSON to Python values; the slowest format).
 DECODED_BYTES_PER_US: Final = 50
+#: About what writing a job down takes, synced; measured from the first on.
+SUBMISSION_US: Final = 10_000
 #: Whoever is told to come back later than this will not.
 MAX_RETRY_S: Final = 600
 
@@ -104,6 +108,10 @@ class Stay:
     def __init__(self, partition: Partition, n_bytes: int, begin_ns: int) -> None:
         self._partition: Partition | None = partition
         self.n_bytes, self.begin_ns = n_bytes, begin_ns
+
+    def is_in(self, partition: Partition) -> bool:
+        """Whether it is a place there, and not left."""
+        return self._partition is partition
 
     def leave(self) -> None:
         """Give the place back."""
@@ -194,8 +202,9 @@ def derive_limits(profiles: Mapping[str, TierProfile], n_cores: int, max_body_by
         slack_us,
         turn_us,
         PartitionLimits(max_near, near_bytes, max((each.p99_us for each in near), default=near_us)),
-        # One is being written down while the next is read; a job takes seconds, its submission milliseconds.
-        PartitionLimits(2, 2 * max_body_bytes, 10_000),
+        # They are written down one after the other, so these are as many as are done within what a near-realtime answer may
+        # take; longer nobody should wait to be told that his job is accepted.
+        PartitionLimits((Tier.NEAR_REALTIME.budget_us or 0) // SUBMISSION_US, 4 * max_body_bytes, SUBMISSION_US),
     )
 
 
@@ -211,7 +220,11 @@ def describe(limits: Limits) -> list[str]:
         f"near-realtime: at most {near.max_running} requests with {near.max_bytes / 2**20:.3g} MiB of bodies at once, "
         f"each taken only where its measured cost fits its deadline"
     )
-    jobs = "batch: jobs run in a process of their own"
+    batch = limits.batch
+    jobs = (
+        f"batch: at most {batch.max_running} submissions with {batch.max_bytes / 2**20:.3g} MiB of bodies at once, written down "
+        f"one after the other; jobs run in a process of their own"
+    )
     return [realtime, others, jobs]
 
 
