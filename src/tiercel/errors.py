@@ -421,6 +421,8 @@ class QueryError(MonitorError):
     """A question about the prediction table is not SQL that it can answer."""
 
     code = "invalid_query"
+
+
 class OutcomesError(MonitorError):
     """The relation `outcomes` is missing, lacks a column, or cannot be read."""
 

@@ -45,7 +45,7 @@ def in_child(act, *arguments) -> int:
     if child == 0:
         try:
             act(*arguments)
-        except BaseException:  # noqa: BLE001 - said by the exit status
+        except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tiercel.serving.answers import Answer, Question
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
+    from tiercel.serving.limits import Stay
     from tiercel.serving.router import Router
     from tiercel.settings import ServerSettings
 
@@ -90,7 +91,7 @@ class Exchange:
         """
         return budget_of(self.scope["headers"], self.begin_ns)
 
-    def enter(self, reference: str) -> AbstractContextManager[object]:
+    def enter(self, reference: str) -> AbstractContextManager[Stay | None]:
         """A place in the tier of the model that is asked, for as long as it takes; asked for before the body is read.
 
         Raises:

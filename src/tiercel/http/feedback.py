@@ -60,7 +60,12 @@ class FeedbackEndpoint:
             status, reply, code = describe(await asyncio.wrap_future(written))
         except TiercelError as error:
             request_id = request_id_of(scope["headers"])
-            status, reply, code, headers = status_of(error), body_of(error, request_id), error.code, headers_of(error, request_id)
+            status, reply, code, headers = (
+                status_of(error),
+                body_of(error, request_id),
+                error.code,
+                headers_of(error, request_id),
+            )
             if status == 500:
                 log.exception("Feedback failed")
         except Exception:  # the client gets an answer, the log the reason

@@ -9,8 +9,10 @@ import asyncio
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from tiercel.settings import Settings
 
 log = logging.getLogger("tiercel.http")
+
+_T = TypeVar("_T")
 
 #: Nobody is told to come back sooner, or later.
 MIN_RETRY_S, MAX_RETRY_S = 1, 3600
@@ -67,6 +71,12 @@ class JobEndpoints:
         self._is_enabled = settings.control.enabled
         self._store = JobStore(settings.state_dir) if store is None else store
         self._counters = WorkerCounters() if counters is None else counters
+        # One: what is read and written down there competes for the interpreter with the loop, and never with more than one.
+        self._submitting = ThreadPoolExecutor(1, "tiercel-jobs")
+
+    async def beside(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Do a part of a submission in the thread that all of them share, in turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._submitting, partial(work, *arguments))
 
     def routes(self) -> list[Route]:
         """`GET` and `DELETE /jobs/{id}`, `GET /jobs/{id}/results`."""
@@ -102,7 +112,7 @@ class JobEndpoints:
                 "Expected a prediction in another tier: batch jobs are run by the control process, which is switched off. "
                 "Set control.enabled = true in tiercel.toml and restart the server"
             )
-        status = await asyncio.to_thread(self._accept, plan, question, reply, results)
+        status = await self.beside(self._accept, plan, question, reply, results)
         where = f"/jobs/{status.job.id}"
         wait_us = await asyncio.to_thread(self._store.wait_us, status)
         body = {"job": status.job.id, "status": where, "results": f"{where}/results"}

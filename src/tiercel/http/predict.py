@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
     from tiercel.http.tracing import Tracing
     from tiercel.serving.deadline import Deadline
     from tiercel.serving.engine import Engine
+    from tiercel.serving.limits import Stay
     from tiercel.settings import ServerSettings
 
 __all__ = ["PredictEndpoint", "ReplyIds", "make_ids", "respond", "send_body"]
 
 log = logging.getLogger("tiercel.http")
+
+#: What is smaller is read within a millisecond or so.
+BESIDE_BYTES = 1 << 16
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -89,9 +94,11 @@ class PredictEndpoint:
             kind = payload.media_type(header(scope, b"content-type"))
             budget = budget_of(scope["headers"], begin_ns)
             reference = scope["path"][len("/predict/") :]
-            with self._router.enter(reference, announced_bytes(scope)):
+            with self._router.enter(reference, announced_bytes(scope)) as stay, ExitStack() as places:
                 body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
-                status, content, headers, done = await self._predict(reference, body, kind, budget, receive)
+                status, content, headers, done = await self._predict(
+                    reference, body, kind, budget, receive, stay, places
+                )
         except TiercelError as error:
             request_id = request_id_of(scope["headers"])
             status, content, code = status_of(error), payload.encode(body_of(error, request_id), kind), error.code
@@ -110,9 +117,24 @@ class PredictEndpoint:
             self._trace(scope, begin_ns, wall_ns, status, code, done)
 
     async def _predict(
-        self, reference: str, body: bytes, kind: str, budget: Budget, receive: Receive
+        self,
+        reference: str,
+        body: bytes,
+        kind: str,
+        budget: Budget,
+        receive: Receive,
+        stay: Stay | None,
+        places: ExitStack,
     ) -> tuple[int, bytes, Headers, _Done | None]:
-        request = parse_predict(payload.decode(body, kind, self._max_rows), self._max_rows)
+        # A large job's body would keep the loop for many milliseconds. One that asks for a job says so; looking for the word
+        # costs next to nothing, and a body that has it by accident is read beside the loop too.
+        is_large = len(body) >= BESIDE_BYTES
+        if self._jobs is not None and is_large and (self._router.is_job(stay) or b"batch" in body):
+            stay = places.enter_context(self._router.enter_job(stay, len(body))) or stay
+            data = await self._jobs.beside(payload.decode, body, kind, self._max_rows)
+        else:
+            data = payload.decode(body, kind, self._max_rows)
+        request = parse_predict(data, self._max_rows)
         of_exchange, of_answer = budget, Budget(budget.begin_ns)
         if request.deadline_ms is not None:
             of_answer = of_answer.with_us(request.deadline_ms, 1e3, "deadline_ms", "$.deadline_ms")
@@ -124,11 +146,13 @@ class PredictEndpoint:
                 raise JobsDisabledError(
                     f"Expected a prediction in another tier than {Tier.BATCH}: this server takes no jobs"
                 )
+            places.enter_context(self._router.enter_job(stay, len(body)))
             # Here the two differ: the exchange ends with the 202, the answer comes later.
             dues = of_exchange.over(Tier.BATCH), of_answer.over(Tier.BATCH)
             status, told, headers = await self._jobs.submit(plan, question, *dues)
             self._counters.add("jobs_submitted")
             return status, payload.encode(told, kind), headers, None
+        places.close()
         served = await while_connected(self._router.serve(reference, question, budget, request.tier), receive)
         content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
         more: dict[str, Any] = {}

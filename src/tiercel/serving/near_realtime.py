@@ -31,6 +31,7 @@ import numpy as np
 
 from tiercel.errors import CapacityError, DeadlineError, ModelError, TiercelError
 from tiercel.serving.admission import Admission
+from tiercel.serving.batch_scoring import copy_of, score_parts
 from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.pace import Pace
 from tiercel.serving.schedule import Lines, advance, next_batch
@@ -347,7 +348,7 @@ class Batcher:
         batch = _Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         try:
             done = self._executor.submit(
-                _run, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
+                score_parts, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
             )
         except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
             for waiter, _, _ in parts:
@@ -459,7 +460,7 @@ class Batcher:
             return
         self.failed += 1
         try:
-            own = _copy_of(error, len(waiter.rows))
+            own = copy_of(error, len(waiter.rows))
         except Exception:  # noqa: BLE001 - an error that cannot even be told; who waits must hear something
             own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}")
         own.__cause__ = error
@@ -570,38 +571,3 @@ class Batcher:
                 self._drop(waiter, now_ns)
         self._expire(now_ns)
         self._look_in(1000 * self._budget_us)
-
-
-def _copy_of(error: BaseException, n_rows: int) -> TiercelError:
-    if isinstance(error, TiercelError):
-        kind, arguments, state = error.__reduce__()[1]
-        own: TiercelError = kind.__new__(kind, *arguments)
-        own.args = arguments
-        own.__dict__.update(state)
-        return own
-    return ModelError(f"The model failed to score {n_rows} rows: {type(error).__name__}: {error}")
-
-
-def _run(
-    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-    parts: list[NDArray[np.float32]],
-    n_outputs: int,
-    clock_ns: Callable[[], int],
-) -> tuple[NDArray[np.float64], int]:
-    """In a scoring thread: (scores of all parts, nanoseconds it took).
-
-    Raises:
-        ModelError: what came back is not scores of these rows.
-        Exception: the scorer's.
-    """
-    began_ns = clock_ns()
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    scores: Any = score(rows)
-    took_ns = clock_ns() - began_ns
-    if not isinstance(scores, np.ndarray):
-        raise ModelError(f"Expected a float64 array of scores from the model, got {type(scores).__name__}")
-    if scores.shape != (len(rows), n_outputs) or scores.dtype != np.float64:
-        raise ModelError(
-            f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
-        )
-    return scores, took_ns

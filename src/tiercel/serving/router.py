@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tiercel._hot.reply import ReplyIds
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
-    from tiercel.serving.limits import Limits
+    from tiercel.serving.limits import Limits, Stay
     from tiercel.serving.ready_answers import ReadyAnswer
     from tiercel.serving.waiters import AnswerCall, CallWaiter
     from tiercel.settings import ModelSettings
@@ -60,7 +60,7 @@ MAX_SHADOWS = 1024
 #: Longer than this nothing is scored where other requests wait.
 INLINE_US = Tier.REALTIME.budget_us or 0
 QUEUED_US = Tier.NEAR_REALTIME.budget_us or 0
-_NO_STAY = nullcontext()
+_NO_STAY: AbstractContextManager[None] = nullcontext()
 
 
 class Router:
@@ -116,7 +116,7 @@ class Router:
         self._follow_routes()
         return self._rooms.limits
 
-    def enter(self, reference: str, n_bytes: int | None) -> AbstractContextManager[object]:
+    def enter(self, reference: str, n_bytes: int | None) -> AbstractContextManager[Stay | None]:
         """A place for a request with a body of `n_bytes` (None: it does not say), asked for before that is read.
 
         Raises:
@@ -130,6 +130,23 @@ class Router:
             self._counters.add("refused_capacity")
             raise
         return _NO_STAY if stay is None else stay
+
+    def enter_job(self, stay: Stay | None, n_bytes: int) -> AbstractContextManager[Stay | None]:
+        """A place for a request that turned out to be a job, whatever its model's tier; `stay` is what `enter` gave it.
+
+        Raises:
+            CapacityError: there is none.
+        """
+        try:
+            found = self._rooms.enter_job(stay, n_bytes)
+        except CapacityError:
+            self._counters.add("refused_capacity")
+            raise
+        return _NO_STAY if found is None else found
+
+    def is_job(self, stay: Stay | None) -> bool:
+        """Whether the request that was given this place can only become a job."""
+        return self._rooms.is_job(stay)
 
     async def find(self, reference: str) -> ServingPlan:
         """The plan that a reference ("name", "name@alias", "name:version") names.
