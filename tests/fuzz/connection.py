@@ -137,10 +137,10 @@ def _expected(stream):
     written, at, n = b"", 0, 0
     routes = world().engine.routes
     while (head := http_head.read_head(stream[at:], SETTINGS.max_body_bytes)) is not None:
-        start, length, size, content, kind, budget_us, _ = head
+        start, length, size, content, kind, budget_us, *_ = head
         body = stream[at + size : at + size + content]
         plan = routes.by_reference.get(stream[at + start : at + start + length].decode())
-        if plan is None or not body or len(body) < content:
+        if kind == 2 or plan is None or not body or len(body) < content:
             break
         reply = plan.answer(body, kind, 1_700_000_000_000_000, ids, budget_us=budget_us)
         if reply is None:

@@ -9,7 +9,7 @@ from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.counters cimport (
     NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters,
 )
-from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
+from tiercel._hot.http cimport BODY_JSON, BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, PREDICTION_FAST, Stopwatch
@@ -409,7 +409,7 @@ cdef class HotProtocol:
                 break
             plan = path._find(data + offset + head.reference_start, head.reference_length)
             arrival.begun_ns, arrival.budget_us, arrival.budget_source = self.begun_ns, head.budget_us, head.budget_source
-            if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
+            if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced) or head.kind == BODY_TENSORS:
                 outcome = OUTCOME_HAND_ON
                 break
             if plan.is_queued:
