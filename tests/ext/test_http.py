@@ -33,7 +33,9 @@ def status(data):
 
 def test_fields_of_a_head():
     """Offsets and lengths point into the caller's bytes."""
-    found, start, length, head, content, kind, budget_us, is_traced, json_bytes = http.read_head(HEAD + b'{"entities": {}}', CAP)
+    found, start, length, head, content, kind, budget_us, is_traced, json_bytes = http.read_head(
+        HEAD + b'{"entities": {}}', CAP
+    )
     assert found == http.FAST
     assert HEAD[start : start + length] == b"flights@challenger"
     assert (head, content, kind) == (len(HEAD), 17, 0)
@@ -202,8 +204,19 @@ def test_accepted(data):
         *(
             pytest.param(INFER.replace(b"m/versions/3", path), id=f"infer of {path.decode()}")
             for path in (
-                b"", b"/versions/3", b"m/versions/", b"m/versions/03", b"m/versions/x", b"m/versions/1234567890",
-                b"m/versions/-1", b"m/versions/3/", b"m/versions", b"m/", b"m%41", b"m/versions/3/versions/3", b"m/x",
+                b"",
+                b"/versions/3",
+                b"m/versions/",
+                b"m/versions/03",
+                b"m/versions/x",
+                b"m/versions/1234567890",
+                b"m/versions/-1",
+                b"m/versions/3/",
+                b"m/versions",
+                b"m/",
+                b"m%41",
+                b"m/versions/3/versions/3",
+                b"m/x",
             )
         ),
         *(

@@ -9,7 +9,7 @@
 #ifndef TIERCEL_BODY_TEXT_H
 #define TIERCEL_BODY_TEXT_H
 
-#include "payload.h"
+#include "tensor_values.h"
 
 /* ---- text ---- */
 
@@ -473,8 +473,9 @@ static inline bool read_body(const uint8_t *p, int64_t n_bytes, int kind, const 
     return *p == '}' && skip_space(p + 1, end) == end && body->n_entities + body->n_features > 0;
 }
 
-/* The next item of a list that read_body accepted. */
+/* The next item of a list that read_body (or read_tensors of tensors.h) accepted. */
 static inline const Cell *next_item_of(Powers powers, Column *column, const uint8_t *end, int kind, Cell *room) {
+    if (kind == BODY_TENSORS) return next_tensor_value(column, room);
     if (kind == BODY_MSGPACK) {
         column->next = msgpack_cell(column->next, end, room);
     } else {
