@@ -40,7 +40,7 @@ DOORS = {
     "scorer": set(),
     "wire": {"tiercel.models.onnx_proto"},
     "http": set(),
-    "protocol": {"tiercel.http.native"},
+    "protocol": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
     "decimal": set(),
     "reply": {"tiercel.http.predict", "tiercel.serving.measure", "tiercel.serving.router"},
@@ -60,6 +60,7 @@ DOORS = {
         "tiercel.serving.routes",
         "tiercel.batch.runner",
         "tiercel.http.jobs",
+        "tiercel.http.queued",
     },
 }
 

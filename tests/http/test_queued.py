@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 
 import msgpack
@@ -214,14 +215,38 @@ def test_no_room(server, world, kind):
     assert world.counters.get("refused_capacity") == 2
 
 
-def test_too_little_time(server):
-    """A deadline that cannot be met is the general path's to refuse, before anything is queued."""
+def test_too_little_time(server, world):
+    """A deadline that cannot be met is refused before anything is queued, in the words of the general path."""
+    late, told = {**BODY, "deadline_ms": 0.05}, []
     with peer(server) as one:
-        one.send(request({**BODY, "deadline_ms": 0.05}, target="/predict/net"))
-        status, _, body = one.reply()
-    assert status == 504
-    assert json.loads(body)["code"] == "deadline_exceeded"
-    assert server.native.counts == {"answered": 0, "handed_on": 1}
+        for ask in (request(late, target="/predict/net"), chunked(late, "/predict/net")):
+            one.send(ask)
+            status, headers, body = one.reply()
+            assert status == 504
+            data = json.loads(body)
+            data["error"] = re.sub(r"got [0-9.]+ ms", "got # ms", data["error"])
+            told.append((list(headers), data))
+        assert one.ask(NET) == 200
+    assert told[0] == told[1]
+    assert told[0][1]["code"] == "deadline_exceeded"
+    assert server.native.counts == {"answered": 1, "handed_on": 1}
+    assert world.counters.get("refused_deadline") == 2
+    assert world.scorers["net", 1].calls == [1]
+
+
+def test_what_waits_unread_loses_time(server, world):
+    """A request that was read behind a waiting one has been here since then, however late its turn comes."""
+    scorer = world.scorers["net", 1]
+    tight, ample = (request({**BODY, "deadline_ms": ms}, target="/predict/net") for ms in (30, 900))
+    with peer(server) as one, held(scorer):
+        one.send(NET + tight)
+        assert scorer.entered.wait(10)
+        time.sleep(0.02)
+        one.send(tight + ample)
+        time.sleep(0.04)
+        scorer.gate.set()
+        assert [one.reply()[0] for _ in range(4)] == [200, 504, 504, 200]
+        assert one.ask(tight) == 200
 
 
 def test_a_stand_in_answers_what_fails(server, world):

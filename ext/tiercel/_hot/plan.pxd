@@ -55,6 +55,7 @@ cdef struct Assembled:
     int64_t score_ns       # what scoring is measured to take
     Py_ssize_t n_rows
     bint many              # lists were sent
+    bint is_late           # not assembled, because it would have been late
 
 
 cdef class ServingPlan:
@@ -93,7 +94,8 @@ cdef class ServingPlan:
         Stopwatch* watch,
     ) noexcept nogil
 
-    # A JSON or msgpack body's question for a queue, or None: hand the body on to the general path.
+    # A JSON or msgpack body's question for a queue; `is_late`: it would be late, and nothing was read for it. None: hand the
+    # body on to the general path.
     cdef Prepared prepare_body(self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids)
 
     # Parse, read and assemble; False: hand on, and there is nothing to release. dispose() after use.

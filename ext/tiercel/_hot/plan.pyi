@@ -9,6 +9,7 @@ from tiercel._hot.vector import VectorProgram
 
 from tiercel.types import ServiceSchema, Signature
 
+SOURCES: Final[tuple[str, ...]]
 STAGE_NAMES: Final[tuple[str, ...]]
 
 class ServingPlan:
@@ -76,6 +77,10 @@ class Prepared:
     def budget_us(self) -> int: ...
     @property
     def is_asked(self) -> bool: ...
+    @property
+    def is_late(self) -> bool: ...
+    @property
+    def source(self) -> str: ...
     @property
     def oldest_age_us(self) -> int | None: ...
     @property

@@ -26,6 +26,8 @@ from tiercel.types import NO_EVENT_US, Tier
 
 cdef int64_t NO_EVENT = NO_EVENT_US
 cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
+# By BudgetSource.
+SOURCES = ("tier", "x-request-timeout-seconds", "x-envoy-expected-rq-timeout-ms", "deadline_ms")
 STAGE_NAMES = ("parse", "read", "compute", "score", "reply")
 # Whatever takes longer is not scored where other requests wait for it.
 cdef int64_t INLINE_NS = 1000 * Tier.REALTIME.budget_us
@@ -184,6 +186,7 @@ cdef class ServingPlan:
         cdef void* block = NULL
         cdef bint done = False
         cdef Py_ssize_t n_fields = self.vectors.body_reader.n_fields
+        out.is_late = False
         watch.at[0] = monotonic_ns()
         body.columns, body.given = few_columns, few_given
         if n_fields > FEW_FIELDS:
@@ -199,7 +202,8 @@ cdef class ServingPlan:
             _lap(watch, STAGE_PARSE)
             out.score_ns = self._needs.score_ns + out.n_rows * self._needs.row_ns
             out.due_ns = self._due_ns(arrival, body.budget_us, watch)
-            if watch.at[1] + self._needs.read_ns + out.score_ns <= out.due_ns and out.score_ns <= max_score_ns:
+            out.is_late = watch.at[1] + self._needs.read_ns + out.score_ns > out.due_ns
+            if not out.is_late and out.score_ns <= max_score_ns:
                 memset(&out.keys, 0, sizeof(Output))
                 if self.vectors.begin(&out.scratch, out.n_rows):
                     done = self._fill(&body, data + size, kind, out, watch)
@@ -241,9 +245,9 @@ cdef class ServingPlan:
             done = self._assemble_body(
                 data, size, kind, arrival, ids.max_rows, NEVER_NS, &prepared._asked, &prepared._watch
             )
-        if not done:
+        if not done and not prepared._asked.is_late:
             return None
-        prepared.plan, prepared.kind, prepared._has_scratch, prepared._arrival = self, kind, True, arrival[0]
+        prepared.plan, prepared.kind, prepared._has_scratch, prepared._arrival = self, kind, done, arrival[0]
         prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
         if prepared._asked.due_ns == NEVER_NS:
             # As the router has it: what cannot keep the tier's bound is not held to it, and the general path says how.
@@ -446,6 +450,16 @@ cdef class Prepared:
     def budget_us(self):
         """How long a body's question was given, in microseconds."""
         return (self._asked.due_ns - self._arrival.begun_ns) // 1000
+
+    @property
+    def is_late(self):
+        """Whether a body's question was not assembled, because it would have been late."""
+        return bool(self._asked.is_late)
+
+    @property
+    def source(self):
+        """Who set the deadline of a body's question, as `tiercel.serving.deadline` names it."""
+        return SOURCES[self._watch.budget_source]
 
     @property
     def is_asked(self):

@@ -38,6 +38,17 @@ cdef enum:
     WAITING_BYTES = 65536
 
 
+# When what waits in the buffer was read: so many moments, at least so far apart. What comes later counts with the last.
+cdef enum:
+    N_MARKS = 16
+    MARK_NS = 4_000_000
+
+
+cdef struct Mark:
+    Py_ssize_t at       # in the buffer
+    int64_t read_ns     # of the monotonic clock
+
+
 cdef enum Phase:
     PHASE_IDLE          # between requests
     PHASE_HEAD          # part of a head is here
@@ -87,6 +98,8 @@ cdef class HotProtocol:
     cdef readonly int64_t begun_ns         # of the monotonic clock: when the first byte of the next request was read
     cdef object _transport, _timer
     cdef bytearray _buffer                 # the incomplete request, or what follows a waiting one; or None
+    cdef Mark _marks[N_MARKS]              # of what came while a request waited or the peer did not read
+    cdef int _n_marks
     cdef Prepared _asked                   # the question that waits, or None
     cdef object _place                     # ... its place in the queue
     cdef bytes _request                    # ... its bytes, where somebody else may have to answer it
@@ -103,6 +116,9 @@ cdef class HotProtocol:
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
         Py_ssize_t* consumed,
     ) except *
+    cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept
+    cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept
+    cdef int _forget(self, Py_ssize_t consumed) noexcept
     cdef int _go_on(self) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1
     cdef int _set_reading(self, bint wanted) except -1

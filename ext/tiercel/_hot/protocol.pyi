@@ -22,6 +22,9 @@ class Queue(Protocol):
         close: no other request of the connection will be answered.
         """
 
+    def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
+        """The whole reply to a question that would be late; None: the general path's."""
+
     def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:
         """The whole reply to a question that was accepted, and failed."""
 

@@ -16,7 +16,7 @@ from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, PREDICTION_FAST, Sto
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
-from tiercel._hot.plan import STAGE_NAMES
+from tiercel._hot.plan import SOURCES, STAGE_NAMES
 
 # A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
 # machine to send its next request: the answer to that says `connection: close`, and nobody writes into a closed socket.
@@ -43,10 +43,8 @@ cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-leng
 cdef bytes TIMING = b"\r\nserver-timing: "
 cdef tuple TIMED = tuple([(", " if i else "").encode() + name.encode() + b";dur=" for i, name in enumerate(STAGE_NAMES)])
 cdef bytes BUDGET = b", budget;dur="
-# By BudgetSource; the names are those of serving/deadline.py.
-cdef tuple BUDGETED = tuple([
-    b';desc="%b"' % name for name in (b"", b"x-request-timeout-seconds", b"x-envoy-expected-rq-timeout-ms", b"deadline_ms")
-])
+# By BudgetSource.
+cdef tuple BUDGETED = tuple([b';desc="%b"' % name.encode() for name in SOURCES])
 cdef bytes END = b"\r\n\r\n"
 cdef bytes CLOSE_END = b"\r\nconnection: close\r\n\r\n"
 
@@ -309,6 +307,7 @@ cdef class HotProtocol:
         self._phase = PHASE_AWAY
         self._fd = -1
         self._buffer = self._asked = self._place = self._request = None
+        self._n_marks = 0
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -328,6 +327,8 @@ cdef class HotProtocol:
         if self._buffer is None:
             self._buffer = bytearray()
             self.begun_ns = monotonic_ns()
+        if self._n_marks > 0 or self._phase == PHASE_WAITING or self._phase == PHASE_PAUSED:
+            self._mark(PyByteArray_GET_SIZE(self._buffer), monotonic_ns())
         self._buffer += data
         if self._phase == PHASE_WAITING:
             if PyByteArray_GET_SIZE(self._buffer) > WAITING_BYTES:
@@ -346,6 +347,7 @@ cdef class HotProtocol:
         outcome = self._answer_all(data, size, whole is not None, &consumed)
         if outcome == OUTCOME_DONE:
             self._buffer = None
+            self._n_marks = 0
             self._set_phase(PHASE_IDLE, True)
             if self._write_paused:
                 self._set_phase(PHASE_PAUSED, True)
@@ -358,6 +360,7 @@ cdef class HotProtocol:
             rest = whole if consumed == 0 else whole[consumed:]
         elif consumed:
             del self._buffer[:consumed]
+            self._forget(consumed)
         if outcome == OUTCOME_HAND_ON:
             if rest is None:
                 rest = bytes(self._buffer)
@@ -366,10 +369,13 @@ cdef class HotProtocol:
             self._hand(rest, max(0.0, self._deadline - _now()))
             return 0
         if rest is not None:
-            self._buffer = bytearray(rest) if len(rest) else None
+            self._buffer = bytearray(rest)
+        if PyByteArray_GET_SIZE(self._buffer) == 0:
+            self._buffer = None
+            self._n_marks = 0
+        elif self._n_marks == 0:
+            self._mark(0, self.begun_ns)
         if outcome == OUTCOME_WAITING:
-            if self._buffer is not None and PyByteArray_GET_SIZE(self._buffer) == 0:
-                self._buffer = None
             self._set_phase(PHASE_WAITING, True)
             return 0
         # A partial request must not keep the reading open: answered piece by piece, it would fill the transport for ever.
@@ -425,7 +431,7 @@ cdef class HotProtocol:
                 break
             else:
                 offset += total
-            self.begun_ns = arrival.read_ns
+            self.begun_ns = self._read_at(offset, arrival.read_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
                 if self._write_paused:
@@ -449,7 +455,10 @@ cdef class HotProtocol:
         prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
         if prepared is None:
             return OUTCOME_HAND_ON
-        place = path.queue.enter(prepared, self, close)
+        if prepared._asked.is_late:
+            place = None if plan.has_stand_in else path.queue.late(prepared, self, close)
+        else:
+            place = path.queue.enter(prepared, self, close)
         if place is None:
             return OUTCOME_HAND_ON
         consumed[0] += total
@@ -457,7 +466,7 @@ cdef class HotProtocol:
             if not put(&path._out, PyBytes_AS_STRING(<bytes>place), PyBytes_GET_SIZE(<bytes>place)):
                 raise MemoryError("No memory for a refusal")
             return OUTCOME_DONE
-        self._asked, self._place, self.begun_ns = prepared, place, arrival.read_ns
+        self._asked, self._place, self.begun_ns = prepared, place, self._read_at(consumed[0], arrival.read_ns)
         self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
         return OUTCOME_WAITING
 
@@ -493,6 +502,33 @@ cdef class HotProtocol:
         self._set_reading(True)
         self._leave()
         self.path._hand_on(self, transport, data, deadline_s, self._write_paused, self._draining)
+        return 0
+
+    cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept:
+        """What is in the buffer from `at` on was read at `read_ns`."""
+        cdef int n = self._n_marks
+        if n == 0 or (n < N_MARKS and read_ns - self._marks[n - 1].read_ns >= MARK_NS):
+            self._marks[n].at, self._marks[n].read_ns = at, read_ns
+            self._n_marks = n + 1
+        return 0
+
+    cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept:
+        """When the byte at `offset` of the buffer was read."""
+        cdef int i
+        for i in range(self._n_marks - 1, -1, -1):
+            if self._marks[i].at <= offset:
+                return self._marks[i].read_ns
+        return otherwise_ns
+
+    cdef int _forget(self, Py_ssize_t consumed) noexcept:
+        """So many bytes are gone from the start of the buffer."""
+        cdef int i, first = 0, n = self._n_marks
+        while first + 1 < n and self._marks[first + 1].at <= consumed:
+            first += 1
+        for i in range(first, n):
+            self._marks[i - first].at = max(0, self._marks[i].at - consumed)
+            self._marks[i - first].read_ns = self._marks[i].read_ns
+        self._n_marks = n - first
         return 0
 
     cdef int _flush(self) except -1:

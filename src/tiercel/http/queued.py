@@ -11,6 +11,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from tiercel.errors import CapacityError, DeadlineError, TiercelError
 from tiercel.http import payload
 from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.serving.asked import require_time
+from tiercel.serving.deadline import Deadline
 
 if TYPE_CHECKING:
     from tiercel._hot.plan import Prepared
@@ -43,10 +45,19 @@ class QueueDoor:
             return self._router.submit(asked, partial(hot.complete, asked))
         except CapacityError as error:
             return None if asked.plan.has_stand_in else self.refusal(asked, error, hot, close)
-        except (
-            DeadlineError
-        ):  # the general path knows more about it: many rows may take longer than their tier promises
-            return None
+        except DeadlineError as error:
+            # Without a deadline of its own, a question that takes longer than its tier promises is given that time.
+            handed_on = asked.plan.has_stand_in or (not asked.is_asked and self._router.outlasts_tier(asked))
+            return None if handed_on else self.refusal(asked, error, hot, close)
+
+    def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
+        """Refuse a question whose deadline is too near, or over."""
+        plan, deadline = asked.plan, Deadline(asked.due_ns - 1000 * asked.budget_us, asked.budget_us, asked.source)
+        try:
+            require_time(deadline, plan.need_us(asked.n_rows), plan.model)
+        except DeadlineError as error:
+            return self.refusal(asked, error, hot, close)
+        return None
 
     def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:
         """The same reply that `PredictEndpoint` would give."""

@@ -61,6 +61,7 @@ LAST_SCORES_BYTES = 64 << 20
 MAX_SHADOWS = 1024
 #: Longer than this nothing is scored where other requests wait.
 INLINE_US = Tier.REALTIME.budget_us or 0
+QUEUED_US = Tier.NEAR_REALTIME.budget_us or 0
 _NO_STAY = nullcontext()
 
 # Flags of a journal record: see PredictionFlag in prediction.pxd.
@@ -192,6 +193,10 @@ class Router:
         """
         self._follow_routes()
         return self._queues.submit_call(prepared.plan, prepared.rows(), prepared.due_ns, answer)
+
+    def outlasts_tier(self, prepared: Prepared) -> bool:
+        """Whether so many rows cannot be promised within their tier's bound."""
+        return self._needs_long(prepared.plan, prepared.n_rows) is not None
 
     async def plan_for_job(self, reference: str, tier: Tier | None) -> ServingPlan | None:
         """The plan of a question that becomes a job: it asks for that, or its model has no other tier. Else None.
@@ -367,12 +372,16 @@ class Router:
 
     def _due_ns(self, plan: ServingPlan, n_rows: int, begin_ns: int) -> int:
         """When a queued question is due that nobody set a deadline for."""
-        budget_us = Tier.NEAR_REALTIME.budget_us or 0
-        needed_us = int(max(plan.need_us(n_rows), self._queues.need_us(plan, n_rows)))
-        if 2 * needed_us <= budget_us:
-            return begin_ns + 1000 * budget_us
+        needed_us = self._needs_long(plan, n_rows)
+        if needed_us is None:
+            return begin_ns + 1000 * QUEUED_US
         # So many rows cannot keep the tier's bound: they are done when they are done.
         return time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + needed_us)
+
+    def _needs_long(self, plan: ServingPlan, n_rows: int) -> int | None:
+        """What so many rows take, in microseconds, where that is too long for their tier's bound."""
+        needed_us = int(max(plan.need_us(n_rows), self._queues.need_us(plan, n_rows)))
+        return None if 2 * needed_us <= QUEUED_US else needed_us
 
     # -- the ladder ---------------------------------------------------------------------------------------------------
 
