@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-
 import httptools
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.reference import http_head
+from tests.support.guarded import guarded
 from tiercel._hot import http
 
 CAP = 10_000
@@ -344,30 +342,11 @@ def test_a_verdict_never_changes(head, data, kept):
     assert verdicts == [http.NEED_MORE] * (len(verdicts) - len(decided)) + decided
 
 
-@pytest.fixture(scope="module")
-def guarded():
-    """A function that places bytes so that the one after the last cannot be read."""
-    page = mmap.PAGESIZE
-    n_pages = 3
-    memory = mmap.mmap(-1, (n_pages + 1) * page)
-    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    assert libc.mprotect(first + n_pages * page, page, 0) == 0
-
-    def place(data):
-        start = first + n_pages * page - len(data)
-        ctypes.memmove(start, data, len(data))
-        return memoryview((ctypes.c_ubyte * len(data)).from_address(start)).cast("B")
-
-    yield place
-    libc.mprotect(first + n_pages * page, page, mmap.PROT_READ | mmap.PROT_WRITE)
-
-
 @pytest.mark.parametrize(
     "text", [HEAD, INFER, LINE + b"X: " + b"a" * 9000, LINE + b"X: 1\r\n" * 70], ids=["good", "infer", "long", "many"]
 )
-def test_never_reads_past_the_end(guarded, text):
+def test_never_reads_past_the_end(text):
     """Every prefix, with an unreadable page right behind it, is judged as anywhere else."""
-    for size in range(1, len(text) + 1):
-        assert http.read_head(guarded(text[:size]), CAP) == http.read_head(text[:size], CAP)
+    with guarded() as place:
+        for size in range(1, len(text) + 1):
+            assert http.read_head(place(text[:size]), CAP) == http.read_head(text[:size], CAP)

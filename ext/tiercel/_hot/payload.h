@@ -1,6 +1,6 @@
 /* payload.h - what a request body holds: cells and columns by the names a plan knows, and keys and features of them.
  *
- * Reading is in body_text.h. What is not certainly right is false or -1 here: the general path then reads the untouched
+ * Reading is in body_text.h and tensors.h. What is not certainly right is false or -1 here: the general path then reads the untouched
  * body and either answers it or says what is wrong with it. So no function here explains.
  *
  * Owns  : nothing; cells and columns point into the body. Tables are built once (payload.pyx) and then only read.
@@ -40,6 +40,9 @@ typedef struct {
         const uint8_t *text;
     } as;
 } Cell;
+
+/* Longest deadline, as in serving/deadline.py: what is longer is refused there. */
+#define MAX_BUDGET_US 3600000000.0
 
 /* What was sent under one name: a scalar in `cell`, or a list whose first item starts at `items`. */
 typedef struct {

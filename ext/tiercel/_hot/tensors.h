@@ -14,7 +14,8 @@
 
 #include <stdlib.h>
 
-#include "body_text.h"
+#include "json_text.h"
+#include "tensor_values.h"
 
 enum { FEW_CELLS = 64 }; /* so many values of JSON need no memory of their own */
 
@@ -23,13 +24,16 @@ typedef struct TensorCells {
     Cell cells[];
 } TensorCells;
 
-/* What a request says besides its tensors. */
+/* One request, and what it says besides its tensors. */
 typedef struct {
-    Cell id;            /* CELL_TEXT, or CELL_NULL: none came */
-    int64_t timeout_us; /* -1: none */
-    bool is_binary;     /* how the scores are wanted */
+    Cell id;               /* CELL_TEXT, or CELL_NULL: none came */
+    int64_t timeout_us;    /* -1: none */
+    int64_t header_length; /* given by the caller: of the JSON, -1: all is JSON, 0: nothing is */
+    int64_t n_rows;        /* left by read_tensors() */
+    int64_t json_bytes;    /* left by whoever writes the reply: of its JSON, -1: all is JSON */
+    bool is_binary;        /* how the scores are wanted */
     int32_t n_few;
-    TensorCells *cells; /* owned */
+    TensorCells *cells;    /* owned */
     Cell few[FEW_CELLS];
 } TensorRequest;
 
@@ -81,6 +85,12 @@ static inline void free_tensors(TensorRequest *request) {
     }
 }
 
+static inline uint32_t id_size(const TensorRequest *request) {
+    return request->id.type == CELL_TEXT ? request->id.size : 0;
+}
+
+static inline const char *id_text(const TensorRequest *request) { return (const char *)request->id.as.text; }
+
 static Cell *take_cells(TensorRequest *request, int64_t count) {
     TensorCells *taken;
     if (count <= FEW_CELLS - request->n_few) {
@@ -129,18 +139,20 @@ static inline const uint8_t *json_follow(const uint8_t *p, const uint8_t *end, u
     return *is_last ? p + 1 : skip_space(p + 1, end);
 }
 
-/* Past a list of anything but objects, well-formed or not: it is read for good once its datatype and shape are known. */
+/* Past a list, well-formed or not: it is read for good once its datatype and shape are known, and must end there then. */
 static inline const uint8_t *skip_list(const uint8_t *p, const uint8_t *end) {
     int64_t depth = 0;
+    bool in_text = false;
     for (; p < end; p++) {
-        if (*p == '[') {
-            depth++;
-        } else if (*p == ']') {
-            if (--depth == 0) return p + 1;
+        if (in_text) {
+            if (*p == '"') in_text = false;
+            if (*p == '\\' && ++p == end) return NULL;
         } else if (*p == '"') {
-            for (p++; p < end && *p != '"'; p++) p += *p == '\\';
-        } else if (*p == '{' || *p == '}') {
-            return NULL;
+            in_text = true;
+        } else if (*p == '[') {
+            depth++;
+        } else if (*p == ']' && --depth <= 0) {
+            return p + 1;
         }
     }
     return NULL;
@@ -537,32 +549,33 @@ static bool read_request(TensorReading *reading, const uint8_t *p) {
     return (seen & 1) && skip_space(p, end) == end && reading->rest == reading->rest_end;
 }
 
-/* Read a whole body. `given` is zeroed and `columns` has room by the caller, who calls free_tensors() once the columns
- * are done with, whatever is returned. False: hand the body on.
- *
- * header_length: how long the JSON is; -1: all of it; 0: there is none, and the body is one row of FP32. */
+/* Read a whole body; request->header_length is set. `given` is zeroed and `columns` has room by the caller, who calls
+ * free_tensors() once the columns are done with, whatever is returned. False: hand the body on. */
 static inline bool read_tensors(
-    Powers powers, const uint8_t *p, int64_t n_bytes, int64_t header_length, const TensorSchema *schema, int64_t max_rows,
-    Body *body, TensorRequest *request
+    Powers powers, const uint8_t *p, int64_t n_bytes, const TensorSchema *schema, int64_t max_rows, Body *body,
+    TensorRequest *request
 ) {
+    const int64_t header_length = request->header_length;
     TensorReading reading = {
-        .schema = schema, .powers = powers, .max_rows = max_rows, .body = body, .request = request,
+        .schema = schema, .powers = powers, .body = body, .request = request,
         .default_binary = -1, .output_binary = -1,
     };
     begin_tensors(request);
     body->n_rows = body->now_us = body->budget_us = -1;
     body->n_entities = body->n_features = 0;
+    if (max_rows > INT32_MAX) max_rows = INT32_MAX; /* a product of rows and columns cannot overflow */
+    reading.max_rows = max_rows;
     if (header_length > n_bytes) return false;
     reading.rest_end = p + n_bytes;
     reading.end = reading.rest = header_length < 0 ? reading.rest_end : p + header_length;
-    if (header_length == 0) {
+    if (header_length == 0) { /* one row of FP32, and the reply is binary too */
         request->is_binary = true;
+        request->n_rows = 1;
         return schema->n_vector > 0 && n_bytes == 4 * (int64_t)schema->n_vector &&
-               find_name(&schema->names->entities, (const uint8_t *)"features", 8) < 0 &&
-               find_name(&schema->names->features, (const uint8_t *)"features", 8) < 0 &&
                put_vector(&reading, TENSOR_FP32, 4, 1, p);
     }
     if (!read_request(&reading, p)) return false;
+    request->n_rows = body->n_rows;
     request->is_binary = (reading.output_binary >= 0 ? reading.output_binary : reading.default_binary) == 1;
     return true;
 }
