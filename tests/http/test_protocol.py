@@ -65,6 +65,7 @@ class Running:
         self.server.should_exit = True
         self.thread.join(20)
         assert not self.thread.is_alive()
+        self.native.close()
         self.listener.close()
 
     def connect(self, timeout=5):

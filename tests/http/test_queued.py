@@ -294,3 +294,22 @@ def test_reading_ahead_is_bounded(server, world):
         assert one.reply()[0] == 200
         for _ in range(1000):
             assert one.reply()[0] == 200
+
+
+def test_refusals_repeat(server, world):
+    """Once time is over, the same words refuse every question like it, each counted; another model's get their own."""
+    world.add("other", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
+    late = {**BODY, "deadline_ms": 0.001}
+    with peer(server) as one:
+        found = []
+        for model in ("net", "net", "other", "net", "net"):
+            one.send(request(late, target=f"/predict/{model}"))
+            status, headers, body = one.reply()
+            assert status == 504
+            headers.pop("date")
+            found.append((headers, json.loads(body)))
+        assert one.ask(NET) == 200
+    assert found[0] == found[1] == found[3] == found[4]
+    assert "'other'" in found[2][1]["error"]
+    assert world.counters.get("refused_deadline") == 5
+    assert world.counters.get("replies_5xx") == 5

@@ -101,10 +101,11 @@ cdef class ServingPlan:
     # body on to the general path.
     cdef Prepared prepare_body(self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids)
 
-    # Parse, read and assemble; False: hand on, and there is nothing to release. dispose() after use.
+    # Parse, read and assemble; False: hand on, and there is nothing to release. dispose() after use. `default_ns`: the budget
+    # of a body that names none and that can keep it; 0: none.
     cdef bint _assemble_body(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
-        int64_t max_score_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
+        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil
     cdef int64_t _due_ns(
         self, const Arrival* arrival, int64_t body_budget_us, int body_source, Stopwatch* watch

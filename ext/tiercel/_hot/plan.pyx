@@ -154,7 +154,7 @@ cdef class ServingPlan:
         cdef uint64_t number
         cdef Py_ssize_t length = -1, most
         if not self.is_plain or not self._assemble_body(
-            data, size, kind, arrival, ids.max_rows, INLINE_NS, &asked, watch, request
+            data, size, kind, arrival, ids.max_rows, INLINE_NS, 0, &asked, watch, request
         ):
             return -1
         if watch.at[3] + asked.score_ns > asked.due_ns:
@@ -192,7 +192,7 @@ cdef class ServingPlan:
 
     cdef bint _assemble_body(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
-        int64_t max_score_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
+        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil:
         cdef Column few_columns[FEW_FIELDS]
         cdef uint8_t few_given[FEW_FIELDS]
@@ -221,8 +221,13 @@ cdef class ServingPlan:
             _lap(watch, STAGE_PARSE)
             out.score_ns = self._needs.score_ns + out.n_rows * self._needs.row_ns
             out.due_ns = self._due_ns(arrival, body.budget_us, BUDGET_BODY if request is NULL else BUDGET_TIMEOUT, watch)
-            out.is_late = watch.at[1] + self._needs.read_ns + out.score_ns > out.due_ns
-            if not out.is_late and out.score_ns <= max_score_ns:
+            if out.due_ns == NEVER_NS and default_ns > 0:
+                # As the router has it: what cannot keep the tier's bound is not held to it, and the general path says how.
+                if 2 * (self._needs.read_ns + out.score_ns) > default_ns:
+                    is_read = False
+                out.due_ns = arrival.begun_ns + default_ns
+            out.is_late = is_read and watch.at[1] + self._needs.read_ns + out.score_ns > out.due_ns
+            if is_read and not out.is_late and out.score_ns <= max_score_ns:
                 memset(&out.keys, 0, sizeof(Output))
                 if self.vectors.begin(&out.scratch, out.n_rows):
                     done = self._fill(&body, data + size, kind, out, watch)
@@ -260,21 +265,16 @@ cdef class ServingPlan:
         if size >= RELEASE_GIL_BYTES:
             with nogil:
                 done = self._assemble_body(
-                    data, size, kind, arrival, ids.max_rows, NEVER_NS, &prepared._asked, &prepared._watch, NULL
+                    data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch, NULL
                 )
         else:
             done = self._assemble_body(
-                data, size, kind, arrival, ids.max_rows, NEVER_NS, &prepared._asked, &prepared._watch, NULL
+                data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch, NULL
             )
         if not done and not prepared._asked.is_late:
             return None
         prepared.plan, prepared.kind, prepared._has_scratch, prepared._arrival = self, kind, done, arrival[0]
         prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
-        if prepared._asked.due_ns == NEVER_NS:
-            # As the router has it: what cannot keep the tier's bound is not held to it, and the general path says how.
-            if 2 * (self._needs.read_ns + prepared._asked.score_ns) > QUEUED_NS:
-                return None
-            prepared._asked.due_ns = arrival.begun_ns + QUEUED_NS
         return prepared
 
     cdef int64_t _due_ns(

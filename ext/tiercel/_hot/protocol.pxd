@@ -40,6 +40,10 @@ cdef enum:
     WAITING_BYTES = 65536
 
 
+# How often the queue is polled while requests are read.
+cdef enum:
+    POLL_NS = 250_000
+
 # When what waits in the buffer was read: so many moments, at least so far apart. What comes later counts with the last.
 cdef enum:
     N_MARKS = 16
@@ -68,6 +72,21 @@ cdef enum Outcome:
     OUTCOME_WAITING     # the last request that was taken waits for its batch
 
 
+# A refusal that was just given, for as long as its words stay true of other questions: under overload it is what is said most.
+#
+# Owns   : references. Immutable.
+cdef class Refusal:
+    cdef ServingPlan plan
+    cdef bytes reply
+    cdef object headers                    # the list of uvicorn's headers that is in it
+    cdef str code, cell                    # to be counted with it
+    cdef int status, kind, source
+    cdef int64_t budget_us, until_ns, slack_ns
+    cdef Py_ssize_t n_rows
+
+    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers)
+
+
 # What all connections of a server share.
 cdef class FastPath:
     cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
@@ -75,6 +94,9 @@ cdef class FastPath:
     cdef readonly bint hands_on_traced     # requests of a trace are the general path's
     cdef object _engine, _hand_on, _refuse
     cdef public object queue               # see protocol.pyi; None: what needs a queue is handed on
+    cdef public Refusal late, full         # of a question whose time is over, of one that found no room; or None
+    cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
+    cdef int64_t _polled_ns
     cdef ReplyIds _ids
     cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path
     cdef Output _out
@@ -116,6 +138,7 @@ cdef class HotProtocol:
     cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept
     cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept
     cdef int _forget(self, Py_ssize_t consumed) noexcept
+    cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns)
     cdef int _go_on(self) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1
     cdef int _set_reading(self, bint wanted) except -1

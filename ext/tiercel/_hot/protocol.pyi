@@ -23,11 +23,39 @@ class Queue(Protocol):
         close: no other request of the connection will be answered.
         """
 
+    def poll(self) -> None:
+        """Called every now and then while requests are read, between two of them."""
+
     def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
         """The whole reply to a question that would be late; None: the general path's."""
 
     def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:
         """The whole reply to a question that was accepted, and failed."""
+
+class Refusal:
+    """The refusal of a question, to be given again to others like it.
+
+    Args:
+        asked: the question.
+        reply: all of it.
+        headers: the list of uvicorn's headers that `reply` was made with; once there is another one, the reply is stale.
+        status, code, cell: what is counted with each.
+        until_ns: of the monotonic clock: how long its words stay true.
+        slack_ns: of questions that are due no later than this.
+    """
+
+    def __init__(
+        self,
+        asked: Prepared,
+        reply: bytes,
+        headers: object,
+        *,
+        status: int,
+        code: str,
+        cell: str,
+        until_ns: int,
+        slack_ns: int,
+    ) -> None: ...
 
 class FastPath:
     """What the connections of one server share: limits, counts, the way to the plans.
@@ -51,6 +79,9 @@ class FastPath:
     max_body_bytes: int
     max_connections: int
     queue: Queue | None
+    late: Refusal | None
+    full: Refusal | None
+    socket_wait_ns: int
     def __init__(
         self,
         engine: Any,

@@ -39,6 +39,26 @@ cdef double _now() noexcept nogil:
     return 1e-9 * <double>monotonic_ns()
 
 
+cdef class Refusal:
+    def __init__(
+        self, Prepared asked not None, bytes reply not None, headers, *, int status, str code not None, str cell not None,
+        int64_t until_ns, int64_t slack_ns,
+    ):
+        self.plan, self.kind, self.n_rows = asked.plan, asked.kind, asked.n_rows
+        self.budget_us, self.source = asked.budget_us, asked._watch.budget_source
+        self.reply, self.headers, self.status, self.code, self.cell = reply, headers, status, code, cell
+        self.until_ns, self.slack_ns = until_ns, slack_ns
+
+    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers):
+        return (
+            asked.plan is self.plan and asked.kind == self.kind and asked.n_rows == self.n_rows
+            and asked._watch.budget_source == self.source
+            and asked._asked.due_ns - asked._arrival.begun_ns == 1000 * self.budget_us
+            and asked._asked.due_ns - now_ns <= self.slack_ns and now_ns < self.until_ns
+            and headers is self.headers
+        )
+
+
 cdef class FastPath:
     def __init__(
         self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
@@ -317,6 +337,9 @@ cdef class HotProtocol:
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
         if is_new:
             self.begun_ns = arrival.read_ns
+        if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS:
+            path._polled_ns = arrival.read_ns
+            path.queue.poll()       # before `_out` is ours: it may answer others
         path._out.size = 0
         self._needed = 0
         path._heads.refresh(self.server_state)
@@ -365,12 +388,22 @@ cdef class HotProtocol:
         """Put a request into the queue of its model: OUTCOME_WAITING, or _HAND_ON; _DONE when it is refused in `_out`."""
         cdef FastPath path = self.path
         cdef Prepared prepared
+        cdef Arrival came = arrival[0]
         cdef Py_ssize_t total = head.head_length + head.content_length
         if path.queue is None or head.kind == BODY_TENSORS:
             return OUTCOME_HAND_ON
-        prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
+        if came.begun_ns == came.read_ns:       # read just now; the marks know of the others
+            came.begun_ns -= path.socket_wait_ns
+        prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, &came, path._ids)
         if prepared is None:
             return OUTCOME_HAND_ON
+        if not close and not plan.has_stand_in and (
+            self._refuse_again(path.late, prepared, arrival.read_ns)
+            or (not prepared._asked.is_late and self._refuse_again(path.full, prepared, arrival.read_ns))
+        ):
+            consumed[0] += total
+            return OUTCOME_DONE
+        self._flush()       # entering may answer others through the same buffer
         if prepared._asked.is_late:
             place = None if plan.has_stand_in else path.queue.late(prepared, self, close)
         else:
@@ -385,6 +418,17 @@ cdef class HotProtocol:
         self._asked, self._place, self.begun_ns = prepared, place, self._read_at(consumed[0], arrival.read_ns)
         self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
         return OUTCOME_WAITING
+
+    cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns):
+        """Refuse a question as the last one was, if it is like it."""
+        cdef FastPath path = self.path
+        if refusal is None or not refusal.fits(asked, now_ns, self.server_state.default_headers):
+            return False
+        if not put(&path._out, PyBytes_AS_STRING(refusal.reply), PyBytes_GET_SIZE(refusal.reply)):
+            return False
+        path._counters.count_reply(refusal.status, refusal.code)
+        path._counters.add(refusal.cell)
+        return True
 
     def complete(self, Prepared prepared not None, scores, error):
         """Answer the question that waits, with its scores or, where those are None, with an error; then go on."""

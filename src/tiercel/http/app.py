@@ -107,6 +107,8 @@ class DataPlane:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await self._router.close()
+            if self._native is not None:
+                self._native.close()
 
     async def _http_error(self, _request: Request, error: Exception) -> Response:
         """Starlette's own refusals (404, 405) in the body shape of every other error."""

@@ -49,6 +49,7 @@ class NativeHttp:
         hands_on_traced: bool = False,
     ) -> None:
         self._settings = settings
+        self._door: QueueDoor | None = None
         #: One worker's ids, for every path that answers predictions.
         self.ids = make_ids(settings) if ids is None else ids
         self.counters = WorkerCounters() if counters is None else counters
@@ -76,7 +77,12 @@ class NativeHttp:
 
     def queue_with(self, router: Router) -> None:
         """Answer what is scored in batches here too, in the queues of `router`. Without one it is handed on."""
-        self._path.queue = QueueDoor(router, self.counters)
+        self._path.queue = self._door = QueueDoor(router, self._path, self.counters)
+
+    def close(self) -> None:
+        """The event loop is about to end."""
+        if self._door is not None:
+            self._door.close()
 
     def protocol(
         self,

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from tiercel._hot.protocol import Refusal
 from tiercel.errors import CapacityError, DeadlineError, TiercelError
 from tiercel.http import payload
+from tiercel.http.socket_wait import SocketWait
 from tiercel.http.status import body_of, headers_of, status_of
 from tiercel.serving.asked import require_time
 from tiercel.serving.deadline import Deadline
 
 if TYPE_CHECKING:
     from tiercel._hot.plan import Prepared
-    from tiercel._hot.protocol import HotProtocol, Place
+    from tiercel._hot.protocol import FastPath, HotProtocol, Place
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.router import Router
 
 log = logging.getLogger("tiercel.http")
 
+#: How long a refusal is given again without a look: a queue that is full, and a time that is over.
+FULL_NS = 1_000_000
+LATE_NS = 1_000_000_000
 #: By the kind of a question's body: an error is in the request's own format.
 _MEDIA = (payload.JSON, payload.MSGPACK)
 
@@ -31,32 +38,75 @@ class QueueDoor:
 
     Args:
         router: whose queues these are.
+        path: whose requests wait.
         counters: of the worker.
 
     Threads: the event loop's only.
     """
 
-    def __init__(self, router: Router, counters: WorkerCounters) -> None:
-        self._router, self._counters = router, counters
+    def __init__(self, router: Router, path: FastPath, counters: WorkerCounters) -> None:
+        self._router, self._path, self._counters = router, path, counters
+        self._wait: SocketWait | None = None
 
     def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | None:
         """Queue a question; a question that finds no room is refused here, unless somebody else may answer it."""
         try:
             return self._router.submit(asked, partial(hot.complete, asked))
         except CapacityError as error:
-            return None if asked.plan.has_stand_in else self.refusal(asked, error, hot, close)
+            if asked.plan.has_stand_in:
+                return None
+            reply = self.refusal(asked, error, hot, close)
+            now_ns = time.monotonic_ns()
+            self._path.full = Refusal(
+                asked,
+                reply,
+                hot.server_state.default_headers,
+                status=status_of(error),
+                code=error.code,
+                cell="refused_capacity",
+                until_ns=now_ns + FULL_NS,
+                slack_ns=asked.due_ns - now_ns,
+            )
+            return reply
         except DeadlineError as error:
             # Without a deadline of its own, a question that takes longer than its tier promises is given that time.
             handed_on = asked.plan.has_stand_in or (not asked.is_asked and self._router.outlasts_tier(asked))
             return None if handed_on else self.refusal(asked, error, hot, close)
 
+    def poll(self) -> None:
+        """Keep the queues moving while nothing but reading happens, and see how far behind reading is."""
+        if self._wait is None:
+            self._wait = SocketWait(asyncio.get_running_loop())
+        self._path.socket_wait_ns = self._wait.probe()
+        self._router.poll()
+
+    def close(self) -> None:
+        """The event loop is about to end."""
+        self._path.late = self._path.full = None
+        if self._wait is not None:
+            self._wait.close()
+            self._wait = None
+
     def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
         """Refuse a question whose deadline is too near, or over."""
         plan, deadline = asked.plan, Deadline(asked.due_ns - 1000 * asked.budget_us, asked.budget_us, asked.source)
+        is_over = deadline.remaining_us() <= 0
         try:
             require_time(deadline, plan.need_us(asked.n_rows), plan.model)
         except DeadlineError as error:
-            return self.refusal(asked, error, hot, close)
+            reply = self.refusal(asked, error, hot, close)
+            if is_over:  # once it is over, the words do not depend on how long
+                self._path.late = Refusal(
+                    asked,
+                    reply,
+                    hot.server_state.default_headers,
+                    status=status_of(error),
+                    code=error.code,
+                    cell="refused_deadline",
+                    until_ns=time.monotonic_ns() + LATE_NS,
+                    slack_ns=0,
+                )
+            return reply
         return None
 
     def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:

@@ -67,6 +67,11 @@ class Queues:
         """As `Batcher.submit_call`."""
         return self.of(plan).submit_call(rows, due_ns, answer)
 
+    def poll(self) -> None:
+        """`Batcher.poll` of every queue."""
+        for _, _, batcher in list(self._batchers.values()):
+            batcher.poll()
+
     def wait_us(self, plan: ServingPlan, n_rows: int) -> int:
         """What `n_rows` of a plan would wait for now, their own scoring included."""
         return self.of(plan).predicted_wait_us(n_rows)

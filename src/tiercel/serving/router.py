@@ -194,6 +194,10 @@ class Router:
         self._follow_routes()
         return self._queues.submit_call(prepared.plan, prepared.rows(), prepared.due_ns, answer)
 
+    def poll(self) -> None:
+        """See `Batcher.poll`; for whoever reads many requests without giving way to the event loop."""
+        self._queues.poll()
+
     def outlasts_tier(self, prepared: Prepared) -> bool:
         """Whether so many rows cannot be promised within their tier's bound."""
         return self._needs_long(prepared.plan, prepared.n_rows) is not None
