@@ -2,12 +2,14 @@
 
 The first byte seeds the splits; 0 to 3 modulo 8 also make the transport say stop now and then. The rest is what the
 client sends. Requests are answered in order, as the plan answers each body alone, up to the first that is not for this
-path; from there every byte is handed on, untouched.
+path; from there every byte is handed on, untouched. The same once more with plans whose requests wait in a queue, which
+answers them now or later, as the seed says.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from types import SimpleNamespace
 
 from tests.fuzz.world import SETTINGS, new_ids, settled, world
@@ -85,20 +87,54 @@ def full_at(seed):
     return (0, 300, 1000, 5000)[seed % 4] if seed % 8 < 4 else None
 
 
-def feed(transport, parts):
+class Queue:
+    """Holds questions until `answer` is called; nobody is refused."""
+
+    def __init__(self, seed):
+        self.waiting, self._chance = [], random.Random(seed)
+
+    def enter(self, asked, hot, _close):
+        entry = [asked, hot]
+        self.waiting.append(entry)
+        return SimpleNamespace(cancel=lambda: self.waiting.remove(entry))
+
+    def late(self, *_):
+        return None
+
+    def poll(self, _loop):
+        """As often as not, somebody is answered between two reads."""
+        if self._chance.random() < 0.5:
+            self.answer()
+
+    def answer(self):
+        for asked, hot in [self.waiting.pop(0) for _ in self.waiting]:
+            hot.complete(asked, asked.plan.scorer.score(asked.rows()), None)
+
+
+def feed(transport, parts, queue=None):
     """Every piece in turn, as a peer that reads its replies lets it through."""
+
+    def let_through():
+        transport.drain()
+        if queue is not None:
+            queue.answer()
+
     for part in parts:
         while not transport.reading:
-            transport.drain()
+            let_through()
         if transport.closed:
             return
         transport.protocol.data_received(part)
         transport.drain()
-    while not transport.closed and (transport.get_write_buffer_size() or not transport.reading):
-        transport.drain()
+        if queue is not None:
+            queue.poll(_LOOP)
+    while not transport.closed and (
+        transport.get_write_buffer_size() or not transport.reading or (queue is not None and queue.waiting)
+    ):
+        let_through()
 
 
-def _serve(parts, full_at=None):
+def _serve(parts, full_at=None, engine=None, queue=None):
     """(replies, bytes handed on or None) of one connection."""
     ids, prefix = new_ids()
     handed = []
@@ -110,7 +146,7 @@ def _serve(parts, full_at=None):
         transport.resume_reading()
 
     path = FastPath(
-        world().engine,
+        engine or world().engine,
         header_timeout_s=10,
         body_timeout_s=10,
         idle_timeout_s=10,
@@ -120,22 +156,24 @@ def _serve(parts, full_at=None):
         hand_on=hand_on,
         refuse=lambda *_: None,
     )
+    path.queue = queue
     state = SimpleNamespace(connections=set(), tasks=set(), total_requests=0, default_headers=[(b"date", DATE)])
     hot = HotProtocol(path, None, state, {}, _LOOP)
     transport = Transport(full_at)
     transport.protocol = hot
     hot.connection_made(transport)
-    feed(transport, parts)
+    feed(transport, parts, queue)
     hot.connection_lost(None)
     assert not state.connections
+    assert queue is None or not queue.waiting
     return settled(transport.written, prefix), b"".join(handed) if handed else None, path.answered
 
 
-def _expected(stream):
+def _expected(stream, engine):
     """(replies, what follows them, how many) by the oracles of head and body."""
     ids, prefix = new_ids()
     written, at, n = b"", 0, 0
-    routes = world().engine.routes
+    routes = engine.routes
     while (head := http_head.read_head(stream[at:], SETTINGS.max_body_bytes)) is not None:
         start, length, size, content, kind, budget_us, *_ = head
         body = stream[at + size : at + size + content]
@@ -166,6 +204,19 @@ def check(data: bytes) -> None:
     stream, seed = data[1:], data[0]
     written, handed, n = _serve(pieces(stream, seed), full_at(seed))
     assert (written, handed, n) == _serve([stream])
-    expected, rest, n_expected = _expected(stream)
+    expected, rest, n_expected = _expected(stream, world().engine)
+    assert (written, n) == (expected, n_expected)
+    assert handed is None or handed == rest
+    if b"deadline_ms" not in stream and b"timeout" not in stream.lower():  # how long it takes decides about those
+        _check_queued(stream, seed)
+
+
+def _check_queued(stream, seed):
+    expected, rest, n_expected = _expected(stream, world().queued_oracle)
+    for _ in range(5):
+        began_s = time.monotonic()
+        written, handed, n = _serve(pieces(stream, seed), full_at(seed), world().queued, Queue(seed))
+        if time.monotonic() - began_s < 0.05:  # a stalled machine may make anybody late
+            break
     assert (written, n) == (expected, n_expected)
     assert handed is None or handed == rest

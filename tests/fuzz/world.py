@@ -66,6 +66,8 @@ class World(NamedTuple):
     plans: tuple[ServingPlan, ...]
     engine: Engine
     no_routes: Engine  # a fast path over this one hands everything on
+    queued: Engine  # the same plans in near-realtime
+    queued_oracle: Engine  # ... answering at once
 
 
 @cache
@@ -76,17 +78,29 @@ def world():
     stores.publish(directory)
     stores.publish(directory, stores.schema("error", name="strict"))
 
-    def plan(name, service, task):
+    def plan(name, service, task, **kinds):
         base = OnlineBase.open(directory / service)
         classes = ("a", 'b"\n', "é") if task is Task.MULTICLASS else ("0", "1")
         signature = Signature(base.schema.features, task, classes)
         scorer = RowScorer(len(signature.features), signature.n_outputs)
-        return ServingPlan(name, 1, signature, scorer, base.schema, base, needs_us=NEEDS_US)
+        return ServingPlan(name, 1, signature, scorer, base.schema, base, **kinds)
 
-    numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1), needs_us=NEEDS_US)
-    plans = (numbers, plan("s", "svc", Task.BINARY), plan("k", "strict", Task.MULTICLASS))
-    models = {each.model: ModelRoutes({1: each}, {"champion": 1}) for each in plans}
-    return World(plans, Engine(Routes.build(models, {}, ())), Engine(Routes.build({}, {}, ())))
+    def make(**kinds):
+        numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1), **kinds)
+        return numbers, plan("s", "svc", Task.BINARY, **kinds), plan("k", "strict", Task.MULTICLASS, **kinds)
+
+    def engine(plans):
+        models = {each.model: ModelRoutes({1: each}, {"champion": 1}) for each in plans}
+        return Engine(Routes.build(models, {}, ()))
+
+    plans = make(needs_us=NEEDS_US)
+    return World(
+        plans,
+        engine(plans),
+        engine(()),
+        engine(make(tier="near-realtime", is_inline=False)),
+        engine(make(tier="near-realtime")),
+    )
 
 
 def exact(data):

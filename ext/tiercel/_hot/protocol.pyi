@@ -23,8 +23,8 @@ class Queue(Protocol):
         close: no other request of the connection will be answered.
         """
 
-    def poll(self) -> None:
-        """Called every now and then while requests are read, between two of them."""
+    def poll(self, loop: asyncio.AbstractEventLoop, /) -> None:
+        """Called every now and then while requests are read on `loop`, between two of them."""
 
     def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
         """The whole reply to a question that would be late; None: the general path's."""

@@ -339,7 +339,7 @@ cdef class HotProtocol:
             self.begun_ns = arrival.read_ns
         if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS:
             path._polled_ns = arrival.read_ns
-            path.queue.poll()       # before `_out` is ours: it may answer others
+            path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
         path._out.size = 0
         self._needed = 0
         path._heads.refresh(self.server_state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from functools import partial
@@ -19,6 +18,8 @@ from tiercel.serving.asked import require_time
 from tiercel.serving.deadline import Deadline
 
 if TYPE_CHECKING:
+    import asyncio
+
     from tiercel._hot.plan import Prepared
     from tiercel._hot.protocol import FastPath, HotProtocol, Place
     from tiercel.monitor.counting import WorkerCounters
@@ -73,10 +74,10 @@ class QueueDoor:
             handed_on = asked.plan.has_stand_in or (not asked.is_asked and self._router.outlasts_tier(asked))
             return None if handed_on else self.refusal(asked, error, hot, close)
 
-    def poll(self) -> None:
+    def poll(self, loop: asyncio.AbstractEventLoop, /) -> None:
         """Keep the queues moving while nothing but reading happens, and see how far behind reading is."""
         if self._wait is None:
-            self._wait = SocketWait(asyncio.get_running_loop())
+            self._wait = SocketWait(loop)
         self._path.socket_wait_ns = self._wait.probe()
         self._router.poll()
 
