@@ -63,7 +63,7 @@ cdef class TensorTally:
     cdef readonly int64_t n_requests, n_rows, last_ms, total_ns
     cdef int64_t _stage_ns[5]              # N_STAGES
 
-    cdef void add(self, const Stopwatch* watch, int64_t n_rows, int64_t wall_us, int64_t begun_ns) noexcept nogil
+    cdef void add(self, const Stopwatch* watch, int64_t n_rows, int64_t wall_us, int64_t begun_ns) noexcept
 
 
 # All tallies of one worker.

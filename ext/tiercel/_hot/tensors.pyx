@@ -137,7 +137,7 @@ cdef class TensorTally:
         """{stage: nanoseconds}."""
         return {name: self._stage_ns[i] for i, name in enumerate(STAGE_NAMES)}
 
-    cdef void add(self, const Stopwatch* watch, int64_t n_rows, int64_t wall_us, int64_t begun_ns) noexcept nogil:
+    cdef void add(self, const Stopwatch* watch, int64_t n_rows, int64_t wall_us, int64_t begun_ns) noexcept:
         cdef Py_ssize_t stage
         self.n_requests, self.n_rows = self.n_requests + 1, self.n_rows + n_rows
         self.last_ms = wall_us // 1000
