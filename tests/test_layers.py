@@ -47,6 +47,8 @@ DOORS = {
     "counters": {"tiercel.monitor.counting"},
     "journal": {"tiercel.monitor.segments", "tiercel.monitor.journal"},
     "recorder": {"tiercel.monitor.recording"},
+    "reply_head": set(),
+    "tensors": {"tiercel.http.tensors", "tiercel.http.native", "tiercel.http.oip_statistics"},
     "values": set(),
     "vector": set(),
     "assembler": set(),

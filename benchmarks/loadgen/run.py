@@ -46,10 +46,12 @@ class Requests:
         """Each of `n_rows` users once (at most `at_most` of them), shuffled by `seed`."""
         users = np.random.default_rng(seed).permutation(n_rows)[:at_most]
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: ".encode()
-        pieces = []
-        for user in users.tolist():
-            content = body(user)
-            pieces.append(b"%b%d\r\n\r\n%b" % (head, len(content), content))
+        bodies = map(body, users.tolist())
+        return cls.of([b"%b%d\r\n\r\n%b" % (head, len(content), content) for content in bodies], users)
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes], users: np.ndarray) -> Requests:
+        """Whole requests, heads and all, one for each of `users`."""
         starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
         return cls(np.frombuffer(b"".join(pieces), np.uint8), starts, users)
 

@@ -8,7 +8,9 @@ answers them now or later, as the seed says.
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import time
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from tiercel._hot.protocol import FastPath, HotProtocol
 
 DATE = b"Thu, 01 Jan 1970 00:00:00 GMT"
 TYPES = (b"application/json", b"application/msgpack")
+TENSORS = 2
 _LOOP = SimpleNamespace(call_later=lambda _seconds, _call: SimpleNamespace(cancel=lambda: None))
 
 
@@ -166,7 +169,7 @@ def _serve(parts, full_at=None, engine=None, queue=None):
     hot.connection_lost(None)
     assert not state.connections
     assert queue is None or not queue.waiting
-    return settled(transport.written, prefix), b"".join(handed) if handed else None, path.answered
+    return _unsourced(settled(transport.written, prefix)), b"".join(handed) if handed else None, path.answered
 
 
 def _expected(stream, engine):
@@ -175,22 +178,39 @@ def _expected(stream, engine):
     written, at, n = b"", 0, 0
     routes = engine.routes
     while (head := http_head.read_head(stream[at:], SETTINGS.max_body_bytes)) is not None:
-        start, length, size, content, kind, budget_us, _ = head
+        start, length, size, content, kind, budget_us, _, json_bytes = head
         body = stream[at + size : at + size + content]
-        plan = routes.by_reference.get(stream[at + start : at + start + length].decode())
-        if plan is None or not body or len(body) < content:
+        plan = routes.by_reference.get(stream[at + start : at + start + length].decode().replace("/versions/", ":"))
+        if plan is None or not body or len(body) < content or (kind == TENSORS and engine is world().queued_oracle):
             break
-        reply = plan.answer(body, kind, 1_700_000_000_000_000, ids, budget_us=budget_us)
+        # An infer request cannot say what time it is.
+        now_us = time.time_ns() // 1000 if kind == TENSORS else 1_700_000_000_000_000
+        reply = plan.answer(body, kind, now_us, ids, budget_us=budget_us, header_length=json_bytes)
         if reply is None:
             break
-        written += b"HTTP/1.1 200 OK\r\ndate: %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (
+        written += b"HTTP/1.1 200 OK\r\ndate: %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n%s\r\n" % (
             DATE,
-            TYPES[kind],
-            len(reply),
+            *_described(reply, kind),
         )
         written += reply
         at, n = at + size + content, n + 1
-    return settled(written, prefix), stream[at:], n
+    return _unsourced(settled(written, prefix)), stream[at:], n
+
+
+def _unsourced(replies):
+    """Infer replies without a budget that a header set: a plan asked directly tells none."""
+    return re.sub(rb',"budget_us":\d+,"budget_from":"x-[a-z-]+"', b"", replies)
+
+
+def _described(reply, kind):
+    """(content type, length, more headers) of a reply."""
+    if kind != TENSORS:
+        return TYPES[kind], len(reply), b""
+    # Scores behind the JSON may look like anything, but not like more of an object that has ended.
+    json_bytes = json.JSONDecoder().raw_decode(reply.decode("latin-1"))[1]
+    if json_bytes == len(reply):
+        return TYPES[0], len(reply), b""
+    return b"application/octet-stream", len(reply), b"inference-header-content-length: %d\r\n" % json_bytes
 
 
 def check(data: bytes) -> None:

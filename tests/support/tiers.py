@@ -84,7 +84,9 @@ class World:
         self.recorder = Recorder(directory, 0, ids.prefix, SMALL)
         self.counters = self.recorder.counters
         self.ids, self.declared = ids, declared
-        native = SimpleNamespace(ids=ids, counters=self.counters, counts={}, queue_with=lambda _router: None)
+        native = SimpleNamespace(
+            ids=ids, counters=self.counters, counts={}, queue_with=lambda _router: None, tallies=None
+        )
         self.routes = Routes()
         self.app = DataPlane(self, SETTINGS, native, declared=declared, jobs=jobs)
         self.router = self.app._router

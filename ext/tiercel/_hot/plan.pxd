@@ -20,6 +20,7 @@ from tiercel._hot.prediction cimport Stopwatch
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
 from tiercel._hot.scorer cimport Scorer
+from tiercel._hot.tensors cimport TensorForm, TensorRequest
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t, uint64_t
 from tiercel._hot.vector cimport Scratch, VectorProgram
 
@@ -72,6 +73,7 @@ cdef class ServingPlan:
     cdef PlanRecorder _recorder            # or None
     cdef Assembler _assembler
     cdef ReplyForm _form
+    cdef TensorForm _tensors
     cdef bint _is_compiled, _records, _accepts_missing
     cdef readonly str tier
     cdef readonly bint is_inline           # may be scored where other requests wait
@@ -86,12 +88,13 @@ cdef class ServingPlan:
     cpdef bytes reply(self, dict entities, dict features, int64_t now_us, int kind, ReplyIds ids)
     cpdef Prepared prepare(self, dict entities, dict features, int64_t now_us, int64_t read_ns=*)
 
-    # The reply to one JSON (kind 0) or msgpack (1) body of `size` >= 1 bytes, appended to `out`; returns its length, or -1:
-    # nothing is appended, hand the body on to the general path, which answers it or says what is wrong. `watch` is filled
-    # in with the stages of an answered request.
+    # The reply to one JSON (kind 0), msgpack (1) or tensor (2) body of `size` >= 1 bytes, appended to `out`; returns its
+    # length, or -1: nothing is appended, hand the body on to the general path, which answers it or says what is wrong.
+    # `watch` is filled in with the stages of an answered request. `request` belongs to tensors, NULL for the others: its
+    # header_length is given, and its json_bytes and n_rows are left of an answered one.
     cdef Py_ssize_t answer_into(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids, Output* out,
-        Stopwatch* watch,
+        Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil
 
     # A JSON or msgpack body's question for a queue; `is_late`: it would be late, and nothing was read for it. None: hand the
@@ -102,10 +105,12 @@ cdef class ServingPlan:
     # of a body that names none and that can keep it; 0: none.
     cdef bint _assemble_body(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
-        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch,
+        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
+    ) noexcept nogil
+    cdef int64_t _due_ns(
+        self, const Arrival* arrival, int64_t body_budget_us, int body_source, Stopwatch* watch
     ) noexcept nogil
     cdef bint is_finite(self, const Assembled* asked) noexcept nogil
-    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us, Stopwatch* watch) noexcept nogil
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1
     cdef bint _score_python(self, Scratch* scratch, Py_ssize_t n_rows) noexcept
     cdef bint _fill(self, Body* body, const uint8_t* end, int kind, Assembled* out, Stopwatch* watch) noexcept nogil

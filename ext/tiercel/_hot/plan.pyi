@@ -62,7 +62,14 @@ class ServingPlan:
     ) -> Prepared: ...
     def blank(self, entities: dict[str, Any], n_rows: int = -1, read_ns: int = 0) -> Prepared: ...
     def answer(
-        self, body: bytes | bytearray | memoryview, kind: int, now_us: int, ids: ReplyIds, *, budget_us: int = -1
+        self,
+        body: bytes | bytearray | memoryview,
+        kind: int,
+        now_us: int,
+        ids: ReplyIds,
+        *,
+        budget_us: int = -1,
+        header_length: int = -1,
     ) -> bytes | None: ...
 
 class Prepared:

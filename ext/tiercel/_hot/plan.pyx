@@ -10,25 +10,24 @@ import numpy as np
 from tiercel._hot.assembler cimport RELEASE_GIL_ROWS, Assembler
 from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.output cimport Output, reserve
-from tiercel._hot.payload cimport Body, Column
+from tiercel._hot.payload cimport BODY_TENSORS, Body, Column
 from tiercel._hot.prediction cimport (
-    BUDGET_BODY, BUDGET_NONE, N_STAGES, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
+    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, N_STAGES, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
 from tiercel._hot.scorer cimport SCORE_OK, Scorer, ScoreStatus
+from tiercel._hot.tensors cimport TensorForm, TensorRequest, free_tensors
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint32_t, uint64_t
 from tiercel._hot.values cimport Slot, count_rows
 from tiercel._hot.vector cimport Scratch, VectorProgram, release
 
+from tiercel._hot.reply_head import SOURCES, STAGE_NAMES
 from tiercel.errors import RequestError, SchemaMismatchError, StoreError
 from tiercel.types import NO_EVENT_US, Tier
 
 cdef int64_t NO_EVENT = NO_EVENT_US
 cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
-# By BudgetSource.
-SOURCES = ("tier", "x-request-timeout-seconds", "x-envoy-expected-rq-timeout-ms", "deadline_ms")
-STAGE_NAMES = ("parse", "read", "compute", "score", "reply")
 # Whatever takes longer is not scored where other requests wait for it.
 cdef int64_t INLINE_NS = 1000 * Tier.REALTIME.budget_us
 # What a queued request is given that names no deadline.
@@ -91,6 +90,7 @@ cdef class ServingPlan:
         self.vectors = VectorProgram(f"Model '{model}' version {version}", signature, schema, base, transforms)
         self._assembler = Assembler(model, version, schema, self.vectors, self._accepts_missing)
         self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs, tier)
+        self._tensors = TensorForm(model, version, self.vectors, self.n_outputs, tier)
         self.tier, self.is_inline, self.is_plain, self.scorer = tier, is_inline, is_inline and is_plain, scorer
         self.is_queued, self.has_stand_in = is_plain and not is_inline and tier == Tier.NEAR_REALTIME, has_stand_in
         if needs_us is not None:
@@ -118,23 +118,29 @@ cdef class ServingPlan:
     # -- from bytes ------------------------------------------------------------------------------------------------
 
     def answer(
-        self, const unsigned char[::1] body not None, int kind, int64_t now_us, ReplyIds ids not None, *, int64_t budget_us=-1
+        self, const unsigned char[::1] body not None, int kind, int64_t now_us, ReplyIds ids not None, *, int64_t budget_us=-1,
+        int64_t header_length=-1
     ):
-        """The reply to a body (kind 0: JSON, 1: msgpack) that has just come, or None to hand it on.
+        """The reply to a body (kind 0: JSON, 1: msgpack, 2: tensors) that has just come, or None to hand it on.
 
         budget_us: its deadline in microseconds from now; -1: none but what the body says.
+        header_length: of tensors: how long the JSON before them is; -1: all of it.
         """
         cdef Output out
+        cdef TensorRequest request
         cdef Arrival arrival
         cdef Stopwatch watch
         cdef Py_ssize_t size
-        if body.shape[0] == 0 or kind not in (0, 1):
+        if body.shape[0] == 0 or kind not in (0, 1, 2):
             return None
         memset(&out, 0, sizeof(Output))
+        request.header_length = header_length
         arrival.wall_us, arrival.read_ns, arrival.flags = now_us, monotonic_ns(), 0
         arrival.begun_ns, arrival.budget_us, arrival.budget_source = arrival.read_ns, budget_us, BUDGET_NONE
         with nogil:
-            size = self.answer_into(&body[0], body.shape[0], kind, &arrival, ids, &out, &watch)
+            size = self.answer_into(
+                &body[0], body.shape[0], kind, &arrival, ids, &out, &watch, &request if kind == BODY_TENSORS else NULL
+            )
         try:
             return None if size < 0 else PyBytes_FromStringAndSize(<const char*>out.data, size)
         finally:
@@ -142,13 +148,13 @@ cdef class ServingPlan:
 
     cdef Py_ssize_t answer_into(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids, Output* out,
-        Stopwatch* watch,
+        Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil:
         cdef Assembled asked
         cdef uint64_t number
-        cdef Py_ssize_t length = -1
+        cdef Py_ssize_t length = -1, most
         if not self.is_plain or not self._assemble_body(
-            data, size, kind, arrival, ids.max_rows, INLINE_NS, 0, &asked, watch
+            data, size, kind, arrival, ids.max_rows, INLINE_NS, 0, &asked, watch, request
         ):
             return -1
         if watch.at[3] + asked.score_ns > asked.due_ns:
@@ -163,14 +169,22 @@ cdef class ServingPlan:
         _lap(watch, STAGE_SCORE)
         if self.has_stand_in and length == 0 and not self.is_finite(&asked):
             length = -1
-        if length == 0 and not reserve(out, self._form.most_bytes(asked.n_rows)):
-            length = -1
+        if length == 0:
+            most = self._form.most_bytes(asked.n_rows) if request is NULL else self._tensors.most_bytes(asked.n_rows, request)
+            if not reserve(out, most):
+                length = -1
         if length == 0:
             number = ids.next()
-            length = self._form.write_into(
-                <char*>out.data + out.size, kind, ids, number, not asked.many, asked.n_rows, asked.scratch.scores,
-                asked.age_us, asked.scratch.n_missing,
-            )
+            if request is NULL:
+                length = self._form.write_into(
+                    <char*>out.data + out.size, kind, ids, number, not asked.many, asked.n_rows, asked.scratch.scores,
+                    asked.age_us, asked.scratch.n_missing,
+                )
+            else:
+                length = self._tensors.write_into(
+                    <char*>out.data + out.size, request, ids, number, asked.n_rows, asked.scratch.scores, asked.age_us,
+                    watch, arrival.begun_ns,
+                )
             out.size += length
             _lap(watch, STAGE_REPLY)
             if self._records:
@@ -180,13 +194,13 @@ cdef class ServingPlan:
 
     cdef bint _assemble_body(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
-        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch,
+        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil:
         cdef Column few_columns[FEW_FIELDS]
         cdef uint8_t few_given[FEW_FIELDS]
         cdef Body body
         cdef void* block = NULL
-        cdef bint done = False
+        cdef bint done = False, is_read
         cdef Py_ssize_t n_fields = self.vectors.body_reader.n_fields
         out.is_late = False
         watch.at[0] = monotonic_ns()
@@ -197,26 +211,32 @@ cdef class ServingPlan:
                 return False
             body.columns = <Column*>block
             body.given = <uint8_t*>block + n_fields * sizeof(Column)
-        if self.vectors.body_reader.read(data, size, kind, max_rows, &body):
+        if request is NULL:
+            is_read = self.vectors.body_reader.read(data, size, kind, max_rows, &body)
+        else:
+            is_read = self._tensors.read(data, size, max_rows, &body, request)
+            body.budget_us = request.timeout_us
+        if is_read:
             out.many = body.n_rows >= 0
             out.n_rows = body.n_rows if out.many else 1
             out.now_us = arrival.wall_us if body.now_us < 0 else body.now_us
             _lap(watch, STAGE_PARSE)
             out.score_ns = self._needs.score_ns + out.n_rows * self._needs.row_ns
-            out.due_ns = self._due_ns(arrival, body.budget_us, watch)
+            out.due_ns = self._due_ns(arrival, body.budget_us, BUDGET_BODY if request is NULL else BUDGET_TIMEOUT, watch)
             if out.due_ns == NEVER_NS and default_ns > 0:
                 # As the router has it: what cannot keep the tier's bound is not held to it, and the general path says how.
                 if 2 * (self._needs.read_ns + out.score_ns) > default_ns:
-                    free(block)
-                    return False
+                    is_read = False
                 out.due_ns = arrival.begun_ns + default_ns
-            out.is_late = watch.at[1] + self._needs.read_ns + out.score_ns > out.due_ns
-            if not out.is_late and out.score_ns <= max_score_ns:
+            out.is_late = is_read and watch.at[1] + self._needs.read_ns + out.score_ns > out.due_ns
+            if is_read and not out.is_late and out.score_ns <= max_score_ns:
                 memset(&out.keys, 0, sizeof(Output))
                 if self.vectors.begin(&out.scratch, out.n_rows):
                     done = self._fill(&body, data + size, kind, out, watch)
                     if not done:
                         dispose(out)
+        if request is not NULL:
+            free_tensors(request)
         free(block)
         return done
 
@@ -255,11 +275,11 @@ cdef class ServingPlan:
         if size >= RELEASE_GIL_BYTES:
             with nogil:
                 done = self._assemble_body(
-                    data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch
+                    data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch, NULL
                 )
         else:
             done = self._assemble_body(
-                data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch
+                data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch, NULL
             )
         if not done and not prepared._asked.is_late:
             return None
@@ -267,12 +287,14 @@ cdef class ServingPlan:
         prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
         return prepared
 
-    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us, Stopwatch* watch) noexcept nogil:
+    cdef int64_t _due_ns(
+        self, const Arrival* arrival, int64_t body_budget_us, int body_source, Stopwatch* watch
+    ) noexcept nogil:
         """When the reply is due: the smaller of what header and body say, else the model's own; far away without any."""
         cdef int64_t budget_us = arrival.budget_us
         watch.budget_source = BUDGET_NONE if budget_us < 0 else arrival.budget_source
         if body_budget_us >= 0 and (budget_us < 0 or body_budget_us < budget_us):
-            budget_us, watch.budget_source = body_budget_us, BUDGET_BODY
+            budget_us, watch.budget_source = body_budget_us, body_source
         watch.budget_us = budget_us
         if budget_us < 0:
             budget_us = self._default_budget_us

@@ -27,6 +27,8 @@ from tiercel._hot.output cimport Output
 from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport Stopwatch
 from tiercel._hot.reply cimport ReplyIds
+from tiercel._hot.reply_head cimport HeadWriter
+from tiercel._hot.tensors cimport TensorTallies
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
 
 # How much is gathered before it is written and the transport may say stop.
@@ -101,15 +103,10 @@ cdef class FastPath:
     cdef object _routes                    # the Routes that _plan was found in
     cdef bytes _reference
     cdef ServingPlan _plan                 # plan of _reference, or None
-    cdef object _default_headers           # the list that _prefix was made from
-    cdef bytes _prefix
+    cdef HeadWriter _heads
+    cdef TensorTallies _tallies
 
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
-    cdef int _refresh_prefix(self, object server_state) except -1
-    cdef Py_ssize_t _room(self, bytes headers, bytes end)
-    cdef int _write_head(
-        self, Py_ssize_t start, Py_ssize_t room, Py_ssize_t length, bytes headers, bytes end, const Stopwatch* watch
-    ) except -1
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1
     cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close)
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from tiercel._hot.counters import WorkerCounters
 from tiercel._hot.plan import Prepared
 from tiercel._hot.reply import ReplyIds
+from tiercel._hot.tensors import TensorTallies
 
 class Place(Protocol):
     """Where an accepted question waits."""
@@ -67,6 +68,7 @@ class FastPath:
         refuse: `(protocol, transport, status, code, text)`: answers with an error, then closes.
         counters: answers and connections are counted there.
         hands_on_traced: whether requests with a traceparent are the general path's.
+        tallies: where answered infer requests are counted.
     """
 
     @property
@@ -94,6 +96,7 @@ class FastPath:
         refuse: Callable[[HotProtocol, asyncio.Transport, int, str, str], None],
         counters: WorkerCounters | None = None,
         hands_on_traced: bool = False,
+        tallies: TensorTallies | None = None,
     ) -> None: ...
 
 class HotProtocol:

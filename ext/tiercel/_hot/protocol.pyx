@@ -3,28 +3,24 @@
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy, memmove
+from libc.string cimport memcmp
 
 from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.counters cimport (
     NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters,
 )
-from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
+from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Prepared, ServingPlan
-from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, PREDICTION_FAST, Stopwatch
+from tiercel._hot.prediction cimport PREDICTION_FAST, Stopwatch
 from tiercel._hot.reply cimport ReplyIds
+from tiercel._hot.reply_head cimport HeadWriter
+from tiercel._hot.tensors cimport TensorRequest, TensorTallies
 from tiercel._hot.typedefs cimport int64_t, uint8_t
-
-from tiercel._hot.plan import SOURCES, STAGE_NAMES
 
 # A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
 # machine to send its next request: the answer to that says `connection: close`, and nobody writes into a closed socket.
 DRAIN_S = 1.0
-
-cdef enum:
-    MAX_LENGTH_DIGITS = 20
-    TIMING_BYTES = 320              # six numbers of at most 20 + 3 digits, and their names
 
 cdef extern from *:
     """
@@ -37,16 +33,6 @@ cdef extern from *:
     }
     """
     Py_ssize_t send_now(int fd, const void* data, size_t size) noexcept nogil
-
-cdef bytes JSON_HEADERS = b"content-type: application/json\r\ncontent-length: "
-cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-length: "
-cdef bytes TIMING = b"\r\nserver-timing: "
-cdef tuple TIMED = tuple([(", " if i else "").encode() + name.encode() + b";dur=" for i, name in enumerate(STAGE_NAMES)])
-cdef bytes BUDGET = b", budget;dur="
-# By BudgetSource.
-cdef tuple BUDGETED = tuple([b';desc="%b"' % name.encode() for name in SOURCES])
-cdef bytes END = b"\r\n\r\n"
-cdef bytes CLOSE_END = b"\r\nconnection: close\r\n\r\n"
 
 
 cdef double _now() noexcept nogil:
@@ -77,7 +63,7 @@ cdef class FastPath:
     def __init__(
         self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
         Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
-        WorkerCounters counters=None, bint hands_on_traced=False,
+        WorkerCounters counters=None, bint hands_on_traced=False, TensorTallies tallies=None,
     ):
         self._engine = engine
         self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
@@ -85,8 +71,9 @@ cdef class FastPath:
         self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
         self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
         self._counters = WorkerCounters() if counters is None else counters
+        self._tallies = TensorTallies() if tallies is None else tallies
         self.hands_on_traced = hands_on_traced
-        self._reference = b""
+        self._reference, self._heads = b"", HeadWriter()
 
     def __dealloc__(self):
         free(self._out.data)
@@ -105,123 +92,52 @@ cdef class FastPath:
             or memcmp(PyBytes_AS_STRING(self._reference), reference, <size_t>length) != 0
         ):
             self._reference = PyBytes_FromStringAndSize(<const char*>reference, length)
-            self._plan = routes.by_reference.get(self._reference.decode("ascii"))
+            name, _, version = self._reference.decode("ascii").partition("/versions/")
+            self._plan = routes.by_reference.get(f"{name}:{version}" if version else name)
             self._routes = routes
         return self._plan
-
-    cdef int _refresh_prefix(self, object server_state) except -1:
-        """The status line and the headers that uvicorn adds to every reply; it makes a new list each second."""
-        headers = server_state.default_headers
-        if headers is not self._default_headers:
-            lines = [b"HTTP/1.1 200 OK\r\n"]
-            for name, value in headers:
-                lines += [name, b": ", value, b"\r\n"]
-            self._prefix = b"".join(lines)
-            self._default_headers = headers
-        return 0
-
-    cdef Py_ssize_t _room(self, bytes headers, bytes end):
-        """Room for the longest head."""
-        return (
-            PyBytes_GET_SIZE(self._prefix) + PyBytes_GET_SIZE(headers) + MAX_LENGTH_DIGITS + TIMING_BYTES
-            + PyBytes_GET_SIZE(end)
-        )
-
-    cdef int _write_head(
-        self, Py_ssize_t start, Py_ssize_t room, Py_ssize_t length, bytes headers, bytes end, const Stopwatch* watch
-    ) except -1:
-        """Write the head of the reply that begins at `start`, before its `length` bytes of body, which are behind `room`."""
-        cdef Output* out = &self._out
-        cdef Py_ssize_t at = start
-        at = _copy(out, at, self._prefix)
-        at = _copy(out, at, headers)
-        at = _copy_decimal(out, at, length)
-        at = _copy_timing(out, at, watch)
-        at = _copy(out, at, end)
-        memmove(out.data + at, out.data + start + room, <size_t>length)
-        out.size = at + length
-        self._counters.cells[<int>WORKER_ANSWERED] += 1
-        return 0
 
     cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close):
         """Append the reply to one body to the output buffer; False to hand the request on."""
         cdef Output* out = &self._out
-        cdef bytes headers = JSON_HEADERS if head.kind == BODY_JSON else MSGPACK_HEADERS
-        cdef bytes end = CLOSE_END if close else END
-        cdef Py_ssize_t start = out.size, length, room = self._room(headers, end)
+        cdef Py_ssize_t start = out.size, length, room = self._heads.room()
         cdef Stopwatch watch
+        cdef TensorRequest tensors
+        cdef TensorRequest* request = &tensors if head.kind == BODY_TENSORS else NULL
+        tensors.header_length = head.header_length
         if not reserve(out, room):
             return False
         # The body goes where the longest head would end; the head is written once its length is known.
         out.size += room
         if head.content_length >= RELEASE_GIL_BYTES:
             with nogil:
-                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch)
+                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
         else:
-            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch)
+            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
         if length < 0:
             out.size = start
             return False
-        self._write_head(start, room, length, headers, end, &watch)
+        if request is not NULL:
+            self._heads.write_tensors(out, start, length, tensors.json_bytes, close)
+            self._tallies.of(plan.model, plan.version).add(&watch, tensors.n_rows, arrival.wall_us, arrival.begun_ns)
+        else:
+            self._heads.write(out, start, length, head.kind, &watch, close)
+        self._counters.cells[<int>WORKER_ANSWERED] += 1
         return True
 
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1:
         """Append the reply to a question that was scored elsewhere. Raises as Prepared.give_scores."""
         cdef Output* out = &self._out
-        cdef bytes headers = JSON_HEADERS if prepared.kind == BODY_JSON else MSGPACK_HEADERS
-        cdef bytes end = CLOSE_END if close else END
-        cdef Py_ssize_t start = out.size, length, room = self._room(headers, end)
+        cdef Py_ssize_t start = out.size, length, room = self._heads.room()
         cdef Py_ssize_t most = prepared.plan._form.most_bytes(prepared.n_rows)
         prepared.give_scores(scores)
         if not reserve(out, room + most):
             raise MemoryError(f"No memory for a reply of {prepared.n_rows} rows")
         length = prepared._reply_into(<char*>out.data + start + room, prepared.kind, self._ids, 0)
-        self._write_head(start, room, length, headers, end, &prepared._watch)
+        self._heads.write(out, start, length, prepared.kind, &prepared._watch, close)
+        self._counters.cells[<int>WORKER_ANSWERED] += 1
         self._counters.cells[<int>NEAR_REALTIME_REQUESTS] += 1
         return 0
-
-
-cdef inline Py_ssize_t _copy(Output* out, Py_ssize_t at, bytes text):
-    memcpy(out.data + at, PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text))
-    return at + PyBytes_GET_SIZE(text)
-
-
-cdef inline Py_ssize_t _copy_decimal(Output* out, Py_ssize_t at, Py_ssize_t value):
-    cdef uint8_t digits[MAX_LENGTH_DIGITS]
-    cdef int first = MAX_LENGTH_DIGITS
-    while True:
-        first -= 1
-        digits[first] = <uint8_t>(48 + value % 10)
-        value //= 10
-        if value == 0:
-            break
-    memcpy(out.data + at, &digits[first], <size_t>(MAX_LENGTH_DIGITS - first))
-    return at + MAX_LENGTH_DIGITS - first
-
-
-cdef Py_ssize_t _copy_timing(Output* out, Py_ssize_t at, const Stopwatch* watch) noexcept:
-    """The Server-Timing header: each stage in milliseconds, with three decimals."""
-    cdef int stage
-    at = _copy(out, at, TIMING)
-    for stage in range(<int>N_STAGES):
-        at = _copy(out, at, <bytes>TIMED[stage])
-        at = _copy_ms(out, at, max(0, watch.at[stage + 1] - watch.at[stage] + 500) // 1000)
-    if watch.budget_source != BUDGET_NONE:
-        at = _copy(out, at, BUDGET)
-        at = _copy_ms(out, at, watch.budget_us)
-        at = _copy(out, at, <bytes>BUDGETED[watch.budget_source])
-    return at
-
-
-cdef inline Py_ssize_t _copy_ms(Output* out, Py_ssize_t at, int64_t us) noexcept:
-    """Microseconds of at least 0, as milliseconds with three decimals."""
-    cdef uint8_t* to
-    at = _copy_decimal(out, at, us // 1000)
-    us %= 1000
-    to = out.data + at
-    to[0] = 46      # "."
-    to[1], to[2], to[3] = <uint8_t>(48 + us // 100), <uint8_t>(48 + us // 10 % 10), <uint8_t>(48 + us % 10)
-    return at + 4
 
 
 cdef bint _has_numbers(Prepared prepared, scores):
@@ -435,7 +351,7 @@ cdef class HotProtocol:
             path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
         path._out.size = 0
         self._needed = 0
-        path._refresh_prefix(self.server_state)
+        path._heads.refresh(self.server_state)
         while offset < size:
             status = parse_head(data + offset, size - offset, path.max_body_bytes, &head)
             if status != HEAD_FAST:
@@ -483,7 +399,7 @@ cdef class HotProtocol:
         cdef Prepared prepared
         cdef Arrival came = arrival[0]
         cdef Py_ssize_t total = head.head_length + head.content_length
-        if path.queue is None:
+        if path.queue is None or head.kind == BODY_TENSORS:
             return OUTCOME_HAND_ON
         if came.begun_ns == came.read_ns:       # read just now; the marks know of the others
             came.begun_ns -= path.socket_wait_ns
@@ -536,7 +452,7 @@ cdef class HotProtocol:
             return
         close = self._draining and self._buffer is None
         path._out.size = 0
-        path._refresh_prefix(self.server_state)
+        path._heads.refresh(self.server_state)
         if error is None:
             try:
                 path._complete(prepared, scores, close)

@@ -74,7 +74,9 @@ class DataPlane:
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
-                *protocol_routes(engine, self._router, settings, counters, os.environ),
+                *protocol_routes(
+                    engine, self._router, settings, counters, os.environ, None if native is None else native.tallies
+                ),
                 *(() if jobs is None else jobs.routes()),
                 *(() if feedback is None else [Route("/feedback", feedback, methods=["POST"])]),
             ],

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel._hot.tensors import TensorTallies
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
 from tiercel.http.predict import ReplyIds, make_ids
 from tiercel.http.queued import QueueDoor
@@ -52,6 +53,8 @@ class NativeHttp:
         #: One worker's ids, for every path that answers predictions.
         self.ids = make_ids(settings) if ids is None else ids
         self.counters = WorkerCounters() if counters is None else counters
+        #: Infer requests that were answered here, for the protocol's statistics.
+        self.tallies = TensorTallies()
         self._path = FastPath(
             engine,
             header_timeout_s=settings.header_timeout_s,
@@ -62,6 +65,7 @@ class NativeHttp:
             ids=self.ids,
             counters=self.counters,
             hands_on_traced=hands_on_traced,
+            tallies=self.tallies,
             hand_on=self._hand_on,
             refuse=self._refuse,
         )
