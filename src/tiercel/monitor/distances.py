@@ -135,9 +135,9 @@ def is_discrete(edges: NDArray[Any]) -> NDArray[np.bool_]:
     rows = np.arange(len(edges))
     last = edges[rows, np.maximum(n_finite - 1, 0)]
     before = edges[rows, np.maximum(n_finite - 2, 0)]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # of the largest number there is
         behind = np.nextafter(before, np.asarray(np.inf, edges.dtype))
-    return np.asarray((n_finite >= 2) & ((last == behind) | (last == before)))
+    return np.asarray((n_finite >= 2) & (last == behind))
 
 
 def places(edges: NDArray[Any]) -> NDArray[np.float64]:
