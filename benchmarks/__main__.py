@@ -10,8 +10,8 @@ import sys
 import time
 
 BENCHMARKS = (
-    "bench_batching", "bench_decimal", "bench_feature_read", "bench_forest", "bench_ladder", "bench_metrics", "bench_plan",
-    "bench_point_in_time", "bench_recorder", "bench_tiers", "bench_http",
+    "bench_batching", "bench_decimal", "bench_drift", "bench_feature_read", "bench_forest", "bench_ladder", "bench_metrics",
+    "bench_plan", "bench_point_in_time", "bench_recorder", "bench_tiers", "bench_http",
 )  # fmt: skip
 
 
