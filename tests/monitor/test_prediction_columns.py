@@ -16,7 +16,9 @@ from tiercel.types import Signature, Task
 
 
 def declaration(features=("a",), classes=("no", "yes"), n_outputs=1, join_keys=()):
-    return PlanDeclaration("m", 1, None, None, None, tuple(features), tuple(join_keys), n_outputs, "binary", tuple(classes))
+    return PlanDeclaration(
+        "m", 1, None, None, None, tuple(features), tuple(join_keys), n_outputs, "binary", tuple(classes)
+    )
 
 
 def test_heads_are_laid_out_as_the_journal_says():
@@ -108,7 +110,9 @@ def test_taken_names_are_prefixed(name):
 
 def test_names_are_different_whatever_the_case():
     """Scores, keys and features whose names differ in nothing but case have columns of their own."""
-    plan = declaration(features=("A", "a", "feature.a", "score.X"), classes=("x", "y"), n_outputs=2, join_keys=[("a", "string")])
+    plan = declaration(
+        features=("A", "a", "feature.a", "score.X"), classes=("x", "y"), n_outputs=2, join_keys=[("a", "string")]
+    )
     names = column_names(plan)
     every = [each.casefold() for each in (*names.scores, *names.keys, *names.features)]
     assert len(set(every)) == len(every)

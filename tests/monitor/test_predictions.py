@@ -69,7 +69,8 @@ def test_a_row_is_in_the_table_as_it_was_answered(tmp_path):
         assert row.read_time == pd.Timestamp(NOW_US - 5, unit="us")
         assert (row.oldest_age_us, row.total_us, row.score) == (8, 7.5, scores[i, 0])
         assert pd.isna(row.degraded)
-        assert not (row.is_shadow or row.is_default_filled)
+        assert not row.is_shadow
+        assert not row.is_default_filled
         np.testing.assert_array_equal(row[list(FEATURES)].to_numpy(np.float32), rows[i])
         assert row.n_missing == np.isnan(rows[i]).sum()
     assert table.customer_id.tolist() == [-5, pytest.approx(np.nan, nan_ok=True)]
@@ -156,9 +157,7 @@ def test_only_files_that_grow_are_written_again(tmp_path):
 
 
 def test_killed_at_every_step_each_row_is_there_once(tmp_path):
-    """Killed before each of its changes to files and run again, a conversion leaves every row once, counted right; and no
-    reader in between finds one twice.
-    """
+    """Killed before each of its changes to files and run again, a conversion leaves every row once, and no reader finds one twice."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.monitor.killed_conversion", str(tmp_path)],
         timeout=300,
@@ -386,11 +385,11 @@ def test_masked_columns_are_hashed_or_left_out(tmp_path):
         assert first == again != other
         assert pd.isna(nothing)
         assert len(first) == 20
-        assert table.a.nunique() == 1
+        assert len(set(table.a)) == 1
         hashes.append(first)
         for path in (state_dir / "predictions").rglob("*.parquet"):
             assert b"secret" not in path.read_bytes()
-            assert not pq.read_table(path, partitioning=None).column("customer_id").type == "int64"
+            assert pq.read_table(path, partitioning=None).column("customer_id").type == "string"
         assert (state_dir / "predictions" / ".salt").stat().st_mode & 0o777 == 0o600
     assert hashes[0] != hashes[1]
 
@@ -433,7 +432,9 @@ def test_models_of_other_columns_share_the_views(tmp_path):
     convert(tmp_path)
     table = PredictionTable(tmp_path, PLAIN)
     with table.connect() as connection:
-        rows = connection.execute('SELECT model, version, score, "score.y", new, b FROM predictions ORDER BY id').fetchall()
+        rows = connection.execute(
+            'SELECT model, version, score, "score.y", new, b FROM predictions ORDER BY id'
+        ).fetchall()
         assert [row[:2] for row in rows] == [("late", 3)] * 3 + [("kind", 1), ("late", 4)]
         assert rows[3][2:4] == (None, 0.3)
         assert rows[4][4] == 7
@@ -460,7 +461,9 @@ def test_an_empty_table_can_be_asked(tmp_path):
     with PredictionTable(tmp_path, PLAIN).connect() as connection:
         for view in ("predictions", "labels", "outcomes", "versions"):
             assert connection.execute(f"SELECT count(*) FROM {view}").fetchone() == (0,)
-        connection.execute("SELECT id, row, model, version, arm, tier, time, score, label, value, degraded FROM outcomes")
+        connection.execute(
+            "SELECT id, row, model, version, arm, tier, time, score, label, value, degraded FROM outcomes"
+        )
     assert convert(tmp_path) == 0
     with pytest.raises(duckdb.Error), PredictionTable(tmp_path, PLAIN).connect() as connection:
         connection.execute("SELECT nothing FROM predictions")
