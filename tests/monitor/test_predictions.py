@@ -142,6 +142,24 @@ def test_a_live_segment_is_converted_as_it_grows(tmp_path):
     assert len(list((tmp_path / "predictions").rglob("*.parquet"))) == 1
 
 
+def test_a_connection_shows_one_moment(tmp_path):
+    """A file that is replaced by a longer one under a reader neither breaks nor changes what it reads."""
+    recorder = make_recorder(tmp_path)
+    predict(recorder, range(5))
+    convert(tmp_path)
+    with PredictionTable(tmp_path, PLAIN).connect() as before:
+        predict(recorder, range(5, 10))
+        assert convert(tmp_path) == 5
+        assert before.execute("SELECT count(*), count(DISTINCT id), any_value(model) FROM outcomes").fetchone() == (
+            5,
+            5,
+            "late",
+        )
+        with PredictionTable(tmp_path, PLAIN).connect() as after:
+            assert after.execute("SELECT count(*), count(DISTINCT id) FROM outcomes").fetchone() == (10, 10)
+    recorder.close()
+
+
 def test_only_files_that_grow_are_written_again(tmp_path):
     """A day that is over is not written again because the segment goes on."""
     recorder = make_recorder(tmp_path)

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from tiercel.monitor.bases import read_bases
 from tiercel.monitor.counting import MAGNITUDE_BOUNDS, PLAN_CELLS, STAGES
 from tiercel.monitor.reference import ABOVE_ALL, BELOW_ALL, MISSING
+from tiercel.monitor.table_metrics import TablesCollector
 from tiercel.monitor.totals import Totals, read_totals
 from tiercel.monitor.triton import triton_text
 
@@ -56,6 +57,7 @@ def render_metrics(state_dir: Path, *, triton: bool = False) -> bytes:
     totals = read_totals(state_dir / "counters")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(TotalsCollector(totals))
+    registry.register(TablesCollector(state_dir))
     registry.register(BasesCollector(*read_bases(state_dir / "features"), now_us=time.time_ns() // 1000))
     text = generate_latest(registry)
     return text + triton_text(totals).encode() if triton else text
