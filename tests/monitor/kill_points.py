@@ -10,11 +10,14 @@ import shutil
 import signal
 import sys
 import traceback
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb  # noqa: F401 - here, or every fork would import them anew
 import pyarrow.dataset
 import pyarrow.parquet  # noqa: F401
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: What changes a file, or makes a change last.
 STEPS = ("open", "write", "fsync", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "rename")

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from urllib.parse import quote as quote_path
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tiercel.errors import MonitorStorageError
+from tiercel.monitor.journal import segment_paths
 from tiercel.monitor.label_ledger import LabelLedger
 from tiercel.monitor.label_query import labels_query, open_connection, quote, quote_name
 
@@ -45,13 +48,17 @@ _JUDGED = """
 
 
 def connect_views(
-    state_dir: Path, ledger: TableLedger, *, model: str | None = None, threads: int | None = None
+    state_dir: Path,
+    ledger: TableLedger,
+    *,
+    model: str | None = None,
+    threads: int | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views over a state directory.
 
     Args:
         state_dir: of the project.
-        ledger: of its prediction table.
+        ledger: of its prediction table, read before.
         model: only this one's predictions; None: all.
         threads: of DuckDB; None: as many as cores.
 
@@ -61,7 +68,7 @@ def connect_views(
     connection = open_connection(state_dir / "predictions" / ".spill", threads=threads)
     try:
         _make_versions(connection, ledger)
-        _make_predictions(connection, state_dir / "predictions", model)
+        _make_predictions(connection, state_dir, ledger, model)
         labels = state_dir / "labels"
         connection.execute(f"CREATE VIEW labels AS {labels_query(labels, LabelLedger.read(labels))}")
         _make_outcomes(connection)
@@ -93,19 +100,64 @@ def _make_versions(connection: duckdb.DuckDBPyConnection, ledger: TableLedger) -
     connection.unregister("versions_read")
 
 
-def _make_predictions(connection: duckdb.DuckDBPyConnection, directory: Path, model: str | None) -> None:
+def _make_predictions(
+    connection: duckdb.DuckDBPyConnection, state_dir: Path, ledger: TableLedger, model: str | None
+) -> None:
+    """The view `predictions`.
+
+    Files of segments that are still written to may be replaced by longer ones. DuckDB reads a file in several turns and may
+    open it anew for each, so those are read here, at once, into memory; they are no longer than a segment.
+    """
     below = "model=*" if model is None else f"model={quote_path(model, safe='')}"
-    if not any(directory.glob(f"{below}/date=*/*.parquet")):
+    paths = sorted((state_dir / "predictions").glob(f"{below}/date=*/*.parquet"))
+    # After the files: each that was found belongs to a segment that was there before it.
+    done = {name for name, entry in ledger.segments.items() if entry.is_done}
+    growing = {f"{path.parent.name}/{path.stem}" for path in segment_paths(state_dir / "journal")} - done
+    settled = [path for path in paths if _segment_of(path) not in growing]
+    sources = []
+    if settled:
+        sources.append(
+            f"SELECT * FROM read_parquet([{', '.join(quote(str(path)) for path in settled)}], union_by_name = true, "  # noqa: S608
+            f"hive_partitioning = true, hive_types = {{'model': VARCHAR, 'date': DATE}})"
+        )
+    if _read_growing(connection, [path for path in paths if _segment_of(path) in growing]):
+        sources.append("SELECT * FROM growing")
+    if not sources:
         columns = ", ".join(f"NULL::{kind} AS {quote_name(name)}" for name, kind in _EMPTY.items())
         connection.execute(f"CREATE VIEW predictions AS SELECT {columns} WHERE false")
         return
-    source = (
-        f"read_parquet({quote(str(directory / below / 'date=*' / '*.parquet'))}, union_by_name = true, "
-        f"hive_partitioning = true, hive_types = {{'model': VARCHAR, 'date': DATE}})"
-    )
-    found = [name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]  # noqa: S608
+    source = " UNION ALL BY NAME ".join(sources)
+    found = [name for name, *_ in connection.execute(f"DESCRIBE {source}").fetchall()]
     score = "" if "score" in found else ", NULL::DOUBLE AS score"  # a multiclass model has one per class
-    connection.execute(f"CREATE VIEW predictions AS SELECT *{score} FROM {source}")  # noqa: S608
+    connection.execute(f"CREATE VIEW predictions AS SELECT *{score} FROM ({source})")  # noqa: S608
+
+
+def _segment_of(path: Path) -> str:
+    """The segment that a file holds rows of."""
+    start, _, number = path.name.rpartition("-")[0].rpartition("-")
+    return f"{start}/{number}"
+
+
+def _read_growing(connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> bool:
+    """Make the table `growing` of files as they are now; returns whether there is anything in it."""
+    parts: list[str] = []
+    for path in paths:
+        try:
+            with path.open("rb") as stream:  # the file of this moment, whatever takes its name
+                table = pq.ParquetFile(stream).read()
+        except FileNotFoundError:
+            continue
+        name = f"growing_{len(parts)}"
+        connection.register(name, table)
+        model, date = unquote(path.parent.parent.name), path.parent.name.removeprefix("date=")
+        parts.append(
+            f"SELECT *, {quote(model.removeprefix('model='))} AS model, {quote(date)}::DATE AS date FROM {name}"  # noqa: S608
+        )
+    if parts:
+        connection.execute(f"CREATE TABLE growing AS {' UNION ALL BY NAME '.join(parts)}")
+    for place in range(len(parts)):
+        connection.unregister(f"growing_{place}")
+    return bool(parts)
 
 
 def _make_outcomes(connection: duckdb.DuckDBPyConnection) -> None:

@@ -111,6 +111,8 @@ class PredictionTable:
     def connect(self, model: str | None = None, *, threads: int | None = None) -> duckdb.DuckDBPyConnection:
         """A connection with the views `predictions`, `labels` and `outcomes`, and the table `versions`.
 
+        It is for one report, not to be kept: it shows the predictions of this moment, and retention may remove files under it.
+
         Args:
             model: only its predictions, with its columns only; None: those of all models, with the columns of all.
             threads: of DuckDB; None: as many as cores.
