@@ -40,6 +40,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── MonitorError               what workers recorded
     │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
     │   ├── JournalError           a journal segment is damaged, foreign, or of another format
+    │   ├── CalibrationError       too few labels, or of one class, to learn what scores mean
     │   └── OutcomesError          predictions and their labels cannot be read as figures need them
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
@@ -380,6 +381,12 @@ class JournalError(MonitorError):
     """A journal segment is damaged, foreign, or has a format that this version does not know."""
 
     code = "journal_damaged"
+
+
+class CalibrationError(MonitorError):
+    """Labelled predictions are too few, or of one class, to learn what scores mean; or a stored calibration is none."""
+
+    code = "cannot_calibrate"
 
 
 class OutcomesError(MonitorError):
