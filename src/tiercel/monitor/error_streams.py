@@ -40,15 +40,16 @@ class StreamScale:
     @classmethod
     def of(cls, labels: NDArray[np.float64], scores: NDArray[np.float64]) -> StreamScale:
         """From finite values, float64 (n,), at least one."""
-        # Halved while they are subtracted: values at both ends of float64 are as bad as it gets, not infinite.
+        # Halved, and in units of the largest: values at both ends of float64 are as bad as it gets, not infinite.
         apart = labels / 2 - scores / 2
+        largest = float(np.abs(apart).max()) or 1.0
+        apart = apart / largest
         size = np.abs(apart)
-        center = float(apart.mean())
-        largest = float(size.max()) or 1.0
-        deviation = float((apart / largest).std()) * largest
         limit = math.sqrt(np.finfo(np.float64).max)
-        numbers = [center, deviation, float(np.median(size)), float(np.quantile(size, 0.9))]
-        mean, deviation, median, decile = (max(-limit, min(limit, 2 * number)) for number in numbers)
+        mean, deviation, median, decile = (
+            max(-limit, min(limit, 2 * (float(number) * largest)))
+            for number in (apart.mean(), apart.std(), np.median(size), np.quantile(size, 0.9))
+        )
         return cls(mean, deviation if deviation > 0 else 1.0, median, decile)
 
     def streams(
