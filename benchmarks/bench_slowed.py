@@ -33,7 +33,7 @@ FALLBACK = tiers.TREE
 FATES = {BROKEN: "broken", UNFINISHED: "unfinished", ABANDONED: "unsent"}
 #: Requests are sent in runs of this many seconds, so that a log of each fits.
 PIECE_S = 10.0
-#: The server's counts are read after it wrote them down.
+#: What was on its way when a run ended is counted by then.
 SETTLE_S = 0.5
 
 

@@ -54,6 +54,9 @@ class Rounds:
     requests: Requests
     runs: list[Run] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)  # of the process tree, for each request
+    batches: list[float] = field(
+        default_factory=list
+    )  # rows of one, in the mean of a round; of tiercel's near-realtime
 
     @property
     def per_second(self) -> float:
@@ -149,7 +152,7 @@ class Bench:
         return found
 
     def _run(self, rounds: Rounds, truth: Truth, *, counts: bool) -> None:
-        before = rounds.server.cpu_s()
+        before, batched_before = rounds.server.cpu_s(), self._batched()
         one = run(
             rounds.server.port, rounds.requests, rate=0, seconds=self.seconds, connections=CONNECTIONS, warmup_s=0,
             core=cores_for(1)[1], check=truth.agrees(rounds.contender), may_refuse=True,
@@ -158,6 +161,14 @@ class Bench:
         if counts:
             rounds.cpu_us.append(1e6 * (rounds.server.cpu_s() - before) / max(1, one.ok))
             rounds.runs.append(one)
+            rows, batches = self._batched() - batched_before
+            if batches:
+                rounds.batches.append(rows / batches)
+
+    def _batched(self) -> np.ndarray:
+        """(rows, batches) that tiercel scored near-realtime so far."""
+        found = tiers.metrics(self.ours)
+        return np.array([found[f"tiercel_near_realtime_{what}_total"] for what in ("rows", "batches")])
 
 
 def why(runs: list[Run]) -> str:
@@ -179,6 +190,7 @@ def show(widths: tuple[int, ...], found: list[Rounds]) -> None:
             f"p50 {us['p50']:8,.0f}  p99 {us['p99']:8,.0f} us  refused {sum(one.refused for one in each.runs)}  failed "
             f"{sum(one.failed for one in each.runs)}{why(each.runs)}"
         )
+    print(f"  rows of a near-realtime batch, by round: {', '.join(f'{rows:.1f}' for rows in ours.batches)}")
     for each in (inline, *(each for each in found if each.contender.is_peer)):
         ratio = ours.per_second / each.per_second
         print(

@@ -186,7 +186,8 @@ PEERS = tuple(contender.name for contender in CONTENDERS if contender.is_peer)
 
 
 #: Largest batch, and milliseconds: MLServer waits so long for more; BentoML refuses what it believes would take longer, and
-#: finds out by itself how long to wait.
+#: finds out by itself how long to wait. For 64 connections in closed loop: of 16 to 64 rows and 1 to 10 ms none gave MLServer
+#: more, and 32 or 100 rows gave BentoML less; with 100 ms it refused some.
 MLSERVER_BATCH = (64, 2)
 BENTOML_BATCH = (64, 1000)
 
