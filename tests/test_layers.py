@@ -41,6 +41,7 @@ DOORS = {
     "wire": {"tiercel.models.onnx_proto"},
     "http": set(),
     "protocol": {"tiercel.http.native", "tiercel.http.queued"},
+    "fast_path": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
     "decimal": set(),
     "reply": {"tiercel.http.predict", "tiercel.serving.measure", "tiercel.serving.router"},

@@ -423,6 +423,8 @@ class QueryError(MonitorError):
     """A question about the prediction table is not SQL that it can answer."""
 
     code = "invalid_query"
+
+
 class CalibrationError(MonitorError):
     """Labelled predictions are too few, or of one class, to learn what scores mean; or a stored calibration is none."""
 

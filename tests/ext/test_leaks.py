@@ -14,8 +14,9 @@ import msgpack
 import numpy as np
 import pytest
 from tests.support import stores
+from tiercel._hot.fast_path import FastPath
 from tiercel._hot.plan import ServingPlan
-from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel._hot.protocol import HotProtocol
 from tiercel._hot.reply import ReplyIds
 
 from tiercel.features.online import OnlineBase

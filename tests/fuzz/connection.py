@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 from tests.fuzz.world import SETTINGS, new_ids, settled, world
 from tests.reference import http_head
-from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel._hot.fast_path import FastPath
+from tiercel._hot.protocol import HotProtocol
 
 DATE = b"Thu, 01 Jan 1970 00:00:00 GMT"
 TYPES = (b"application/json", b"application/msgpack")

@@ -31,7 +31,8 @@ def base(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path, base):
     """A model `net` in near-realtime and one in realtime, `late`."""
-    world = World(tmp_path, base, [ModelSettings("degrading", default_score=0.5)])
+    declared = [ModelSettings("degrading", default_score=0.5), ModelSettings("laddered", fallback="late")]
+    world = World(tmp_path, base, declared)
     world.add("late")
     world.add("net", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
     yield world
@@ -328,3 +329,73 @@ def test_a_stand_in_answers_for_what_is_no_number(server, world, tier):
         one.send(request(BODY, target="/predict/plain"))
         assert json.loads(one.reply()[2])["score"] is None
     assert server.native.counts["answered"] == before + 1
+
+
+def told_degraded(reply, decode=json.loads):
+    data = decode(reply[2])
+    return data["model"], data["degraded"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
+@pytest.mark.parametrize("tier", ["near-realtime", "realtime"])
+def test_a_fallback_answers_on_the_compiled_path(server, world, tier, kind):
+    """A champion that cannot be in time is replaced on the compiled path, in the general path's words; a version is not."""
+    world.add("laddered", tier=tier, needs_us=(5, 2_000_000, 10), curve=((1, 2_000_000, 2_000_000),))
+    encode = msgpack.packb if kind.endswith("msgpack") else lambda value: json.dumps(value).encode()
+    decode = msgpack.unpackb if kind.endswith("msgpack") else json.loads
+    body = encode({**BODY, "deadline_ms": 1000})
+    with peer(server) as one:
+        one.send(request(body, target="/predict/laddered", kind=kind))
+        fast = one.reply()
+        assert server.native.counts == {"answered": 1, "handed_on": 0}
+        one.send(chunked(body, "/predict/laddered", kind))
+        general = one.reply()
+        one.send(request(body, target="/predict/laddered:1", kind=kind))
+        assert one.reply()[0] == 504
+    assert fast[0] == general[0] == 200
+    assert answer(fast) == answer(general)
+    assert list(fast[1]) == list(general[1])
+    assert told_degraded(fast, decode) == (
+        "late",
+        {"by": "fallback", "instead_of": "laddered:1", "reason": "deadline"},
+    )
+    first, second = world.records().values()
+    assert (first.flags ^ second.flags) == 1
+    assert first.degraded == "fallback"
+    assert world.counters.get("degraded_fallback") == 2
+
+
+def test_a_fallback_answers_for_a_full_queue_and_a_failing_model(server, world):
+    """Who finds no room, and whose batch fails, is answered by the fallback at once, in order, on the compiled path."""
+    scorer = world.add("laddered", tier="near-realtime", needs_us=(5, 40_000, 10), curve=((1, 40_000, 40_000),))
+    ask = request(BODY, target="/predict/laddered")
+    with peer(server) as one, peer(server) as two, peer(server) as three:
+        with held(scorer):
+            one.send(ask)
+            assert scorer.entered.wait(10)
+            two.send(ask)
+            wait_for(lambda: batcher(server, "laddered:1").n_waiting == 1)
+            three.send(ask + request(BODY))
+            assert told_degraded(three.reply())[1]["reason"] == "overloaded"
+            assert json.loads(three.reply()[2])["model"] == "late"
+            scorer.what = failing
+        assert told_degraded(one.reply())[1]["reason"] == "failed"
+        assert told_degraded(two.reply())[1]["reason"] in {"failed", "deadline"}
+    assert server.native.counts == {"answered": 4, "handed_on": 0}
+
+
+def test_a_champion_that_becomes_slow_is_replaced(server, world):
+    """What scoring inline takes is learned: once a champion is far slower than it was measured, its fallback is in time."""
+    scorer = world.add("laddered", needs_us=(5, 50, 10))
+    ask = request({**BODY, "deadline_ms": 3}, target="/predict/laddered")
+    with peer(server) as one:
+        assert one.ask(request(BODY, target="/predict/laddered")) == 200
+        scorer.takes_s = 0.005
+        by = set()
+        for _ in range(400):
+            one.send(ask)
+            status, _, body = one.reply()
+            by.add(json.loads(body).get("degraded", {}).get("by") if status == 200 else status)
+            if "fallback" in by:
+                break
+    assert "fallback" in by

@@ -14,6 +14,7 @@
 #          none, and takes it only for a scorer that is Python.
 # Threads: safe, but for a plan with a recorder: answers that are recorded come from one thread.
 from tiercel._hot.assembler cimport Assembler
+from tiercel._hot.needs cimport Needs
 from tiercel._hot.output cimport Output
 from tiercel._hot.payload cimport Body
 from tiercel._hot.prediction cimport Stopwatch
@@ -37,13 +38,6 @@ cdef struct Arrival:
     int64_t budget_us      # as a header says; -1: none does
     int budget_source      # BudgetSource: which header
     uint32_t flags         # PredictionFlag
-
-
-# What answering is measured to take, in nanoseconds; zeros: not measured.
-cdef struct Needs:
-    int64_t read_ns        # of the rows of one request
-    int64_t score_ns       # of a request
-    int64_t row_ns         # ... and of each of its rows
 
 
 # The rows of one body, put together by one plan. `scratch` may point into itself, so this never moves.

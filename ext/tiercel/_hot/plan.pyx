@@ -9,6 +9,7 @@ import numpy as np
 
 from tiercel._hot.assembler cimport RELEASE_GIL_ROWS, Assembler
 from tiercel._hot.clock cimport monotonic_ns, wall_us
+from tiercel._hot.needs cimport observe, score_ns
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.payload cimport BODY_TENSORS, Body, Column
 from tiercel._hot.prediction cimport (
@@ -109,11 +110,11 @@ cdef class ServingPlan:
 
     def score_us(self, Py_ssize_t n_rows=1):
         """What scoring so many rows is measured to take, in microseconds; 0: not measured."""
-        return (self._needs.score_ns + n_rows * self._needs.row_ns) / 1000
+        return (score_ns(&self._needs) + n_rows * self._needs.row_ns) / 1000
 
     def need_us(self, Py_ssize_t n_rows=1):
         """What reading and scoring so many rows is measured to take, in microseconds; 0: not measured."""
-        return (self._needs.read_ns + self._needs.score_ns + n_rows * self._needs.row_ns) / 1000
+        return (self._needs.read_ns + score_ns(&self._needs) + n_rows * self._needs.row_ns) / 1000
 
     # -- from bytes ------------------------------------------------------------------------------------------------
 
@@ -156,9 +157,10 @@ cdef class ServingPlan:
         if not self.is_plain or not self._assemble_body(
             data, size, kind, arrival, ids.max_rows, INLINE_NS, 0, &asked, watch, request
         ):
-            return -1
+            return -2 if self.is_plain and asked.is_late else -1
         if watch.at[3] + asked.score_ns > asked.due_ns:
-            pass
+            dispose(&asked)
+            return -2
         elif self._is_compiled:
             if self._scorer.score_rows(asked.scratch.rows, asked.n_rows, self.n_features, asked.scratch.scores) == SCORE_OK:
                 length = 0
@@ -167,6 +169,8 @@ cdef class ServingPlan:
                 if self._score_python(&asked.scratch, asked.n_rows):
                     length = 0
         _lap(watch, STAGE_SCORE)
+        if length == 0 and asked.n_rows == 1:
+            observe(&self._needs, watch.at[4] - watch.at[3])
         if self.has_stand_in and length == 0 and not self.is_finite(&asked):
             length = -1
         if length == 0:
@@ -221,7 +225,7 @@ cdef class ServingPlan:
             out.n_rows = body.n_rows if out.many else 1
             out.now_us = arrival.wall_us if body.now_us < 0 else body.now_us
             _lap(watch, STAGE_PARSE)
-            out.score_ns = self._needs.score_ns + out.n_rows * self._needs.row_ns
+            out.score_ns = score_ns(&self._needs) + out.n_rows * self._needs.row_ns
             out.due_ns = self._due_ns(arrival, body.budget_us, BUDGET_BODY if request is NULL else BUDGET_TIMEOUT, watch)
             if out.due_ns == NEVER_NS and default_ns > 0:
                 # As the router has it: what cannot keep the tier's bound is not held to it, and the general path says how.
@@ -509,9 +513,12 @@ cdef class Prepared:
 
     def score(self):
         """Score here and now."""
+        cdef int64_t began_ns = monotonic_ns()
         self.plan._score(&self._asked.scratch, self.n_rows)
         self.is_scored = True
         _lap(&self._watch, STAGE_SCORE)
+        if self.n_rows == 1:
+            observe(&self.plan._needs, self._watch.at[4] - began_ns)
 
     def give_scores(self, scores):
         """Take scores that were made elsewhere: (n_rows, n_outputs), or one number for all.

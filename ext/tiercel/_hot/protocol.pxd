@@ -16,20 +16,14 @@
 # Writes : straight to the socket while the transport holds nothing back, else through the transport.
 # Flow   : while the transport's write buffer is full nothing is read and nothing more is answered; while a request waits
 #          for its batch at most WAITING_BYTES are read, and what one read brings.
-# Owns   : FastPath owns the output buffer that all its connections share; a connection owns the bytes of its one
-#          incomplete request, and its timer.
+# Owns   : the bytes of its one incomplete request, and its timer.
 # Lends  : `body` to answer_into() for the call.
 # GIL    : held throughout; the plan releases it for large requests.
 # Threads: all calls on the thread of the event loop.
-from tiercel._hot.counters cimport WorkerCounters
+from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport Head
-from tiercel._hot.output cimport Output
 from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
-from tiercel._hot.prediction cimport Stopwatch
-from tiercel._hot.reply cimport ReplyIds
-from tiercel._hot.reply_head cimport HeadWriter
-from tiercel._hot.tensors cimport TensorTallies
-from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 # How much is gathered before it is written and the transport may say stop.
 cdef enum:
@@ -72,45 +66,6 @@ cdef enum Outcome:
     OUTCOME_WAITING     # the last request that was taken waits for its batch
 
 
-# A refusal that was just given, for as long as its words stay true of other questions: under overload it is what is said most.
-#
-# Owns   : references. Immutable.
-cdef class Refusal:
-    cdef ServingPlan plan
-    cdef bytes reply
-    cdef object headers                    # the list of uvicorn's headers that is in it
-    cdef str code, cell                    # to be counted with it
-    cdef int status, kind, source
-    cdef int64_t budget_us, until_ns, slack_ns
-    cdef Py_ssize_t n_rows
-
-    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers)
-
-
-# What all connections of a server share.
-cdef class FastPath:
-    cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
-    cdef readonly Py_ssize_t max_body_bytes, max_connections
-    cdef readonly bint hands_on_traced     # requests of a trace are the general path's
-    cdef object _engine, _hand_on, _refuse
-    cdef public object queue               # see protocol.pyi; None: what needs a queue is handed on
-    cdef public Refusal late, full         # of a question whose time is over, of one that found no room; or None
-    cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
-    cdef int64_t _polled_ns
-    cdef ReplyIds _ids
-    cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path
-    cdef Output _out
-    cdef object _routes                    # the Routes that _plan was found in
-    cdef bytes _reference
-    cdef ServingPlan _plan                 # plan of _reference, or None
-    cdef HeadWriter _heads
-    cdef TensorTallies _tallies
-
-    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
-    cdef int _complete(self, Prepared prepared, scores, bint close) except -1
-    cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close)
-
-
 cdef class HotProtocol:
     cdef readonly FastPath path
     cdef readonly object config, server_state, app_state, loop
@@ -138,6 +93,10 @@ cdef class HotProtocol:
     cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept
     cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept
     cdef int _forget(self, Py_ssize_t consumed) noexcept
+    cdef bint _stand_in(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason
+    )
+    cdef bint _stand_in_later(self, Prepared prepared, bytes request, error)
     cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns)
     cdef int _go_on(self) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1

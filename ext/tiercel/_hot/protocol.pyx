@@ -2,21 +2,15 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdlib cimport free
-from libc.string cimport memcmp
 
 from tiercel._hot.clock cimport monotonic_ns, wall_us
-from tiercel._hot.counters cimport (
-    NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters,
-)
+from tiercel._hot.counters cimport WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
+from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
-from tiercel._hot.output cimport Output, put, reserve
-from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Prepared, ServingPlan
-from tiercel._hot.prediction cimport PREDICTION_FAST, Stopwatch
-from tiercel._hot.reply cimport ReplyIds
-from tiercel._hot.reply_head cimport HeadWriter
-from tiercel._hot.tensors cimport TensorRequest, TensorTallies
-from tiercel._hot.typedefs cimport int64_t, uint8_t
+from tiercel._hot.output cimport put
+from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
+from tiercel._hot.prediction cimport PREDICTION_FAST
+from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t
 
 # A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
 # machine to send its next request: the answer to that says `connection: close`, and nobody writes into a closed socket.
@@ -37,107 +31,6 @@ cdef extern from *:
 
 cdef double _now() noexcept nogil:
     return 1e-9 * <double>monotonic_ns()
-
-
-cdef class Refusal:
-    def __init__(
-        self, Prepared asked not None, bytes reply not None, headers, *, int status, str code not None, str cell not None,
-        int64_t until_ns, int64_t slack_ns,
-    ):
-        self.plan, self.kind, self.n_rows = asked.plan, asked.kind, asked.n_rows
-        self.budget_us, self.source = asked.budget_us, asked._watch.budget_source
-        self.reply, self.headers, self.status, self.code, self.cell = reply, headers, status, code, cell
-        self.until_ns, self.slack_ns = until_ns, slack_ns
-
-    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers):
-        return (
-            asked.plan is self.plan and asked.kind == self.kind and asked.n_rows == self.n_rows
-            and asked._watch.budget_source == self.source
-            and asked._asked.due_ns - asked._arrival.begun_ns == 1000 * self.budget_us
-            and asked._asked.due_ns - now_ns <= self.slack_ns and now_ns < self.until_ns
-            and headers is self.headers
-        )
-
-
-cdef class FastPath:
-    def __init__(
-        self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
-        Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
-        WorkerCounters counters=None, bint hands_on_traced=False, TensorTallies tallies=None,
-    ):
-        self._engine = engine
-        self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
-        self.idle_timeout_s = idle_timeout_s
-        self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
-        self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
-        self._counters = WorkerCounters() if counters is None else counters
-        self._tallies = TensorTallies() if tallies is None else tallies
-        self.hands_on_traced = hands_on_traced
-        self._reference, self._heads = b"", HeadWriter()
-
-    def __dealloc__(self):
-        free(self._out.data)
-
-    @property
-    def answered(self):
-        """Requests this path answered."""
-        return self._counters.cells[<int>WORKER_ANSWERED]
-
-    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length):
-        """The plan of a reference, or None. Most requests name what the one before named."""
-        routes = self._engine.routes
-        if (
-            routes is not self._routes
-            or length != PyBytes_GET_SIZE(self._reference)
-            or memcmp(PyBytes_AS_STRING(self._reference), reference, <size_t>length) != 0
-        ):
-            self._reference = PyBytes_FromStringAndSize(<const char*>reference, length)
-            name, _, version = self._reference.decode("ascii").partition("/versions/")
-            self._plan = routes.by_reference.get(f"{name}:{version}" if version else name)
-            self._routes = routes
-        return self._plan
-
-    cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close):
-        """Append the reply to one body to the output buffer; False to hand the request on."""
-        cdef Output* out = &self._out
-        cdef Py_ssize_t start = out.size, length, room = self._heads.room()
-        cdef Stopwatch watch
-        cdef TensorRequest tensors
-        cdef TensorRequest* request = &tensors if head.kind == BODY_TENSORS else NULL
-        tensors.header_length = head.header_length
-        if not reserve(out, room):
-            return False
-        # The body goes where the longest head would end; the head is written once its length is known.
-        out.size += room
-        if head.content_length >= RELEASE_GIL_BYTES:
-            with nogil:
-                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
-        else:
-            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
-        if length < 0:
-            out.size = start
-            return False
-        if request is not NULL:
-            self._heads.write_tensors(out, start, length, tensors.json_bytes, close)
-            self._tallies.of(plan.model, plan.version).add(&watch, tensors.n_rows, arrival.wall_us, arrival.begun_ns)
-        else:
-            self._heads.write(out, start, length, head.kind, &watch, close)
-        self._counters.cells[<int>WORKER_ANSWERED] += 1
-        return True
-
-    cdef int _complete(self, Prepared prepared, scores, bint close) except -1:
-        """Append the reply to a question that was scored elsewhere. Raises as Prepared.give_scores."""
-        cdef Output* out = &self._out
-        cdef Py_ssize_t start = out.size, length, room = self._heads.room()
-        cdef Py_ssize_t most = prepared.plan._form.most_bytes(prepared.n_rows)
-        prepared.give_scores(scores)
-        if not reserve(out, room + most):
-            raise MemoryError(f"No memory for a reply of {prepared.n_rows} rows")
-        length = prepared._reply_into(<char*>out.data + start + room, prepared.kind, self._ids, 0)
-        self._heads.write(out, start, length, prepared.kind, &prepared._watch, close)
-        self._counters.cells[<int>WORKER_ANSWERED] += 1
-        self._counters.cells[<int>NEAR_REALTIME_REQUESTS] += 1
-        return 0
 
 
 cdef bint _has_numbers(Prepared prepared, scores):
@@ -373,8 +266,10 @@ cdef class HotProtocol:
                 if outcome != OUTCOME_DONE:
                     break
             elif not path._answer(
-                plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size
-            ):
+                plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size, None
+            ) and not (path._was_late and self._stand_in(
+                plan, data + offset, &head, &arrival, self._draining and offset + total == size, "deadline"
+            )):
                 outcome = OUTCOME_HAND_ON
                 break
             else:
@@ -413,13 +308,17 @@ cdef class HotProtocol:
             consumed[0] += total
             return OUTCOME_DONE
         self._flush()       # entering may answer others through the same buffer
-        if prepared._asked.is_late:
-            place = None if plan.has_stand_in else path.queue.late(prepared, self, close)
-        else:
+        if not prepared._asked.is_late:
             place = path.queue.enter(prepared, self, close)
-        if place is None:
+        elif plan.has_stand_in:
+            place = "deadline"
+        else:
+            place = path.queue.late(prepared, self, close)
+        if place is None or (type(place) is str and not self._stand_in(plan, request, head, arrival, close, place)):
             return OUTCOME_HAND_ON
         consumed[0] += total
+        if type(place) is str:
+            return OUTCOME_DONE
         if type(place) is bytes:
             if not put(&path._out, PyBytes_AS_STRING(<bytes>place), PyBytes_GET_SIZE(<bytes>place)):
                 raise MemoryError("No memory for a refusal")
@@ -427,6 +326,27 @@ cdef class HotProtocol:
         self._asked, self._place, self.begun_ns = prepared, place, self._read_at(consumed[0], arrival.read_ns)
         self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
         return OUTCOME_WAITING
+
+    cdef bint _stand_in(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason
+    ):
+        """Append the answer of a model's fallback, where it can be given here; False to hand the request on."""
+        cdef FastPath path = self.path
+        cdef Arrival came = arrival[0]
+        cdef Py_ssize_t i
+        if path.queue is None or not plan.has_stand_in:
+            return False
+        for i in range(head.reference_start, head.reference_start + head.reference_length):
+            if request[i] in b"@:/":        # a certain version has no stand-in; the general path tells the champion's alias
+                return False
+        found = path.queue.stand_in(plan, reason)
+        if found is None:
+            return False
+        came.flags |= <uint32_t>found[2]
+        if not path._answer(found[0], request + head.head_length, head, &came, close, found[1]):
+            return False
+        path._counters.add("degraded_fallback")
+        return True
 
     cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns):
         """Refuse a question as the last one was, if it is like it."""
@@ -447,6 +367,10 @@ cdef class HotProtocol:
             return      # its client is gone
         request, self._request, self._asked, self._place = self._request, None, None, None
         if request is not None and (error is not None or not _has_numbers(prepared, scores)):
+            if self._stand_in_later(prepared, <bytes>request, error):
+                self._flush()
+                self._go_on()
+                return
             self.begun_ns = prepared._arrival.begun_ns
             self._hand(request if self._buffer is None else request + self._buffer, path.header_timeout_s)
             return
@@ -464,6 +388,20 @@ cdef class HotProtocol:
                 raise MemoryError("No memory for an error")
         self._flush()
         self._go_on()
+
+    cdef bint _stand_in_later(self, Prepared prepared, bytes request, error):
+        """As `_stand_in`, for a question that has waited in vain."""
+        cdef FastPath path = self.path
+        cdef Head head
+        cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(request)
+        if parse_head(data, PyBytes_GET_SIZE(request), path.max_body_bytes, &head) != HEAD_FAST:
+            return False
+        path._out.size = 0
+        path._heads.refresh(self.server_state)
+        return self._stand_in(
+            prepared.plan, data, &head, &prepared._arrival, self._draining and self._buffer is None,
+            path.queue.reason(error),
+        )
 
     cdef int _hand(self, bytes data, double deadline_s) except -1:
         """Give the connection to the general path, with the bytes that are not answered."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel._hot.fast_path import FastPath
+from tiercel._hot.protocol import HotProtocol
 from tiercel._hot.tensors import TensorTallies
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
 from tiercel.http.predict import ReplyIds, make_ids

@@ -7,26 +7,35 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgpack
+import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from tiercel._hot.protocol import Refusal
+from tiercel._hot.fast_path import Refusal
 from tiercel.errors import CapacityError, DeadlineError, TiercelError
 from tiercel.http import payload
 from tiercel.http.socket_wait import SocketWait
 from tiercel.http.status import body_of, headers_of, request_id_of, status_of
+from tiercel.serving.answers import Degraded, degrade_flags
 from tiercel.serving.asked import require_time
 from tiercel.serving.deadline import Deadline
+from tiercel.serving.ladder import Reason, Rung, reason_of
 
 if TYPE_CHECKING:
     import asyncio
 
-    from tiercel._hot.plan import Prepared
-    from tiercel._hot.protocol import FastPath, HotProtocol, Place
+    from tiercel._hot.fast_path import FastPath, Place
+    from tiercel._hot.plan import Prepared, ServingPlan
+    from tiercel._hot.protocol import HotProtocol
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.router import Router
 
 log = logging.getLogger("tiercel.http")
 
+#: What a fallback is left of the deadline of a question that waits, and at most a quarter of that.
+MARGIN_NS = 5_000_000
+#: Plans that others stood in for, and are remembered with it.
+MAX_STAND_INS = 100
 #: How long a refusal is given again without a look: a queue that is full, and a time that is over.
 FULL_NS = 1_000_000
 LATE_NS = 1_000_000_000
@@ -35,7 +44,7 @@ _MEDIA = (payload.JSON, payload.MSGPACK)
 
 
 class QueueDoor:
-    """What `FastPath.queue` is in a server; see `tiercel._hot.protocol.Queue`.
+    """What `FastPath.queue` is in a server; see `tiercel._hot.fast_path.Queue`.
 
     Args:
         router: whose queues these are.
@@ -48,14 +57,18 @@ class QueueDoor:
     def __init__(self, router: Router, path: FastPath, counters: WorkerCounters) -> None:
         self._router, self._path, self._counters = router, path, counters
         self._wait: SocketWait | None = None
+        self._stand_ins: dict[tuple[ServingPlan, str], tuple[ServingPlan, tuple[bytes, bytes], int]] = {}
 
-    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | None:
+    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | str | None:
         """Queue a question; a question that finds no room is refused here, unless somebody else may answer it."""
+        due_ns = asked.due_ns
+        if asked.plan.has_stand_in:  # who is asked when the queue gives up needs time, too
+            due_ns -= min(MARGIN_NS, 250 * asked.budget_us)
         try:
-            return self._router.submit(asked, partial(hot.complete, asked))
+            return self._router.submit(asked, due_ns, partial(hot.complete, asked))
         except CapacityError as error:
             if asked.plan.has_stand_in:
-                return None
+                return "overloaded"
             reply = self.refusal(asked, error, hot, close)
             now_ns = time.monotonic_ns()
             self._path.full = Refusal(
@@ -70,9 +83,32 @@ class QueueDoor:
             )
             return reply
         except DeadlineError as error:
+            if asked.plan.has_stand_in:
+                return "deadline"
             # Without a deadline of its own, a question that takes longer than its tier promises is given that time.
-            handed_on = asked.plan.has_stand_in or (not asked.is_asked and self._router.outlasts_tier(asked))
-            return None if handed_on else self.refusal(asked, error, hot, close)
+            if not asked.is_asked and self._router.outlasts_tier(asked):
+                return None
+            return self.refusal(asked, error, hot, close)
+
+    def stand_in(self, plan: ServingPlan, reason: str, /) -> tuple[ServingPlan, tuple[bytes, bytes], int] | None:
+        """See `tiercel._hot.fast_path.Queue`."""
+        fallback = self._router.compiled_fallback(plan)
+        if fallback is None:
+            return None
+        known = self._stand_ins.get((plan, reason))
+        if known is None or known[0] is not fallback:
+            degraded = Degraded(Rung.FALLBACK.value, f"{plan.model}:{plan.version}", reason)
+            more = {"degraded": degraded.to_json()}
+            # As `payload.extend` has it.
+            told = b"," + orjson.dumps(more)[1:], msgpack.packb("degraded") + msgpack.packb(more["degraded"])
+            if len(self._stand_ins) >= MAX_STAND_INS:
+                self._stand_ins.clear()
+            known = self._stand_ins[plan, reason] = fallback, told, degrade_flags(Rung.FALLBACK, Reason(reason))
+        return known
+
+    def reason(self, error: Exception, /) -> str:
+        """See there."""
+        return reason_of(error).value
 
     def poll(self, loop: asyncio.AbstractEventLoop, /) -> None:
         """Keep the queues moving while nothing but reading happens, and see how far behind reading is."""

@@ -23,6 +23,11 @@ _REASON_BITS = {
 }  # fmt: skip
 
 
+def degrade_flags(rung: Rung, reason: Reason) -> int:
+    """Of the record of an answer that somebody else gave."""
+    return DEGRADED | _RUNG_BITS[rung] | _REASON_BITS[reason]
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is to be scored: values by name, scalars or equally long lists, and the time of the read."""
@@ -104,7 +109,7 @@ class Served:
     ) -> Self:
         """What somebody answers instead of the version of this `label`; `age_us`: of a last score."""
         why = choice.reason or Reason.UNAVAILABLE
-        flags = DEGRADED | _RUNG_BITS[choice.rung] | _REASON_BITS[why]
+        flags = degrade_flags(choice.rung, why)
         degraded = Degraded(choice.rung.value, label, why.value, age_us)
         return cls(prepared, deadline, flags, degraded, is_declared=True)
 

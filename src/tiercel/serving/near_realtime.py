@@ -54,6 +54,8 @@ log = logging.getLogger("tiercel.serving")
 BUDGET_US = Tier.NEAR_REALTIME.budget_us or 0
 #: Members of a failed batch that fail alone, before the others are not tried any more.
 MAX_STRIKES = 3
+#: How long the event loop is waited for before its work is done by `poll`.
+PATIENCE_NS = 1_000_000
 #: A batch that is so much later than foreseen hangs; its waiters are told, since nothing can interrupt it.
 STUCK_NS = 1_000_000_000
 
@@ -85,6 +87,7 @@ class _Batch:
         self.began_ns, self.ends_ns = began_ns, ends_ns
         self.trial = trial
         self.done: Future[Any] | None = None  # once it is scored
+        self.done_ns = 0
 
 
 class Batcher:
@@ -143,7 +146,7 @@ class Batcher:
         self._admission = Admission(self._lines, self._pace)
         self._running: _Batch | None = None
         self._is_stuck = False
-        self._is_woken = False
+        self._is_woken, self._woken_ns = False, 0
         self._is_ending = False
         self._is_closing = False
         self._n_open = 0  # accepted and not answered
@@ -239,15 +242,16 @@ class Batcher:
         """Do now what the event loop has been asked to do: take back a batch that is scored, start the next.
 
         PERF: libuv calls back between rounds of reading, and a round takes as many as 48 x 1024 ready sockets: seconds, in
-        which the requests that are read would wait for a batch that nobody starts. So whoever reads them calls this.
+        which the requests that are read would wait for a batch that nobody starts. So whoever reads them calls this. Rounds
+        that are short are let be: all they read shares a batch.
         """
         if self._is_ending:
             return
-        batch = self._running
+        batch, now_ns = self._running, self._clock()
         if batch is None:
-            if self._is_woken:
+            if self._is_woken and now_ns - self._woken_ns > PATIENCE_NS:
                 self._start_next()
-        elif batch.done is not None:
+        elif batch.done is not None and now_ns - batch.done_ns > PATIENCE_NS:
             self._end(batch, batch.done)
 
     async def close(self, *, drain: bool = True) -> None:
@@ -314,7 +318,7 @@ class Batcher:
 
     def _wake(self) -> None:
         if self._running is None and not self._is_woken and self._loop is not None:
-            self._is_woken = True
+            self._is_woken, self._woken_ns = True, self._clock()
             self._loop.call_soon(self._start_next)
 
     def _start_next(self) -> None:
@@ -361,7 +365,7 @@ class Batcher:
 
     def _hand_back(self, batch: _Batch, done: Future[Any]) -> None:
         """From the scoring thread to the event loop."""
-        batch.done = done
+        batch.done_ns, batch.done = self._clock(), done
         try:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._end, batch, done)

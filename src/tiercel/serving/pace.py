@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 BATCH_SHARE = 1 / 4
 #: Weight of one observation of what a batch takes besides scoring.
 WEIGHT = 1 / 16
+#: Twice the usual and this is the most that one batch's time besides scoring counts as.
+STALL_NS = 1_000_000
 #: The best size of a batch is looked for again after so many; after each of the first, which teach the most.
 RESIZE_EVERY = 16
 FIRST_BATCHES = 64
@@ -47,7 +49,8 @@ class Pace:
     def learn(self, n_rows: int, scored_ns: int, other_ns: int) -> None:
         """A batch took `scored_ns` to score, and `other_ns` besides, from its start to its answers."""
         self._cost.observe(n_rows, max(scored_ns, 1) / 1000)
-        difference = min(max(0, other_ns), 250 * self._budget_us) - self._overhead_ns  # one stall is not the next one's
+        # One stall is not the next one's: what is much more than usual counts as a little more than usual.
+        difference = min(max(0, other_ns), 2 * self._overhead_ns + STALL_NS) - self._overhead_ns
         self._overhead_ns += WEIGHT * difference
         self._spread_ns += WEIGHT * (abs(difference) - self._spread_ns)
         self._n_learned += 1

@@ -193,14 +193,24 @@ class Router:
             served.deadline,
         )
 
-    def submit(self, prepared: Prepared, answer: AnswerCall) -> CallWaiter:
+    def compiled_fallback(self, champion: ServingPlan) -> ServingPlan | None:
+        """The fallback of a champion, where the compiled path may ask it in its place."""
+        declared = self._declared.get(champion.model)
+        if declared is None or declared.fallback is None:
+            return None
+        plan = self._engine.find_plan(declared.fallback)
+        if plan is None or not plan.is_plain or (plan.model, plan.version) == (champion.model, champion.version):
+            return None
+        return plan if self._may_stand_in(champion, declared.fallback, plan) else None
+
+    def submit(self, prepared: Prepared, due_ns: int, answer: AnswerCall) -> CallWaiter:
         """Queue a question that the compiled path assembled (`plan.is_queued`); `answer` gets its scores, or an error, once.
 
         Raises:
             CapacityError, DeadlineError: refused, and nobody else was asked.
         """
         self._follow_routes()
-        return self._queues.submit_call(prepared.plan, prepared.rows(), prepared.due_ns, answer)
+        return self._queues.submit_call(prepared.plan, prepared.rows(), due_ns, answer)
 
     def poll(self) -> None:
         """See `Batcher.poll`; for whoever reads many requests without giving way to the event loop."""
