@@ -161,6 +161,22 @@ def test_an_empty_window_has_no_verdict():
     json.dumps(report.to_json(), allow_nan=False)
 
 
+def test_a_window_far_larger_than_its_reference_is_judged():
+    """A hundred thousand rows beside a reference of five hundred: every feature has limits, the constant one too."""
+    small = Reference.build(*population(500, seed=20), NAMES)
+    X, scores = population(100_000, seed=21)
+    counts = {
+        "feature_counts": np.stack([count_cells(e, c) for e, c in zip(small.feature_edges, X.T, strict=True)]),
+        "score_counts": np.stack([count_cells(e, c) for e, c in zip(small.score_edges, scores.T, strict=True)]),
+    }
+    window = replace(empty_window("late", 3, small, 0, 1), n_requests=100_000, n_rows=100_000, **counts)
+    report = drift_report(small, window)
+    assert verdicts(report) == STABLE
+    X[:, 3] = 8
+    counts["feature_counts"][3] = count_cells(small.feature_edges[3], X[:, 3])
+    assert drift_report(small, replace(window, **counts)).features[3].verdict is Verdict.DRIFT
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_a_handful_of_rows_is_no_verdict(n):
     """Extreme values in a handful of rows are not called drift: any distance is possible by chance."""
