@@ -47,6 +47,7 @@ HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 _JUMP_US = 2_000_000
 _LOCK = "lock"
 _MAX_TRIES = 8
+_MAX_PROBLEMS = 8
 _MAX_STEPS = 100_000
 
 T = TypeVar("T")
@@ -75,6 +76,7 @@ class WindowStore:
         self._directory = state_dir / WINDOWS
         self._hours_after_us, self._days_after_us, self._keep_days = hours_after_us, days_after_us, keep_days
         self._files: dict[str, WindowFile] = {}
+        self._unreadable: dict[str, str] = {}
         self._descriptions: dict[str, Description] = {}
         self._compacted_hour: int | None = None
         self.problems: tuple[str, ...] = ()
@@ -174,6 +176,7 @@ class WindowStore:
             made = difference(before.sources, sources, descriptions)
         begin_us, end_us, n_jumps = _span(before.end_us, now_us, elapsed_us)
         self.problems = tuple(made.problems)
+        problems = tuple(dict.fromkeys((*before.problems, *made.problems)))
         number = before.number
         n_requests = 0
         if made.counts:
@@ -183,9 +186,10 @@ class WindowStore:
             number += 1
             write_window_file(
                 self._directory, number, number, (begin_us, end_us), made.counts, n_clock_jumps=n_jumps,
-                problems=made.problems,
+                problems=problems,
             )  # fmt: skip
-        write_baseline(self._directory, Baseline(number, end_us, made.sources))
+            problems = ()
+        write_baseline(self._directory, Baseline(number, end_us, made.sources, problems[:_MAX_PROBLEMS]))
         if end_us // HOUR_US != self._compacted_hour:
             self._compact(now_us)
             self._compacted_hour = end_us // HOUR_US
@@ -261,7 +265,7 @@ class WindowStore:
         raise AssertionError
 
     def _valid_files(self) -> list[WindowFile]:
-        """Files that count, in the order they were recorded. Damaged ones are left out and named in `problems`."""
+        """Files that count, in the order they were recorded. Damaged ones are left out, and every window says so."""
         files: list[WindowFile] = []
         for _ in range(2):  # a directory that is read while files are merged may show neither the pieces nor the whole
             files = self._listed_files()
@@ -277,6 +281,7 @@ class WindowStore:
             return []
         if len(self._files) > 2 * len(names):  # many were merged since
             self._files = {name: file for name, file in self._files.items() if name in names}
+        self._unreadable = {name: text for name, text in self._unreadable.items() if name in names}
         numbered = sorted(
             (numbers[0], -numbers[1], name) for name in names if (numbers := numbers_of(name)) and numbers[1] <= last
         )
@@ -299,14 +304,10 @@ class WindowStore:
             except FileNotFoundError:
                 raise
             except UNREADABLE as error:
-                self._note(f"{error}")
+                self._unreadable[name] = f"a window cannot be read, and whatever was counted in it is absent: {error}"
                 return None
             self._files[name] = file
         return file
-
-    def _note(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems = (*self.problems, problem)
 
     def _describe(self, what: str) -> Description:
         found = self._descriptions.get(what)
@@ -375,6 +376,7 @@ class WindowStore:
         for window in same[1:]:
             whole += window
         problems += [problem for file in spans for problem in file.problems]
+        problems += self._unreadable.values()  # of whichever time
         return replace(
             whole,
             n_clock_jumps=sum(file.n_clock_jumps for file in spans),
