@@ -272,6 +272,37 @@ def test_a_damaged_baseline_invents_nothing(traffic, tmp_path):
     traffic.worker.close()
 
 
+def test_a_baseline_that_is_gone_invents_nothing(traffic, tmp_path):
+    """Where somebody removed the baseline, windows that are there stay, and nothing is counted twice."""
+    store = WindowStore(tmp_path)
+    for i in range(3):
+        traffic.answer(10)
+        store.record(NOW_US + i * MINUTE_US)
+    (tmp_path / "windows" / "baseline.msgpack").unlink()
+    assert total_of(store) == 0  # until the next record says which files are valid
+    traffic.answer(5)
+    assert store.record(NOW_US + 3 * MINUTE_US) == 0
+    assert total_of(store) == 30
+    traffic.worker.close()
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}")])
+def test_a_damaged_description_is_told_and_mended(traffic, tmp_path, damage):
+    """What a version's cells are is written again with the next window; until then its windows are absent, not wrong."""
+    store = WindowStore(tmp_path)
+    traffic.answer(2)
+    store.record(NOW_US)
+    (path,) = (tmp_path / "windows").glob("what-*")
+    damage(path)
+    fresh = WindowStore(tmp_path)
+    assert fresh.versions() == []
+    assert fresh.merged("late", 1, *FOREVER) is None
+    traffic.answer(3)
+    fresh.record(NOW_US + MINUTE_US)
+    assert total_of(WindowStore(tmp_path)) == 5
+    traffic.worker.close()
+
+
 def test_a_clock_that_was_set_is_said(traffic, tmp_path):
     """Set back, or put forward where the caller knows what passed: the window has its true length, and it is said."""
     store = WindowStore(tmp_path)

@@ -137,9 +137,7 @@ class WindowStore:
 
     def versions(self) -> list[tuple[str, int]]:
         """Every model version that has a window, sorted."""
-        return self._read(
-            lambda: sorted({self._describe(what).owner for file in self._valid_files() for what in file.entries})
-        )
+        return self._read(lambda: sorted(self._owners()))
 
     def span_us(self) -> tuple[int, int] | None:
         """Begin of the oldest window and end of the newest; None without any."""
@@ -165,6 +163,9 @@ class WindowStore:
         descriptions: dict[str, str] = {}
         try:
             before = read_baseline(self._directory)
+            # One window and no baseline is what a first record leaves that did not come to its end.
+            if before is None and self._last_written() > 1:
+                raise ValueError(f"{self._directory}: the baseline of its windows is gone")  # noqa: TRY301 - handled like a damaged one
         except ValueError as error:
             # What was counted meanwhile cannot be told from what was recorded: better no window than one too many.
             made = difference({}, sources, descriptions)
@@ -196,9 +197,10 @@ class WindowStore:
         return n_requests
 
     def _keep_description(self, what: str, text: str) -> None:
-        path = self._description_path(what)
-        if not path.exists():
-            write_durably(path, text.encode())
+        try:
+            self._describe(what)
+        except (OSError, ValueError):  # not there yet, or damaged
+            write_durably(self._description_path(what), text.encode())
 
     def _description_path(self, what: str) -> Path:
         return self._directory / f"what-{what}.json"
@@ -312,11 +314,21 @@ class WindowStore:
     def _describe(self, what: str) -> Description:
         found = self._descriptions.get(what)
         if found is None:
-            text = self._description_path(what).read_text()
+            try:
+                text = self._description_path(what).read_text()
+            except FileNotFoundError as error:  # written before the windows that name it, and never removed
+                raise ValueError(f"{self._description_path(what)}: it is gone") from error
             if hashlib.sha256(text.encode()).hexdigest() != what:
                 raise ValueError(f"{self._description_path(what)}: its bytes are not those that were written")
             found = self._descriptions[what] = Description(text)
         return found
+
+    def _owners(self) -> set[tuple[str, int]]:
+        owners = set()
+        for what in {what for file in self._valid_files() for what in file.entries}:
+            with contextlib.suppress(*UNREADABLE):  # a window that needs it says so
+                owners.add(self._describe(what).owner)
+        return owners
 
     def _merged(self, model: str, version: int, begin_us: int, end_us: int) -> Window | None:
         files = [file for file in self._valid_files() if begin_us < file.middle_us <= end_us]
