@@ -20,6 +20,7 @@ from tiercel.settings import (
     ControlSettings,
     JournalSettings,
     ModelSettings,
+    MonitorSettings,
     ServerSettings,
     TracingSettings,
     load_settings,
@@ -100,8 +101,8 @@ def test_every_setting_is_documented():
 
 
 def test_every_setting_of_traces_and_models_is_documented():
-    """Each setting under [tracing] and [models.NAME] stands in the README."""
-    for table, kind in (("tracing", TracingSettings), ("models.NAME", ModelSettings)):
+    """Each setting under [monitor], [tracing] and [models.NAME] stands in the README."""
+    for table, kind in (("monitor", MonitorSettings), ("tracing", TracingSettings), ("models.NAME", ModelSettings)):
         for item in fields(kind):
             assert item.name == "name" or f"`{table}.{item.name}`" in README, item.name
 

@@ -73,7 +73,8 @@ def check_recovered(state_dir: Path) -> None:
     assert totals.refused == {"invalid_id": 13}
     assert not list((state_dir / "labels" / "incoming").rglob("*.log"))
     assert sum(part.rows for part in ledger.parts if part.kind == "first") == 11
-    assert {part.file for part in ledger.parts} == {path.name for path in (state_dir / "labels").glob("*.parquet")}
+    files = {path.name for path in (state_dir / "labels").glob("*.parquet")}
+    assert files == {part.file for part in ledger.parts} | set(ledger.replaced)
 
 
 def append(state_dir: Path) -> None:

@@ -163,3 +163,19 @@ def test_only_the_asked_model_is_joined(tmp_path):
     tell(tmp_path, [{"id": f"{PREFIX}2", "label": 3}])
     with open_outcomes(tmp_path, SETTINGS, model="amount") as connection:
         assert connection.execute("SELECT model, label FROM outcomes").fetchall() == [("amount", 3.0)]
+
+
+def test_a_value_alone_is_no_problem(tmp_path):
+    """What an outcome was worth may come without a label, and does not count as one."""
+    answer(tmp_path, "words", [1])
+    tell(tmp_path, [{"id": f"{PREFIX}1", "value": 5}])
+    assert outcomes(tmp_path, "label, value, label_problem") == [(None, 5.0, None)]
+    assert label_report(tmp_path, SETTINGS).versions[0].labelled == 0
+
+
+def test_without_its_ledger_a_label_is_its_number(tmp_path):
+    """Of a version that the ledger no longer knows, numbers are taken as they are."""
+    answer(tmp_path, "words", [1, 2])
+    tell(tmp_path, [{"id": f"{PREFIX}1", "label": 3}, {"id": f"{PREFIX}2", "label": "yes"}])
+    (tmp_path / "predictions" / "_ledger.json").unlink()
+    assert outcomes(tmp_path) == [(3.0, None), (None, "unknown_class")]

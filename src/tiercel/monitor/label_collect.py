@@ -38,6 +38,8 @@ MERGE_PARTS = 8
 FULL_ROWS = 4_000_000
 #: States that changed are folded in when they are this many, or this share of all.
 FOLD_ROWS, FOLD_SHARE = 100_000, 0.2
+#: How long a query may take that reads parts which are replaced meanwhile.
+READING_US = 3_600_000_000
 _DAY_US = 86_400_000_000
 #: As of `predictions`: what a clock may do before it is not trusted to remove anything, and for how long.
 _JUMP_US, _SETTLE_US = 2 * _DAY_US, 3_600_000_000
@@ -178,10 +180,10 @@ class Collection:
         finally:
             connection.close()
 
-    def _write_part(self, connection: duckdb.DuckDBPyConnection, kind: str, query: str) -> None:
-        """Write a query's rows as a part, unless there are none."""
+    def _write_part(self, connection: duckdb.DuckDBPyConnection, kind: str, query: str) -> int:
+        """Write a query's rows as a part, unless there are none; returns how many there are."""
         ledger = self._ledger
-        numbers = [int(part.file.split("-")[1]) for part in ledger.parts]
+        numbers = [int(file.split("-")[1]) for file in (*(part.file for part in ledger.parts), *ledger.replaced)]
         path = self._directory / f"part-{max(numbers, default=0) + 1:08d}-{kind}.parquet"
         with finished(path) as unfinished:
             connection.execute(
@@ -195,6 +197,7 @@ class Collection:
             ledger.parts.append(LabelPart(path.name, kind, n_rows, newest_us))
         else:
             remove_file(path)
+        return int(n_rows)
 
     def _merge(self) -> None:
         """Merge parts of a size when they are many; fold in what changed when it is much, or would outlive what it changes."""
@@ -225,19 +228,20 @@ class Collection:
             query = f"SELECT * FROM ({query}) WHERE label_received >= make_timestamp({self._oldest_us})"  # noqa: S608
         connection = self._connect()
         try:
-            self._write_part(connection, kind, query)
+            n_rows = self._write_part(connection, kind, query)
         finally:
             connection.close()
         if kind == FIRST:
-            n_before, n_after = (
-                sum(part.rows for part in parts if part.kind == FIRST) for parts in (old, ledger.parts)
-            )
-            n_after -= n_before
-            ledger.totals.rows_expired += max(0, n_before - n_after)
+            n_before = sum(part.rows for part in old if part.kind == FIRST)
+            ledger.totals.rows_expired += max(0, n_before - n_rows)  # what changed may have outlived what it changed
+        self._drop(old)
+
+    def _drop(self, old: list[LabelPart]) -> None:
+        """Let parts not count any more. Their files stay a while for who has begun to read them; see `_tidy`."""
+        ledger = self._ledger
         ledger.parts = [part for part in ledger.parts if part not in old]
+        ledger.replaced |= {part.file: self._now_us for part in old}
         ledger.write(self._directory)
-        for part in old:
-            remove_file(self._directory / part.file)
 
     def _judge_clock(self) -> None:
         ledger, now_us = self._ledger, self._now_us
@@ -255,17 +259,18 @@ class Collection:
         ledger = self._ledger
         old = [part for part in ledger.parts if part.kind == FIRST and self._is_expired(part)]
         ledger.totals.rows_expired += sum(part.rows for part in old)
-        ledger.parts = [part for part in ledger.parts if part not in old]
-        ledger.write(self._directory)
-        for part in old:
-            remove_file(self._directory / part.file)
+        self._drop(old)
 
     def _tidy(self) -> None:
-        """Remove what a kill left: unfinished files, parts that do not count, logs that are collected."""
+        """Remove what a kill left, unfinished files and parts that do not count, and parts that nobody reads any more."""
         remove_unfinished(self._directory)
-        counted = {part.file for part in self._ledger.parts}
+        ledger = self._ledger
+        ledger.replaced = {
+            file: since_us for file, since_us in ledger.replaced.items() if abs(self._now_us - since_us) < READING_US
+        }
+        kept = {part.file for part in ledger.parts} | set(ledger.replaced)
         for path in self._directory.glob("part-*.parquet"):
-            if path.name not in counted:
+            if path.name not in kept:
                 remove_file(path)
         there = {f"{path.parent.name}/{path.stem}" for path in log_paths(self._incoming)}
         self._ledger.offsets = {name: offset for name, offset in self._ledger.offsets.items() if name in there}

@@ -76,12 +76,14 @@ class LabelLedger:
         round: of the last collection that found something.
         offsets: how far each log was read: "<writer>/<number>" -> bytes.
         parts: files that count; others in the directory are left from a kill.
+        replaced: files that do not count any more, and since when (us): somebody may still be reading them.
         last_us, settled_us: as of `prediction_ledger.TableLedger`.
     """
 
     round: int = 0
     offsets: dict[str, int] = field(default_factory=dict)
     parts: list[LabelPart] = field(default_factory=list)
+    replaced: dict[str, int] = field(default_factory=dict)
     totals: LabelTotals = field(default_factory=LabelTotals)
     last_us: int = 0
     settled_us: int = 0

@@ -38,13 +38,19 @@ _EMPTY = {
     "base": "VARCHAR", "degraded": "VARCHAR", "degrade_reason": "VARCHAR", "is_default_filled": "BOOLEAN",
     "is_shadow": "BOOLEAN", "n_missing": "INTEGER", "score": "DOUBLE", "date": "DATE", "model": "VARCHAR",
 }  # fmt: skip
-#: What a label means for a version: its number, and why it has none.
-_JUDGED = """
-    CASE WHEN v.task = 'regression' OR v.task IS NULL THEN coalesce(l.label, try_cast(l.label_text AS DOUBLE))
-        WHEN list_position(v.classes, l.told) > 0 THEN (list_position(v.classes, l.told) - 1)::DOUBLE
-        WHEN l.label IS NOT NULL AND NOT v.has_numbers AND l.label = floor(l.label) AND l.label >= 0
-            AND l.label < v.n_classes THEN l.label END
+#: A label as text, as a class may be called.
+_TOLD = """coalesce(l.label_text, CASE WHEN l.label = floor(l.label) AND abs(l.label) < 1e15
+    THEN l.label::BIGINT::VARCHAR ELSE l.label::VARCHAR END)"""
+#: What a label means for a version; null: nothing. PERF: most labels are places, or numbers that are; they need no text.
+_JUDGED = f"""
+    CASE WHEN coalesce(v.is_regression, true) THEN coalesce(l.label, try_cast(l.label_text AS DOUBLE))
+        WHEN l.label IS NOT NULL AND v.are_places
+            THEN CASE WHEN l.label >= 0 AND l.label < v.n_classes AND l.label = floor(l.label) THEN l.label END
+        WHEN list_position(v.classes, {_TOLD}) > 0 THEN (list_position(v.classes, {_TOLD}) - 1)::DOUBLE END
 """
+
+#: Several rows were asked about, and the label does not say which it is of.
+_AMBIGUOUS = "p.request_rows > 1 AND l.row_given = false"
 
 
 def connect_views(
@@ -164,19 +170,18 @@ def _make_outcomes(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(
         f"""
         CREATE VIEW outcomes AS
-        SELECT p.*, CASE WHEN l.id IS NULL OR is_ambiguous THEN NULL ELSE {_JUDGED} END AS label,
-            l.label_time, CASE WHEN is_ambiguous THEN NULL ELSE l.value END AS value, l.label_received, l.label_revision,
-            CASE WHEN l.id IS NULL THEN NULL WHEN is_ambiguous THEN 'row_missing'
-                WHEN l.told IS NULL OR {_JUDGED} IS NOT NULL THEN NULL
+        SELECT p.*, CASE WHEN {_AMBIGUOUS} THEN NULL ELSE {_JUDGED} END AS label, l.label_time,
+            CASE WHEN {_AMBIGUOUS} THEN NULL ELSE l.value END AS value, l.label_received, l.label_revision,
+            CASE WHEN l.id IS NULL OR l.label IS NULL AND l.label_text IS NULL AND NOT ({_AMBIGUOUS}) THEN NULL
+                WHEN {_AMBIGUOUS} THEN 'row_missing'
+                WHEN {_JUDGED} IS NOT NULL THEN NULL
                 WHEN l.label IS NULL THEN 'unknown_class' ELSE 'out_of_range' END AS label_problem
-        FROM predictions p LEFT JOIN (
-            SELECT *, coalesce(label_text, CASE WHEN label = floor(label) AND abs(label) < 1e15
-                THEN label::BIGINT::VARCHAR ELSE label::VARCHAR END) AS told FROM labels
-        ) l ON p.id = l.id AND p."row" = l."row"
+        FROM predictions p LEFT JOIN labels l ON p.id = l.id AND p."row" = l."row"
         LEFT JOIN (
-            SELECT model, version, task, classes, len(classes) AS n_classes,
-                len(list_filter(classes, lambda c: try_cast(c AS DOUBLE) IS NOT NULL)) > 0 AS has_numbers FROM versions
+            SELECT model, version, classes, len(classes) AS n_classes, task = 'regression' AS is_regression,
+                classes = list_transform(range(len(classes)), lambda i: i::VARCHAR)
+                    OR len(list_filter(classes, lambda c: try_cast(c AS DOUBLE) IS NOT NULL)) = 0 AS are_places
+            FROM versions
         ) v ON p.model = v.model AND p.version = v.version
-        CROSS JOIN LATERAL (SELECT p.request_rows > 1 AND NOT coalesce(l.row_given, true) AS is_ambiguous)
         """  # noqa: S608 - constants
     )
