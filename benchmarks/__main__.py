@@ -10,7 +10,7 @@ import sys
 import time
 
 BENCHMARKS = (
-    "bench_batching", "bench_decimal", "bench_feature_read", "bench_forest", "bench_ladder", "bench_metrics", "bench_plan",
+    "bench_batching", "bench_concept", "bench_decimal", "bench_estimation", "bench_feature_read", "bench_forest", "bench_ladder", "bench_metrics", "bench_plan",
     "bench_point_in_time", "bench_recorder", "bench_tiers", "bench_http",
 )  # fmt: skip
 

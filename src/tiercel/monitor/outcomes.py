@@ -31,7 +31,7 @@ OTHER, MISSING_VALUE = "(other)", "(missing)"
 #: Windows of one report.
 MAX_WINDOWS: Final = 1000
 #: Rows that figures are computed from. Beyond it every k-th request is taken, by a hash of its id, and that is said.
-MAX_ROWS: Final = 20_000_000
+MAX_ROWS: Final = 5_000_000
 _REQUIRED: Final = (
     "id",
     "row",
@@ -283,7 +283,7 @@ class Outcomes:
         Args:
             cohort: as for `counts`.
             n_used: how many rows there are, as counted.
-            most: rows to take; each costs about 60 bytes while figures are computed.
+            most: rows to take; each costs some 130 bytes while figures are computed.
         """
         codes = self.codes(cohort)
         one_in = max(1, -(-n_used // most))
@@ -302,7 +302,7 @@ class Outcomes:
             one_in,
         )
 
-    def scored(self, cohort: Cohort, *, most: int = MAX_ROWS // 4) -> ScoredRows:
+    def scored(self, cohort: Cohort, *, most: int = MAX_ROWS) -> ScoredRows:
         """Scores of the cohort's times, old enough or not, with the labels that came within its maturity.
 
         Args:
