@@ -167,6 +167,19 @@ def test_nothing_later_is_known():
         assert now.method == window.method
 
 
+def test_without_a_maturity_labels_must_have_come():
+    """Where every label counts, a window's calibration still knows only those that were there when it began."""
+    connection = stream(lambda scores, _: scores)
+    found = estimation_report(
+        connection, "late", Task.BINARY, Cohort(None, None, None, DAY_US), as_of_us=START_US + 20 * DAY_US
+    )
+    second = next(window for window in found.windows if window.key.begin_us == START_US + DAY_US)
+    ((n_known,),) = connection.execute(
+        "SELECT count(*) FROM outcomes WHERE label_time <= make_timestamp(?)", [START_US + DAY_US]
+    ).fetchall()
+    assert second.n_reference == n_known < 2000
+
+
 def test_a_change_of_meaning_is_found_out():
     """When the relation of scores to labels turns, estimates cannot see it, but the audit does and says so."""
     found = report(stream(lambda scores, days: np.where(days < 12, scores, 0.35)))

@@ -45,10 +45,13 @@ TRUSTED: Final = frozenset({"errors adwin", "losses adwin", "calibration page_hi
 
 
 def _detectors() -> dict[str, Detector]:
-    """One of each; page_hinkley's units are deviations: 50 of them, of shifts beyond a fifth."""
+    """One of each. Page-Hinkley's units are deviations: 75 of them, of shifts beyond a fifth.
+
+    With a threshold of 50, residuals of right probabilities gave a false alarm in 45,000 values, with 75 none in 500,000.
+    """
     made: dict[str, Detector] = {}
     for stream, kind in _WATCHED:
-        made[f"{stream} {kind.name}"] = PageHinkley(delta=0.2, threshold=50.0) if kind is PageHinkley else kind()
+        made[f"{stream} {kind.name}"] = PageHinkley(delta=0.2, threshold=75.0) if kind is PageHinkley else kind()
     return made
 
 

@@ -253,9 +253,12 @@ def _windows(
     found = []
     for number in np.unique(numbers[first:]).tolist()[-MAX_AUDITED:]:
         begin_us = number * length_us
-        # Known when the window began: predictions that were old enough then.
-        n_known = int(np.searchsorted(times[labelled], begin_us - maturity_us, side="right"))
-        reference = labelled[:n_known][-MAX_REFERENCE_ROWS:]
+        # Known when the window began, and old enough then: the fastest labels alone would teach something else. Without a
+        # maturity they must.
+        is_known = rows.known_us[own][labelled] <= begin_us
+        if cohort.maturity_us is not None:
+            is_known &= times[labelled] <= begin_us - cohort.maturity_us
+        reference = labelled[is_known][-MAX_REFERENCE_ROWS:]
         calibration, reason = _calibrate(scores[reference], labels[reference])
         is_mature = begin_us + length_us <= as_of_us - maturity_us
         inside = np.arange(

@@ -31,7 +31,7 @@ OTHER, MISSING_VALUE = "(other)", "(missing)"
 #: Windows of one report.
 MAX_WINDOWS: Final = 1000
 #: Rows that figures are computed from. Beyond it every k-th request is taken, by a hash of its id, and that is said.
-MAX_ROWS: Final = 20_000_000
+MAX_ROWS: Final = 5_000_000
 _REQUIRED: Final = (
     "id",
     "row",
@@ -162,6 +162,7 @@ class ScoredRows:
         times_us: int64 (n,), ascending.
         scores: finite, float64 (n,).
         labels: float64 (n,), NaN where none came in time or it cannot be one.
+        known_us: int64 (n,), when a label was there; without one, the prediction's time.
         one_in: as of `Rows`.
     """
 
@@ -170,6 +171,7 @@ class ScoredRows:
     times_us: NDArray[np.int64]
     scores: NDArray[np.float64]
     labels: NDArray[np.float64]
+    known_us: NDArray[np.int64]
     one_in: int
 
 
@@ -233,10 +235,6 @@ class Outcomes:
         """Whether `outcomes` has a column of this name."""
         return name.casefold() in self._columns
 
-    def versions(self) -> list[int]:
-        """Versions that answered, ascending."""
-        return [int(version) for (version,) in self.run(f"SELECT DISTINCT version FROM ({self.known()}) ORDER BY 1")]
-
     def delays(self) -> DelayCurve:
         """How long labels take, over all predictions of the model and version, shadows left out."""
         age = f"({self.as_of_us} - t)"
@@ -283,7 +281,7 @@ class Outcomes:
         Args:
             cohort: as for `counts`.
             n_used: how many rows there are, as counted.
-            most: rows to take; each costs about 60 bytes while figures are computed.
+            most: rows to take; each costs some 130 bytes while figures are computed.
         """
         codes = self.codes(cohort)
         one_in = max(1, -(-n_used // most))
@@ -302,7 +300,7 @@ class Outcomes:
             one_in,
         )
 
-    def scored(self, cohort: Cohort, *, most: int = MAX_ROWS // 4) -> ScoredRows:
+    def scored(self, cohort: Cohort, *, most: int = MAX_ROWS) -> ScoredRows:
         """Scores of the cohort's times, old enough or not, with the labels that came within its maturity.
 
         Args:
@@ -314,14 +312,15 @@ class Outcomes:
         one_in = max(1, -(-int(n) // most))
         found = self.columns(
             f"""
-            SELECT CAST(version AS BIGINT) AS version, role, t, score,
+            SELECT CAST(version AS BIGINT) AS version, role, t, score, t + delay AS known,
                    CASE WHEN in_time AND good_label THEN y ELSE CAST('NaN' AS DOUBLE) END AS y
             FROM ({judged}) {f"WHERE hash(id) % {one_in} = 0" if one_in > 1 else ""} ORDER BY t, id, row
             """
         )
         return ScoredRows(
             np.asarray(found["version"], np.int64), np.asarray(found["role"], np.int64), np.asarray(found["t"], np.int64),
-            np.asarray(found["score"], np.float64), np.asarray(found["y"], np.float64), one_in,
+            np.asarray(found["score"], np.float64), np.asarray(found["y"], np.float64),
+            np.asarray(found["known"], np.int64), one_in,
         )  # fmt: skip
 
     def columns(self, query: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
