@@ -1,7 +1,7 @@
 /* tensor_values.h - the values of one tensor, row by row, as the cells that every other body has.
  *
- * A tensor's values stand in the body as its client's arrays were (little-endian, and so must this machine be), or, where
- * they came as JSON, as an array of cells. Everything is checked when it is read (tensors.h), but for the range of
+ * A tensor's values stand in the body as its client's arrays were (little-endian, as most machines are), or, where they
+ * came as JSON, as an array of cells. Everything is checked when it is read (tensors.h), but for the range of
  * numbers that stand for truths and categories: such a number stays one, which no feature of that kind takes.
  *
  * Owns  : nothing; a column points into the body or at the cells, which live as long as the request (TensorRequest).
@@ -12,8 +12,11 @@
 
 #include "payload.h"
 
+/* Elsewhere binary tensors are the general path's. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "Tensors are read where they stand: expected a little-endian machine"
+enum { READS_BINARY = 0 };
+#else
+enum { READS_BINARY = 1 };
 #endif
 
 /* The datatypes of the protocol that are read here, and cells. FP16 is the general path's. */
