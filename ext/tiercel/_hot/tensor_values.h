@@ -122,4 +122,24 @@ static inline const Cell *next_tensor_value(Column *column, Cell *room) {
 
 #undef INTEGER_CELL
 
+/* Whether fill_fp32() does for a column and a feature of the kind what a walk and to_feature() would. */
+static inline bool is_plain_fp32(const Column *column, int kind) {
+    return column->format == TENSOR_FP32 && column->meaning == MEANS_NUMBER && (kind == KIND_FLOAT || kind == KIND_NUMBER);
+}
+
+/* Every row's value at `out` and every `step` values from there, and how many are missing; false: one is infinite. */
+static inline bool fill_fp32(const Column *column, int64_t n_rows, float *out, int64_t step, int32_t *n_missing) {
+    const uint8_t *p = column->items;
+    int32_t missing = 0;
+    for (int64_t i = 0; i < n_rows; i++, p += column->stride, out += step) {
+        float value;
+        memcpy(&value, p, 4);
+        if (isinf(value)) return false;
+        missing += isnan(value) != 0;
+        *out = isnan(value) ? NAN : value; /* one NaN, whatever the client's was */
+    }
+    *n_missing += missing;
+    return true;
+}
+
 #endif
