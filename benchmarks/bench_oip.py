@@ -4,7 +4,8 @@
 
 `tiercel serve` with a forest of 100 trees x 31 leaves over 23 stored float32 features runs on the first core, the load
 generator on the last: closed loop, 32 connections, requests made before the run. Cases take turns, and a figure is the
-median of its rounds. A score of one in 97 replies is compared with the model's own.
+median of its rounds. A score of one in 97 replies is compared with the model's own. Where perf counts, so are the server's
+instructions for each request, user and kernel: a busy machine hardly moves them.
 
     key, binary        the entity key as an INT64 tensor in binary, the score in binary
     vector, binary     the row of 23 FP32 itself in binary, the score in binary
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 
-from benchmarks import compiled, workload
+from benchmarks import compiled, instructions, workload
 from benchmarks.contenders import environment
 from benchmarks.contenders.contender import FLOOR, SERVERS, TIERCEL
 from benchmarks.contenders.process import Server, cores_for, started
@@ -61,6 +62,7 @@ class Case:
     n_rows: int = 1
     runs: list[Run] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
+    instructions: dict[str, float] | None = None  # for each request; None: not counted
 
     @property
     def per_second(self) -> float:
@@ -174,20 +176,33 @@ def measure(case: Case, truth: Truth, seconds: float) -> None:
     case.cpu_us.append(1e6 * used_s / max(1, found.sent))
 
 
+def count(case: Case, seconds: float) -> None:
+    """Instructions of the server for each request, where they can be counted."""
+
+    def load() -> int:
+        return run(
+            case.server.port, case.requests, rate=0, seconds=seconds, connections=CONNECTIONS, warmup_s=0,
+            core=cores_for(1)[1],
+        ).ok  # fmt: skip
+
+    case.instructions = instructions.count(case.server.pid, load)
+
+
 def table(cases: list[Case]) -> str:
     """Figures side by side; every case beside the floor, and beside the general path's like."""
     by_name = {case.name: case for case in cases}
     lines = [
-        f"{'':26}{'req/s':>10}{'rows/s':>12}{'p50 us':>9}{'p99 us':>9}{'CPU us':>8}{'of floor':>10}{'x general':>11}"
+        f"{'':26}{'req/s':>10}{'rows/s':>12}{'p50 us':>9}{'p99 us':>9}{'CPU us':>8}{'instr.':>10}{'of floor':>10}{'x general':>11}"
     ]
     for case in cases:
         times = [each.latency.summary_us() for each in case.runs]
         p50, p99 = (statistics.median(each[name] for each in times) for name in ("p50", "p99"))
         general = by_name.get(f"{case.name.removesuffix(', binary')}, general path")
         ratio = f"{case.per_second / general.per_second:>11.1f}" if general is not None else ""
+        counted = f"{sum(case.instructions.values()) / 1000:>8,.0f} k" if case.instructions else f"{'-':>10}"
         lines.append(
             f"{case.name:26}{case.per_second:>10,.0f}{case.per_second * case.n_rows:>12,.0f}{p50:>9.0f}{p99:>9.0f}"
-            f"{statistics.median(case.cpu_us):>8.1f}{case.per_second / by_name['floor'].per_second:>10.2f}{ratio}"
+            f"{statistics.median(case.cpu_us):>8.1f}{counted}{case.per_second / by_name['floor'].per_second:>10.2f}{ratio}"
         )
     return "\n".join(lines)
 
@@ -211,6 +226,9 @@ def main(arguments: list[str] | None = None) -> None:
         for _ in range(rounds):
             for case in cases:
                 measure(case, truth, seconds)
+        if instructions.available():
+            for case in cases:
+                count(case, min(1.0, seconds))
     print(describe("numpy", "uvicorn", "uvloop"))
     print(table(cases))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.ext.test_payload import RowScorer, make_plan
+from tests.ext.test_vector import AGE, MIX, Compiled, mix
 from tests.reference import infer
 from tests.support import stores
 from tests.support.guarded import guarded
@@ -18,6 +20,7 @@ from tiercel._hot.reply import ReplyIds
 from tiercel._hot.tensors import TensorForm, json_numbers
 
 from tiercel.errors import TiercelError
+from tiercel.features.online import OnlineBase
 from tiercel.http.tensors import DTYPES
 from tiercel.types import Signature, Task
 
@@ -33,6 +36,11 @@ def plans(tmp_path_factory):
     path = tmp_path_factory.mktemp("features")
     stores.publish(path)
     stores.publish(path, stores.schema("error", name="strict"))
+    other = tmp_path_factory.mktemp("computed")
+    stores.publish(other, replace(stores.schema(), transforms=(MIX, AGE)))
+    base = OnlineBase.open(other / "svc")
+    computing = Signature((*ORDER, "weight_by_hour", "seats_seen", "delay_half"), Task.REGRESSION)
+    transforms = [Compiled(MIX, mix), Compiled(AGE, lambda delay: delay / 2)]
     numbers = Signature(("a", "b"), Task.REGRESSION)
     whole = Signature(("a", "b"), Task.BINARY, accepts_missing=False)
     return {
@@ -41,6 +49,7 @@ def plans(tmp_path_factory):
         "part": make_plan(path, features=["rain", "miles"], accepts_missing=False),
         "numbers": ServingPlan("numbers", 1, numbers, RowScorer(2, 1)),
         "whole": ServingPlan("whole", 12, whole, RowScorer(2, 1)),
+        "computed": ServingPlan("c", 1, computing, RowScorer(13, 1), base.schema, base, transforms=transforms),
         "features": ServingPlan("own", 1, Signature(("features", "b"), Task.REGRESSION), RowScorer(2, 1)),
     }
 
@@ -229,12 +238,35 @@ def test_numbers_of_json_round_as_arrays_do(plans, datatype, text):
         assert (check(plans["numbers"], body) is None) == (general(plans["numbers"], body) is None)
 
 
-def test_a_float64_input_of_a_transform_is_the_tensors_number(plans):
-    """The same decimal in FP32 and FP64 may differ in a wide input; each is what its array holds."""
-    for datatype in ("FP32", "FP64"):
-        for binary in (True, False):
-            changed = usual(weight=(datatype, [0.1, 16777217, None]), binary=binary)
-            assert check(plans["lenient"], *request(*changed)) is not None
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64"])
+def test_inputs_of_a_transform_are_the_tensors_numbers(plans, datatype, binary):
+    """The same decimal in FP32 and FP64 differs in an input that is wide; each is what its array holds."""
+    values = [7, 16777217, 2**60 + 1] if datatype == "INT64" else [0.1, 16777217, None]
+    for name in ("weight", "rain"):
+        assert check(plans["computed"], *request(*usual(binary=binary, **{name: (datatype, values)}))) is not None
+
+
+def test_what_a_transform_computes_cannot_be_sent(plans):
+    """Neither by name nor as a part of the whole vector."""
+    for body in (
+        request(*usual(delay_half=("FP32", [1, 2, 3]))),
+        request(vector([0.0] * 13, 13, binary=True)),
+        request(vector([0.0] * 10, 10, binary=True)),
+    ):
+        assert compiled(plans["computed"], *body) is None
+        assert general(plans["computed"], *body) is None
+
+
+def test_a_missing_value_is_one_nan(plans):
+    """Whatever bits a client's NaN has, the model sees one, and it counts as missing."""
+    rows = np.array([[1.0, 2.0]], "<f4")
+    for bits in (0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFFFFFFF):
+        rows.view("<u4")[0, 1] = bits
+        data = rows.tobytes()
+        made = {"name": "features", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": len(data)}}
+        assert check(plans["numbers"], *request((made, data))) is not None
+        assert compiled(plans["whole"], *request((made, data))) is None
 
 
 def test_a_raw_body_is_one_vector(plans):
@@ -514,7 +546,7 @@ def requests(draw):
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(made=requests(), name=st.sampled_from(["lenient", "strict", "part"]))
+@given(made=requests(), name=st.sampled_from(["lenient", "strict", "part", "computed"]))
 def test_requests_by_name(plans, made, name):
     """Keys and features in every datatype, JSON or binary, are answered as the general path does, and answered here."""
     body, length, odd = made

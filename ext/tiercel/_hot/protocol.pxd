@@ -1,4 +1,5 @@
-# protocol.pxd - one client connection: predictions of the boring shape are answered here, all else is handed on.
+# protocol.pxd - one client connection: predictions and infer requests of the boring shape are answered here, all else is
+# handed on.
 #
 # Bytes come in through data_received(). Every complete request whose head is HEAD_FAST (http.pxd), whose reference is
 # loaded and whose plan answers (`answer_into` returns a reply, not None) is answered at once, in order; the replies of
@@ -8,7 +9,7 @@
 #
 # A request whose model is scored in batches (`plan.is_queued`) is assembled here and waits in the queue of near-realtime.
 # Its connection waits with it: what comes meanwhile is kept and not looked at, so order holds. The queue calls
-# complete(), once; when the client goes away first, the question is withdrawn.
+# complete(), once; when the client goes away first, the question is withdrawn. Infer requests of such a model are handed on.
 #
 # Limits : a request's head and body have a deadline each, counted from their first byte however they trickle; an idle
 #          connection and a peer that does not read its replies have another. At most max_connections connections.

@@ -1,7 +1,7 @@
 /* tensor_values.h - the values of one tensor, row by row, as the cells that every other body has.
  *
- * A tensor's values stand in the body as its client's arrays were (little-endian, and so must this machine be), or, where
- * they came as JSON, as an array of cells. Everything is checked when it is read (tensors.h), but for the range of
+ * A tensor's values stand in the body as its client's arrays were (little-endian, as most machines are), or, where they
+ * came as JSON, as an array of cells. Everything is checked when it is read (tensors.h), but for the range of
  * numbers that stand for truths and categories: such a number stays one, which no feature of that kind takes.
  *
  * Owns  : nothing; a column points into the body or at the cells, which live as long as the request (TensorRequest).
@@ -12,8 +12,11 @@
 
 #include "payload.h"
 
+/* Elsewhere binary tensors are the general path's. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "Tensors are read where they stand: expected a little-endian machine"
+enum { READS_BINARY = 0 };
+#else
+enum { READS_BINARY = 1 };
 #endif
 
 /* The datatypes of the protocol that are read here, and cells. FP16 is the general path's. */
@@ -118,5 +121,25 @@ static inline const Cell *next_tensor_value(Column *column, Cell *room) {
 }
 
 #undef INTEGER_CELL
+
+/* Whether fill_fp32() does for a column and a feature of the kind what a walk and to_feature() would. */
+static inline bool is_plain_fp32(const Column *column, int kind) {
+    return column->format == TENSOR_FP32 && column->meaning == MEANS_NUMBER && (kind == KIND_FLOAT || kind == KIND_NUMBER);
+}
+
+/* Every row's value at `out` and every `step` values from there, and how many are missing; false: one is infinite. */
+static inline bool fill_fp32(const Column *column, int64_t n_rows, float *out, int64_t step, int32_t *n_missing) {
+    const uint8_t *p = column->items;
+    int32_t missing = 0;
+    for (int64_t i = 0; i < n_rows; i++, p += column->stride, out += step) {
+        float value;
+        memcpy(&value, p, 4);
+        if (isinf(value)) return false;
+        missing += isnan(value) != 0;
+        *out = isnan(value) ? NAN : value; /* one NaN, whatever the client's was */
+    }
+    *n_missing += missing;
+    return true;
+}
 
 #endif

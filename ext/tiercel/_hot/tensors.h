@@ -353,7 +353,7 @@ static bool put_input(TensorReading *reading, Input *input) {
     int32_t field, format = input->format, width = WIDTHS[format];
     Column *column;
     if (input->binary_bytes >= 0) {
-        if (input->cells != NULL || input->binary_bytes > reading->rest_end - reading->rest) return false;
+        if (!READS_BINARY || input->cells != NULL || input->binary_bytes > reading->rest_end - reading->rest) return false;
         values = reading->rest;
         reading->rest += input->binary_bytes;
         if (!is_filled(values, reading->rest, format, count)) return false;
@@ -571,7 +571,7 @@ static inline bool read_tensors(
     if (header_length == 0) { /* one row of FP32, and the reply is binary too */
         request->is_binary = true;
         request->n_rows = 1;
-        return schema->n_vector > 0 && n_bytes == 4 * (int64_t)schema->n_vector &&
+        return READS_BINARY && schema->n_vector > 0 && n_bytes == 4 * (int64_t)schema->n_vector &&
                put_vector(&reading, TENSOR_FP32, 4, 1, p);
     }
     if (!read_request(&reading, p)) return false;

@@ -1,8 +1,8 @@
 """The door to the compiled HTTP path: `NativeHttp.protocol` is what uvicorn gets as `http=`.
 
-A connection starts with the compiled protocol, which answers predictions of the one boring shape. A request of any
-other shape, and whatever a plan will not answer itself (every error among it), goes with the connection to
-`GeneralProtocol`, bytes untouched, and the connection comes back when it is idle.
+A connection starts with the compiled protocol, which answers predictions and infer requests of the Open Inference
+Protocol, each of one boring shape. A request of any other shape, and whatever a plan will not answer itself (every error
+among it), goes with the connection to `GeneralProtocol`, bytes untouched, and the connection comes back when it is idle.
 """
 
 from __future__ import annotations
