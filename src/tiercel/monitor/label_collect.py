@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tiercel.monitor.label_log import Frame
 
-ROUND_EVENTS = 500_000
+ROUND_EVENTS = 250_000
 MERGE_PARTS = 8
 #: Parts that are larger are not merged any more.
 FULL_ROWS = 4_000_000

@@ -75,6 +75,7 @@ class LabelLog:
         self._directory, self._worker, self._max_bytes = directory, worker, max_bytes
         self._own: WorkerDirectory | None = None
         self._descriptor: int | None = None
+        self._path = directory
         self._size = self._sequence = self._order = self._n_appended = 0
 
     def append(self, batches: Sequence[tuple[int, Checked]]) -> None:
@@ -133,8 +134,10 @@ class LabelLog:
             self._own = WorkerDirectory(self._directory, f"{worker_name(self._worker)}-{next(_starts)}")
             sync_directory(self._directory)
         self._sequence += 1
-        path = self._own.path / f"{self._sequence:06d}{_SUFFIX}"
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
+        self._path = self._own.path / f"{self._sequence:06d}{_SUFFIX}"
+        self._descriptor = os.open(
+            self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE
+        )
         self._size = 0
         _write_all(self._descriptor, MAGIC)
         self._size = len(MAGIC)
@@ -153,6 +156,8 @@ class LabelLog:
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, self._size)
+            if self._size <= len(MAGIC):  # or a disk that stays full would get an empty file with every request
+                self._path.unlink()
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
         self._descriptor = None
