@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(describe("numpy", "scipy"))
     measure_time(options.windows, options.features)
     false_alarms(options.replays, 12)
-    delays(3 if options.smoke else 100, peers=options.peers)
+    delays(3 if options.smoke else 60, peers=options.peers)
 
 
 def population(rng: np.random.Generator, n: int, n_features: int) -> np.ndarray:
@@ -196,7 +196,7 @@ class Detector:
 
 
 def delays(n_trials: int, *, peers: bool) -> None:
-    n_features, n, alpha, n_null, longest = 12, 500, 0.01, 2000 if n_trials > 50 else 40, 100 if n_trials > 50 else 5
+    n_features, n, alpha, n_null, longest = 12, 500, 0.01, 2000 if n_trials > 10 else 40, 100 if n_trials > 10 else 5
     rng = np.random.default_rng(1)
     X = population(rng, N_REFERENCE, n_features)
     reference = Reference.build(X, rng.random((N_REFERENCE, 1)), [f"f{j}" for j in range(n_features)])

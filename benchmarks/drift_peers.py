@@ -69,14 +69,14 @@ def _nannyml(X: np.ndarray) -> Statistic:
     for column in X.T:
         is_few = len(np.unique(column)) <= 10
         kind = CategoricalJensenShannonDistance if is_few else ContinuousJensenShannonDistance
-        method = kind(chunker=SizeBasedChunker(500), threshold=StandardDeviationThreshold(), computation_params=None)
-        series = pd.Series(column)
+        method = kind(chunker=SizeBasedChunker(500), threshold=StandardDeviationThreshold())
+        series = pd.Series(column, name="column")
         methods.append((method.fit(series.astype("category") if is_few else series), is_few))
 
     def statistic(now: np.ndarray, _: Any) -> float:
         found = []
         for (method, is_few), values in zip(methods, now.T, strict=True):
-            series = pd.Series(values)
+            series = pd.Series(values, name="column")
             found.append(method.calculate(series.astype("category") if is_few else series))
         return float(np.nanmax(found))
 

@@ -98,7 +98,8 @@ def test_every_number_is_scipys():
     found = drift_report(REFERENCE, window).features[0]
     p, q = REFERENCE.feature_counts[0][:24].astype(int), window.feature_counts[0][:24].astype(int)
     used = (p + q) > 0
-    assert found.effect == pytest.approx(distance.jensenshannon(p, q, base=2), rel=1e-9)
+    assert found.jensen_shannon == pytest.approx(distance.jensenshannon(p, q, base=2), rel=1e-9)
+    assert found.effect == getattr(found, {"js": "jensen_shannon", "ks": "kolmogorov_smirnov"}[found.measure])
     assert found.psi == pytest.approx(
         stats.entropy(p[used] + 0.5, q[used] + 0.5) + stats.entropy(q[used] + 0.5, p[used] + 0.5)
     )

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from tiercel.monitor.tails import SkewedTail, chi_square_tail, gamma_tail, predicted_limit, predicted_tail
+from tiercel.monitor.tails import (
+    SkewedTail,
+    chi_square_tail,
+    gamma_tail,
+    kolmogorov_quantile,
+    kolmogorov_tail,
+    predicted_limit,
+    predicted_tail,
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -34,6 +42,13 @@ def test_quantiles_undo_tails(mean, deviation, skewness, probability):
     value = tail.quantile(probability)
     assert tail.tail(value) == pytest.approx(probability, rel=1e-6)
     assert value == pytest.approx(stats.pearson3.isf(probability, skewness, mean, deviation), rel=1e-6, abs=1e-6)
+
+
+@given(st.floats(0, 6), st.floats(1e-12, 0.9))
+def test_the_kolmogorov_tail_is_scipys(x, probability):
+    """The limit of the Kolmogorov-Smirnov statistic, and its quantiles."""
+    assert kolmogorov_tail(x) == pytest.approx(special.kolmogorov(x), rel=1e-9, abs=1e-11)
+    assert kolmogorov_quantile(probability) == pytest.approx(special.kolmogi(probability), rel=1e-6)
 
 
 def test_nothing_to_vary_has_a_tail_of_its_own():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tiercel.monitor.distances import jensen_shannon
+from tiercel.monitor.distances import jensen_shannon, kolmogorov_smirnov
 from tiercel.monitor.drift import drift_report
 from tiercel.monitor.reference import Reference, count_cells
 from tiercel.monitor.thresholds import (
@@ -16,6 +16,7 @@ from tiercel.monitor.thresholds import (
     FalseAlarmBudget,
     dispersion_of,
     distribution_noise,
+    ordered_noise,
     share_noise,
     value_bins,
 )
@@ -105,6 +106,31 @@ def test_thresholds_follow_the_windows_size():
         window[1], window[2] = 50 + moved, 50 - moved
         noise = distribution_noise(reference, window, 1e-3)
         assert (jensen_shannon(reference, window) >= noise.limit) == (noise.p_value <= 1e-3)
+
+
+def test_a_shift_of_everything_is_seen_by_the_ordered_distance():
+    """A shift by a twentieth of the rows per bin is beyond chance in order and not without it; the report tells which."""
+    rng = np.random.default_rng(6)
+    reference = Reference.build(*population(rng, 20_000), [f"f{j}" for j in range(12)])
+    X, scores = population(rng, 1_500)
+    X[:, 0] *= 1.13
+    found = drift_report(reference, window_of(reference, X, scores), budget=FIVE_PERCENT, least_effect=0).features[0]
+    assert (found.verdict, found.measure) == ("drift", "ks")
+    known, bins = value_bins(reference.feature_counts[0]), value_bins(window_of(reference, X, scores).feature_counts[0])
+    assert ordered_noise(known, bins, 1e-3).p_value < 1e-3 < distribution_noise(known, bins, 1e-3).p_value
+
+
+@pytest.mark.parametrize(("m", "n"), [(20_000, 60), (20_000, 3_000), (500, 4_000)])
+def test_the_ordered_limit_is_reached_as_often_as_it_says(m, n):
+    """Chance reaches the limit about as often as it says, with even bins and with few rows."""
+    rng = np.random.default_rng(m + n)
+    reference, window = (
+        np.r_[0, rng.multinomial(k, np.full(20, 0.05), 1)[0], np.zeros(4)].astype(float) for k in (m, n)
+    )
+    limit = ordered_noise(reference, window, 0.01, has_values=True).limit
+    references, windows = rng.multinomial(m, np.full(20, 0.05), 20_000), rng.multinomial(n, np.full(20, 0.05), 20_000)
+    n_reached = int((kolmogorov_smirnov(references, windows) >= limit).sum())
+    assert 0.6 * 200 <= n_reached <= 1.5 * 200
 
 
 def test_a_wider_dispersion_widens_every_limit():

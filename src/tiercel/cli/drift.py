@@ -194,7 +194,7 @@ def _print(report: DriftReport) -> None:
     for each in sorted(judged, key=lambda each: (not each.is_alarm, -each.strength)):
         table.add_row(
             escape(each.name) if each.kind == "feature" else f"[italic]{escape(each.name)}[/]",
-            _number(each.effect),
+            f"{_number(each.effect)} {each.measure}" if math.isfinite(each.effect) else "-",
             _number(each.threshold),
             _probability(each.p_value),
             _missing(each),
@@ -202,7 +202,7 @@ def _print(report: DriftReport) -> None:
             escape(each.reason),
         )
     console.print(table)
-    console.print()
+    console.print("[dim]effect: js = Jensen-Shannon distance, ks = Kolmogorov-Smirnov distance, both from 0 to 1[/]\n")
 
 
 def _summary(report: DriftReport, alarms: Sequence[FeatureDrift]) -> str:

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 #: So many plots are open at first: those of the strongest alarms.
 _N_OPEN = 6
 _COLUMNS = (
-    ("effect", "effect", "Jensen-Shannon distance to base 2, from 0 to 1"),
+    ("effect", "effect", "the larger, measured by its threshold, of Jensen-Shannon (js) and Kolmogorov-Smirnov (ks)"),
     ("threshold", "threshold", "the effect from which it is drift, for this many rows"),
     ("p_value", "p", "probability of such an effect by chance"),
+    ("jensen_shannon", "JS", "Jensen-Shannon distance to base 2"),
     ("psi", "PSI", "population stability index"),
     ("kolmogorov_smirnov", "KS", "largest difference of the distribution functions, at the bins' edges"),
     ("wasserstein_sd", "Wasserstein", "in standard deviations of what it is compared with"),

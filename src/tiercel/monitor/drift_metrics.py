@@ -80,7 +80,7 @@ class DriftCollector(Collector):
         of_window = of_feature[:3]
         effect = GaugeMetricFamily(
             "tiercel_drift_effect",
-            "Jensen-Shannon distance (base 2) of a feature or score from what it is compared with, in the newest window.",
+            "Distance of a feature or score from what it is compared with, in the newest window.",
             labels=of_feature,
         )
         threshold = GaugeMetricFamily(

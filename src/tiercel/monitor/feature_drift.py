@@ -13,7 +13,7 @@ from tiercel.monitor import distances
 from tiercel.monitor.drift_words import WORDS, describe_missing, describe_shift
 from tiercel.monitor.reference import MISSING
 from tiercel.monitor.tails import chi_square_tail
-from tiercel.monitor.thresholds import Noise, distribution_noise, share_noise, value_bins
+from tiercel.monitor.thresholds import EACH_PART, distribution_noise, ordered_noise, share_noise, value_bins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,12 +43,16 @@ class FeatureDrift:
         name: of the feature; `score` or `score[i]`.
         kind: "feature" or "score".
         verdict, reason: the judgement, and one sentence why.
-        effect: Jensen-Shannon distance to base 2 between present values, 0 to 1.
+        measure: which of the two distances between present values `effect` is: "js" or "ks", the one that is further beyond,
+            or closer to, its threshold.
+        effect: of `measure`, 0 to 1.
         threshold: `effect` from which it is drift, for this number of rows.
-        p_value: probability of such an effect by chance.
+        p_value: probability by chance of either distance being as improbable.
+        jensen_shannon: distance to base 2: any change of the distribution.
+        kolmogorov_smirnov: largest difference of the distribution functions: a shift of everything.
         n_rows, n_missing: of the window.
         n_reference: rows of the reference with a value.
-        psi, kolmogorov_smirnov, cramers_v: of the same bins.
+        psi, cramers_v: of the same bins.
         wasserstein: in the feature's unit.
         wasserstein_sd: ... in standard deviations of the reference.
         chi_square, chi_square_freedom, chi_square_p: of the table of both samples.
@@ -65,14 +69,16 @@ class FeatureDrift:
     kind: str
     verdict: Verdict
     reason: str
+    measure: str
     effect: float
     threshold: float
     p_value: float
     n_rows: int
     n_missing: int
     n_reference: int
-    psi: float
+    jensen_shannon: float
     kolmogorov_smirnov: float
+    psi: float
     cramers_v: float
     wasserstein: float
     wasserstein_sd: float
@@ -114,6 +120,32 @@ class Limits:
     least_effect: float
     least_share: float = LEAST_SHARE
 
+    def distance(
+        self,
+        known: NDArray[np.float64],
+        bins: NDArray[np.float64],
+        effects: dict[str, float],
+        dispersion: float,
+        *,
+        has_values: bool,
+    ) -> _Distance:
+        """What chance and what matters make of both distances: the one to be told of."""
+        alpha = self.alpha * EACH_PART
+        noises = {
+            "js": distribution_noise(known, bins, alpha, dispersion, has_values=has_values),
+            "ks": ordered_noise(known, bins, alpha, dispersion, has_values=has_values),
+        }
+        thresholds = {name: max(noise.limit, self.least_effect) for name, noise in noises.items()}
+        measure = max(noises, key=lambda name: effects[name] / thresholds[name])
+        return _Distance(
+            measure=measure,
+            effect=effects[measure],
+            threshold=thresholds[measure],
+            p_value=min(1.0, min(noise.p_value for noise in noises.values()) / EACH_PART),
+            is_certain=any(effects[name] >= noise.limit for name, noise in noises.items()),
+            is_constant=bool(known.max() == known.sum()),
+        )
+
 
 def compare(
     limits: Limits,
@@ -142,6 +174,7 @@ def compare(
     bins[n_finite == 0] *= np.nan
     spread = distances.spread(known, at)
     columns = {
+        "jensen_shannon": distances.jensen_shannon(known, bins),
         "psi": distances.psi(known, bins),
         "kolmogorov_smirnov": distances.kolmogorov_smirnov(known, bins),
         "cramers_v": distances.cramers_v(known, bins),
@@ -151,23 +184,17 @@ def compare(
         "reference_out_of_range_share": _outside(known, n_finite),
     }
     freedom = distances.chi_square(known, bins)[1]
-    effects = distances.jensen_shannon(known, bins)
     found = []
     for i, name in enumerate(names):
         values = {column: float(array[i]) for column, array in columns.items()}
         share = _MissingShare.of(counts[i], before[i], limits, float(dispersion[i]))
         middles = [_median(each[i], edges[i], discrete=bool(discrete[i])) for each in (bins, known)]
-        noise, shift, effect = Noise(math.nan, math.nan), "", float(effects[i])
-        if math.isfinite(effect):
+        distance, shift = _Distance(), ""
+        effect = {"js": values["jensen_shannon"], "ks": values["kolmogorov_smirnov"]}
+        if math.isfinite(effect["js"]):
             has_values = bool(discrete[i])
-            noise = distribution_noise(known[i], bins[i], limits.alpha, float(dispersion[i]), has_values=has_values)
+            distance = limits.distance(known[i], bins[i], effect, float(dispersion[i]), has_values=has_values)
             shift = describe_shift(edges[i].astype(np.float64), has_values, known[i], bins[i], WORDS[limits.against])
-        distance = _Distance(
-            effect=effect,
-            threshold=max(noise.limit, limits.least_effect) if math.isfinite(effect) else math.nan,
-            limit=noise.limit,
-            is_constant=bool(known[i].max() == known[i].sum() > 0),
-        )
         verdict, reason = _judge(distance, share, shift, WORDS[limits.against])
         found.append(
             FeatureDrift(
@@ -175,9 +202,10 @@ def compare(
                 kind=kind,
                 verdict=verdict,
                 reason=reason,
-                effect=effect,
+                measure=distance.measure,
+                effect=distance.effect,
                 threshold=distance.threshold,
-                p_value=noise.p_value,
+                p_value=distance.p_value,
                 n_rows=share.n - share.n_missing,
                 n_missing=share.n_missing,
                 n_reference=share.known_n - share.known_missing,
@@ -239,10 +267,12 @@ class _MissingShare:
 class _Distance:
     """Between present values; NaN where one side has none, or there are no bins."""
 
-    effect: float
-    threshold: float
-    limit: float  # of chance
-    is_constant: bool  # what is compared with has one value only
+    measure: str = "js"
+    effect: float = math.nan
+    threshold: float = math.nan
+    p_value: float = math.nan
+    is_certain: bool = False  # beyond chance, whether it matters or not
+    is_constant: bool = False  # what is compared with has one value only
 
 
 def _judge(distance: _Distance, share: _MissingShare, shift: str, beside: str) -> tuple[Verdict, str]:
@@ -270,7 +300,7 @@ def _judge(distance: _Distance, share: _MissingShare, shift: str, beside: str) -
         return Verdict.TOO_FEW, f"{share.n:,} rows are too few: by chance alone any distance is possible"
     if distance.is_constant and distance.effect == 0:
         return Verdict.STABLE, f"One value only, as in {beside}"
-    if distance.effect >= distance.limit:
+    if distance.is_certain:
         return Verdict.STABLE, f"Differs from {beside} for certain, but by too little to matter"
     return Verdict.STABLE, f"No further from {beside} than chance puts it"
 

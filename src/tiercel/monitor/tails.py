@@ -57,6 +57,23 @@ def chi_square_tail(statistic: float, freedom: int) -> float:
     return gamma_tail(freedom / 2, statistic / 2) if freedom > 0 else 1.0
 
 
+def kolmogorov_tail(x: float) -> float:
+    """Probability that the limit of the Kolmogorov-Smirnov statistic, times the root of its rows, is beyond x."""
+    if x < 0.2:  # within 1e-12 of 1, where the series needs many terms
+        return 1.0
+    terms = (-((-1) ** k) * math.exp(-2 * (k * x) ** 2) for k in range(1, 101))
+    return min(1.0, max(0.0, 2 * math.fsum(terms)))
+
+
+def kolmogorov_quantile(probability: float) -> float:
+    """The value that is exceeded with this probability."""
+    low, high = 0.0, 20.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if kolmogorov_tail(middle) > probability else (low, middle)
+    return high
+
+
 @dataclass(frozen=True)
 class SkewedTail:
     """A gamma distribution moved and stretched to a mean, a deviation and a skewness: Pearson's type III.

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tiercel.monitor.distances import chi_square, jensen_shannon
+from tiercel.monitor.distances import chi_square, jensen_shannon, kolmogorov_smirnov
 from tiercel.monitor.reference import ABOVE_ALL, BELOW_ALL
-from tiercel.monitor.tails import SkewedTail, predicted_limit, predicted_tail
+from tiercel.monitor.tails import SkewedTail, kolmogorov_quantile, kolmogorov_tail, predicted_limit, predicted_tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,10 +39,13 @@ BINS = 25
 REPLAYS = 4000
 #: Part of a window's probability that is spent on distributions; the rest is for shares of missing values.
 DISTRIBUTION_PART = 0.9
+#: Part of a feature's probability for each of its two distances. They add up to more than one because chance often reaches
+#: both at once; `bench_drift` counts what comes of it.
+EACH_PART = 0.55
 #: With fewer expected rows outside of the commonest bin, such rows are counted instead of fitted.
 _RARE_ROWS = 10.0
-#: Where every bin expects so many rows on both sides the statistic is a chi-square; nothing is replayed.
-_AMPLE_ROWS = 25.0
+#: Where the Kolmogorov-Smirnov distances of a replay are compared with their limit's quantiles.
+_SCALE_AT = (0.1, 0.05, 0.02, 0.01)
 #: A sum of squares leans to the right; that a sample of it does not is the sample's error.
 _LEAST_SKEWNESS = 0.1
 #: Pairs of neighbouring windows, and rows of each, before they tell anything.
@@ -81,7 +84,7 @@ class Noise:
     """What chance does to a distance.
 
     Attributes:
-        limit: Jensen-Shannon distance that is reached by chance with the probability that was asked for; above 1 where no
+        limit: the distance that is reached by chance with the probability that was asked for; above 1 where no
             window of this size could be told from chance.
         p_value: probability of a distance as large as the one seen, or larger.
     """
@@ -117,14 +120,31 @@ def distribution_noise(
         has_values: each value has a bin: nothing is expected outside of them.
     """
     m, n = int(reference.sum()), int(window.sum())
-    main = int(np.argmax(reference))
-    seen = m - int(reference[main])
-    if not seen or n * (seen + 1) / (m + 2) < _RARE_ROWS:
-        return _rare_noise(reference, window, main, alpha, dispersion)
-    tail = _tail_of(reference, n, has_values=has_values)
+    if _is_rare(reference, n):
+        return _rare_noise(reference, window, int(np.argmax(reference)), alpha, dispersion)
+    tail, _ = _tails_of(reference, n, has_values=has_values)
     unit = _UNIT * (n / (n + m)) * m / dispersion
     distance = float(jensen_shannon(reference, window))
     return Noise(math.sqrt(_quantile(tail, alpha) / unit), tail.tail(distance**2 * unit))
+
+
+def ordered_noise(
+    reference: NDArray[np.float64],
+    window: NDArray[np.float64],
+    alpha: float,
+    dispersion: float = 1.0,
+    *,
+    has_values: bool = False,
+) -> Noise:
+    """As `distribution_noise`, of the Kolmogorov-Smirnov distance at the edges: it sees a small shift of everything sooner.
+
+    By its limiting distribution, which is that of values without ties; the replay says by how much bins make it smaller.
+    """
+    m, n = int(reference.sum()), int(window.sum())
+    scale = 1.0 if _is_rare(reference, n) else _tails_of(reference, n, has_values=has_values)[1]
+    unit = math.sqrt(n / (n + m) * m / dispersion) / scale
+    distance = float(kolmogorov_smirnov(reference, window))
+    return Noise(_kolmogorov_quantile(alpha) / unit, kolmogorov_tail(unit * distance))
 
 
 def share_noise(
@@ -216,35 +236,52 @@ def _rare_noise(
     return Noise(float(jensen_shannon(reference, fictitious)), p_value)
 
 
-def _tail_of(reference: NDArray[np.float64], n: int, *, has_values: bool) -> SkewedTail:
-    """The statistic's distribution when reference and window come from the same population."""
+def _is_rare(reference: NDArray[np.float64], n: int) -> bool:
+    """Whether so few rows are expected outside of the commonest bin that they are counted."""
     m = int(reference.sum())
-    filled = reference[reference > 0]
-    if has_values and min(filled) * min(1, n / m) >= _AMPLE_ROWS:
-        return SkewedTail.chi_square(len(filled) - 1)
+    seen = m - int(reference.max())
+    return not seen or n * (seen + 1) / (m + 2) < _RARE_ROWS
+
+
+def _tails_of(reference: NDArray[np.float64], n: int, *, has_values: bool) -> tuple[SkewedTail, float]:
+    """How both distances are distributed when reference and window come from the same population."""
+    m = int(reference.sum())
     digits = np.format_float_scientific
-    chances = sorted((float(digits(chance, 1)) for chance in filled / m), reverse=True)
-    return _replayed(tuple(chances), _rounded(m), _rounded(n), has_values)
+    chances = tuple(float(digits(chance, 1)) for chance in reference[reference > 0] / m)
+    return _replayed(chances, _rounded(m), _rounded(n), has_values)
 
 
 @functools.lru_cache(maxsize=4096)
-def _replayed(chances: tuple[float, ...], m: int, n: int, has_values: bool) -> SkewedTail:
-    """As `_tail_of`, for rounded sizes and the shares of the bins in any order: features of one shape share a replay."""
+def _replayed(chances: tuple[float, ...], m: int, n: int, has_values: bool) -> tuple[SkewedTail, float]:
+    """As `_tails_of`, for rounded sizes and the rounded shares of the bins: features of one shape share a replay.
+
+    Returns:
+        The distribution of Jensen-Shannon's statistic, and what Kolmogorov-Smirnov's is to that of values without ties.
+    """
     rng = np.random.default_rng(_SEED)
-    filled = np.array([*chances, 0.0, 0.0])
+    filled = np.array([0.0, *chances, 0.0])
     beyond = np.tile(filled, (REPLAYS, 1))
     if not has_values:
         # The share of the population beyond the largest of m values varies as an exponential of mean 1 / m, and likewise
         # below the smallest: edges that the reference itself, by its making, has nothing beyond.
-        beyond[:, -2:] = rng.exponential(1 / m, (REPLAYS, 2))
+        beyond[:, [0, -1]] = rng.exponential(1 / m, (REPLAYS, 2))
     references = rng.multinomial(m, filled / filled.sum(), size=REPLAYS)
     windows = rng.multinomial(n, beyond / beyond.sum(axis=1, keepdims=True))
-    statistic = _UNIT * (n / (n + m)) * m * jensen_shannon(references, windows) ** 2
+    rows = n / (n + m) * m
+    # Tails of sums over bins fall as that of the limit does; where they begin is what the bins change.
+    gaps = math.sqrt(rows) * kolmogorov_smirnov(references, windows)
+    scale = float(np.mean([np.quantile(gaps, 1 - p) / _kolmogorov_quantile(p) for p in _SCALE_AT]))
+    statistic = _UNIT * rows * jensen_shannon(references, windows) ** 2
     mean, deviation = float(statistic.mean()), float(statistic.std())
     if not deviation:
-        return SkewedTail(mean, 0.0, 0.0)
+        return SkewedTail(mean, 0.0, 0.0), scale or 1.0
     skewness = float(((statistic - mean) ** 3).mean()) / deviation**3
-    return SkewedTail(mean, deviation, max(skewness, _LEAST_SKEWNESS))
+    return SkewedTail(mean, deviation, max(skewness, _LEAST_SKEWNESS)), scale or 1.0
+
+
+@functools.lru_cache(maxsize=64)
+def _kolmogorov_quantile(alpha: float) -> float:
+    return kolmogorov_quantile(alpha)
 
 
 @functools.lru_cache(maxsize=4096)
