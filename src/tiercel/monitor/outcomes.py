@@ -387,7 +387,7 @@ class Outcomes:
         last_us = self.as_of_us if end_us is None else min(self.as_of_us, end_us - 1)
         # In microseconds for what is exact, and once more in the column's own type, by which files are skipped.
         bounds = [
-            f"o.model = {quoted(self.model)}",
+            f"o.model = {quoted(self.model)} AND o.version IS NOT NULL",
             f"epoch_us(o.time) <= {last_us}",
             f"o.time <= {self._moment(last_us + _SLACK_US)}",
         ]
