@@ -73,7 +73,7 @@ def performance(
         settings = project.settings.model(name).value
         if threshold is not None:
             settings = replace(settings, threshold=threshold)
-        with connect_outcomes(project) as connection:
+        with connect_outcomes(project, name) as connection:
             found = review(
                 connection,
                 name,
@@ -99,11 +99,13 @@ def performance(
         _print(found)
 
 
-def connect_outcomes(project: Project) -> duckdb.DuckDBPyConnection:
-    """A connection with the relation `outcomes`; the caller closes it."""
-    from tiercel.monitor.predictions import PredictionTable  # type: ignore[import-not-found, unused-ignore]
+def connect_outcomes(project: Project, model: str) -> duckdb.DuckDBPyConnection:
+    """A connection with the relation `outcomes` of a model, brought up to date; the caller closes it."""
+    from tiercel.monitor.outcomes import open_outcomes, refresh  # type: ignore[import-not-found, unused-ignore]
 
-    connection: duckdb.DuckDBPyConnection = PredictionTable(project.settings.state_dir, project.settings).connect()
+    state_dir, settings = project.settings.state_dir, project.settings.monitor  # type: ignore[attr-defined, unused-ignore]
+    refresh(state_dir, settings)
+    connection: duckdb.DuckDBPyConnection = open_outcomes(state_dir, settings, model=model)
     return connection
 
 

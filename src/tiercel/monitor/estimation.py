@@ -18,8 +18,8 @@ from tiercel.errors import CalibrationError
 from tiercel.monitor.business import matrix_values
 from tiercel.monitor.calibration import Calibration
 from tiercel.monitor.classification import binary_metrics
+from tiercel.monitor.cohorts import ARMS, Cohort, GroupKey, Outcomes
 from tiercel.monitor.intervals import CONFIDENCE, Estimate, mean
-from tiercel.monitor.outcomes import ARMS, Cohort, GroupKey, Outcomes
 from tiercel.monitor.score_bins import ScoreBins
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
-    from tiercel.monitor.outcomes import ScoredRows
+    from tiercel.monitor.cohorts import ScoredRows
 
 #: What can be estimated; the calibration error cannot, its estimate would be noise.
 ESTIMATED_METRICS: Final = (

@@ -9,6 +9,8 @@ Everything that is left out is counted, and the counts add up to the predictions
 
 from __future__ import annotations
 
+import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +22,7 @@ from tiercel.monitor.label_delay import AGE_CLASS_SQL, DelayCurve
 from tiercel.types import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -235,6 +237,22 @@ class Outcomes:
         """Whether `outcomes` has a column of this name."""
         return name.casefold() in self._columns
 
+    def needed_columns(self, expressions: Sequence[str]) -> list[str] | None:
+        """Columns that figures and some SQL over `outcomes` use; None: possibly all."""
+        used = {*_REQUIRED, "value", "label_problem"}
+        for sql in expressions:
+            try:
+                ((tree,),) = self.connection.execute(
+                    "SELECT json_serialize_sql(?)", [f"SELECT {sql}\n FROM outcomes"]
+                ).fetchall()
+            except duckdb.Error:
+                return None
+            found = _column_names(json.loads(tree))
+            if found is None:
+                return None
+            used |= found
+        return [name for name in self._columns if name in used]
+
     def delays(self) -> DelayCurve:
         """How long labels take, over all predictions of the model and version, shadows left out."""
         age = f"({self.as_of_us} - t)"
@@ -242,8 +260,8 @@ class Outcomes:
         waiting: dict[int, int] = {}
         oldest = 0
         query = f"""
-            SELECT y IS NOT NULL AS has_label,
-                   CASE WHEN y IS NOT NULL THEN {AGE_CLASS_SQL.format(age="delay")}
+            SELECT is_labelled,
+                   CASE WHEN is_labelled THEN {AGE_CLASS_SQL.format(age="delay")}
                         ELSE {AGE_CLASS_SQL.format(age=age)} END AS class,
                    count(*), max({age})
             FROM ({self.known()}) WHERE role <> 2 GROUP BY 1, 2
@@ -263,7 +281,7 @@ class Outcomes:
             SELECT version, role, {names + "," if names else ""}
                    count(*), count(*) FILTER (is_out), count(*) FILTER (is_fresh), count(*) FILTER (in_cohort),
                    count(*) FILTER ({labelled}),
-                   count(*) FILTER (in_cohort AND y IS NOT NULL AND NOT in_time),
+                   count(*) FILTER (in_cohort AND is_labelled AND NOT in_time),
                    count(*) FILTER ({labelled} AND NOT good_label),
                    count(*) FILTER ({labelled} AND good_label AND NOT good_score),
                    count(*) FILTER ({labelled} AND good_label AND good_score)
@@ -338,15 +356,19 @@ class Outcomes:
     def known(self, begin_us: int | None = None, end_us: int | None = None) -> str:
         """SQL: the model's predictions at `as_of_us`, with the labels known then.
 
-        Columns: id, row, version, role (an index into `ARMS`), t (microseconds), score, y (null: no label), delay
-        (microseconds, 0 where unknown or negative), is_degraded, and the text of each segment as text0, text1, ...
+        Columns: id, row, version, role (an index into `ARMS`), t (microseconds), score, y (null: no label, or none that is one), is_labelled,
+        delay (microseconds, 0 where unknown or negative), is_degraded, and the text of each segment as text0, text1, ...
         """
         label_us = "epoch_us(o.label_time)"
+        problem = "false"
+        if self.has_column("label_problem"):  # a label came that is none of the model's, and is null for that
+            problem = f"(o.label IS NULL AND o.label_problem IS NOT NULL AND {self.label_is_known})"
         return f"""
             SELECT o.id, o.row, o.version,
                    {_ROLE} AS role,
                    epoch_us(o.time) AS t, CAST(o.score AS DOUBLE) AS score,
                    CASE WHEN {self.label_is_known} THEN CAST(o.label AS DOUBLE) END AS y,
+                   o.label IS NOT NULL AND {self.label_is_known} OR {problem} AS is_labelled,
                    greatest(0, coalesce({label_us} - epoch_us(o.time), 0)) AS delay,
                    o.degraded IS NOT NULL AS is_degraded{self._texts()}
             FROM outcomes o WHERE {self.is_chosen(begin_us, end_us)}
@@ -406,7 +428,7 @@ class Outcomes:
         dimensions = "" if codes is None else codes.select()
         return f"""
             SELECT *, {is_out} AS is_out, NOT {is_out} AND t > {newest} AS is_fresh,
-                   NOT {is_out} AND t <= {newest} AS in_cohort, y IS NOT NULL AND delay <= {maturity} AS in_time,
+                   NOT {is_out} AND t <= {newest} AS in_cohort, is_labelled AND delay <= {maturity} AS in_time,
                    coalesce({is_label}, false) AS good_label, coalesce(isfinite(score), false) AS good_score
                    {dimensions}
             FROM ({self.known(cohort.begin_us, cohort.end_us)})
@@ -451,6 +473,45 @@ class Outcomes:
             )
             codes.add_segment(name, f"text{i}", [str(value) for (value,) in values])
         return codes
+
+
+@contextmanager
+def frozen_outcomes(
+    connection: duckdb.DuckDBPyConnection,
+    model: str,
+    *,
+    as_of_us: int,
+    begin_us: int | None,
+    expressions: Sequence[str] = (),
+) -> Iterator[None]:
+    """Within, `outcomes` on this connection is a table of one model's rows at one moment, with the columns that are needed.
+
+    The relation joins labels to predictions each time it is asked, and a report asks often; and what is written meanwhile
+    would show in some of its figures.
+
+    Args:
+        connection: with the relation `outcomes`.
+        model: whose rows.
+        as_of_us: rows up to this time.
+        begin_us: rows from this time on; None: from the first.
+        expressions: SQL over `outcomes` that must still work.
+
+    Raises:
+        OutcomesError: `outcomes` cannot be read.
+    """
+    source = Outcomes(connection, model, Task.REGRESSION, as_of_us)
+    names = source.needed_columns(expressions)
+    columns = "*" if names is None else ", ".join(f'o."{name}"' for name in names)
+    try:
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE outcomes AS SELECT {columns} FROM outcomes o WHERE {source.is_chosen(begin_us)}"
+        )
+    except duckdb.Error as error:
+        raise OutcomesError(f"'outcomes' cannot be read: {first_line(error)}") from error
+    try:
+        yield
+    finally:
+        connection.execute("DROP TABLE temp.outcomes")
 
 
 class Codes:
@@ -504,6 +565,22 @@ class Codes:
             segment, values = self._segments[name]
             return GroupKey(version, ARMS[role], segment=segment, value=values[place - 1] if place else OTHER)
         return GroupKey(version, ARMS[role])
+
+
+def _column_names(tree: Any) -> set[str] | None:
+    """Names in a serialized query that may be columns, in lower case; None where it names columns by a pattern."""
+    found: set[str] = set()
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        elif isinstance(node, dict):
+            if node.get("class") == "STAR" or node.get("error") is True:
+                return None
+            found |= {name.casefold() for name in node.get("column_names") or [] if isinstance(name, str)}
+            waiting += node.values()
+    return found
 
 
 def quoted(text: str) -> str:
