@@ -14,6 +14,7 @@ from tests.monitor.outcome_tables import DAY_US, HOUR_US, SECOND_US, START_US, m
 from tiercel.errors import DefinitionError, OutcomesError
 from tiercel.monitor import cohorts
 from tiercel.monitor.cohorts import Cohort, GroupKey, Outcomes
+from tiercel.monitor.frozen_outcomes import frozen_outcomes
 from tiercel.monitor.performance import choose_cohort, performance_report
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
@@ -307,9 +308,7 @@ def test_a_frozen_table_has_what_is_needed(expressions, needed):
     connection = make_outcomes(100, **{"distance": 1.0, "Odd name": 2.0, "other": 3.0})
     before = connection.execute("SELECT count(*) FROM outcomes").fetchall()
     end = START_US + 49 * SECOND_US
-    with cohorts.frozen_outcomes(
-        connection, "late", as_of_us=end, begin_us=START_US + SECOND_US, expressions=expressions
-    ):
+    with frozen_outcomes(connection, "late", as_of_us=end, begin_us=START_US + SECOND_US, expressions=expressions):
         names = {name for name, *_ in connection.execute("DESCRIBE outcomes").fetchall()}
         assert names & {"distance", "Odd name", "other"} == (
             {"distance", "Odd name", "other"} if needed is None else needed

@@ -9,8 +9,6 @@ Everything that is left out is counted, and the counts add up to the predictions
 
 from __future__ import annotations
 
-import json
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +20,7 @@ from tiercel.monitor.label_delay import AGE_CLASS_SQL, DelayCurve
 from tiercel.types import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,7 +32,8 @@ OTHER, MISSING_VALUE = "(other)", "(missing)"
 MAX_WINDOWS: Final = 1000
 #: Rows that figures are computed from. Beyond it every k-th request is taken, by a hash of its id, and that is said.
 MAX_ROWS: Final = 5_000_000
-_REQUIRED: Final = (
+#: What `outcomes` must have.
+REQUIRED: Final = (
     "id",
     "row",
     "model",
@@ -212,10 +211,10 @@ class Outcomes:
         except duckdb.Error as error:
             raise OutcomesError(f"Expected a table or view 'outcomes', got: {first_line(error)}") from error
         self._columns = {str(name).casefold(): str(kind) for name, kind, *_ in found}
-        missing = [name for name in _REQUIRED if name not in self._columns]
+        missing = [name for name in REQUIRED if name not in self._columns]
         if missing:
             raise OutcomesError(
-                f"Expected the columns {', '.join(_REQUIRED)} in 'outcomes', missing: {', '.join(missing)}"
+                f"Expected the columns {', '.join(REQUIRED)} in 'outcomes', missing: {', '.join(missing)}"
             )
         for name, sql in self.segments:
             self.check_sql(f"segments.{name}", f"CAST(({sql}\n) AS VARCHAR)")
@@ -233,25 +232,14 @@ class Outcomes:
                 f"models.{self.model}.value.{setting}: expected SQL over 'outcomes', got: {first_line(error)}"
             ) from error
 
+    @property
+    def column_names(self) -> list[str]:
+        """Of `outcomes`, in lower case."""
+        return list(self._columns)
+
     def has_column(self, name: str) -> bool:
         """Whether `outcomes` has a column of this name."""
         return name.casefold() in self._columns
-
-    def needed_columns(self, expressions: Sequence[str]) -> list[str] | None:
-        """Columns that figures and some SQL over `outcomes` use; None: possibly all."""
-        used = {*_REQUIRED, "value", "label_problem"}
-        for sql in expressions:
-            try:
-                ((tree,),) = self.connection.execute(
-                    "SELECT json_serialize_sql(?)", [f"SELECT {sql}\n FROM outcomes"]
-                ).fetchall()
-            except duckdb.Error:
-                return None
-            found = _column_names(json.loads(tree))
-            if found is None:
-                return None
-            used |= found
-        return [name for name in self._columns if name in used]
 
     def delays(self) -> DelayCurve:
         """How long labels take, over all predictions of the model and version, shadows left out."""
@@ -475,45 +463,6 @@ class Outcomes:
         return codes
 
 
-@contextmanager
-def frozen_outcomes(
-    connection: duckdb.DuckDBPyConnection,
-    model: str,
-    *,
-    as_of_us: int,
-    begin_us: int | None,
-    expressions: Sequence[str] = (),
-) -> Iterator[None]:
-    """Within, `outcomes` on this connection is a table of one model's rows at one moment, with the columns that are needed.
-
-    The relation joins labels to predictions each time it is asked, and a report asks often; and what is written meanwhile
-    would show in some of its figures.
-
-    Args:
-        connection: with the relation `outcomes`.
-        model: whose rows.
-        as_of_us: rows up to this time.
-        begin_us: rows from this time on; None: from the first.
-        expressions: SQL over `outcomes` that must still work.
-
-    Raises:
-        OutcomesError: `outcomes` cannot be read.
-    """
-    source = Outcomes(connection, model, Task.REGRESSION, as_of_us)
-    names = source.needed_columns(expressions)
-    columns = "*" if names is None else ", ".join(f'o."{name}"' for name in names)
-    try:
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE outcomes AS SELECT {columns} FROM outcomes o WHERE {source.is_chosen(begin_us)}"
-        )
-    except duckdb.Error as error:
-        raise OutcomesError(f"'outcomes' cannot be read: {first_line(error)}") from error
-    try:
-        yield
-    finally:
-        connection.execute("DROP TABLE temp.outcomes")
-
-
 class Codes:
     """The dimensions of groups as columns of whole numbers: windows by number, values of segments by place."""
 
@@ -565,22 +514,6 @@ class Codes:
             segment, values = self._segments[name]
             return GroupKey(version, ARMS[role], segment=segment, value=values[place - 1] if place else OTHER)
         return GroupKey(version, ARMS[role])
-
-
-def _column_names(tree: Any) -> set[str] | None:
-    """Names in a serialized query that may be columns, in lower case; None where it names columns by a pattern."""
-    found: set[str] = set()
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, list):
-            waiting += node
-        elif isinstance(node, dict):
-            if node.get("class") == "STAR" or node.get("error") is True:
-                return None
-            found |= {name.casefold() for name in node.get("column_names") or [] if isinstance(name, str)}
-            waiting += node.values()
-    return found
 
 
 def quoted(text: str) -> str:

@@ -225,6 +225,8 @@ def _metrics(
     threshold: float,
     confidence: float,
 ) -> dict[str, Estimate]:
+    if task is Task.MULTICLASS:  # whatever its one score is, it is no probability of a positive label
+        scores, labels = scores[:0], labels[:0]
     if task is Task.REGRESSION:
         found = regression_metrics(scores, labels, confidence=confidence)
     else:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tiercel.monitor.business import ValueReport, value_report
-from tiercel.monitor.cohorts import Cohort, Outcomes, frozen_outcomes
+from tiercel.monitor.cohorts import Cohort, Outcomes
 from tiercel.monitor.concept import MAX_ROWS_PER_RUN, ConceptStatus, watch_concept
 from tiercel.monitor.estimation import EstimationReport, estimation_report
+from tiercel.monitor.frozen_outcomes import frozen_outcomes
 from tiercel.monitor.intervals import CONFIDENCE
 from tiercel.monitor.performance import PerformanceReport, absence, choose_cohort, performance_report
 
