@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,14 +65,8 @@ def outcomes(monkeypatch):
         "arm": where(np.arange(N) % 4 == 0, "challenger", "champion"),
     }
 
-    class PredictionTable:
-        def __init__(self, state_dir, settings):
-            assert state_dir == settings.state_dir
-
-        def connect(self):
-            return make_outcomes(N, **columns)
-
-    monkeypatch.setitem(sys.modules, "tiercel.monitor.predictions", SimpleNamespace(PredictionTable=PredictionTable))
+    module = importlib.import_module("tiercel.cli.performance")
+    monkeypatch.setattr(module, "connect_outcomes", lambda _, __: make_outcomes(N, **columns))
     return columns
 
 

@@ -20,12 +20,14 @@ def make_outcomes(n=1000, *, connection=None, **columns):
     given = {
         "id": [f"{i:016x}" for i in range(n)], "row": 0, "model": "late", "version": 1, "arm": "champion",
         "tier": "realtime", "time": START_US + np.arange(n) * SECOND_US, "score": score,
-        "label": (rng.random(n) < np.nan_to_num(np.array(score, float), nan=0.5)).astype(float),
+        "label": (rng.random(n) < np.nan_to_num(np.array(spread(score, n), float), nan=0.5)).astype(float),
         "value": None, "degraded": None, "is_shadow": False, "delay_us": 60 * SECOND_US, **columns,
     }  # fmt: skip
     delay = spread(given.pop("delay_us"), n)
     times = spread(given["time"], n)
-    given.setdefault("label_time", [None if d is None else int(t) + int(d) for t, d in zip(times, delay, strict=True)])
+    given.setdefault(
+        "label_time", [None if t is None or d is None else int(t) + int(d) for t, d in zip(times, delay, strict=True)]
+    )
     types = {
         "id": pa.string(), "row": pa.int32(), "model": pa.string(), "version": pa.int64(), "arm": pa.string(),
         "tier": pa.string(), "time": pa.timestamp("us"), "score": pa.float64(), "label": pa.float64(),

@@ -12,7 +12,7 @@ from tests.monitor.test_intervals import is_nominal
 
 from tiercel.errors import DefinitionError
 from tiercel.monitor.business import Decided, _moments_of_counts, _projected, value_report
-from tiercel.monitor.outcomes import Cohort
+from tiercel.monitor.cohorts import Cohort
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
 

@@ -12,8 +12,8 @@ from tests.monitor.outcome_tables import DAY_US, HOUR_US, START_US, make_outcome
 from tiercel.errors import OutcomesError
 from tiercel.monitor.calibration import Calibration
 from tiercel.monitor.classification import binary_metrics
+from tiercel.monitor.cohorts import Cohort
 from tiercel.monitor.estimation import ESTIMATED_METRICS, VALUE, _at_most, estimate_metrics, estimation_report
-from tiercel.monitor.outcomes import Cohort
 from tiercel.monitor.score_bins import ScoreBins
 from tiercel.settings import ValueSettings
 from tiercel.types import Task

@@ -12,8 +12,9 @@ from sklearn import metrics
 from tests.monitor.outcome_tables import DAY_US, HOUR_US, SECOND_US, START_US, make_outcomes, where
 
 from tiercel.errors import DefinitionError, OutcomesError
-from tiercel.monitor import outcomes as outcomes_module
-from tiercel.monitor.outcomes import Cohort, GroupKey, Outcomes
+from tiercel.monitor import cohorts
+from tiercel.monitor.cohorts import Cohort, GroupKey, Outcomes
+from tiercel.monitor.frozen_outcomes import frozen_outcomes
 from tiercel.monitor.performance import choose_cohort, performance_report
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
@@ -165,7 +166,7 @@ def test_a_segment_of_many_values_is_bounded():
     n = 3000
     tail = [f"N{i % 1000 if i % 3 else 7}" for i in range(n)]
     found = report(make_outcomes(n, tail=tail), settings=ValueSettings(segments=(("tail", "tail"),))).segments
-    assert len(found) == outcomes_module.MAX_SEGMENT_VALUES + 1
+    assert len(found) == cohorts.MAX_SEGMENT_VALUES + 1
     assert found[-1].key.value == "(other)"
     assert max(found, key=lambda g: g.counts.n_used if g.key.value != "(other)" else 0).key.value == "N7"
     assert sum(g.counts.n_used for g in found) == n
@@ -282,6 +283,40 @@ def test_sql_that_is_none_is_refused_by_name(settings, message):
     """A mistake in a project's SQL is told with its setting and what DuckDB says of it."""
     with pytest.raises(DefinitionError, match=message):
         report(make_outcomes(10, amount=1.0), settings=settings)
+
+
+def test_labels_that_fit_no_class_are_counted():
+    """A label that came and is none of the model's (null, with a problem named) is a bad label, not one that is missing."""
+    bad = np.arange(100) % 4 == 0
+    connection = make_outcomes(100, label=where(bad, None, 1.0), label_problem=where(bad, "unknown_class"))
+    counts = report(connection).find(1).counts
+    assert (counts.n_labelled, counts.n_bad_label, counts.n_used) == (100, 25, 75)
+
+
+@pytest.mark.parametrize(
+    ("expressions", "needed"),
+    [
+        ([], set()),
+        (["CASE WHEN distance > 10 THEN 'far' END"], {"distance"}),
+        (['sum("Odd name") FILTER (label = 1)', "avg(o.distance)"], {"Odd name", "distance"}),
+        (["count(COLUMNS('d.*'))"], None),
+        (["1 +"], None),
+    ],
+)
+def test_a_frozen_table_has_what_is_needed(expressions, needed):
+    """Within, `outcomes` holds the model's rows of the time with the named columns only; afterwards it is as it was."""
+    connection = make_outcomes(100, **{"distance": 1.0, "Odd name": 2.0, "other": 3.0})
+    before = connection.execute("SELECT count(*) FROM outcomes").fetchall()
+    end = START_US + 49 * SECOND_US
+    with frozen_outcomes(connection, "late", as_of_us=end, begin_us=START_US + SECOND_US, expressions=expressions):
+        names = {name for name, *_ in connection.execute("DESCRIBE outcomes").fetchall()}
+        assert names & {"distance", "Odd name", "other"} == (
+            {"distance", "Odd name", "other"} if needed is None else needed
+        )
+        connection.execute("DELETE FROM memory.main.outcomes WHERE row = 0")
+        assert connection.execute("SELECT count(*) FROM outcomes").fetchall()[0][0] in range(49, 52)
+        assert report(connection, as_of_us=end).find(1).counts.n_predictions == 49
+    assert connection.execute("SELECT count(*) FROM outcomes").fetchall() == [(0,)] != before
 
 
 def test_a_relation_that_is_none_is_refused():

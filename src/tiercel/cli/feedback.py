@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from tiercel.monitor.feedback_events import Checked
-    from tiercel.monitor.joined import LabelReport
+    from tiercel.monitor.outcomes import LabelReport
 
 #: Events that are written with one sync.
 BATCH = 20_000
@@ -46,7 +46,7 @@ def feedback(
     """
     from pathlib import Path
 
-    from tiercel.monitor.joined import label_report, refresh
+    from tiercel.monitor.outcomes import label_report, refresh
     from tiercel.settings import load_settings
 
     settings = load_settings(Path(project_dir))

@@ -73,7 +73,7 @@ def performance(
         settings = project.settings.model(name).value
         if threshold is not None:
             settings = replace(settings, threshold=threshold)
-        with connect_outcomes(project) as connection:
+        with connect_outcomes(project, name) as connection:
             found = review(
                 connection,
                 name,
@@ -99,13 +99,13 @@ def performance(
         _print(found)
 
 
-def connect_outcomes(project: Project) -> duckdb.DuckDBPyConnection:
-    """A connection with the relation `outcomes`, up to date; the caller closes it."""
-    from tiercel.monitor.joined import open_outcomes, refresh
+def connect_outcomes(project: Project, model: str) -> duckdb.DuckDBPyConnection:
+    """A connection with the relation `outcomes` of a model, brought up to date; the caller closes it."""
+    from tiercel.monitor.outcomes import open_outcomes, refresh
 
-    settings = project.settings
-    refresh(settings.state_dir, settings.monitor)
-    return open_outcomes(settings.state_dir, settings.monitor)
+    state_dir, settings = project.settings.state_dir, project.settings.monitor
+    refresh(state_dir, settings)
+    return open_outcomes(state_dir, settings, model=model)
 
 
 def _print(found: Review) -> None:

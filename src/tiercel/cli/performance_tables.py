@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tiercel.monitor.business import GroupValue
+    from tiercel.monitor.cohorts import Counts, GroupKey
     from tiercel.monitor.concept import ConceptStatus
     from tiercel.monitor.estimation import EstimationReport
     from tiercel.monitor.intervals import Estimate
-    from tiercel.monitor.outcomes import Counts, GroupKey
     from tiercel.monitor.performance import GroupPerformance, PerformanceReport
     from tiercel.monitor.review import Review
 

@@ -45,7 +45,7 @@ def sql(
     import duckdb
 
     from tiercel.errors import QueryError
-    from tiercel.monitor.joined import open_outcomes, refresh
+    from tiercel.monitor.outcomes import open_outcomes, refresh
     from tiercel.settings import load_settings
 
     settings = load_settings(Path(project_dir))

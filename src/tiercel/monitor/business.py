@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel.errors import DefinitionError
+from tiercel.monitor.cohorts import Cohort, GroupKey, Outcomes
 from tiercel.monitor.intervals import CONFIDENCE, Estimate, Moments, difference, mean, proportion
-from tiercel.monitor.outcomes import Cohort, GroupKey, Outcomes
 from tiercel.types import Task
 
 if TYPE_CHECKING:

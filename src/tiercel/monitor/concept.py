@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel.errors import ConceptStateError
-from tiercel.monitor.concept_state import TRUSTED, Alarm, ConceptState, ConceptStore
-from tiercel.monitor.outcomes import ARMS, Cohort, Outcomes
+from tiercel.monitor.cohorts import ARMS, Cohort, Outcomes
+from tiercel.monitor.concept_state import DAY_US, TRUSTED, Alarm, ConceptState, ConceptStore
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
 
@@ -130,7 +130,10 @@ def _advance(outcomes: Outcomes, role: int, state: ConceptState, threshold: floa
         SELECT * FROM ({outcomes.judged(cohort)})
         WHERE role = {role} AND in_cohort AND in_time AND good_label AND good_score
     """
-    ((n_before,),) = outcomes.run(f"SELECT count(*) FROM ({judged}) WHERE t <= {state.until_us}")
+    before = outcomes.run(f"SELECT t // {DAY_US}, count(*) FROM ({judged}) WHERE t <= {state.until_us} GROUP BY 1")
+    first_day = min(state.joined, default=0)
+    # By day, for rows that retention removed meanwhile must not make up for rows that were missed.
+    n_missed = sum(max(0, int(n) - state.joined.get(int(day), 0)) for day, n in before if int(day) >= first_day)
     arrays = outcomes.columns(
         f"SELECT t, score, y FROM ({judged}) WHERE t > {state.until_us} ORDER BY t, id, row LIMIT {int(most)}"
     )
@@ -139,7 +142,6 @@ def _advance(outcomes: Outcomes, role: int, state: ConceptState, threshold: floa
     n = len(times)
     if is_behind and times[0] < times[-1]:
         n = int(np.searchsorted(times, times[-1]))  # rows of the same time join together, or their order would be lost
-    n_missed = max(0, int(n_before) - state.n_rows)
     if n:
         state.add(
             outcomes.task,

@@ -14,9 +14,9 @@ import msgpack
 import numpy as np
 
 from tiercel.errors import ConceptStateError
+from tiercel.monitor.cohorts import ARMS
 from tiercel.monitor.detectors import Adwin, Ddm, Detector, Eddm, Kswin, PageHinkley
 from tiercel.monitor.error_streams import StreamScale
-from tiercel.monitor.outcomes import ARMS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,9 @@ CONCEPT: Final = "concept"
 WARM_UP: Final = 500
 #: Kept per version and arm, the newest.
 MAX_ALARMS: Final = 100
+#: Of which it is known how many predictions joined.
+MAX_DAYS: Final = 60
+DAY_US: Final = 86_400_000_000
 _FORMAT: Final = "tiercel-concept-1"
 _SUFFIX: Final = ".msgpack"
 _MAX_FILE_BYTES: Final = 1 << 20
@@ -93,6 +96,7 @@ class ConceptState:
         basis: what the streams are computed by (task, threshold); other values begin a new stream.
         until_us: every judged prediction up to this time has joined.
         n_rows: that joined.
+        joined: how many by day of the prediction (days since the epoch), of the newest `MAX_DAYS`.
         warm: labels and scores of the first ones, until there are `WARM_UP`.
         scale: what streams are standardized by, once there are.
         detectors: by "stream kind".
@@ -106,6 +110,7 @@ class ConceptState:
     basis: str
     until_us: int = -(2**62)
     n_rows: int = 0
+    joined: dict[int, int] = field(default_factory=dict)
     warm: list[tuple[float, float]] = field(default_factory=list)
     scale: StreamScale | None = None
     detectors: dict[str, Detector] = field(default_factory=_detectors)
@@ -114,6 +119,10 @@ class ConceptState:
 
     def add(self, task: Task, threshold: float, times_us: Any, scores: Any, labels: Any) -> None:
         """Let judged predictions join, in order of time: arrays of equal length, finite scores and labels."""
+        days, counts = np.unique(times_us // DAY_US, return_counts=True)
+        for day, n in zip(days.tolist(), counts.tolist(), strict=True):
+            self.joined[day] = self.joined.get(day, 0) + n
+        self.joined = dict(sorted(self.joined.items())[-MAX_DAYS:])
         pairs = list(zip(labels.tolist(), scores.tolist(), strict=True))
         n_warm = 0
         if self.scale is None:
@@ -147,6 +156,7 @@ class ConceptState:
             {
                 "format": _FORMAT, "version": self.version, "arm": self.arm, "maturity_us": self.maturity_us,
                 "basis": self.basis, "until_us": self.until_us, "n_rows": self.n_rows,
+                "joined": [list(item) for item in self.joined.items()],
                 "warm": [list(pair) for pair in self.warm], "scale": None if self.scale is None else self.scale.to_state(),
                 "detectors": {key: each.to_state() for key, each in self.detectors.items()},
                 "alarms": [
@@ -181,6 +191,7 @@ class ConceptState:
                 basis=str(found["basis"]),
                 until_us=int(found["until_us"]),
                 n_rows=int(found["n_rows"]),
+                joined={int(day): int(n) for day, n in found["joined"]},
                 warm=[(float(label), float(score)) for label, score in found["warm"]],
                 scale=scale,
                 detectors=detectors,

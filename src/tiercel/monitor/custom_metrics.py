@@ -18,13 +18,13 @@ import duckdb
 import numpy as np
 
 from tiercel.errors import DefinitionError
+from tiercel.monitor.cohorts import first_line
 from tiercel.monitor.intervals import CONFIDENCE, Estimate, jackknife
-from tiercel.monitor.outcomes import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tiercel.monitor.outcomes import Cohort, GroupKey, Outcomes
+    from tiercel.monitor.cohorts import Cohort, GroupKey, Outcomes
 
 N_FOLDS: Final = 20
 

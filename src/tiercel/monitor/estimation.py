@@ -18,8 +18,8 @@ from tiercel.errors import CalibrationError
 from tiercel.monitor.business import matrix_values
 from tiercel.monitor.calibration import Calibration
 from tiercel.monitor.classification import binary_metrics
+from tiercel.monitor.cohorts import ARMS, Cohort, GroupKey, Outcomes
 from tiercel.monitor.intervals import CONFIDENCE, Estimate, mean
-from tiercel.monitor.outcomes import ARMS, Cohort, GroupKey, Outcomes
 from tiercel.monitor.score_bins import ScoreBins
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
-    from tiercel.monitor.outcomes import ScoredRows
+    from tiercel.monitor.cohorts import ScoredRows
 
 #: What can be estimated; the calibration error cannot, its estimate would be noise.
 ESTIMATED_METRICS: Final = (
@@ -248,6 +248,7 @@ def _windows(
     own = rows.versions == version
     times, scores, labels, roles = rows.times_us[own], rows.scores[own], rows.labels[own], rows.roles[own]
     labelled = np.flatnonzero(~np.isnan(labels))
+    known = rows.known_us[own][labelled]
     numbers = times // length_us
     first = 0 if cohort.begin_us is None else int(np.searchsorted(times, cohort.begin_us))
     found = []
@@ -255,7 +256,7 @@ def _windows(
         begin_us = number * length_us
         # Known when the window began, and old enough then: the fastest labels alone would teach something else. Without a
         # maturity they must.
-        is_known = rows.known_us[own][labelled] <= begin_us
+        is_known = known <= begin_us
         if cohort.maturity_us is not None:
             is_known &= times[labelled] <= begin_us - cohort.maturity_us
         reference = labelled[is_known][-MAX_REFERENCE_ROWS:]

@@ -1,6 +1,6 @@
 """How good a model's predictions turned out: figures with intervals per version and arm, in all, by window and by segment.
 
-Which predictions count, and by which labels, is `tiercel.monitor.outcomes`' matter; the figures are scikit-learn's.
+Which predictions count, and by which labels, is `tiercel.monitor.cohorts`' matter; the figures are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel.monitor.classification import CalibrationBin, binary_metrics, calibration_bins
+from tiercel.monitor.cohorts import Cohort, Counts, GroupKey, Outcomes
 from tiercel.monitor.custom_metrics import custom_metrics
 from tiercel.monitor.intervals import CONFIDENCE, Estimate, proportion
 from tiercel.monitor.label_delay import MATURE_SHARE, DelayCurve
-from tiercel.monitor.outcomes import Cohort, Counts, GroupKey, Outcomes
 from tiercel.monitor.regression import regression_metrics
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
@@ -164,7 +164,7 @@ def performance_report(
             )
         )
     whole = [each for each in found if each.key.is_whole]
-    notes = _notes(whole, cohort, delay, task, rows.one_in) or _absence(outcomes, whole)
+    notes = _notes(whole, cohort, delay, task, rows.one_in) if whole else absence(outcomes)
     return PerformanceReport(
         model,
         task,
@@ -225,6 +225,8 @@ def _metrics(
     threshold: float,
     confidence: float,
 ) -> dict[str, Estimate]:
+    if task is Task.MULTICLASS:  # whatever its one score is, it is no probability of a positive label
+        scores, labels = scores[:0], labels[:0]
     if task is Task.REGRESSION:
         found = regression_metrics(scores, labels, confidence=confidence)
     else:
@@ -246,8 +248,6 @@ def _notes(groups: list[GroupPerformance], cohort: Cohort, delay: DelayCurve, ta
     """What qualifies the figures, most important first."""
     total = {name: sum(getattr(g.counts, name) for g in groups) for name in vars(Counts())}
     notes = []
-    if not groups:
-        return []
     if task is Task.MULTICLASS:
         notes.append("Figures of multiclass models are not computed yet: only their counts and labels are shown.")
     if not delay.n_labelled:
@@ -281,10 +281,8 @@ def _notes(groups: list[GroupPerformance], cohort: Cohort, delay: DelayCurve, ta
     return notes
 
 
-def _absence(outcomes: Outcomes, groups: list[GroupPerformance]) -> list[str]:
-    """Why there is nothing, where there is nothing."""
-    if groups:
-        return []
+def absence(outcomes: Outcomes) -> list[str]:
+    """What to say where there are no predictions: when the newest were."""
     ((newest,),) = outcomes.run(
         f"SELECT strftime(make_timestamp(max(t)), '%Y-%m-%d %H:%M:%S') FROM ({outcomes.known()})"
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from tiercel.monitor.business import ValueReport, value_report
+from tiercel.monitor.cohorts import Cohort, Outcomes
 from tiercel.monitor.concept import MAX_ROWS_PER_RUN, ConceptStatus, watch_concept
 from tiercel.monitor.estimation import EstimationReport, estimation_report
+from tiercel.monitor.frozen_outcomes import frozen_outcomes
 from tiercel.monitor.intervals import CONFIDENCE
-from tiercel.monitor.outcomes import Cohort
-from tiercel.monitor.performance import PerformanceReport, choose_cohort, performance_report
+from tiercel.monitor.performance import PerformanceReport, absence, choose_cohort, performance_report
 
 if TYPE_CHECKING:
     import duckdb
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from tiercel.monitor.concept_state import ConceptStore
     from tiercel.settings import ValueSettings
     from tiercel.types import Task
+
+
+#: How far back a review reads, beyond the predictions it judges: so many times their span, and twice the labels' maturity or,
+#: where that is not known, twice this.
+HISTORY_SPANS: Final = 3
+HISTORY_US: Final = 30 * 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -108,36 +115,26 @@ def review(
     """
     if maturity_us is None and settings.label_maturity_s is not None:
         maturity_us = round(settings.label_maturity_s * 1e6)
-    cohort, delay = choose_cohort(
-        connection,
-        model,
-        task,
-        as_of_us=as_of_us,
-        version=version,
-        maturity_us=0 if all_labels else maturity_us,
-        span_us=span_us,
-        window_us=window_us,
-    )
-    if all_labels:
-        cohort = Cohort(None, cohort.begin_us, cohort.end_us, cohort.window_us)
-    performance = performance_report(
-        connection,
-        model,
-        task,
-        cohort,
-        as_of_us=as_of_us,
-        version=version,
-        settings=settings,
-        with_degraded=with_degraded,
-        confidence=confidence,
-        delay=delay,
-    )
-    value = value_report(
-        connection, model, task, cohort, settings, as_of_us=as_of_us, version=version, confidence=confidence
-    )
-    estimates = None
-    if with_estimates and window_us is not None and performance.groups:
-        estimates = estimation_report(
+    begin_us = None
+    if span_us is not None:  # what is older teaches calibrations and the delay of labels
+        begin_us = as_of_us - HISTORY_SPANS * span_us - 2 * (HISTORY_US if maturity_us is None else maturity_us)
+    expressions = [sql for _, sql in (*settings.segments, *settings.metrics)]
+    if settings.column is not None:
+        expressions.append('"' + settings.column.replace('"', '""') + '"')
+    with frozen_outcomes(connection, model, as_of_us=as_of_us, begin_us=begin_us, expressions=expressions):
+        cohort, delay = choose_cohort(
+            connection,
+            model,
+            task,
+            as_of_us=as_of_us,
+            version=version,
+            maturity_us=0 if all_labels else maturity_us,
+            span_us=span_us,
+            window_us=window_us,
+        )
+        if all_labels:
+            cohort = Cohort(None, cohort.begin_us, cohort.end_us, cohort.window_us)
+        performance = performance_report(
             connection,
             model,
             task,
@@ -145,22 +142,42 @@ def review(
             as_of_us=as_of_us,
             version=version,
             settings=settings,
-            coverage=delay.final_share or 1.0,
+            with_degraded=with_degraded,
             confidence=confidence,
+            delay=delay,
         )
-    concept = []
-    # Without a maturity labels would join in the order of their haste.
-    if store is not None and cohort.maturity_us is not None:
-        concept = watch_concept(
-            connection,
-            model,
-            task,
-            as_of_us=as_of_us,
-            maturity_us=cohort.maturity_us,
-            store=store,
-            keep=keep,
-            version=version,
-            settings=settings,
-            most_rows=most_rows,
+        value = value_report(
+            connection, model, task, cohort, settings, as_of_us=as_of_us, version=version, confidence=confidence
         )
+        estimates = None
+        if with_estimates and window_us is not None and performance.groups:
+            estimates = estimation_report(
+                connection,
+                model,
+                task,
+                cohort,
+                as_of_us=as_of_us,
+                version=version,
+                settings=settings,
+                coverage=delay.final_share or 1.0,
+                confidence=confidence,
+            )
+        concept = []
+        # Without a maturity labels would join in the order of their haste.
+        if store is not None and cohort.maturity_us is not None:
+            concept = watch_concept(
+                connection,
+                model,
+                task,
+                as_of_us=as_of_us,
+                maturity_us=cohort.maturity_us,
+                store=store,
+                keep=keep,
+                version=version,
+                settings=settings,
+                most_rows=most_rows,
+            )
+    if not performance.groups:  # the newest prediction may be older than what was read
+        notes = absence(Outcomes(connection, model, task, as_of_us, version=version))
+        performance = replace(performance, notes=notes)
     return Review(performance, value, estimates, concept)
