@@ -371,8 +371,8 @@ static bool put_input(TensorReading *reading, Input *input) {
                put_vector(reading, format, width, input->dims[0], values);
     if (input->dims[1] != 1 || reading->has_vector || body->given[field]) return false;
     if (field >= schema->n_features) {
-        const bool is_text = schema->key_is_text[field - schema->n_features];
-        if (is_text ? input->format != TENSOR_BYTES : !is_integer(input->format)) return false;
+        const bool takes_text = schema->key_is_text[field - schema->n_features];
+        if (takes_text ? input->format != TENSOR_BYTES : !is_integer(input->format)) return false;
     } else if (!is_accepted(schema->fields[field].kind, input->format)) {
         return false;
     }
