@@ -1,7 +1,7 @@
 /* payload.h - what a request body holds: cells and columns by the names a plan knows, and keys and features of them.
  *
- * Reading is in body_text.h and tensors.h. What is not certainly right is false or -1 here: the general path then reads the untouched
- * body and either answers it or says what is wrong with it. So no function here explains.
+ * Reading is in body_text.h and tensors.h. What is not certainly right is false or -1 here: the general path then reads
+ * the untouched body and either answers it or says what is wrong with it. So no function here explains.
  *
  * Owns  : nothing; cells and columns point into the body. Tables are built once (payload.pyx) and then only read.
  */

@@ -231,16 +231,16 @@ static const uint8_t *read_data(const TensorReading *reading, const uint8_t *p, 
 /* One or two dimensions: rows that a request may have, and one value in each or a whole vector. */
 static inline const uint8_t *read_shape(const TensorReading *reading, const uint8_t *p, Input *input) {
     const uint8_t *end = reading->end;
+    const int64_t most_columns = reading->schema->n_vector > 1 ? reading->schema->n_vector : 1;
     bool is_last = false;
     Cell cell;
     p = json_open(p, end, '[', ']', &is_last);
     if (p == NULL || is_last) return NULL;
     input->dims[1] = 1;
     for (input->rank = 0; !is_last; input->rank++) {
-        const int64_t most = input->rank == 0 ? reading->max_rows : reading->schema->n_vector > 1 ? reading->schema->n_vector : 1;
         if (input->rank == 2) return NULL;
         p = json_cell(reading->powers, p, end, &cell);
-        if (p == NULL || !fits_integer(&cell, 1, most)) return NULL;
+        if (p == NULL || !fits_integer(&cell, 1, input->rank == 0 ? reading->max_rows : most_columns)) return NULL;
         input->dims[input->rank] = cell.as.integer;
         p = json_follow(p, end, ']', &is_last);
         if (p == NULL) return NULL;
@@ -371,8 +371,8 @@ static bool put_input(TensorReading *reading, Input *input) {
                put_vector(reading, format, width, input->dims[0], values);
     if (input->dims[1] != 1 || reading->has_vector || body->given[field]) return false;
     if (field >= schema->n_features) {
-        if (!(schema->key_is_text[field - schema->n_features] ? input->format == TENSOR_BYTES : is_integer(input->format)))
-            return false;
+        const bool takes_text = schema->key_is_text[field - schema->n_features];
+        if (takes_text ? input->format != TENSOR_BYTES : !is_integer(input->format)) return false;
     } else if (!is_accepted(schema->fields[field].kind, input->format)) {
         return false;
     }
@@ -506,7 +506,8 @@ static const uint8_t *read_parameters(TensorReading *reading, const uint8_t *p) 
         p = json_cell(reading->powers, p, end, &cell);
         if (p == NULL) return NULL;
         if (part == 1 && !fits_integer(&cell, 0, 0)) { /* zero asks for nothing */
-            const double us = cell.type == CELL_INT ? (double)cell.as.integer : cell.type == CELL_FLOAT ? cell.as.number : -1;
+            double us = cell.type == CELL_INT ? (double)cell.as.integer : -1;
+            if (cell.type == CELL_FLOAT) us = cell.as.number;
             if (!(us >= 1 && us <= MAX_BUDGET_US)) return NULL;
             reading->request->timeout_us = (int64_t)us;
         }
@@ -531,7 +532,8 @@ static bool read_request(TensorReading *reading, const uint8_t *p) {
         int part;
         p = json_member(p, end, room, &name);
         if (p == NULL) return false;
-        part = IS(&name, "inputs") ? 1 : IS(&name, "outputs") ? 2 : IS(&name, "id") ? 4 : IS(&name, "parameters") ? 8 : 0;
+        part = IS(&name, "inputs") ? 1 : IS(&name, "outputs") ? 2 : IS(&name, "id") ? 4 : 0;
+        if (IS(&name, "parameters")) part = 8;
         if (part == 0 || (seen & part)) return false;
         seen |= part;
         switch (part) {
