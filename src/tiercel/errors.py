@@ -45,6 +45,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── TableError             the ledger of the prediction table or of the labels is damaged
     │   ├── MonitorStorageError    there is no room for the prediction table or the labels
     │   ├── QueryError             SQL over the prediction table is wrong
+    │   ├── CalibrationError       too few labels, or of one class, to learn what scores mean
     │   └── OutcomesError          predictions and their labels cannot be read as figures need them
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
@@ -421,6 +422,12 @@ class QueryError(MonitorError):
     """A question about the prediction table is not SQL that it can answer."""
 
     code = "invalid_query"
+class CalibrationError(MonitorError):
+    """Labelled predictions are too few, or of one class, to learn what scores mean; or a stored calibration is none."""
+
+    code = "cannot_calibrate"
+
+
 class OutcomesError(MonitorError):
     """The relation `outcomes` is missing, lacks a column, or cannot be read."""
 

@@ -131,6 +131,21 @@ def test_programs_read_the_same(run, outcomes):
     assert counts["n_predictions"] == counts["n_fresh"] + counts["n_cohort"]
 
 
+def test_estimates_stand_beside_what_was_realized(run):
+    """Windows too young for labels are estimated, older ones compared, and it is said whether estimates hold."""
+    output = run("late", "--as-of", NOW)[1]
+    assert "AUC estimated" in output
+    assert "not yet" in output
+    assert "AUC of version 1 (champion): " in output
+    assert "they hold." in output
+    found = json.loads(run("late", "--as-of", NOW, "--json")[1])["estimates"]
+    last = [w for w in found["windows"] if w["version"] == 1][-1]
+    assert last["realized"] is None
+    assert last["estimated"]["auc"]["low"] < last["estimated"]["auc"]["value"]
+    assert all(audit["holds"] for audit in found["audits"])
+    assert json.loads(run("late", "--as-of", NOW, "--no-estimates", "--json")[1])["estimates"] is None
+
+
 def test_one_version_can_be_asked(run):
     """NAME:VERSION shows that version alone."""
     found = json.loads(run("late:2", "--as-of", NOW, "--json")[1])

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     import duckdb
 
     from tiercel.monitor.business import GroupValue, ValueReport
+    from tiercel.monitor.estimation import EstimationReport
     from tiercel.monitor.intervals import Estimate
     from tiercel.monitor.outcomes import Counts, GroupKey
     from tiercel.monitor.performance import GroupPerformance, PerformanceReport
     from tiercel.project import Project
 
 #: Of windows and segments, where a row has no room for all.
-_IN_ROWS = ("auc", "log_loss", "brier", "calibration_gap", "mae", "rmse", "bias")
+_IN_ROWS = ("auc", "log_loss", "calibration_gap", "mae", "rmse", "bias")
 _LABELS = {
     "auc": "AUC", "log_loss": "log loss", "brier": "Brier score", "ece": "calibration error", "f1": "F1", "mae": "MAE",
     "calibration_gap": "labels - scores", "base_rate": "positive labels", "rmse": "RMSE", "r2": "R2", "bias": "bias",
@@ -41,6 +42,7 @@ _LABELS = {
 @click.option("--as-of", "as_of_us", type=MOMENT, help="As it was known at this moment (ISO, UTC). Default: now.")
 @click.option("--threshold", type=float, help="Of decisions. Default: the project's, or 0.5.")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True, help="Of intervals.")
+@click.option("--no-estimates", is_flag=True, help="Leave out what is estimated before labels come.")
 @click.option("--with-degraded", is_flag=True, help="Judge what a fallback or default answered, too.")
 @project_option
 @json_option
@@ -53,6 +55,7 @@ def performance(
     as_of_us: int | None,
     threshold: float | None,
     confidence: float,
+    no_estimates: bool,
     with_degraded: bool,
     project_dir: str,
     as_json: bool,
@@ -63,6 +66,7 @@ def performance(
     far the rows behind each figure carry it.
     """
     from tiercel.monitor.business import value_report
+    from tiercel.monitor.estimation import estimation_report
     from tiercel.monitor.outcomes import Cohort
     from tiercel.monitor.performance import choose_cohort, performance_report
     from tiercel.project import Project
@@ -109,10 +113,24 @@ def performance(
             value = value_report(
                 connection, name, task, cohort, settings, as_of_us=as_of_us, version=only, confidence=confidence
             )
+            estimates = None
+            if not no_estimates and report.groups:
+                estimates = estimation_report(
+                    connection,
+                    name,
+                    task,
+                    cohort,
+                    as_of_us=as_of_us,
+                    version=only,
+                    settings=settings,
+                    coverage=delay.final_share or 1.0,
+                    confidence=confidence,
+                )
     if as_json:
-        print_json({**report.to_json(), "value": None if value is None else value.to_json()})
+        parts = {"value": value, "estimates": estimates}
+        print_json({**report.to_json(), **{k: None if part is None else part.to_json() for k, part in parts.items()}})
         return
-    _print(report, value)
+    _print(report, value, estimates)
 
 
 def connect_outcomes(project: Project) -> duckdb.DuckDBPyConnection:
@@ -124,7 +142,7 @@ def connect_outcomes(project: Project) -> duckdb.DuckDBPyConnection:
     return open_outcomes(settings.state_dir, settings.monitor)
 
 
-def _print(report: PerformanceReport, value: ValueReport | None) -> None:
+def _print(report: PerformanceReport, value: ValueReport | None, estimates: EstimationReport | None) -> None:
     console.print(f"[bold]{report.model}[/], {report.task.value}, as known at {shown_moment(report.as_of_us)} UTC")
     for line in _circumstances(report):
         console.print(f"  {line}")
@@ -143,7 +161,9 @@ def _print(report: PerformanceReport, value: ValueReport | None) -> None:
         for each in value.comparisons:
             gain = f"{shown(each.per_prediction)} {value.unit}".rstrip()
             console.print(f"{_who(each.challenger)} over {_who(each.champion)}: {gain} per answer.", markup=False)
-    for note in [*report.notes, *([] if value is None else value.notes)]:
+    if estimates is not None and any(window.estimated for window in estimates.windows):
+        _print_estimates(estimates, report, unit="" if value is None else value.unit)
+    for note in [note for part in (report, value, estimates) if part is not None for note in part.notes]:
         console.print(f"- {note}", markup=False)
 
 
@@ -224,6 +244,44 @@ def _print_rows(title: str, groups: list[GroupPerformance], money: dict[GroupKey
             row.append(shown(money[key].per_prediction) if key in money else None)
         rows.append(row)
     print_table(title, columns, rows)
+
+
+def _print_estimates(estimates: EstimationReport, report: PerformanceReport, *, unit: str) -> None:
+    """Estimates beside what was realized, and whether they could be relied on."""
+    from tiercel.monitor.estimation import VALUE
+
+    begin_us = report.cohort.begin_us or 0
+    windows = [window for window in estimates.windows if window.estimated and (window.key.begin_us or 0) >= begin_us]
+    names = [name for name in ("auc", "log_loss", VALUE) if any(name in window.estimated for window in windows)]
+    titles = {VALUE: f"{unit or 'value'} per answer"} | _LABELS
+    has_many = len({(window.key.version, window.key.arm) for window in windows}) > 1
+    columns = ["window", *(["version"] if has_many else []), "rows"]
+    columns += [title for name in names for title in (f"{titles[name]} estimated", "realized")]
+    rows: list[list[Any]] = []
+    for window in windows:
+        row: list[Any] = [
+            shown_moment(window.key.begin_us or 0),
+            *([_who(window.key)] if has_many else []),
+            f"{window.n:,}",
+        ]
+        for name in names:
+            realized = None if window.realized is None else window.realized.get(name)
+            row += [shown(window.estimated.get(name)), "not yet" if realized is None else _value(realized)]
+        rows.append(row)
+    print_table("Estimates before labels", columns, rows)
+    for audit in estimates.audits:
+        if audit.metric in names:
+            verdict = "they hold" if audit.holds else "THEY DO NOT HOLD"
+            what = f"{titles[audit.metric]} of version {audit.version} ({audit.arm})"
+            console.print(
+                f"{what}: {audit.n_inside} of {audit.n_windows} realized inside the estimate's interval, "
+                f"mean gap {_number(audit.mean_gap)}: {verdict}.",
+                markup=False,
+            )
+
+
+def _value(estimate: Estimate) -> str:
+    return f"- ({estimate.reason})" if estimate.value is None else _number(estimate.value)
 
 
 def _is_own(name: str) -> bool:
