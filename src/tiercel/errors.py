@@ -48,6 +48,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── MonitorStorageError    there is no room for the prediction table or the labels
     │   ├── QueryError             SQL over the prediction table is wrong
     │   ├── CalibrationError       too few labels, or of one class, to learn what scores mean
+    │   ├── ConceptStateError      a concept monitor's file is damaged, foreign, or of another format
     │   └── OutcomesError          predictions and their labels cannot be read as figures need them
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
@@ -448,6 +449,12 @@ class CalibrationError(MonitorError):
     """Labelled predictions are too few, or of one class, to learn what scores mean; or a stored calibration is none."""
 
     code = "cannot_calibrate"
+
+
+class ConceptStateError(MonitorError):
+    """What a concept monitor knew is damaged, foreign, or has a format that this version does not know."""
+
+    code = "concept_state_unreadable"
 
 
 class OutcomesError(MonitorError):

@@ -25,7 +25,7 @@ METHODS: Final[tuple[Method, ...]] = ("identity", "logistic", "increasing")
 #: Fewer rows, or fewer of a class, are no basis.
 LEAST_ROWS: Final = 200
 LEAST_OF_A_CLASS: Final = 10
-MAX_BINS: Final = 100
+MAX_BINS: Final = 50
 _ROWS_PER_BIN: Final = 50
 _FOLDS: Final = 5
 _SEED: Final = 20_260_101

@@ -31,8 +31,20 @@ OTHER, MISSING_VALUE = "(other)", "(missing)"
 #: Windows of one report.
 MAX_WINDOWS: Final = 1000
 #: Rows that figures are computed from. Beyond it every k-th request is taken, by a hash of its id, and that is said.
-MAX_ROWS: Final = 20_000_000
-_REQUIRED: Final = ("id", "model", "version", "arm", "time", "score", "label", "label_time", "degraded", "is_shadow")
+MAX_ROWS: Final = 5_000_000
+_REQUIRED: Final = (
+    "id",
+    "row",
+    "model",
+    "version",
+    "arm",
+    "time",
+    "score",
+    "label",
+    "label_time",
+    "degraded",
+    "is_shadow",
+)
 _NEVER_US: Final = 2**62
 _SLACK_US: Final = 1_000_000
 #: Of a row of `outcomes o`, an index into ARMS.
@@ -271,7 +283,7 @@ class Outcomes:
         Args:
             cohort: as for `counts`.
             n_used: how many rows there are, as counted.
-            most: rows to take; each costs about 60 bytes while figures are computed.
+            most: rows to take; each costs some 130 bytes while figures are computed.
         """
         codes = self.codes(cohort)
         one_in = max(1, -(-n_used // most))
@@ -290,7 +302,7 @@ class Outcomes:
             one_in,
         )
 
-    def scored(self, cohort: Cohort, *, most: int = MAX_ROWS // 4) -> ScoredRows:
+    def scored(self, cohort: Cohort, *, most: int = MAX_ROWS) -> ScoredRows:
         """Scores of the cohort's times, old enough or not, with the labels that came within its maturity.
 
         Args:
@@ -304,7 +316,7 @@ class Outcomes:
             f"""
             SELECT CAST(version AS BIGINT) AS version, role, t, score,
                    CASE WHEN in_time AND good_label THEN y ELSE CAST('NaN' AS DOUBLE) END AS y
-            FROM ({judged}) {f"WHERE hash(id) % {one_in} = 0" if one_in > 1 else ""} ORDER BY t, id
+            FROM ({judged}) {f"WHERE hash(id) % {one_in} = 0" if one_in > 1 else ""} ORDER BY t, id, row
             """
         )
         return ScoredRows(
@@ -327,12 +339,12 @@ class Outcomes:
     def known(self, begin_us: int | None = None, end_us: int | None = None) -> str:
         """SQL: the model's predictions at `as_of_us`, with the labels known then.
 
-        Columns: id, version, role (an index into `ARMS`), t (microseconds), score, y (null: no label), delay
+        Columns: id, row, version, role (an index into `ARMS`), t (microseconds), score, y (null: no label), delay
         (microseconds, 0 where unknown or negative), is_degraded, and the text of each segment as text0, text1, ...
         """
         label_us = "epoch_us(o.label_time)"
         return f"""
-            SELECT o.id, o.version,
+            SELECT o.id, o.row, o.version,
                    {_ROLE} AS role,
                    epoch_us(o.time) AS t, CAST(o.score AS DOUBLE) AS score,
                    CASE WHEN {self.label_is_known} THEN CAST(o.label AS DOUBLE) END AS y,
