@@ -39,7 +39,7 @@ from tiercel.monitor.windows import DAY_US, WindowStore
 from tiercel.settings import ValueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from tiercel.monitor.alert import Look
     from tiercel.monitor.causes import Origin
@@ -55,6 +55,8 @@ log = logging.getLogger("tiercel.monitor")
 
 #: A wall clock that differs by more from one that cannot be set was set.
 JUMP_US = 2_000_000
+#: The journal becomes rows, labels are joined and outcomes judged this often; or each window, or each interval.
+OUTCOMES_EVERY_S = 300.0
 #: Windows of outcomes that one is compared with.
 N_BEFORE = 14
 #: Comparisons of money that share a window's probability of a false alarm.
@@ -127,6 +129,7 @@ class Watch:
         self._knows_served = False
         self._last_us: int | None = None
         self._scales = _scales(settings)
+        self._outcomes_every_us = _us(max(self._monitor.interval_s, min(self._monitor.window_s, OUTCOMES_EVERY_S)))
         self.state = WatchState.load(state_dir)
 
     def turn(self, now_us: int, elapsed_us: int) -> WatchState:
@@ -145,10 +148,6 @@ class Watch:
         live: set[tuple[str, int]] | None = None
         with state.step("windows"):
             self._windows.record(now_us, elapsed_us=None if self._last_us is None else elapsed_us)
-        with state.step("predictions"):
-            self._table.convert(now_us)
-        with state.step("labels"):
-            self._collect(now_us)
         with state.step("versions"):
             self._served = self._versions.served()
             self._knows_served = True
@@ -156,7 +155,7 @@ class Watch:
             looks.append(self._look_at_bases(now_us, elapsed_us))
         if is_jump:  # which windows the counts of this turn belong to is not known
             state.clock_jumps += 1
-            state.looks = dict.fromkeys([scale.name for scale in self._scales], now_us)
+            state.looks.update(dict.fromkeys([scale.name for scale in self._scales], now_us))
         for scale in self._scales:
             begin_us = self._due(scale, now_us)
             if begin_us is None:
@@ -167,18 +166,24 @@ class Watch:
             if scale.judges_population:
                 with state.step("served"):
                     live = self._live(now_us)
-        if now_us - state.looks.get("outcomes", 0) >= self._outcomes_every_us or state.looks["outcomes"] > now_us:
-            state.looks["outcomes"] = now_us
-            looks += self._look_at_outcomes(now_us)
-        with state.step("alerts"):
-            self._router.tell(self.alerts.update(looks, now_us, live=live))
-            self._router.offer(each for each in self.alerts.find_all(with_resolved=True) if each.unsent)
+        self._tell(looks, live, now_us)  # before what takes long
+        if self._is_due("outcomes", self._outcomes_every_us, now_us):
+            with state.step("predictions"):
+                self._table.convert(now_us)
+            with state.step("labels"):
+                self._collect(now_us)
+            self._tell(self._look_at_outcomes(now_us), None, now_us)
         state.turns += 1
         state.last_turn_us = self._last_us = now_us
         state.webhook = self._router.status.to_json()
         with state.step("state"):
             state.save(self._state_dir)
         return state
+
+    def _tell(self, looks: Sequence[Look], live: Collection[tuple[str, int]] | None, now_us: int) -> None:
+        with self.state.step("alerts"):
+            self._router.tell(self.alerts.update(looks, now_us, live=live))
+            self._router.offer(each for each in self.alerts.find_all(with_resolved=True) if each.unsent)
 
     def close(self) -> None:
         """Let go; what the webhook has not taken waits in the store."""
@@ -200,13 +205,16 @@ class Watch:
         if now_us - last_us < scale.length_us * 0.99:
             return None
         # After a pause only the newest stretch is judged: what it took to start is nobody's usual traffic.
-        return last_us if now_us - last_us < 2 * scale.length_us else now_us - scale.length_us
+        is_first = self._last_us is None and now_us - last_us >= 2 * scale.length_us
+        return now_us - scale.length_us if is_first else last_us
 
-    @property
-    def _outcomes_every_us(self) -> int:
-        return max(
-            _us(self._monitor.interval_s), min(_us(self._monitor.window_s), _us(self._monitor.performance_window_s))
-        )
+    def _is_due(self, name: str, every_us: int, now_us: int) -> bool:
+        """Whether something that has a pace of its own is to be done; it is marked as done."""
+        last_us = self.state.looks.get(name)
+        if last_us is not None and 0 <= now_us - last_us < every_us:
+            return False
+        self.state.looks[name] = now_us
+        return True
 
     # -- steps
 
