@@ -57,21 +57,19 @@ def jensen_shannon(reference: ArrayLike, current: ArrayLike) -> NDArray[np.float
     return np.asarray(np.sqrt(np.clip(divergence, 0, 1)))
 
 
-def psi(
-    reference: ArrayLike, current: ArrayLike, *, pseudo_count: float = PSEUDO_COUNT, used: Any = True
-) -> NDArray[np.float64]:
+def psi(reference: ArrayLike, current: ArrayLike, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
     """Population stability index, natural logarithm: the sum of both relative entropies.
 
     Args:
         reference: counts.
         current: counts.
-        pseudo_count: added to every bin of both first; 0 gives infinity where only one has nothing in a bin.
-        used: bool (..., n_bins): bins that exist; others get no pseudo-count. Bins empty in both need none either.
+        pseudo_count: added first to every bin of both that is not empty in both; 0 gives infinity where only one has
+            nothing in a bin.
     """
     p_counts, q_counts = np.broadcast_arrays(
         np.asarray(reference, dtype=np.float64), np.asarray(current, dtype=np.float64)
     )
-    is_filled = ((p_counts > 0) | (q_counts > 0)) & used
+    is_filled = (p_counts > 0) | (q_counts > 0)
     is_known = (p_counts.sum(axis=-1) > 0) & (q_counts.sum(axis=-1) > 0)
     p = shares(p_counts + pseudo_count * is_filled)
     q = shares(q_counts + pseudo_count * is_filled)
@@ -135,16 +133,18 @@ def is_discrete(edges: NDArray[Any]) -> NDArray[np.bool_]:
     rows = np.arange(len(edges))
     last = edges[rows, np.maximum(n_finite - 1, 0)]
     before = edges[rows, np.maximum(n_finite - 2, 0)]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # of the largest number there is
         behind = np.nextafter(before, np.asarray(np.inf, edges.dtype))
-    return np.asarray((n_finite >= 2) & ((last == behind) | (last == before)))
+    return np.asarray((n_finite >= 2) & (last == behind))
 
 
 def places(edges: NDArray[Any]) -> NDArray[np.float64]:
     """Where the values of each of the 24 finite bins stand, for Wasserstein: float64 (n, 25), ascending.
 
-    The value itself where each has a bin, else the bin's middle; the ends of the training range for what lies outside. The
-    25th is for +inf, and stands at the end as well. Rows without edges are zeros.
+    The value itself where each has a bin, else the bin's middle. The first and the last bin of a range reach out to its
+    most extreme values, so there it is their middle or, if that is nearer, where the mean of an exponential tail would be
+    that begins as the bin beside it ends. What lies outside of the range stands at its end, +inf (the 25th) too. Rows
+    without edges are zeros.
     """
     n, width = edges.shape
     at = np.zeros((n, width + 1))
@@ -153,10 +153,21 @@ def places(edges: NDArray[Any]) -> NDArray[np.float64]:
         finite = values[np.isfinite(values)]
         if not len(finite):
             continue
-        inner = finite[:-1] if has_values else finite[:-1] + np.diff(finite) / 2
+        inner = finite[:-1] if has_values else _middles(finite)
         at[row, : len(finite) + 1] = np.concatenate([finite[:1], inner, finite[-1:]])
         at[row, len(finite) + 1 :] = finite[-1]
     return at
+
+
+def _middles(finite: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the values between neighbouring edges stand."""
+    widths = np.diff(finite)
+    reach = widths / 2
+    if len(widths) > 2:
+        # Two bins of equal shares before the end of an exponential tail: the width of one is ln 2 of its mean.
+        reach[-1] = min(reach[-1], widths[-2] / np.log(2))
+        reach[0] = max(reach[0], widths[0] - widths[1] / np.log(2))
+    return np.asarray(finite[:-1] + reach)
 
 
 def spread(counts: ArrayLike, at: ArrayLike) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from tiercel.monitor import distances
 from tiercel.monitor.drift_words import WORDS, describe_missing, describe_shift
 from tiercel.monitor.reference import MISSING
 from tiercel.monitor.tails import chi_square_tail
-from tiercel.monitor.thresholds import distribution_noise, share_noise, value_bins
+from tiercel.monitor.thresholds import Noise, distribution_noise, share_noise, value_bins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,64 +122,51 @@ def compare(
     before: NDArray[np.uint64],
     dispersion: NDArray[np.float64],
 ) -> tuple[FeatureDrift, ...]:
-    """All features, or all scores."""
+    """Judge all features, or all scores.
+
+    Args:
+        limits: what they are judged by.
+        kind: "feature" or "score".
+        names: n of them.
+        edges: (n, 24).
+        counts: uint64 (n, 28) of the window.
+        before: uint64 (n, 28) of what it is compared with; zeros where there is nothing.
+        dispersion: float64 (n,), see `thresholds.dispersion_of`.
+    """
     bins, known = value_bins(counts), value_bins(before)
-    missing, known_missing = counts[:, MISSING].astype(np.int64), before[:, MISSING].astype(np.int64)
-    at = distances.places(edges)
-    discrete = distances.is_discrete(edges)
+    discrete, at = distances.is_discrete(edges), distances.places(edges)
     n_finite = np.isfinite(edges).sum(axis=1)
-    exists = np.arange(bins.shape[1]) <= n_finite[:, None]
+    # Without an edge everything finite is in one bin, and nothing is known of how it is distributed.
+    bins[n_finite == 0] *= np.nan
+    spread = distances.spread(known, at)
+    columns = {
+        "psi": distances.psi(known, bins),
+        "kolmogorov_smirnov": distances.kolmogorov_smirnov(known, bins),
+        "cramers_v": distances.cramers_v(known, bins),
+        "wasserstein": distances.wasserstein(known, bins, at),
+        "chi_square": distances.chi_square(known, bins)[0],
+        "out_of_range_share": _outside(bins, n_finite),
+        "reference_out_of_range_share": _outside(known, n_finite),
+    }
+    freedom = distances.chi_square(known, bins)[1]
     effects = distances.jensen_shannon(known, bins)
-    psi = distances.psi(known, bins, used=exists)
-    ks, v = distances.kolmogorov_smirnov(known, bins), distances.cramers_v(known, bins)
-    moved, spread = distances.wasserstein(known, bins, at), distances.spread(known, at)
-    statistic, freedom = distances.chi_square(known, bins)
-    outside, known_outside = _outside(bins, n_finite), _outside(known, n_finite)
     found = []
     for i, name in enumerate(names):
-        n, m = int(bins[i].sum()), int(known[i].sum())
-        n_missing, n_known_missing = int(missing[i]), int(known_missing[i])
-        has_edges = bool(n_finite[i])
-        limit, p_value = math.nan, math.nan
-        if n and m and has_edges:
-            noise = distribution_noise(
-                known[i], bins[i], limits.alpha, float(dispersion[i]), has_values=bool(discrete[i])
-            )
-            limit, p_value = noise.limit, noise.p_value
-        low, high, missing_p = -1.0, 2.0, math.nan
-        if n + n_missing and m + n_known_missing:
-            low, high, missing_p = share_noise(
-                n + n_missing,
-                n_missing,
-                n_known_missing,
-                m + n_known_missing,
-                limits.missing_alpha,
-                float(dispersion[i]),
-            )
-        share = n_missing / (n + n_missing) if n + n_missing else math.nan
-        known_share = n_known_missing / (m + n_known_missing) if m + n_known_missing else math.nan
-        effect = float(effects[i]) if has_edges else math.nan
-        threshold = max(limits.least_effect, limit)
-        is_missing = (share >= high or share <= low) and abs(
-            share - known_share
-        ) >= LEAST_SHARE  # False where either is NaN
-        is_drift = effect >= threshold and threshold <= 1
-        middles = _median(bins[i], edges[i], bool(discrete[i])), _median(known[i], edges[i], bool(discrete[i]))
-        verdict, reason = _judge(
-            limits.against,
-            is_drift=is_drift,
-            is_missing=is_missing,
-            rows=(n, n_missing, m, n_known_missing),
-            distance=(effect, threshold, limit),
-            has_edges=has_edges,
-            is_constant=m > 0 and int(known[i].max()) == m,
-            drift_words=describe_shift(
-                edges[i].astype(np.float64), bool(discrete[i]), known[i], bins[i], WORDS[limits.against]
-            )
-            if n and m and has_edges
-            else "",
-            missing_words=describe_missing(share, known_share, WORDS[limits.against]),
+        values = {column: float(array[i]) for column, array in columns.items()}
+        share = _MissingShare.of(counts[i], before[i], limits.missing_alpha, float(dispersion[i]))
+        middles = [_median(each[i], edges[i], discrete=bool(discrete[i])) for each in (bins, known)]
+        noise, shift, effect = Noise(math.nan, math.nan), "", float(effects[i])
+        if math.isfinite(effect):
+            has_values = bool(discrete[i])
+            noise = distribution_noise(known[i], bins[i], limits.alpha, float(dispersion[i]), has_values=has_values)
+            shift = describe_shift(edges[i].astype(np.float64), has_values, known[i], bins[i], WORDS[limits.against])
+        distance = _Distance(
+            effect=effect,
+            threshold=max(noise.limit, limits.least_effect) if math.isfinite(effect) else math.nan,
+            limit=noise.limit,
+            is_constant=bool(known[i].max() == known[i].sum() > 0),
         )
+        verdict, reason = _judge(distance, share, shift, WORDS[limits.against])
         found.append(
             FeatureDrift(
                 name=name,
@@ -187,82 +174,120 @@ def compare(
                 verdict=verdict,
                 reason=reason,
                 effect=effect,
-                threshold=threshold if has_edges and n and m else math.nan,
-                p_value=p_value,
-                n_rows=n,
-                n_missing=n_missing,
-                n_reference=m,
-                psi=float(psi[i]) if has_edges else math.nan,
-                kolmogorov_smirnov=float(ks[i]) if has_edges else math.nan,
-                cramers_v=float(v[i]) if has_edges else math.nan,
-                wasserstein=float(moved[i]) if has_edges else math.nan,
-                wasserstein_sd=float(moved[i] / spread[i]) if has_edges and spread[i] > 0 else math.nan,
-                chi_square=float(statistic[i]) if has_edges else math.nan,
+                threshold=distance.threshold,
+                p_value=noise.p_value,
+                n_rows=share.n - share.n_missing,
+                n_missing=share.n_missing,
+                n_reference=share.known_n - share.known_missing,
+                wasserstein_sd=values["wasserstein"] / float(spread[i]) if spread[i] > 0 else math.nan,
                 chi_square_freedom=int(freedom[i]),
-                chi_square_p=chi_square_tail(float(statistic[i]), int(freedom[i]))
-                if n and m and has_edges
-                else math.nan,
-                missing_share=share,
-                reference_missing_share=known_share,
-                missing_low=low,
-                missing_high=high,
-                missing_p=missing_p,
-                out_of_range_share=float(outside[i]) if has_edges else math.nan,
-                reference_out_of_range_share=float(known_outside[i]) if has_edges else math.nan,
-                new_category_share=float(outside[i]) if discrete[i] else None,
+                chi_square_p=chi_square_tail(values["chi_square"], int(freedom[i])) if shift else math.nan,
+                missing_share=share.now,
+                reference_missing_share=share.known,
+                missing_low=share.low,
+                missing_high=share.high,
+                missing_p=share.p_value,
+                new_category_share=values["out_of_range_share"] if discrete[i] else None,
                 median=middles[0],
                 reference_median=middles[1],
+                **values,
             )
         )
     return tuple(found)
 
 
-def _judge(
-    against: str,
-    *,
-    is_drift: bool,
-    is_missing: bool,
-    rows: tuple[int, int, int, int],
-    distance: tuple[float, float, float],
-    has_edges: bool,
-    is_constant: bool,
-    drift_words: str,
-    missing_words: str,
-) -> tuple[Verdict, str]:
-    """The verdict on one feature and the sentence that explains it."""
-    n, n_missing, m, n_known_missing = rows
-    effect, threshold, limit = distance
-    words = WORDS[against]
-    if is_drift and is_missing:
-        return Verdict.DRIFT, f"{drift_words}; it is also {missing_words}"
+@dataclass(frozen=True)
+class _MissingShare:
+    """Missing values among all rows, now and in what is compared with; NaN where there are no rows."""
+
+    n: int
+    n_missing: int
+    known_n: int
+    known_missing: int
+    low: float = -1.0
+    high: float = 2.0
+    p_value: float = math.nan
+
+    @classmethod
+    def of(
+        cls, counts: NDArray[np.uint64], before: NDArray[np.uint64], alpha: float, dispersion: float
+    ) -> _MissingShare:
+        n, k, of, seen = int(counts.sum()), int(counts[MISSING]), int(before.sum()), int(before[MISSING])
+        if not n or not of:
+            return cls(n, k, of, seen)
+        return cls(n, k, of, seen, *share_noise(n, k, seen, of, alpha, dispersion))
+
+    @property
+    def now(self) -> float:
+        return self.n_missing / self.n if self.n else math.nan
+
+    @property
+    def known(self) -> float:
+        return self.known_missing / self.known_n if self.known_n else math.nan
+
+    @property
+    def has_moved(self) -> bool:
+        is_chance = self.low < self.now < self.high
+        return not is_chance and abs(self.now - self.known) >= LEAST_SHARE  # NaN is no move
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """Between present values; NaN where one side has none, or there are no bins."""
+
+    effect: float
+    threshold: float
+    limit: float  # of chance
+    is_constant: bool  # what is compared with has one value only
+
+
+def _judge(distance: _Distance, share: _MissingShare, shift: str, beside: str) -> tuple[Verdict, str]:
+    """The verdict on one feature and the sentence that explains it.
+
+    Args:
+        distance: of its present values.
+        share: of missing ones.
+        shift: how the values moved, in words; empty where there is no distance.
+        beside: what is compared with, in words.
+    """
+    missing = describe_missing(share.now, share.known, beside)
+    is_drift = distance.threshold <= min(1.0, distance.effect)
     if is_drift:
-        return Verdict.DRIFT, drift_words
-    if is_missing:
-        return Verdict.MISSING, missing_words[:1].upper() + missing_words[1:]
-    if not m + n_known_missing:
-        return Verdict.NOT_COMPARABLE, f"Nothing was counted in {words}"
-    if not n + n_missing:
+        return Verdict.DRIFT, f"{shift}; also {missing}" if share.has_moved else shift
+    if share.has_moved:
+        return Verdict.MISSING, missing[:1].upper() + missing[1:]
+    if not share.known_n:
+        return Verdict.NOT_COMPARABLE, f"Nothing was counted in {beside}"
+    if not share.n:
         return Verdict.TOO_FEW, "No rows in this window"
-    if not has_edges or not m:
-        if not n or not (has_edges or m):
-            return Verdict.STABLE, f"Always missing, as in {words}"
-        return Verdict.NOT_COMPARABLE, f"{words[:1].upper()}{words[1:]} has no values of it to compare with"
-    if not n:
-        return Verdict.TOO_FEW, f"No present values in {n_missing:,} rows; {missing_words}"
-    if threshold > 1:
-        return Verdict.TOO_FEW, f"{n:,} rows are too few: chance alone could make any distance"
-    if is_constant and effect == 0:
-        return Verdict.STABLE, f"One value only, as in {words}"
-    if effect >= limit:
-        return Verdict.STABLE, f"Differs from {words} for certain, but by too little to matter"
-    return Verdict.STABLE, f"As far from {words} as chance puts it"
+    if not shift:
+        return _without_values(share, beside)
+    if distance.threshold > 1:
+        return Verdict.TOO_FEW, f"{share.n:,} rows are too few: by chance alone any distance is possible"
+    if distance.is_constant and distance.effect == 0:
+        return Verdict.STABLE, f"One value only, as in {beside}"
+    if distance.effect >= distance.limit:
+        return Verdict.STABLE, f"Differs from {beside} for certain, but by too little to matter"
+    return Verdict.STABLE, f"No further from {beside} than chance puts it"
 
 
-def _median(bins: NDArray[np.float64], edges: NDArray[Any], discrete: bool) -> float:
+def _without_values(share: _MissingShare, beside: str) -> tuple[Verdict, str]:
+    """Of a feature that has rows on both sides, and no distance because of no values, or no bins for them."""
+    has_values, had_values = share.n > share.n_missing, share.known_n > share.known_missing
+    if not has_values and not had_values:
+        return Verdict.STABLE, f"Always missing, as in {beside}"
+    if not has_values:
+        return Verdict.TOO_FEW, f"All of {share.n:,} rows miss it: too few to say more"
+    if not had_values:
+        return Verdict.NOT_COMPARABLE, f"It has values now, and {beside} had none to compare with"
+    return Verdict.NOT_COMPARABLE, "No bins: the version was registered without its training set"
+
+
+def _median(bins: NDArray[np.float64], edges: NDArray[Any], *, discrete: bool) -> float:
     """Median from bins, straight between edges; the edge itself where bins are values. NaN when empty."""
     finite = edges[np.isfinite(edges)].astype(np.float64)
     total = bins.sum()
-    if not total or not len(finite):
+    if not total > 0 or not len(finite):
         return math.nan
     cumulative = np.cumsum(bins)
     i = int(np.searchsorted(cumulative, total / 2))

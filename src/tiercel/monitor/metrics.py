@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from tiercel.monitor.bases import read_bases
 from tiercel.monitor.counting import MAGNITUDE_BOUNDS, PLAN_CELLS, STAGES
+from tiercel.monitor.drift_metrics import DriftCollector, load_reports
 from tiercel.monitor.reference import ABOVE_ALL, BELOW_ALL, MISSING
 from tiercel.monitor.totals import Totals, read_totals
 from tiercel.monitor.triton import triton_text
@@ -57,6 +58,7 @@ def render_metrics(state_dir: Path, *, triton: bool = False) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(TotalsCollector(totals))
     registry.register(BasesCollector(*read_bases(state_dir / "features"), now_us=time.time_ns() // 1000))
+    registry.register(DriftCollector(load_reports(state_dir)))
     text = generate_latest(registry)
     return text + triton_text(totals).encode() if triton else text
 

@@ -41,6 +41,8 @@ REPLAYS = 4000
 DISTRIBUTION_PART = 0.9
 #: With fewer expected rows outside of the commonest bin, such rows are counted instead of fitted.
 _RARE_ROWS = 10.0
+#: A sum of squares leans to the right; that a sample of it does not is the sample's error.
+_LEAST_SKEWNESS = 0.1
 #: Pairs of neighbouring windows, and rows of each, before they tell anything.
 _LEAST_PAIRS, _LEAST_PAIR_ROWS = 6, 100
 _SEED = 20_131_101
@@ -120,7 +122,7 @@ def distribution_noise(
     tail = _tail_of(reference, n, has_values=has_values)
     unit = _UNIT * (n / (n + m)) * m / dispersion
     distance = float(jensen_shannon(reference, window))
-    return Noise(math.sqrt(tail.quantile(alpha) / unit), tail.tail(distance**2 * unit))
+    return Noise(math.sqrt(_quantile(tail, alpha) / unit), tail.tail(distance**2 * unit))
 
 
 def share_noise(
@@ -216,7 +218,7 @@ def _tail_of(reference: NDArray[np.float64], n: int, *, has_values: bool) -> Ske
     """The statistic's distribution when reference and window come from the same population."""
     m = int(reference.sum())
     digits = np.format_float_scientific
-    chances = sorted((float(digits(chance, 2)) for chance in reference[reference > 0] / m), reverse=True)
+    chances = sorted((float(digits(chance, 1)) for chance in reference[reference > 0] / m), reverse=True)
     return _replayed(tuple(chances), _rounded(m), _rounded(n), has_values)
 
 
@@ -237,8 +239,12 @@ def _replayed(chances: tuple[float, ...], m: int, n: int, has_values: bool) -> S
     if not deviation:
         return SkewedTail(mean, 0.0, 0.0)
     skewness = float(((statistic - mean) ** 3).mean()) / deviation**3
-    # A sum of squares from zero on is at least as skew as a gamma distribution that begins there.
-    return SkewedTail(mean, deviation, max(skewness, 2 * deviation / mean))
+    return SkewedTail(mean, deviation, max(skewness, _LEAST_SKEWNESS))
+
+
+@functools.lru_cache(maxsize=4096)
+def _quantile(tail: SkewedTail, alpha: float) -> float:
+    return tail.quantile(alpha)
 
 
 def _rounded(n: int) -> int:
