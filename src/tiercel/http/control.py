@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.errors import TiercelError
+from tiercel.http.dashboard.app import Dashboard
 from tiercel.http.job_runner import JobRunner
 from tiercel.http.jobs import JobAdmin
 from tiercel.http.supervised import SupervisedServer
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tiercel.http")
 
 CONTROL = "control"
-PATHS = "/livez, /readyz, /metrics, /api/workers or /api/jobs"
+PATHS = "/, /models/{name}, /features, /alerts, /livez, /readyz, /metrics, /api/workers or /api/jobs"
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
 FOLD_INTERVAL_S = 60.0
@@ -54,6 +55,7 @@ class ControlPlane:
         self._state_dir = settings.state_dir
         jobs = JobStore(settings.state_dir)
         self._runner = JobRunner(settings, jobs)
+        self._dashboard = Dashboard(settings)
         self._processes: list[dict[str, Any]] = []
         self._starlette = Starlette(
             routes=[
@@ -62,6 +64,7 @@ class ControlPlane:
                 Route("/metrics", self._metrics, methods=["GET"]),
                 Route("/api/workers", self._workers, methods=["GET"]),
                 *JobAdmin(jobs).routes(),
+                *self._dashboard.routes(),  # last: the others are found first
             ],
             exception_handlers={HTTPException: _http_error},
             lifespan=self._lifespan,
@@ -73,13 +76,18 @@ class ControlPlane:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        keeping = [asyncio.create_task(keep_folded(self._state_dir)), asyncio.create_task(self._runner.keep())]
+        keeping = [
+            asyncio.create_task(keep_folded(self._state_dir)),
+            asyncio.create_task(self._runner.keep()),
+            asyncio.create_task(self._dashboard.warm()),
+        ]
         try:
             yield
         finally:
             for task in keeping:
                 task.cancel()
             await asyncio.gather(*keeping, return_exceptions=True)
+            self._dashboard.close()
 
     def hear(self, message: Message) -> None:
         """Take what the supervisor says."""
