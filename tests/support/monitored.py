@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from tests.support.projects import write_project
 
+from tiercel import Project
 from tiercel.monitor.drift import find_compared
 from tiercel.monitor.drift_metrics import save_reports
 from tiercel.monitor.labels import LabelStore
@@ -142,45 +144,56 @@ def seed_outcomes(state_dir, plans, *, now_us, days=7, per_day=400, seed=0, moni
     return len(events)
 
 
-def small_project(directory, *, now_us, service=None, fingerprint=None):
-    """A project of four models in all states a page can show."""
+def small_project(directory, *, now_us):
+    """A project of five models and a feature service, in all states a page can show."""
+    write_project(directory)
+    features = (directory / "features.py").read_text().replace("source=orders,", "source=orders, ttl=timedelta(days=90),")
+    (directory / "features.py").write_text(f"from datetime import timedelta\n{features}")
     (directory / "tiercel.toml").write_text(SETTINGS)
     state = directory / ".tiercel"
+    with Project(directory) as project:
+        project.apply()
+        project.materialize()
+        schema = project.service("checkout")
     flights = [f"{name}" for name in ("dep_delay_30d", "distance", "weekday", "wind_speed", "hour", "visibility", "seats", "carrier_rate")]
     clock = iter(range(now_us - 40 * DAY_US, now_us, DAY_US))
     with Registry.for_state(state) as registry:
         registry._clock_us = lambda: next(clock)
-        late1 = register(registry, "late", features=flights, seed=1, service=service, fingerprint=fingerprint)
+        register(registry, "late", features=flights, seed=1)
         registry.promote("late", 1, actor="ann", reason="first champion")
-        late2 = register(registry, "late", features=flights, seed=2, service=service, fingerprint=fingerprint, author="bob")
+        late2 = register(registry, "late", features=flights, seed=2, author="bob")
         registry.promote("late", 2, actor="bob", reason="AUC 0.781 against 0.764 on November, same latency")
-        late3 = register(registry, "late", features=flights, seed=3, service=service, fingerprint=fingerprint)
+        late3 = register(registry, "late", features=flights, seed=3)
         registry.promote("late", 3, alias="challenger", actor="ann", reason="fewer trees; 10 % of the traffic")
         minutes = register(registry, "arrival-minutes", features=flights[:5], seed=4, task=Task.REGRESSION)
         registry.promote("arrival-minutes", 1, actor="cem", reason="replaces the timetable's buffer")
         fraud = register(registry, "card-fraud", features=[f"f{i}" for i in range(12)], seed=5, tier="near-realtime")
         registry.promote("card-fraud", 1, actor="dee", reason="go live")
         register(registry, "churn", features=["tenure", "calls"], seed=6)
+        basket = register(
+            registry, "basket", features=schema.features, seed=7, service="checkout", fingerprint=schema.fingerprint
+        )
+        registry.promote("basket", 1, actor="ann", reason="first")
     worker = seed_windows(
         state,
         [
             (late2, Tier.REALTIME, {"shift": 0.35, "typical_ns": 95_000}, 1.0),
             (late3, Tier.REALTIME, {"typical_ns": 70_000}, 0.12),
             (minutes, Tier.REALTIME, {"typical_ns": 900_000}, 0.4),
+            (basket, Tier.REALTIME, {"shift": 0.4, "typical_ns": 40_000}, 0.5),
             (fraud, Tier.NEAR_REALTIME, {"typical_ns": 11_000_000, "missing": 0.35}, 0.25),
         ],
         now_us=now_us,
         per_window=60,
     )
     with Registry.for_state(state) as registry:
-        seed_drift(state, registry, [late2, late3, minutes, fraud], now_us=now_us)
+        seed_drift(state, registry, [late2, late3, minutes, fraud, basket], now_us=now_us)
     seed_outcomes(
         state,
         [(late2, 1.0, 0, 0.95), (late3, 0.12, CHALLENGER, 0.9), (minutes, 0.4, 0, 1.0)],
         now_us=now_us,
         per_day=500,
     )
-    del late1
     return worker
 
 

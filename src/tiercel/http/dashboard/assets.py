@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ _KINDS: Final = {
     ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
 }  # fmt: skip
 _PLOTLY: Final = "plotly.min.js"
+#: The chart library writes styles of its maps into the page unless an element of this id is there.
+_STYLE_ID: Final = re.compile(rb'getElementById\("([0-9a-f]{64})"\)')
 
 
 def missing_packages() -> str:
@@ -82,6 +85,13 @@ class Assets:
     def url(self, name: str) -> str:
         """An asset's address."""
         return self._assets[name].url
+
+    @cached_property
+    def style_ids(self) -> str:
+        """Ids that the page must have so that the chart library writes no styles into it, which the policy would block."""
+        found = self._assets.get(_PLOTLY)
+        ids = () if found is None else dict.fromkeys(_STYLE_ID.findall(found.body))
+        return " ".join(each.decode() for each in ids)
 
     def warm(self) -> None:
         """Read and pack all of them."""

@@ -96,9 +96,10 @@ def over_time(
     )  # fmt: skip
 
 
-def traffic(windows: Sequence[Window]) -> Chart:
+def traffic(windows: Sequence[Window], step_us: int) -> Chart:
     """Requests per second in each step, and those a stand-in answered."""
-    seconds = [max(1e-6, (w.end_us - w.begin_us) / 1e6) for w in windows]
+    # A window may be shorter than its step, and the first ever recorded is longer: it holds everything before it.
+    seconds = [max(step_us, w.end_us - w.begin_us) / 1e6 for w in windows]
     answered = [(w.n_requests - w.n_shadow) / s for w, s in zip(windows, seconds, strict=True)]
     lines = [Line("answered", answered, "--c1", extra={"fill": "tozeroy", "fillcolor": "--c1-soft"})]
     if any(w.n_shadow for w in windows):
@@ -172,7 +173,7 @@ def distribution(
         )  # fmt: skip
     layout = {
         "barmode": "group", "bargap": 0.15, "bargroupgap": 0, "yaxis": {"title": {"text": "% of values"}, "rangemode": "tozero"},
-        "xaxis": {"type": "category", "tickangle": -40, "nticks": 12, "automargin": True},
+        "xaxis": {"type": "category", "tickangle": 0, "tickmode": "array", **_few_ticks(labels, kept, finite, has_values=has_values)},
     }  # fmt: skip
     rows = [[labels[i], *(column[at] for column in columns)] for at, i in enumerate(kept)]
     return Chart(
@@ -192,6 +193,16 @@ def bin_labels(finite: NDArray[np.float64], *, has_values: bool) -> list[str]:
         return [f"<{texts[0]}", *texts[:-1], f">{texts[-2] if len(texts) > 1 else texts[-1]}"]
     inner = [f"{low} to {high}" for low, high in zip(texts, texts[1:], strict=False)]
     return [f"<{texts[0]}", *inner, f"≥{texts[-1]}"]
+
+
+def _few_ticks(
+    labels: Sequence[str], kept: Sequence[int], finite: NDArray[np.float64], *, has_values: bool
+) -> dict[str, Any]:
+    """Some bins' names below the axis: all where they are values and few, else where about each fifth begins."""
+    if has_values and len(kept) <= 8:
+        return {"tickvals": [labels[i] for i in kept], "ticktext": [labels[i] for i in kept]}
+    places = sorted({kept[round(at)] for at in np.linspace(0, len(kept) - 1, 5)}) if kept else []
+    return {"tickvals": [labels[i] for i in places], "ticktext": [f"{finite[min(max(i - 1, 0), len(finite) - 1)]:.3g}" for i in places]}
 
 
 def performance(windows: Sequence[GroupPerformance], metric: str, title: str, arms: Sequence[tuple[int, str]]) -> Chart:

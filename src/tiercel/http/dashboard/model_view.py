@@ -15,6 +15,7 @@ from tiercel.monitor.counting import MAGNITUDE_BOUNDS, STAGES
 from tiercel.monitor.drift import find_compared
 from tiercel.monitor.drift_words import WORDS
 from tiercel.monitor.metrics import quantiles_us
+from tiercel.monitor.outcomes import ARMS
 from tiercel.monitor.reference import MISSING
 from tiercel.monitor.traffic import SHOWN_QUANTILES
 from tiercel.types import Tier
@@ -168,6 +169,9 @@ def read_served(readings: Readings, version: ModelVersion, asked: Asked, now_us:
     end_us = now_us // step_us * step_us + step_us  # the step that is not over yet is shown as it grows
     begin_us = end_us - length_us
     steps = readings.windows.series(version.name, version.version, begin_us, end_us, step_us)
+    # The newest steps may not be recorded yet: that is not a stretch without traffic.
+    while steps and not steps[-1].n_requests and steps[-1].end_us > now_us - 2 * step_us:
+        steps.pop()
     problem, reference = "", None
     try:
         reference = readings.reference(version)
@@ -236,7 +240,7 @@ def build(
         missing=float(whole.feature_counts[:, MISSING].sum()) / n_values if whole is not None and n_values else math.nan,
         oldest_age_s=None if whole is None or not whole.ages[: len(MAGNITUDE_BOUNDS)].any() else _age_s(whole),
         window=whole,
-        traffic_chart=charts.traffic(served.steps) if has_steps else None,
+        traffic_chart=charts.traffic(served.steps, WINDOWS[asked.window][1]) if has_steps else None,
         latency_chart=charts.latency(served.steps, bound) if has_steps else None,
         stages=[] if whole is None else _stages(whole),
         drift=Drift() if report is None else drift_cell(report.to_json()),
@@ -328,7 +332,7 @@ def _performance_chart(judged: Judged | Pending | Failed | None, metric: str, ti
     if not isinstance(judged, Judged) or not metric:
         return None
     windows = judged.performance.windows
-    arms = sorted({(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (key[1], -key[0]))
+    arms = sorted({(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (ARMS.index(key[1]), -key[0]))
     return charts.performance(windows, metric, title, arms[:4]) if arms else None
 
 
@@ -340,10 +344,16 @@ def _calibration(judged: Judged | Pending | Failed | None, version: int) -> char
 def _comparisons(judged: Judged | Pending | Failed | None) -> list[tuple[str, Estimate]]:
     if not isinstance(judged, Judged) or judged.value is None:
         return []
-    return [
+    found = [
         (f"version {each.challenger.version} over version {each.champion.version}", each.per_prediction)
         for each in judged.value.comparisons
     ]
+    champion = next((g for g in judged.value.groups if g.key.arm == "champion" and g.n_known), None)
+    if champion is not None:
+        for answer, each in (("yes", champion.always_positive), ("no", champion.always_negative)):
+            if each is not None:
+                found.append((f"had the answer always been {answer}", each))
+    return found
 
 
 def _why_not(judged: Judged | Pending | Failed | None) -> str:

@@ -61,7 +61,7 @@ class Pages:
             auto_reload=False,
         )
         self._templates.globals |= {
-            "asset": assets.url, "links": links, "words": words, "project": settings.name, "silences": list(SILENCES),
+            "asset": assets.url, "style_ids": assets.style_ids, "links": links, "words": words, "project": settings.name, "silences": list(SILENCES),
             "model_windows": list(model_view.WINDOWS), "windows": list(overview.WINDOWS), "sorts": overview.SORTS,
             "against": AGAINST, "spans": list(SPANS),
         }  # fmt: skip

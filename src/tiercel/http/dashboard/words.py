@@ -42,7 +42,7 @@ def rate(value: float | None) -> str:
     """Per second: what is rare keeps its digits."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    return count(value) if value >= 100 else f"{value:.1f}" if value >= 10 or value == 0 else f"{value:.2g}"
+    return count(value) if value >= 100 or value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
 def time_of(us: float | None) -> str:

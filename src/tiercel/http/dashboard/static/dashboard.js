@@ -5,7 +5,7 @@
   const main = document.getElementById("main");
   const live = document.getElementById("live");
   const liveText = document.getElementById("live-text");
-  const chartsUrl = document.currentScript.dataset.charts;
+  const { charts: chartsUrl, styleIds } = document.currentScript.dataset;
   const drawn = new Map(); // chart id -> {text, node}
   let lastText = "", isPaused = false, isLost = false, lastSeen = Date.now(), isAsking = false;
 
@@ -18,6 +18,10 @@
   let library = null;
   function loadLibrary() {
     library ??= new Promise((resolve, reject) => {
+      // Styles of maps, which it would write into the page, where that is not allowed: it leaves them out when this is there.
+      for (const id of styleIds.split(" ")) {
+        if (id) document.head.append(Object.assign(document.createElement("meta"), { id }));
+      }
       const script = document.createElement("script");
       script.src = chartsUrl;
       script.onload = () => resolve(window.Plotly);
