@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiercel.errors import DefinitionError
-from tiercel.settings import ControlSettings, ServerSettings, ValueSettings, load_settings
+from tiercel.settings import ControlSettings, MonitorSettings, ServerSettings, ValueSettings, load_settings
 
 
 def project(tmp_path, text):
@@ -20,6 +20,7 @@ def test_defaults(tmp_path):
     assert settings.state_dir == tmp_path.resolve() / ".tiercel"
     assert settings.server == ServerSettings()
     assert settings.control == ControlSettings()
+    assert settings.monitor == MonitorSettings()
     assert settings.tracing.endpoint == ""
 
 
@@ -30,12 +31,14 @@ def test_values_are_read(tmp_path):
             tmp_path,
             '[project]\nname = "shop"\n[state]\npath = "s"\n[registry]\nurl = "sqlite:///x.db"\n'
             '[server]\nport = 0\nbody_timeout_s = 3\nhost = "0.0.0.0"\n'
+            '[monitor]\nretention_days = 30\nhash_columns = ["customer_id", "ip"]\ndrop_columns = []\n'
             '[tracing]\nendpoint = "http://collector:4318"\n',
         )
     )
     assert (settings.name, settings.registry_url) == ("shop", "sqlite:///x.db")
     assert settings.state_dir == tmp_path.resolve() / "s"
     assert (settings.server.port, settings.server.body_timeout_s) == (0, 3.0)
+    assert settings.monitor == MonitorSettings(retention_days=30.0, hash_columns=("customer_id", "ip"))
     assert settings.tracing.endpoint == "http://collector:4318"
 
 
@@ -71,6 +74,15 @@ def test_state_may_be_elsewhere(tmp_path):
         ('[tracing]\nendpoint = "http://h:99999"\n', "with a host"),
         ("[tracing]\nendpoint = 1\n", "tracing.endpoint to be a str"),
         ("[tracing]\nurl = 1\n", "unknown setting 'tracing.url'"),
+        ("[monitor]\nretention_days = 0\n", "monitor.retention_days from 0.01"),
+        ("[monitor]\nretention = 1\n", "unknown setting 'monitor.retention'"),
+        ('[monitor]\nhash_columns = "a"\n', "monitor.hash_columns to be a list of names"),
+        ("[monitor]\ndrop_columns = [1]\n", "monitor.drop_columns to be a list of names"),
+        ('[monitor]\ndrop_columns = [""]\n', "monitor.drop_columns to be a list of names"),
+        ("[monitor]\ninterval_s = 0\n", "monitor.interval_s from 0.1"),
+        ("[monitor]\nfalse_alarms_per_quarter = 0\n", "false_alarms_per_quarter from 1e-06"),
+        ('[monitor]\nwebhook_url = "pager.example"\n', "monitor.webhook_url to be an http:// or https:// URL"),
+        ('[monitor]\nwebhook_classes = ["drift"]\n', "webhook_classes to be of pipeline, population, concept, impact"),
         ("[journal]\nmax_size = 1\n", "unknown setting 'journal.max_size'"),
         ('[state]\npath = ""\n', "directory of its own"),
         ('[state]\npath = "."\n', "directory of its own"),

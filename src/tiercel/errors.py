@@ -15,8 +15,9 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── NotFoundError              a name or key that does not exist
     │   ├── EntityNotFoundError, ServiceNotFoundError
     │   ├── ModelNotFoundError, VersionNotFoundError, AliasNotFoundError
-    │   └── JobNotFoundError
+    │   └── JobNotFoundError, AlertNotFoundError
     ├── JobStateError              a batch job is not in the state that was asked for; `code` says how
+    ├── AlertStateError            an alert is not in the state that was asked for
     ├── JobsDisabledError          nothing would run a batch job
     ├── JobStorageError            batch jobs cannot be written or read: a full disk, a damaged file
     ├── ModelError                 a model artifact
@@ -42,9 +43,12 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
     │   ├── WindowError            windows of traffic cannot be written
     │   ├── JournalError           a journal segment is damaged, foreign, or of another format
+    │   ├── AlertFileError         the file of alerts is damaged
     │   ├── TableError             the ledger of the prediction table or of the labels is damaged
     │   ├── MonitorStorageError    there is no room for the prediction table or the labels
     │   ├── QueryError             SQL over the prediction table is wrong
+    │   ├── CalibrationError       too few labels, or of one class, to learn what scores mean
+    │   ├── ConceptStateError      a concept monitor's file is damaged, foreign, or of another format
     │   └── OutcomesError          predictions and their labels cannot be read as figures need them
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
@@ -209,6 +213,18 @@ class JobNotFoundError(NotFoundError):
     """No batch job has this id."""
 
     code = "job_not_found"
+
+
+class AlertNotFoundError(NotFoundError):
+    """No alert has this id."""
+
+    code = "alert_not_found"
+
+
+class AlertStateError(TiercelError):
+    """An alert that is over cannot be acknowledged, silenced or resolved."""
+
+    code = "alert_resolved"
 
 
 class DeadlineError(TiercelError):
@@ -405,6 +421,12 @@ class JournalError(MonitorError):
     code = "journal_damaged"
 
 
+class AlertFileError(MonitorError):
+    """The file of alerts is damaged, foreign, or of a format that this version does not know."""
+
+    code = "alerts_damaged"
+
+
 class TableError(MonitorError):
     """The ledger of the prediction table, or of the labels, is damaged or of a format that this version does not know."""
 
@@ -421,6 +443,20 @@ class QueryError(MonitorError):
     """A question about the prediction table is not SQL that it can answer."""
 
     code = "invalid_query"
+
+
+class CalibrationError(MonitorError):
+    """Labelled predictions are too few, or of one class, to learn what scores mean; or a stored calibration is none."""
+
+    code = "cannot_calibrate"
+
+
+class ConceptStateError(MonitorError):
+    """What a concept monitor knew is damaged, foreign, or has a format that this version does not know."""
+
+    code = "concept_state_unreadable"
+
+
 class OutcomesError(MonitorError):
     """The relation `outcomes` is missing, lacks a column, or cannot be read."""
 

@@ -39,6 +39,14 @@ retention_days = 90.0              # of predictions and labels
 predictions_max_bytes = 10737418240    # of the prediction table; the oldest days are removed beyond it
 hash_columns = ["customer_id"]     # join keys and features that the prediction table has as salted hashes only
 drop_columns = ["email"]           # ... and those that it does not have
+enabled = true                     # the control process watches: windows, labels, drift, performance, money, alerts
+false_alarms_per_quarter = 1.0     # accepted per model version; every threshold follows from it
+interval_s = 60.0                  # a window is recorded, and looked at for broken feeds, this often
+window_s = 3600.0                  # of traffic that is compared with the training data
+performance_window_s = 86400.0     # of predictions whose labels are compared with those before
+webhook_url = ""                   # where alerts are sent
+webhook_secret_env = ""            # the environment variable that holds the key they are signed with
+webhook_classes = ["pipeline", "impact"]   # "population" and "concept" are shown; they wake nobody
 
 [tracing]
 endpoint = ""                      # OTLP over HTTP, e.g. "http://127.0.0.1:4318": what callers trace goes on there
@@ -85,6 +93,9 @@ FEATURES_FILE = "features.py"
 
 #: What a decision and its label make; the cells of a cost matrix.
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
+#: What alerts are about, and of these what somebody is woken for.
+ALERT_CLASSES = ("pipeline", "population", "concept", "impact")
+PAGING_CLASSES = ("pipeline", "impact")
 #: Of segments and of metrics per model.
 MAX_NAMED_SQL = 20
 #: Smallest and largest value of each number under [server]; [control] has a port too.
@@ -105,6 +116,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
     "retention_days": (0.01, 36_500),
+    "false_alarms_per_quarter": (1e-6, 1e6),
+    "interval_s": (0.1, 3600),
+    "window_s": (0.1, 604_800),
+    "performance_window_s": (0.1, 31_536_000),
     "predictions_max_bytes": (1 << 20, 1 << 50),
     "segment_bytes": (1 << 21, 1 << 30),  # a segment holds at least one record of the largest size and its declaration
 }
@@ -149,12 +164,20 @@ class JournalSettings:
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """What is kept of predictions and labels, and what of it may be seen."""
+    """What is kept of predictions and labels, what of it may be seen, how it is watched and who hears of it."""
 
     retention_days: float = 90.0
     predictions_max_bytes: int = 10 << 30
     hash_columns: tuple[str, ...] = ()
     drop_columns: tuple[str, ...] = ()
+    enabled: bool = True
+    false_alarms_per_quarter: float = 1.0
+    interval_s: float = 60.0
+    window_s: float = 3600.0
+    performance_window_s: float = 86_400.0
+    webhook_url: str = ""
+    webhook_secret_env: str = ""
+    webhook_classes: tuple[str, ...] = PAGING_CLASSES
 
 
 @dataclass(frozen=True)
@@ -350,11 +373,16 @@ def _values(
         raise DefinitionError(
             f"{path}: expected {name}.host to name an address, got nothing. 0.0.0.0 is every interface"
         )
-    endpoint = values.get("endpoint", "")
-    if endpoint and not _is_http_url(endpoint):
-        raise DefinitionError(
-            f"{path}: expected {name}.endpoint to be an http:// or https:// URL with a host, got {endpoint!r}"
-        )
+    for key in ("endpoint", "webhook_url"):
+        if values.get(key) and not _is_http_url(values[key]):
+            raise DefinitionError(
+                f"{path}: expected {name}.{key} to be an http:// or https:// URL with a host, got {values[key]!r}"
+            )
+    for each in values.get("webhook_classes", ()):
+        if each not in ALERT_CLASSES:
+            raise DefinitionError(
+                f"{path}: expected {name}.webhook_classes to be of {', '.join(ALERT_CLASSES)}, got {each!r}"
+            )
     return values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from click.testing import CliRunner
 from tests.monitor.recorders import FEATURES, SIGNATURE, make_recorder
 
 from tiercel.cli.drift import duration_us
+from tiercel.cli.drift_page import render_page
 from tiercel.cli.main import main
+from tiercel.monitor.drift import Compared
 from tiercel.monitor.reference import REFERENCE_FILE, Reference
-from tiercel.monitor.windows import WindowStore
+from tiercel.monitor.windows import WindowStore, empty_window
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import JournalSettings
 from tiercel.types import TrainingSnapshot
@@ -175,3 +178,66 @@ def test_an_unknown_model_is_one_clear_line(drift):
     """A model that is not there ends with status 1 and its stable code."""
     status, output = drift("nobody")
     assert (status, "model_not_found" in output) == (1, True)
+
+
+def plotly_wheel(directory):
+    """A stand-in for plotly's wheel: the page needs nothing but this file of it."""
+    script = directory / "wheel" / "plotly" / "package_data" / "plotly.min.js"
+    script.parent.mkdir(parents=True)
+    (directory / "wheel" / "plotly" / "__init__.py").write_text("raise ImportError('plotly is not to be imported')")
+    script.write_text("/* plotly */ const Plotly = {};")
+    return script.parent.parent.parent
+
+
+def test_the_page_stands_alone(drift, tmp_path, monkeypatch):
+    """--html writes one page with every feature, its verdict and reason and both histograms; it loads nothing from anywhere."""
+    wheel = plotly_wheel(tmp_path)
+    monkeypatch.setattr("importlib.resources.files", lambda _: wheel / "plotly")
+    status, output = drift("late", "--html", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert (status, "Report with plots" in output) == (0, True)
+    assert "/* plotly */" in page
+    assert page.count('<div class="chart"') == 4
+    assert "late version 1 against training" in page
+    assert "No further from training than chance puts it" in page
+    for elsewhere in ("http://", "https://", "src=", "@import"):
+        assert elsewhere not in page
+    plots = json.loads(page.split("const PLOTS = ")[1].split(";\nconst css")[0])
+    b = plots["0-feature-1"]
+    assert [series["name"] for series in b["series"]] == ["training", "now"]
+    assert all(sum(series["shares"]) == pytest.approx(1) for series in b["series"])
+    assert b["bins"][-1].startswith("above")
+
+
+def test_a_name_cannot_end_the_script(tmp_path, monkeypatch):
+    """A feature named like a tag is text in the page, in its table and in its data."""
+    monkeypatch.setattr("importlib.resources.files", lambda _: plotly_wheel(tmp_path) / "plotly")
+    name = "</script><script>alert(1)</script>"
+    X, scores = population(2_000, 0)
+    reference = Reference.build(X, scores, ("a", name, "c"))
+    counts = {"feature_counts": reference.feature_counts, "score_counts": reference.score_counts}
+    window = replace(empty_window("late", 1, reference, 0, 1), n_requests=2_000, n_rows=2_000, **counts)
+    compared = Compared(window, reference, (), "training")
+    page = render_page([compared], [compared.report()])
+    assert "alert(1)</script>" not in page
+    assert page.count("<script>") == page.count("</script>") == 2
+    assert "&lt;/script&gt;" in page
+
+
+def test_without_plotly_the_install_command_is_said(drift, tmp_path, monkeypatch):
+    """The page needs an extra; the error names it, and nothing is written."""
+
+    def absent(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("importlib.resources.files", absent)
+    status, output = drift("late", "--html", str(tmp_path / "report.html"))
+    assert (status, 'pip install "tiercel[dashboard]"' in output) == (1, True)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_said(drift, tmp_path, monkeypatch):
+    """A directory that does not exist is an error that names the file."""
+    monkeypatch.setattr("importlib.resources.files", lambda _: plotly_wheel(tmp_path) / "plotly")
+    status, output = drift("late", "--html", str(tmp_path / "nowhere" / "report.html"))
+    assert (status, "report.html" in output) == (1, True)

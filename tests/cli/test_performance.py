@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from tests.monitor.outcome_tables import DAY_US, HOUR_US, START_US, make_outcomes, where
 
+from tiercel.cli import performance_page
 from tiercel.cli.durations import Duration, shown_duration, shown_moment
 from tiercel.cli.main import main
 from tiercel.registry import Registry, VersionFacts
@@ -131,6 +133,21 @@ def test_programs_read_the_same(run, outcomes):
     assert counts["n_predictions"] == counts["n_fresh"] + counts["n_cohort"]
 
 
+def test_estimates_stand_beside_what_was_realized(run):
+    """Windows too young for labels are estimated, older ones compared, and it is said whether estimates hold."""
+    output = run("late", "--as-of", NOW)[1]
+    assert "AUC estimated" in output
+    assert "not yet" in output
+    assert "AUC of version 1 (champion): " in output
+    assert "they hold." in output
+    found = json.loads(run("late", "--as-of", NOW, "--json")[1])["estimates"]
+    last = [w for w in found["windows"] if w["version"] == 1][-1]
+    assert last["realized"] is None
+    assert last["estimated"]["auc"]["low"] < last["estimated"]["auc"]["value"]
+    assert all(audit["holds"] for audit in found["audits"])
+    assert json.loads(run("late", "--as-of", NOW, "--no-estimates", "--json")[1])["estimates"] is None
+
+
 def test_one_version_can_be_asked(run):
     """NAME:VERSION shows that version alone."""
     found = json.loads(run("late:2", "--as-of", NOW, "--json")[1])
@@ -205,3 +222,72 @@ def test_lengths_of_time_are_read_and_shown():
     ]  # fmt: skip
     assert shown_moment(START_US) == "2026-01-01 00:00"
     assert shown_moment(2**62) == f"{2**62} us"
+
+
+class Structure(HTMLParser):
+    """Which elements a page has, and whether it is well nested."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.found, self.fetched = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append(tag)
+        self.fetched += [value for name, value in attrs if name in {"src", "href"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_page_stands_by_itself(run, tmp_path, outcomes):
+    """--html writes one well-formed page that fetches nothing, with plots and tables."""
+    path = tmp_path / "page.html"
+    outcomes["is_shadow"] = (np.arange(N) % 8 == 0).tolist()
+    status, output = run("late", "--as-of", NOW, "--html", str(path))
+    assert (status, f"Wrote {path}" in output) == (0, True)
+    structure = Structure()
+    text = path.read_text()
+    structure.feed(text)
+    assert structure.open == []
+    assert structure.fetched == []
+    assert structure.found.count("svg") >= 10
+    assert structure.found.count("table") >= 4
+    assert "script" not in structure.found
+    assert "nan" not in text.lower().replace("finance", "")
+    assert "estimated before labels" in text
+    assert "version 2 (shadow)" in text
+
+
+def test_a_page_that_cannot_be_written_is_said(run, tmp_path):
+    """A directory that is not there is named, with status 1."""
+    status, output = run("late", "--as-of", NOW, "--html", str(tmp_path / "no" / "page.html"))
+    assert (status, "cannot be written" in output) == (1, True)
+
+
+def test_texts_on_a_page_are_escaped(run, tmp_path, directory):
+    """Names and values of segments are text, whatever they contain."""
+    text = performance_page._table(["<b>"], [["<script>", None]])
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    assert performance_page._figure("a'\"<", "", "").count("&lt;") == 2
+
+
+def test_changes_of_meaning_are_shown(run, outcomes, directory):
+    """A change that a trusted detector found stands in the table with its time; looking keeps no file."""
+    rng = np.random.default_rng(1)
+    flipped = np.arange(N) > N // 2
+    outcomes["label"] = np.where(flipped, rng.random(N) < 0.5, outcomes["label"]).astype(float)
+    output = run("late", "--as-of", NOW)[1]
+    assert "Changes of what scores mean" in output
+    assert "2026-01-06" in output[output.index("Changes of what") :]
+    found = json.loads(run("late", "--as-of", NOW, "--json")[1])
+    assert any(alarm["is_trusted"] for status in found["concept"] for alarm in status["alarms"])
+    assert "THEY DO NOT HOLD" in output
+    assert not (directory / ".tiercel" / "concept").exists()

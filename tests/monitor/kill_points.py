@@ -10,11 +10,14 @@ import shutil
 import signal
 import sys
 import traceback
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb  # noqa: F401 - here, or every fork would import them anew
 import pyarrow.dataset
 import pyarrow.parquet  # noqa: F401
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: What changes a file, or makes a change last.
 STEPS = ("open", "write", "fsync", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "rename")
@@ -45,7 +48,7 @@ def in_child(act, *arguments) -> int:
     if child == 0:
         try:
             act(*arguments)
-        except BaseException:  # noqa: BLE001 - said by the exit status
+        except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)

@@ -7,8 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
-import tests.monitor.kill_points as kill_points
+from tests.monitor import kill_points
 from tests.monitor.recorders import PREFIX
+
 from tiercel.monitor import label_collect
 from tiercel.monitor.labels import LabelStore
 from tiercel.settings import MonitorSettings

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from tests.monitor.kill_points import try_every_step
 from tests.monitor.recorders import SCHEMA, SIGNATURE, key_bytes, make_recorder, rows_of
+
 from tiercel.monitor.predictions import PredictionTable
 from tiercel.settings import MonitorSettings
 

@@ -116,7 +116,10 @@ def test_every_number_is_scipys():
 
 @pytest.mark.parametrize(
     ("share", "reason"),
-    [(0.5, "Missing in 5"), (0.0, "Missing in 0 % of the rows, 10.0 % in training")],
+    [
+        (0.5, "Missing in 50.2 % of the rows, 10.0 % in training"),
+        (0.0, "Missing in 0 % of the rows, 10.0 % in training"),
+    ],
 )
 def test_a_feed_that_breaks_is_not_called_drift(share, reason):
     """More missing values, or none where there were some, are a change of their own: present values did not move."""
@@ -127,6 +130,17 @@ def test_a_feed_that_breaks_is_not_called_drift(share, reason):
     assert verdicts(report) == STABLE | {"sparse": "missing"}
     assert report.verdict is Verdict.MISSING
     assert report.features[4].reason.startswith(reason)
+
+
+def test_a_few_more_missing_values_are_no_broken_feed():
+    """A change of two points is certain with thousands of rows and no alarm, unless two points are what matters."""
+    X, scores = population(20_000, seed=3)
+    X[np.random.default_rng(9).random(20_000) < 0.02, 0] = np.nan
+    window = window_of(X, scores)
+    found = drift_report(REFERENCE, window).features[0]
+    assert (found.verdict, found.missing_p < 1e-6) == (Verdict.STABLE, True)
+    assert found.missing_share > found.missing_high
+    assert drift_report(REFERENCE, window, least_share=0.01).features[0].verdict is Verdict.MISSING
 
 
 def test_a_feature_that_vanished_or_appeared_is_said():
@@ -159,6 +173,22 @@ def test_an_empty_window_has_no_verdict():
     assert report.notes == ("The window is empty: no prediction was served in it.",)
     assert all(np.isnan(each.effect) and np.isnan(each.threshold) for each in report.features)
     json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_a_window_far_larger_than_its_reference_is_judged():
+    """A hundred thousand rows beside a reference of five hundred: every feature has limits, the constant one too."""
+    small = Reference.build(*population(500, seed=20), NAMES)
+    X, scores = population(100_000, seed=21)
+    counts = {
+        "feature_counts": np.stack([count_cells(e, c) for e, c in zip(small.feature_edges, X.T, strict=True)]),
+        "score_counts": np.stack([count_cells(e, c) for e, c in zip(small.score_edges, scores.T, strict=True)]),
+    }
+    window = replace(empty_window("late", 3, small, 0, 1), n_requests=100_000, n_rows=100_000, **counts)
+    report = drift_report(small, window)
+    assert verdicts(report) == STABLE
+    X[:, 3] = 8
+    counts["feature_counts"][3] = count_cells(small.feature_edges[3], X[:, 3])
+    assert drift_report(small, replace(window, **counts)).features[3].verdict is Verdict.DRIFT
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

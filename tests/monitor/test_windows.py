@@ -114,7 +114,12 @@ def test_tiers_are_added_and_shadows_are_told(traffic, tmp_path):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.sampled_from(["answer", "restart", "restart twice", "fold", "record", "back", "damage"]), max_size=14)
+    st.lists(
+        st.sampled_from(
+            ["answer", "reload", "restart", "restart twice", "fold", "record", "back", "damage", "damage one"]
+        ),
+        max_size=14,
+    )
 )
 def test_windows_always_add_up(tmp_path_factory, steps):
     """However restarts, folds, unreadable files and records fall, all windows together are what was counted, once."""
@@ -125,6 +130,8 @@ def test_windows_always_add_up(tmp_path_factory, steps):
         now_us += MINUTE_US
         if step == "answer":
             traffic.answer(3)
+        elif step == "reload":  # the version is loaded again: a second file of the same counts
+            traffic.plans = {}
         elif step == "restart":
             traffic.restart()
         elif step == "restart twice":  # two folds between two records
@@ -134,8 +141,9 @@ def test_windows_always_add_up(tmp_path_factory, steps):
             fold(tmp_path / "counters")
         elif step == "back":
             now_us -= 3 * HOUR_US
-        elif step == "damage":  # for one record, a file of a worker that lives cannot be read
-            for path in traffic.worker._directory.path.glob("plan-*"):
+        elif step.startswith("damage"):  # for one record, files of a worker that lives cannot be read
+            paths = sorted(traffic.worker._directory.path.glob("plan-*"))
+            for path in paths[:1] if step == "damage one" else paths:
                 hidden.append((path, path.with_name(f".{path.name}.away")))
                 path.rename(hidden[-1][1])
                 path.write_bytes(b"not a counter file")
@@ -258,7 +266,40 @@ def test_a_damaged_baseline_invents_nothing(traffic, tmp_path):
     assert any("is in no window" in problem for problem in store.problems)
     traffic.answer(2)
     assert store.record(NOW_US + 2 * MINUTE_US) == 2
-    assert total_of(store) == 42
+    window = store.merged("late", 1, *FOREVER)
+    assert window.n_requests == 42
+    assert "is in no window" in window.problems[0]
+    traffic.worker.close()
+
+
+def test_a_baseline_that_is_gone_invents_nothing(traffic, tmp_path):
+    """Where somebody removed the baseline, windows that are there stay, and nothing is counted twice."""
+    store = WindowStore(tmp_path)
+    for i in range(3):
+        traffic.answer(10)
+        store.record(NOW_US + i * MINUTE_US)
+    (tmp_path / "windows" / "baseline.msgpack").unlink()
+    assert total_of(store) == 0  # until the next record says which files are valid
+    traffic.answer(5)
+    assert store.record(NOW_US + 3 * MINUTE_US) == 0
+    assert total_of(store) == 30
+    traffic.worker.close()
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}")])
+def test_a_damaged_description_is_told_and_mended(traffic, tmp_path, damage):
+    """What a version's cells are is written again with the next window; until then its windows are absent, not wrong."""
+    store = WindowStore(tmp_path)
+    traffic.answer(2)
+    store.record(NOW_US)
+    (path,) = (tmp_path / "windows").glob("what-*")
+    damage(path)
+    fresh = WindowStore(tmp_path)
+    assert fresh.versions() == []
+    assert fresh.merged("late", 1, *FOREVER) is None
+    traffic.answer(3)
+    fresh.record(NOW_US + MINUTE_US)
+    assert total_of(WindowStore(tmp_path)) == 5
     traffic.worker.close()
 
 
@@ -358,9 +399,9 @@ def test_a_damaged_window_is_left_out_and_named(traffic, tmp_path):
     assert window.n_requests == 1
     assert path.name in window.problems[0]
     path.write_bytes(b"something else")
-    store = WindowStore(tmp_path)
-    assert total_of(store) == 1
-    assert path.name in store.problems[0]
+    window = WindowStore(tmp_path).merged("late", 1, *FOREVER)
+    assert window.n_requests == 1
+    assert path.name in window.problems[0]
     traffic.worker.close()
 
 

@@ -122,9 +122,13 @@ def _read(path: Path, chosen: dict[str, str]) -> Iterator[tuple[list[dict[str, A
     try:
         source = f"{reader}({quote(str(path))})"
         types = _types(connection, source)
-        own = next((name for name in (chosen.get("id"), *_NAMES["id"]) if name in types), None)
-        if reader == "read_csv" and own is not None:  # an id of digits alone is a text all the same
-            source = f"read_csv({quote(str(path))}, types = {{{quote(own)}: 'VARCHAR'}})"
+        if reader == "read_csv":  # an id of digits alone is a text all the same, and "yes" is a class' name
+            own = {field: (chosen.get(field), *_NAMES[field]) for field in ("id", "label")}
+            as_text = [
+                name for name in types if name in own["id"] or (name in own["label"] and types[name] == "BOOLEAN")
+            ]
+            forced = ", ".join(f"{quote(name)}: 'VARCHAR'" for name in as_text)
+            source = f"read_csv({quote(str(path))}, types = {{{forced}}})" if forced else source
             types = _types(connection, source)
         columns = []
         for field, names in _NAMES.items():
@@ -138,11 +142,19 @@ def _read(path: Path, chosen: dict[str, str]) -> Iterator[tuple[list[dict[str, A
         result = connection.execute(f"SELECT {', '.join(columns)} FROM {source}")  # noqa: S608
         given = [name.removesuffix("_") for name, *_ in result.description]
         while rows := result.fetchmany(BATCH):
-            yield [{n: each for n, each in zip(given, row, strict=True) if each is not None} for row in rows], n_all
+            yield [_event(dict(zip(given, row, strict=True))) for row in rows], n_all
     except duckdb.Error as error:
         raise SourceError(f"{path}: expected a readable file, got: {error}") from error
     finally:
         connection.close()
+
+
+def _event(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as an event: what it has nothing of is not said."""
+    label = row.get("label")
+    if isinstance(label, str):
+        row["label"] = {"true": True, "false": False}.get(label.lower(), label)
+    return {name: each for name, each in row.items() if each is not None}
 
 
 def _types(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:

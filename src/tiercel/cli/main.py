@@ -7,6 +7,7 @@ import logging
 import click
 
 from tiercel import __version__
+from tiercel.cli.alerts import alerts
 from tiercel.cli.bench import bench
 from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
@@ -54,6 +55,7 @@ for command in (
     jobs,
     drift,
     performance,
+    alerts,
     bench,
 ):
     main.add_command(command)

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tiercel.cli.console import console, json_option, print_json, print_table, project_option
-from tiercel.cli.durations import DURATION, MOMENT, shown_duration, shown_moment
+from tiercel.cli.durations import DURATION, MOMENT, shown_moment
+from tiercel.cli.performance_tables import circumstances, label, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import duckdb
 
-    from tiercel.monitor.business import GroupValue, ValueReport
-    from tiercel.monitor.intervals import Estimate
-    from tiercel.monitor.outcomes import Counts, GroupKey
-    from tiercel.monitor.performance import GroupPerformance, PerformanceReport
+    from tiercel.monitor.review import Review
     from tiercel.project import Project
 
-#: Of windows and segments, where a row has no room for all.
-_IN_ROWS = ("auc", "log_loss", "brier", "calibration_gap", "mae", "rmse", "bias")
-_LABELS = {
-    "auc": "AUC", "log_loss": "log loss", "brier": "Brier score", "ece": "calibration error", "f1": "F1", "mae": "MAE",
-    "calibration_gap": "labels - scores", "base_rate": "positive labels", "rmse": "RMSE", "r2": "R2", "bias": "bias",
-}  # fmt: skip
+#: Predictions that are looked at for a change of meaning beyond what the control process has seen.
+MOST_ROWS = 50_000
 
 
 @click.command()
@@ -41,7 +34,9 @@ _LABELS = {
 @click.option("--as-of", "as_of_us", type=MOMENT, help="As it was known at this moment (ISO, UTC). Default: now.")
 @click.option("--threshold", type=float, help="Of decisions. Default: the project's, or 0.5.")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True, help="Of intervals.")
+@click.option("--no-estimates", is_flag=True, help="Leave out what is estimated before labels come.")
 @click.option("--with-degraded", is_flag=True, help="Judge what a fallback or default answered, too.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
 @project_option
 @json_option
 def performance(
@@ -53,7 +48,9 @@ def performance(
     as_of_us: int | None,
     threshold: float | None,
     confidence: float,
+    no_estimates: bool,
     with_degraded: bool,
+    html: Path | None,
     project_dir: str,
     as_json: bool,
 ) -> None:
@@ -62,9 +59,8 @@ def performance(
     Only predictions old enough to have their labels are judged, so that fresh ones do not bend a figure; intervals say how
     far the rows behind each figure carry it.
     """
-    from tiercel.monitor.business import value_report
-    from tiercel.monitor.outcomes import Cohort
-    from tiercel.monitor.performance import choose_cohort, performance_report
+    from tiercel.monitor.concept_state import ConceptStore
+    from tiercel.monitor.review import review
     from tiercel.project import Project
     from tiercel.registry import parse_reference
 
@@ -74,45 +70,33 @@ def performance(
     with Project(project_dir) as project:
         name, selector = parse_reference(model)
         version = project.registry.get(name, "latest" if selector is None else selector)
-        only = None if selector is None else version.version
-        task = version.facts.signature.task
         settings = project.settings.model(name).value
         if threshold is not None:
             settings = replace(settings, threshold=threshold)
-        if maturity_us is None and settings.label_maturity_s is not None:
-            maturity_us = round(settings.label_maturity_s * 1e6)
         with connect_outcomes(project) as connection:
-            cohort, delay = choose_cohort(
+            found = review(
                 connection,
                 name,
-                task,
+                version.facts.signature.task,
+                settings,
                 as_of_us=as_of_us,
-                version=only,
-                maturity_us=0 if all_labels else maturity_us,
+                version=None if selector is None else version.version,
                 span_us=span_us,
                 window_us=window_us,
-            )
-            if all_labels:
-                cohort = Cohort(None, cohort.begin_us, cohort.end_us, cohort.window_us)
-            report = performance_report(
-                connection,
-                name,
-                task,
-                cohort,
-                as_of_us=as_of_us,
-                version=only,
-                settings=settings,
+                maturity_us=maturity_us,
+                all_labels=all_labels,
                 with_degraded=with_degraded,
+                with_estimates=not no_estimates,
                 confidence=confidence,
-                delay=delay,
+                store=ConceptStore(project.settings.state_dir),
+                most_rows=MOST_ROWS,
             )
-            value = value_report(
-                connection, name, task, cohort, settings, as_of_us=as_of_us, version=only, confidence=confidence
-            )
+    if html is not None:
+        _write_page(html, found)
     if as_json:
-        print_json({**report.to_json(), "value": None if value is None else value.to_json()})
-        return
-    _print(report, value)
+        print_json(found.to_json())
+    elif html is None:
+        _print(found)
 
 
 def connect_outcomes(project: Project) -> duckdb.DuckDBPyConnection:
@@ -124,141 +108,33 @@ def connect_outcomes(project: Project) -> duckdb.DuckDBPyConnection:
     return open_outcomes(settings.state_dir, settings.monitor)
 
 
-def _print(report: PerformanceReport, value: ValueReport | None) -> None:
+def _print(found: Review) -> None:
+    report = found.performance
     console.print(f"[bold]{report.model}[/], {report.task.value}, as known at {shown_moment(report.as_of_us)} UTC")
-    for line in _circumstances(report):
-        console.print(f"  {line}")
-    if report.groups:
-        money = {} if value is None else {group.key: group for group in value.groups}
-        unit = "" if value is None else value.unit
-        columns = ["", *(_who(group.key) for group in report.groups)]
-        print_table("Versions", columns, list(_facts(report.groups, money, unit)))
-        for title, groups, values in (
-            ("Windows", report.windows, [] if value is None else value.windows),
-            ("Segments", report.segments, [] if value is None else value.segments),
-        ):
-            if groups:
-                _print_rows(title, groups, {each.key: each for each in values}, unit)
-    if value is not None:
-        for each in value.comparisons:
-            gain = f"{shown(each.per_prediction)} {value.unit}".rstrip()
-            console.print(f"{_who(each.challenger)} over {_who(each.champion)}: {gain} per answer.", markup=False)
-    for note in [*report.notes, *([] if value is None else value.notes)]:
+    for line in circumstances(report):
+        console.print(f"  {line}", markup=False)
+    for table in tables(found):
+        print_table(table.title, table.columns, table.rows)
+        for sentence in table.sentences:
+            console.print(sentence, markup=False)
+    for note in found.notes:
         console.print(f"- {note}", markup=False)
 
 
-def _circumstances(report: PerformanceReport) -> list[str]:
-    cohort, delay = report.cohort, report.delay
-    begin = "the first prediction" if cohort.begin_us is None else f"{shown_moment(cohort.begin_us)} UTC"
-    if cohort.maturity_us is None:
-        lines = [f"judged: predictions from {begin} on, by whatever labels have come"]
-    else:
-        age = shown_duration(cohort.maturity_us)
-        lines = [f"judged: predictions from {begin} on that are {age} old or more, by labels that came within {age}"]
-    median, most = delay.quantile_us(0.5), delay.quantile_us(0.95)
-    if median is not None and most is not None:
-        lines.append(
-            f"labels: {delay.final_share:.0%} of predictions get one, half of them within {shown_duration(median)}, "
-            f"95% within {shown_duration(most)}"
-        )
-    lines.append(f"intervals: {report.confidence:.4g} confidence")
-    return lines
+def _write_page(path: Path, found: Review) -> None:
+    from tiercel.cli.performance_page import page
 
-
-def _facts(groups: list[GroupPerformance], money: dict[GroupKey, GroupValue], unit: str) -> Iterable[list[str | None]]:
-    """Rows of the table whose columns are versions and arms."""
-
-    def counts(name: str, title: str, *, always: bool = False) -> Iterable[list[str | None]]:
-        numbers = [getattr(group.counts, name) for group in groups]
-        if always or any(numbers):
-            yield [title, *(f"{n:,}" for n in numbers)]
-
-    yield from counts("n_predictions", "predictions", always=True)
-    yield from counts("n_degraded", "left out: degraded")
-    yield from counts("n_fresh", "too young")
-    yield from counts("n_cohort", "judged", always=True)
-    yield ["labelled", *(_covered(group.counts, group.coverage) for group in groups)]
-    yield from counts("n_late", "labelled too late")
-    yield from counts("n_bad_label", "left out: no such label")
-    yield from counts("n_bad_score", "left out: no such score")
-    for name in dict.fromkeys(name for group in groups for name in group.metrics):
-        yield [_LABELS.get(name, name), *(shown(group.metrics.get(name)) for group in groups)]
-    if not money:
-        return
-    of = f" {unit}" if unit else ""
-    found = [money.get(group.key) for group in groups]
-    yield ["realized" + of, *(None if each is None else _number(each.realized) for each in found)]
-    yield [f"projected{of} in all", *(None if each is None else shown(each.total) for each in found)]
-    yield [
-        f"{of.strip() or 'value'} per answer",
-        *(None if each is None else shown(each.per_prediction) for each in found),
-    ]
-    for name, title in (("always_positive", "were all positive"), ("always_negative", "were all negative")):
-        if any(each is not None and getattr(each, name) is not None for each in found):
-            yield [title, *(None if each is None else shown(getattr(each, name)) for each in found)]
-
-
-def _print_rows(title: str, groups: list[GroupPerformance], money: dict[GroupKey, GroupValue], unit: str) -> None:
-    """A table of a row per window or segment's value."""
-    present = {name for group in groups for name in group.metrics}
-    names = [name for name in _IN_ROWS if name in present]
-    names += [name for name in dict.fromkeys(n for g in groups for n in g.metrics) if _is_own(name)]
-    has_many = len({(group.key.version, group.key.arm) for group in groups}) > 1
-    columns = [
-        title[:-1].lower(),
-        *(["version"] if has_many else []),
-        "judged",
-        "labelled",
-        *(_LABELS.get(n, n) for n in names),
-    ]
-    if money:
-        columns.append(f"{unit or 'value'} per answer")
-    rows: list[list[Any]] = []
-    for group in groups:
-        key = group.key
-        what = shown_moment(key.begin_us) if key.begin_us is not None else f"{key.segment} = {key.value}"
-        row: list[Any] = [what, *([_who(key)] if has_many else [])]
-        row += [f"{group.counts.n_cohort:,}", _covered(group.counts, group.coverage)]
-        row += [shown(group.metrics.get(name)) for name in names]
-        if money:
-            row.append(shown(money[key].per_prediction) if key in money else None)
-        rows.append(row)
-    print_table(title, columns, rows)
-
-
-def _is_own(name: str) -> bool:
-    """Whether a metric is one of the project's."""
-    from tiercel.monitor.classification import BINARY_METRICS
-    from tiercel.monitor.regression import REGRESSION_METRICS
-
-    return name not in BINARY_METRICS and name not in REGRESSION_METRICS
-
-
-def _who(key: GroupKey) -> str:
-    return f"version {key.version}" if key.arm == "champion" else f"version {key.version} ({key.arm})"
-
-
-def _covered(counts: Counts, coverage: Estimate) -> str:
-    return f"{counts.n_labelled:,}" + ("" if coverage.value is None else f" ({coverage.value:.1%})")
-
-
-def shown(estimate: Estimate | None) -> str | None:
-    """A figure with its interval, or why there is none."""
-    if estimate is None:
-        return None
-    if estimate.value is None:
-        return f"- ({estimate.reason})"
-    if estimate.low is None or estimate.high is None:
-        return _number(estimate.value)
-    return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
-
-
-def _number(value: float) -> str:
-    size = abs(value)
-    if size >= 1e7:
-        return f"{value:.4g}"
-    if size >= 100:
-        return f"{value:,.0f}"
-    if size >= 10:
-        return f"{value:.2f}"
-    return f"{value:.4f}" if 0 < size < 0.1 else f"{value:.3f}"
+    text = page(
+        found.performance,
+        found.value,
+        found.estimates,
+        tables=tables(found),
+        said=circumstances(found.performance),
+        notes=found.notes,
+        label=label,
+    )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path}: cannot be written: {error.strerror}") from error
+    click.echo(f"Wrote {path}", err=True)

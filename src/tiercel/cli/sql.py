@@ -54,6 +54,8 @@ def sql(
     connection = open_outcomes(settings.state_dir, settings.monitor, model=model)
     try:
         result = connection.execute(query)
+        if result is None:  # a comment, or nothing
+            raise QueryError(f"Expected SQL that the prediction table can answer, got {query!r}")
         columns = [name for name, *_ in result.description or ()]
         rows = result.fetchall() if as_csv or as_json else result.fetchmany(limit + 1)
     except duckdb.Error as error:

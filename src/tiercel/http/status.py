@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tiercel.errors import (
+    AlertStateError,
     CapacityError,
     DeadlineError,
     InvalidNameError,
@@ -41,6 +42,7 @@ STATUS: dict[type[TiercelError], int] = {
     TierDeniedError: 400,
     DeadlineError: 504,
     JobStateError: 409,
+    AlertStateError: 409,
     JobStorageError: 503,
     MonitorStorageError: 503,
     JobsDisabledError: 501,  # asking again changes nothing: a setting has to

@@ -11,15 +11,16 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import duckdb
 import numpy as np
 
-from tiercel.errors import DefinitionError, OutcomesError
+from tiercel.errors import DefinitionError
 from tiercel.monitor.intervals import CONFIDENCE, Estimate, Moments, difference, mean, proportion
-from tiercel.monitor.outcomes import Cohort, GroupKey, Outcomes, first_line
+from tiercel.monitor.outcomes import Cohort, GroupKey, Outcomes
 from tiercel.types import Task
 
 if TYPE_CHECKING:
+    import duckdb
+
     from tiercel.settings import ValueSettings
 
 #: Draws for the interval of a matrix' mean; from a fixed seed, so that the same counts give the same interval.
@@ -201,7 +202,7 @@ def _by_matrix(outcomes: Outcomes, cohort: Cohort, settings: ValueSettings) -> d
     found: dict[GroupKey, list[Decided]] = {}
     for version, role, *rest in outcomes.run(query, codes.parameters):
         *places, decided, n, n_positive, n_negative = rest
-        values = _matrix_values(settings, is_positive=bool(decided))
+        values = matrix_values(settings, is_positive=bool(decided))
         counts = ((values[0], int(n_positive)), (values[1], int(n_negative)))
         part = Decided(bool(decided), int(n), counts, _moments_of_counts(counts))
         found.setdefault(codes.key(int(version), int(role), places), []).append(part)
@@ -223,10 +224,7 @@ def _by_column(outcomes: Outcomes, cohort: Cohort, column: str) -> dict[GroupKey
         FROM (SELECT *, CASE WHEN __in_time THEN TRY_CAST({quoted} AS DOUBLE) END AS __money
               FROM ({outcomes.whole_rows(cohort, codes)})) WHERE __role <> 2
     """
-    try:
-        arrays = outcomes.connection.execute(query, codes.parameters).fetchnumpy()
-    except duckdb.Error as error:
-        raise OutcomesError(f"'outcomes' cannot be read: {first_line(error)}") from error
+    arrays = outcomes.columns(query, codes.parameters)
     money = np.ma.filled(np.ma.asarray(arrays["money"], dtype=np.float64), np.nan)
     found: dict[GroupKey, list[Decided]] = {}
     for key, members in codes.members(arrays).items():
@@ -243,7 +241,7 @@ def _group(key: GroupKey, parts: list[Decided], settings: ValueSettings, confide
     constants: dict[str, Estimate] = {}
     if settings.true_positive is not None:
         for name, is_positive in (("always_positive", True), ("always_negative", False)):
-            values = _matrix_values(settings, is_positive=is_positive)
+            values = matrix_values(settings, is_positive=is_positive)
             swapped = [
                 Decided(
                     part.is_positive,
@@ -329,7 +327,7 @@ def _gap(one: GroupValue, other: GroupValue, confidence: float) -> Estimate:
     return Estimate(gap, gap - below, gap + above, a.n + b.n)
 
 
-def _matrix_values(settings: ValueSettings, *, is_positive: bool) -> tuple[float, float]:
+def matrix_values(settings: ValueSettings, *, is_positive: bool) -> tuple[float, float]:
     """What a decision is worth when the label is 1, and when it is 0."""
     cells = (
         (settings.true_positive, settings.false_positive)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiercel.monitor.drift_words import WORDS
-from tiercel.monitor.feature_drift import FeatureDrift, Limits, Verdict, compare
+from tiercel.monitor.feature_drift import LEAST_SHARE, FeatureDrift, Limits, Verdict, compare
 from tiercel.monitor.thresholds import DISTRIBUTION_PART, FalseAlarmBudget, dispersion_of
 from tiercel.monitor.window import Window, empty_window
 
@@ -110,6 +110,7 @@ def drift_report(
     budget: FalseAlarmBudget | None = None,
     history: Sequence[Window] = (),
     least_effect: float = LEAST_EFFECT,
+    least_share: float = LEAST_SHARE,
 ) -> DriftReport:
     """Compare a window with a reference.
 
@@ -120,6 +121,7 @@ def drift_report(
         budget: of false alarms; by default one per quarter with a window an hour.
         history: earlier windows of the same length, oldest first: they tell how much windows vary when nothing changes.
         least_effect: a smaller distance is no drift however certain it is.
+        least_share: likewise a smaller change of a share of missing values.
     """
     budget = budget or FalseAlarmBudget()
     alpha = budget.alpha
@@ -139,7 +141,11 @@ def drift_report(
             )
     n_tests = len(window.features) + len(window.score_counts)
     limits = Limits(
-        against, alpha * DISTRIBUTION_PART / n_tests, alpha * (1 - DISTRIBUTION_PART) / n_tests, least_effect
+        against=against,
+        alpha=alpha * DISTRIBUTION_PART / n_tests,
+        missing_alpha=alpha * (1 - DISTRIBUTION_PART) / n_tests,
+        least_effect=least_effect,
+        least_share=least_share,
     )
     blank = empty_window(window.model, window.version, window, 0, 0)
     beside = blank if reference is None else reference

@@ -35,7 +35,7 @@ def describe_shift(
     finite = edges[np.isfinite(edges)]
     p, q = shares(before), shares(now)
     first, last = _grown_most(q - p)
-    where = _interval(finite, first, last, discrete)
+    where = name_bins(finite, first, last, discrete)
     share, known = float(q[first : last + 1].sum()), float(p[first : last + 1].sum())
     return f"{_share(share)} of the values are {where}, {_share(known)} in {beside}"
 
@@ -60,8 +60,8 @@ def _grown_most(change: NDArray[np.float64]) -> tuple[int, int]:
     return best
 
 
-def _interval(finite: NDArray[np.float64], first: int, last: int, discrete: bool) -> str:
-    """Bins `first` to `last` in words."""
+def name_bins(finite: NDArray[np.float64], first: int, last: int, discrete: bool) -> str:
+    """Bins `first` to `last` between finite edges, in words."""
     n = len(finite)
     # In a bin of its own a value stands at the bin's lower edge; the last edge lies right behind the largest value.
     largest = finite[-2] if discrete and n > 1 else finite[-1]

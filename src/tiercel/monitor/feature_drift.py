@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Smallest change of a share of missing values that matters.
-LEAST_SHARE = 0.01
+#: Smallest change of a share of missing values that matters: with thousands of rows a change of one point is certain, and
+#: a feature that is missing for one more entity in a hundred is no broken feed.
+LEAST_SHARE = 0.05
 
 
 class Verdict(enum.StrEnum):
@@ -99,7 +100,7 @@ class FeatureDrift:
         """Effect in thresholds: what features are ranked by. A change of missing values counts by its share."""
         strength = self.effect / self.threshold if math.isfinite(self.effect) and self.threshold > 0 else 0.0
         if self.verdict is Verdict.MISSING:
-            strength = max(strength, 1 + abs(self.missing_share - self.reference_missing_share) / LEAST_SHARE)
+            strength = max(strength, abs(self.missing_share - self.reference_missing_share) / LEAST_SHARE)
         return strength
 
 
@@ -111,6 +112,7 @@ class Limits:
     alpha: float
     missing_alpha: float
     least_effect: float
+    least_share: float = LEAST_SHARE
 
 
 def compare(
@@ -153,7 +155,7 @@ def compare(
     found = []
     for i, name in enumerate(names):
         values = {column: float(array[i]) for column, array in columns.items()}
-        share = _MissingShare.of(counts[i], before[i], limits.missing_alpha, float(dispersion[i]))
+        share = _MissingShare.of(counts[i], before[i], limits, float(dispersion[i]))
         middles = [_median(each[i], edges[i], discrete=bool(discrete[i])) for each in (bins, known)]
         noise, shift, effect = Noise(math.nan, math.nan), "", float(effects[i])
         if math.isfinite(effect):
@@ -207,15 +209,17 @@ class _MissingShare:
     low: float = -1.0
     high: float = 2.0
     p_value: float = math.nan
+    least: float = LEAST_SHARE
 
     @classmethod
     def of(
-        cls, counts: NDArray[np.uint64], before: NDArray[np.uint64], alpha: float, dispersion: float
+        cls, counts: NDArray[np.uint64], before: NDArray[np.uint64], limits: Limits, dispersion: float
     ) -> _MissingShare:
         n, k, of, seen = int(counts.sum()), int(counts[MISSING]), int(before.sum()), int(before[MISSING])
         if not n or not of:
             return cls(n, k, of, seen)
-        return cls(n, k, of, seen, *share_noise(n, k, seen, of, alpha, dispersion))
+        low, high, p_value = share_noise(n, k, seen, of, limits.missing_alpha, dispersion)
+        return cls(n, k, of, seen, low, high, p_value, limits.least_share)
 
     @property
     def now(self) -> float:
@@ -228,7 +232,7 @@ class _MissingShare:
     @property
     def has_moved(self) -> bool:
         is_chance = self.low < self.now < self.high
-        return not is_chance and abs(self.now - self.known) >= LEAST_SHARE  # NaN is no move
+        return not is_chance and abs(self.now - self.known) >= self.least  # NaN is no move
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from tiercel.monitor.alert_metrics import AlertCollector
 from tiercel.monitor.bases import read_bases
 from tiercel.monitor.counting import MAGNITUDE_BOUNDS, PLAN_CELLS, STAGES
 from tiercel.monitor.drift_metrics import DriftCollector, load_reports
@@ -59,6 +60,7 @@ def render_metrics(state_dir: Path, *, triton: bool = False) -> bytes:
     registry.register(TotalsCollector(totals))
     registry.register(BasesCollector(*read_bases(state_dir / "features"), now_us=time.time_ns() // 1000))
     registry.register(DriftCollector(load_reports(state_dir)))
+    registry.register(AlertCollector.read(state_dir))
     text = generate_latest(registry)
     return text + triton_text(totals).encode() if triton else text
 

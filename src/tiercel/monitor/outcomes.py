@@ -31,8 +31,20 @@ OTHER, MISSING_VALUE = "(other)", "(missing)"
 #: Windows of one report.
 MAX_WINDOWS: Final = 1000
 #: Rows that figures are computed from. Beyond it every k-th request is taken, by a hash of its id, and that is said.
-MAX_ROWS: Final = 20_000_000
-_REQUIRED: Final = ("id", "model", "version", "arm", "time", "score", "label", "label_time", "degraded", "is_shadow")
+MAX_ROWS: Final = 5_000_000
+_REQUIRED: Final = (
+    "id",
+    "row",
+    "model",
+    "version",
+    "arm",
+    "time",
+    "score",
+    "label",
+    "label_time",
+    "degraded",
+    "is_shadow",
+)
 _NEVER_US: Final = 2**62
 _SLACK_US: Final = 1_000_000
 #: Of a row of `outcomes o`, an index into ARMS.
@@ -138,6 +150,26 @@ class Rows:
     labels: NDArray[np.float64]
     times_us: NDArray[np.int64]
     members: dict[GroupKey, NDArray[np.int64]]
+    one_in: int
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRows:
+    """Predictions with a sound score, in order of time, labelled or not.
+
+    Attributes:
+        versions, roles: int64 (n,); a role is an index into `ARMS`.
+        times_us: int64 (n,), ascending.
+        scores: finite, float64 (n,).
+        labels: float64 (n,), NaN where none came in time or it cannot be one.
+        one_in: as of `Rows`.
+    """
+
+    versions: NDArray[np.int64]
+    roles: NDArray[np.int64]
+    times_us: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.float64]
     one_in: int
 
 
@@ -251,7 +283,7 @@ class Outcomes:
         Args:
             cohort: as for `counts`.
             n_used: how many rows there are, as counted.
-            most: rows to take; each costs about 60 bytes while figures are computed.
+            most: rows to take; each costs some 130 bytes while figures are computed.
         """
         codes = self.codes(cohort)
         one_in = max(1, -(-n_used // most))
@@ -261,11 +293,7 @@ class Outcomes:
             WHERE in_cohort AND in_time AND good_label AND good_score
               {f"AND hash(id) % {one_in} = 0" if one_in > 1 else ""}
         """
-        try:
-            found = self.connection.execute(query, codes.parameters).fetchnumpy()
-        except duckdb.Error as error:
-            raise OutcomesError(f"'outcomes' cannot be read: {first_line(error)}") from error
-        arrays = {name: np.asarray(values) for name, values in found.items()}
+        arrays = {name: np.asarray(values) for name, values in self.columns(query, codes.parameters).items()}
         return Rows(
             arrays["score"].astype(np.float64),
             arrays["y"].astype(np.float64),
@@ -274,15 +302,49 @@ class Outcomes:
             one_in,
         )
 
+    def scored(self, cohort: Cohort, *, most: int = MAX_ROWS) -> ScoredRows:
+        """Scores of the cohort's times, old enough or not, with the labels that came within its maturity.
+
+        Args:
+            cohort: which.
+            most: rows to take.
+        """
+        judged = f"SELECT * FROM ({self.judged(cohort)}) WHERE good_score AND NOT is_out"
+        ((n,),) = self.run(f"SELECT count(*) FROM ({judged})")
+        one_in = max(1, -(-int(n) // most))
+        found = self.columns(
+            f"""
+            SELECT CAST(version AS BIGINT) AS version, role, t, score,
+                   CASE WHEN in_time AND good_label THEN y ELSE CAST('NaN' AS DOUBLE) END AS y
+            FROM ({judged}) {f"WHERE hash(id) % {one_in} = 0" if one_in > 1 else ""} ORDER BY t, id, row
+            """
+        )
+        return ScoredRows(
+            np.asarray(found["version"], np.int64), np.asarray(found["role"], np.int64), np.asarray(found["t"], np.int64),
+            np.asarray(found["score"], np.float64), np.asarray(found["y"], np.float64), one_in,
+        )  # fmt: skip
+
+    def columns(self, query: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A query's columns as arrays, masked where they hold nulls.
+
+        Raises:
+            OutcomesError: with what DuckDB says.
+        """
+        try:
+            found: dict[str, Any] = self.connection.execute(query, parameters or {}).fetchnumpy()
+        except duckdb.Error as error:
+            raise OutcomesError(f"'outcomes' cannot be read: {first_line(error)}") from error
+        return found
+
     def known(self, begin_us: int | None = None, end_us: int | None = None) -> str:
         """SQL: the model's predictions at `as_of_us`, with the labels known then.
 
-        Columns: id, version, role (an index into `ARMS`), t (microseconds), score, y (null: no label), delay
+        Columns: id, row, version, role (an index into `ARMS`), t (microseconds), score, y (null: no label), delay
         (microseconds, 0 where unknown or negative), is_degraded, and the text of each segment as text0, text1, ...
         """
         label_us = "epoch_us(o.label_time)"
         return f"""
-            SELECT o.id, o.version,
+            SELECT o.id, o.row, o.version,
                    {_ROLE} AS role,
                    epoch_us(o.time) AS t, CAST(o.score AS DOUBLE) AS score,
                    CASE WHEN {self.label_is_known} THEN CAST(o.label AS DOUBLE) END AS y,

@@ -41,6 +41,8 @@ REPLAYS = 4000
 DISTRIBUTION_PART = 0.9
 #: With fewer expected rows outside of the commonest bin, such rows are counted instead of fitted.
 _RARE_ROWS = 10.0
+#: Where every bin expects so many rows on both sides the statistic is a chi-square; nothing is replayed.
+_AMPLE_ROWS = 25.0
 #: A sum of squares leans to the right; that a sample of it does not is the sample's error.
 _LEAST_SKEWNESS = 0.1
 #: Pairs of neighbouring windows, and rows of each, before they tell anything.
@@ -117,7 +119,7 @@ def distribution_noise(
     m, n = int(reference.sum()), int(window.sum())
     main = int(np.argmax(reference))
     seen = m - int(reference[main])
-    if n * (seen + 1) / (m + 2) < _RARE_ROWS:
+    if not seen or n * (seen + 1) / (m + 2) < _RARE_ROWS:
         return _rare_noise(reference, window, main, alpha, dispersion)
     tail = _tail_of(reference, n, has_values=has_values)
     unit = _UNIT * (n / (n + m)) * m / dispersion
@@ -217,23 +219,26 @@ def _rare_noise(
 def _tail_of(reference: NDArray[np.float64], n: int, *, has_values: bool) -> SkewedTail:
     """The statistic's distribution when reference and window come from the same population."""
     m = int(reference.sum())
+    filled = reference[reference > 0]
+    if has_values and min(filled) * min(1, n / m) >= _AMPLE_ROWS:
+        return SkewedTail.chi_square(len(filled) - 1)
     digits = np.format_float_scientific
-    chances = sorted((float(digits(chance, 1)) for chance in reference[reference > 0] / m), reverse=True)
+    chances = sorted((float(digits(chance, 1)) for chance in filled / m), reverse=True)
     return _replayed(tuple(chances), _rounded(m), _rounded(n), has_values)
 
 
 @functools.lru_cache(maxsize=4096)
 def _replayed(chances: tuple[float, ...], m: int, n: int, has_values: bool) -> SkewedTail:
     """As `_tail_of`, for rounded sizes and the shares of the bins in any order: features of one shape share a replay."""
-    filled = np.array([*chances, 0.0, 0.0])
-    beyond = filled.copy()
-    if not has_values:
-        # The next of m + 1 values is the largest with a probability of 1 / (m + 1), and likewise the smallest: it falls
-        # beyond an edge that the reference itself, by its making, has nothing beyond.
-        beyond[-2:] = 1 / (m + 1)
     rng = np.random.default_rng(_SEED)
+    filled = np.array([*chances, 0.0, 0.0])
+    beyond = np.tile(filled, (REPLAYS, 1))
+    if not has_values:
+        # The share of the population beyond the largest of m values varies as an exponential of mean 1 / m, and likewise
+        # below the smallest: edges that the reference itself, by its making, has nothing beyond.
+        beyond[:, -2:] = rng.exponential(1 / m, (REPLAYS, 2))
     references = rng.multinomial(m, filled / filled.sum(), size=REPLAYS)
-    windows = rng.multinomial(n, beyond / beyond.sum(), size=REPLAYS)
+    windows = rng.multinomial(n, beyond / beyond.sum(axis=1, keepdims=True))
     statistic = _UNIT * (n / (n + m)) * m * jensen_shannon(references, windows) ** 2
     mean, deviation = float(statistic.mean()), float(statistic.std())
     if not deviation:

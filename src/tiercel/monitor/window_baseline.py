@@ -49,11 +49,13 @@ class Baseline:
         number: of the last record that made a window; 0 before the first.
         end_us: when it was taken.
         sources: who counted -> description -> cells.
+        problems: of records since the last window, which the next one is to tell.
     """
 
     number: int
     end_us: int
     sources: dict[str, ByWhat]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -87,9 +89,9 @@ def difference(before: dict[str, ByWhat], now: dict[str, Totals], descriptions: 
             descriptions[what] = text
             cells[what] = counts.cells
         made.problems += totals.problems
-        if totals.problems:  # unread parts keep their baseline
-            for what, known in before.get(name, {}).items():
-                cells.setdefault(what, known)
+        if totals.problems:  # what was not read, or only in part, keeps its baseline
+            kept = {what: known for what, known in before.get(name, {}).items() if _is_less(cells.get(what), known)}
+            cells.update(kept)
     workers = [name for name in made.sources if name != GONE]
     for name in workers:
         for what, counted in made.sources[name].items():
@@ -146,7 +148,7 @@ def write_baseline(directory: Path, baseline: Baseline) -> None:
         for name, by_what in baseline.sources.items()
     }
     head = _HEAD.pack(_MAGIC, baseline.number, baseline.end_us)
-    write_durably(directory / BASELINE_FILE, head + msgpack.packb(sources))
+    write_durably(directory / BASELINE_FILE, head + msgpack.packb([sources, list(baseline.problems)]))
 
 
 def read_baseline(directory: Path) -> Baseline | None:
@@ -164,14 +166,15 @@ def read_baseline(directory: Path) -> Baseline | None:
         magic, number, end_us = _HEAD.unpack_from(data)
         if magic != _MAGIC:
             raise ValueError(magic)
-        found: dict[str, Any] = msgpack.unpackb(data[_HEAD.size :])
+        found: dict[str, Any]
+        found, problems = msgpack.unpackb(data[_HEAD.size :])
         sources = {
             name: {what: unpack_cells(packed, n_cells) for what, (n_cells, packed) in by_what.items()}
             for name, by_what in found.items()
         }
     except UNREADABLE as error:
         raise ValueError(f"{directory / BASELINE_FILE}: expected a baseline of windows, got: {error!r}") from error
-    return Baseline(number, end_us, sources)
+    return Baseline(number, end_us, sources, tuple(map(str, problems)))
 
 
 def last_number(directory: Path) -> int:

@@ -47,6 +47,7 @@ HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 _JUMP_US = 2_000_000
 _LOCK = "lock"
 _MAX_TRIES = 8
+_MAX_PROBLEMS = 8
 _MAX_STEPS = 100_000
 
 T = TypeVar("T")
@@ -75,6 +76,7 @@ class WindowStore:
         self._directory = state_dir / WINDOWS
         self._hours_after_us, self._days_after_us, self._keep_days = hours_after_us, days_after_us, keep_days
         self._files: dict[str, WindowFile] = {}
+        self._unreadable: dict[str, str] = {}
         self._descriptions: dict[str, Description] = {}
         self._compacted_hour: int | None = None
         self.problems: tuple[str, ...] = ()
@@ -135,9 +137,7 @@ class WindowStore:
 
     def versions(self) -> list[tuple[str, int]]:
         """Every model version that has a window, sorted."""
-        return self._read(
-            lambda: sorted({self._describe(what).owner for file in self._valid_files() for what in file.entries})
-        )
+        return self._read(lambda: sorted(self._owners()))
 
     def span_us(self) -> tuple[int, int] | None:
         """Begin of the oldest window and end of the newest; None without any."""
@@ -163,6 +163,9 @@ class WindowStore:
         descriptions: dict[str, str] = {}
         try:
             before = read_baseline(self._directory)
+            # One window and no baseline is what a first record leaves that did not come to its end.
+            if before is None and self._last_written() > 1:
+                raise ValueError(f"{self._directory}: the baseline of its windows is gone")  # noqa: TRY301 - handled like a damaged one
         except ValueError as error:
             # What was counted meanwhile cannot be told from what was recorded: better no window than one too many.
             made = difference({}, sources, descriptions)
@@ -174,6 +177,7 @@ class WindowStore:
             made = difference(before.sources, sources, descriptions)
         begin_us, end_us, n_jumps = _span(before.end_us, now_us, elapsed_us)
         self.problems = tuple(made.problems)
+        problems = tuple(dict.fromkeys((*before.problems, *made.problems)))
         number = before.number
         n_requests = 0
         if made.counts:
@@ -183,18 +187,20 @@ class WindowStore:
             number += 1
             write_window_file(
                 self._directory, number, number, (begin_us, end_us), made.counts, n_clock_jumps=n_jumps,
-                problems=made.problems,
+                problems=problems,
             )  # fmt: skip
-        write_baseline(self._directory, Baseline(number, end_us, made.sources))
+            problems = ()
+        write_baseline(self._directory, Baseline(number, end_us, made.sources, problems[:_MAX_PROBLEMS]))
         if end_us // HOUR_US != self._compacted_hour:
             self._compact(now_us)
             self._compacted_hour = end_us // HOUR_US
         return n_requests
 
     def _keep_description(self, what: str, text: str) -> None:
-        path = self._description_path(what)
-        if not path.exists():
-            write_durably(path, text.encode())
+        try:
+            self._describe(what)
+        except (OSError, ValueError):  # not there yet, or damaged
+            write_durably(self._description_path(what), text.encode())
 
     def _description_path(self, what: str) -> Path:
         return self._directory / f"what-{what}.json"
@@ -261,7 +267,7 @@ class WindowStore:
         raise AssertionError
 
     def _valid_files(self) -> list[WindowFile]:
-        """Files that count, in the order they were recorded. Damaged ones are left out and named in `problems`."""
+        """Files that count, in the order they were recorded. Damaged ones are left out, and every window says so."""
         files: list[WindowFile] = []
         for _ in range(2):  # a directory that is read while files are merged may show neither the pieces nor the whole
             files = self._listed_files()
@@ -277,6 +283,7 @@ class WindowStore:
             return []
         if len(self._files) > 2 * len(names):  # many were merged since
             self._files = {name: file for name, file in self._files.items() if name in names}
+        self._unreadable = {name: text for name, text in self._unreadable.items() if name in names}
         numbered = sorted(
             (numbers[0], -numbers[1], name) for name in names if (numbers := numbers_of(name)) and numbers[1] <= last
         )
@@ -299,23 +306,29 @@ class WindowStore:
             except FileNotFoundError:
                 raise
             except UNREADABLE as error:
-                self._note(f"{error}")
+                self._unreadable[name] = f"a window cannot be read, and whatever was counted in it is absent: {error}"
                 return None
             self._files[name] = file
         return file
 
-    def _note(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems = (*self.problems, problem)
-
     def _describe(self, what: str) -> Description:
         found = self._descriptions.get(what)
         if found is None:
-            text = self._description_path(what).read_text()
+            try:
+                text = self._description_path(what).read_text()
+            except FileNotFoundError as error:  # written before the windows that name it, and never removed
+                raise ValueError(f"{self._description_path(what)}: it is gone") from error
             if hashlib.sha256(text.encode()).hexdigest() != what:
                 raise ValueError(f"{self._description_path(what)}: its bytes are not those that were written")
             found = self._descriptions[what] = Description(text)
         return found
+
+    def _owners(self) -> set[tuple[str, int]]:
+        owners = set()
+        for what in {what for file in self._valid_files() for what in file.entries}:
+            with contextlib.suppress(*UNREADABLE):  # a window that needs it says so
+                owners.add(self._describe(what).owner)
+        return owners
 
     def _merged(self, model: str, version: int, begin_us: int, end_us: int) -> Window | None:
         files = [file for file in self._valid_files() if begin_us < file.middle_us <= end_us]
@@ -375,6 +388,7 @@ class WindowStore:
         for window in same[1:]:
             whole += window
         problems += [problem for file in spans for problem in file.problems]
+        problems += self._unreadable.values()  # of whichever time
         return replace(
             whole,
             n_clock_jumps=sum(file.n_clock_jumps for file in spans),
