@@ -8,12 +8,14 @@ import numpy as np
 from tests.support.projects import write_project
 
 from tiercel import Project
+from tiercel.monitor.alerts import AlertClass, AlertStore, Finding, Look, TopFeature
 from tiercel.monitor.drift import find_compared
 from tiercel.monitor.drift_metrics import save_reports
 from tiercel.monitor.labels import LabelStore
 from tiercel.monitor.predictions import PredictionTable
 from tiercel.monitor.recording import Recorder
 from tiercel.monitor.reference import REFERENCE_FILE, Reference
+from tiercel.monitor.watch_state import WatchState
 from tiercel.monitor.windows import WindowStore
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import JournalSettings, MonitorSettings
@@ -144,6 +146,36 @@ def seed_outcomes(state_dir, plans, *, now_us, days=7, per_day=400, seed=0, moni
     return len(events)
 
 
+def seed_alerts(state_dir, *, now_us, model="late", version=2):
+    """Three alerts: one that pages, one of the population, and one that somebody took care of; and a watch that looked."""
+    store = AlertStore(state_dir)
+    common = {"model": model, "version": version, "begin_us": now_us - HOUR_US, "end_us": now_us, "n": 3702}
+    findings = [
+        Finding(
+            cause="population:late:2", alert_class=AlertClass.POPULATION, subject="others are asking than it was trained on",
+            effect=0.179, effect_name="Jensen-Shannon distance", threshold=0.1,
+            features=(TopFeature("dep_delay_30d", 0.179, "50.7 % of the values are 6.516 or more, 35.1 % in training"),),
+            message="dep_delay_30d and the score are distributed otherwise than in training.",
+            command=f"tiercel drift {model}:{version} --window 1h", **common,
+        ),
+        Finding(
+            cause="pipeline:source:weather", alert_class=AlertClass.PIPELINE, subject="the source weather",
+            effect=0.35, effect_name="share of missing values", threshold=0.04,
+            features=(TopFeature("wind_speed", 0.35, "Missing in 35.2 % of rows, 2.0 % in training"),
+                      TopFeature("visibility", 0.33, "Missing in 33.0 % of rows, 1.9 % in training")),
+            message="Two features of the view weather are missing far more often than in training.",
+            command=f"tiercel drift {model}:{version} --window 1h", **common,
+        ),
+    ]  # fmt: skip
+    for back in (2, 1):
+        store.update([Look("hour", tuple(findings))], now_us - back * MINUTE_US)
+    first = store.find_all()[-1]
+    store.acknowledge(first.id, by="ann", note="winter timetable; retraining on Thursday", now_us=now_us)
+    state = WatchState.load(state_dir)
+    state.turns, state.last_turn_us = 412, now_us - 20_000_000
+    state.save(state_dir)
+
+
 def small_project(directory, *, now_us):
     """A project of five models and a feature service, in all states a page can show."""
     write_project(directory)
@@ -188,6 +220,7 @@ def small_project(directory, *, now_us):
     )
     with Registry.for_state(state) as registry:
         seed_drift(state, registry, [late2, late3, minutes, fraud, basket], now_us=now_us)
+    seed_alerts(state, now_us=now_us)
     seed_outcomes(
         state,
         [(late2, 1.0, 0, 0.95), (late3, 0.12, CHALLENGER, 0.9), (minutes, 0.4, 0, 1.0)],
@@ -200,6 +233,8 @@ def small_project(directory, *, now_us):
 SETTINGS = """
 [project]
 name = "flights"
+[monitor]
+enabled = false
 [models.late.value]
 threshold = 0.4
 unit = "EUR"

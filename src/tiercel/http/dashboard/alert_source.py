@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tiercel.errors import RequestError
+from tiercel.monitor.alerts import AlertStore
+from tiercel.monitor.watch_state import WatchState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,21 +105,19 @@ class AlertSource:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        try:
-            module = importlib.import_module("tiercel.monitor.alerts")
-        except ModuleNotFoundError:
-            module = None
-        self._store: Any = None if module is None else module.AlertStore(settings.state_dir)
+        self._store = AlertStore(settings.state_dir)
 
-    def read(self, *, with_resolved: bool = False) -> list[AlertRow] | None:
-        """Alerts, those that last first and then the newest; None where this installation keeps none.
+    def read(self, *, with_resolved: bool = False) -> list[AlertRow]:
+        """Alerts, those that last first and then the newest.
 
         Raises:
             AlertFileError, MonitorStorageError: as the store.
         """
-        if self._store is None:
-            return None
-        return [AlertRow.of(alert.to_json()) for alert in self._store.list(with_resolved=with_resolved)]
+        return [AlertRow.of(alert.to_json()) for alert in self._store.find_all(with_resolved=with_resolved)]
+
+    def watch(self) -> WatchState:
+        """How who looks for alerts is doing."""
+        return WatchState.load(self._settings.state_dir)
 
     def act(self, alert_id: str, action: str, form: Mapping[str, str]) -> None:
         """Acknowledge, silence or resolve an alert.
@@ -132,7 +131,7 @@ class AlertSource:
             RequestError: none of these.
             AlertNotFoundError, AlertStateError, AlertFileError, MonitorStorageError: as the store.
         """
-        if not (alert_id.isascii() and alert_id.isdigit() and len(alert_id) <= _MAX_ID_DIGITS) or self._store is None:
+        if not (alert_id.isascii() and alert_id.isdigit() and len(alert_id) <= _MAX_ID_DIGITS):
             raise RequestError(f"Expected the number of an alert, got {alert_id[:30]!r}")
         by = form.get("by", "").strip()[:_MAX_TEXT_CHARS] or "dashboard"
         said: dict[str, Any] = {"by": by, "note": form.get("note", "").strip()[:_MAX_TEXT_CHARS]}

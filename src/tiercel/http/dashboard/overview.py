@@ -111,6 +111,8 @@ class Overview:
         rows: in the order asked for.
         window, sort: as asked for.
         problems: what could not be read, in words.
+        n_alerts: open ones; None: they cannot be read.
+        watched_us: when somebody last looked for alerts; 0: never.
     """
 
     rows: Sequence[ModelRow]
@@ -124,6 +126,7 @@ class Overview:
     slowest: ModelRow | None
     problems: Sequence[str] = ()
     n_workers: int = 0
+    watched_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Sources:
     judged: Mapping[str, Judged | Pending | Failed | None]
     alerts: Sequence[AlertRow] | None
     problems: Sequence[str] = field(default_factory=tuple)
+    watched_us: int = 0
 
 
 def build(sources: Sources, *, window: str, sort: str) -> Overview:
@@ -162,6 +166,7 @@ def build(sources: Sources, *, window: str, sort: str) -> Overview:
         slowest=max(measured, key=lambda row: row.latency.p999_us / (row.latency.bound_us or 1), default=None),
         problems=sources.problems,
         n_workers=sources.live.totals.n_live,
+        watched_us=sources.watched_us,
     )
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from tiercel.http.dashboard.alert_source import AlertRow
     from tiercel.http.dashboard.assets import Assets
     from tiercel.http.dashboard.judged import Judged
     from tiercel.http.dashboard.readings import ModelFacts
@@ -181,6 +180,7 @@ class Pages:
             judged=judged,
             alerts=_tried(self._alerts.read, None, problems),
             problems=problems,
+            watched_us=_tried(lambda: self._alerts.watch().last_turn_us, 0, problems),
         )
         page = overview.build(sources, window=window, sort=sort)
         return "overview.html", {"page": page}
@@ -195,7 +195,7 @@ class Pages:
     ) -> tuple[str, dict[str, Any]]:
         now_us = time.time_ns() // 1000
         served = model_view.read_served(self._readings, version, asked, now_us)
-        alerts = [alert for alert in self._alerts.read() or () if alert.model == model.name]
+        alerts = [alert for alert in _tried(self._alerts.read, [], []) if alert.model == model.name]
         page = model_view.build(
             self._settings, model, version, asked, served, self._readings.live(), judged,
             self._readings.history(model.name), alerts, n_versions,
@@ -222,8 +222,12 @@ class Pages:
         return "service.html", {"page": page, "size": feature_view.describe_size}
 
     def _alert_page(self, show: str) -> tuple[str, dict[str, Any]]:
-        alerts: list[AlertRow] | None = self._alerts.read(with_resolved=show == "all")
-        return "alerts.html", {"alerts": alerts, "show": show}
+        watch = self._alerts.watch()
+        failing = [(name, step.last_error) for name, step in sorted(watch.steps.items()) if step.last_error]
+        return "alerts.html", {
+            "alerts": self._alerts.read(with_resolved=show == "all"), "show": show, "watch": watch, "failing": failing,
+            "every_s": self._settings.monitor.interval_s,
+        }  # fmt: skip
 
     def _judged(self, version: ModelVersion | None, span: str) -> Judged | Pending | Failed | None:
         if version is None:
