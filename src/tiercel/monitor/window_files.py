@@ -179,15 +179,25 @@ def unpack_cells(data: bytes, n_cells: int) -> NDArray[np.uint64]:
     Raises:
         one of UNREADABLE: not what it wrote.
     """
+    places, values = unpack_places(data)
+    cells = np.zeros(n_cells, np.uint64)
+    cells[places] = values
+    return cells
+
+
+def unpack_places(data: bytes) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.unsignedinteger[Any]]]:
+    """Places, ascending, and values of the cells that are not zero: what to read who needs few of them.
+
+    Raises:
+        one of UNREADABLE: not what `pack_cells` wrote.
+    """
     if len(data) < 6:
         raise ValueError("cells that were cut short")
     n, place_bytes, value_bytes = struct.unpack_from("<IBB", data)
     if len(data) != 6 + n * (place_bytes + value_bytes):
         raise ValueError("cells of another length than they say")
-    cells = np.zeros(n_cells, np.uint64)
     places = np.frombuffer(data, f"<u{place_bytes}", n, 6)
-    cells[places] = np.frombuffer(data, f"<u{value_bytes}", n, 6 + n * place_bytes)
-    return cells
+    return places, np.frombuffer(data, f"<u{value_bytes}", n, 6 + n * place_bytes)
 
 
 def write_durably(path: Path, content: bytes) -> None:
