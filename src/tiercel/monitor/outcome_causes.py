@@ -18,8 +18,8 @@ from tiercel.types import Task
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tiercel.monitor.cohorts import GroupKey
     from tiercel.monitor.concept import ConceptStatus
-    from tiercel.monitor.outcomes import GroupKey
     from tiercel.monitor.review import Review
 
 __all__ = ["OutcomeWindow", "newest_mature", "outcome_look", "pooled"]

@@ -27,9 +27,9 @@ from tiercel.monitor.causes import BaseAge, Judged, base_look, drift_look
 from tiercel.monitor.concept_state import ConceptStore
 from tiercel.monitor.drift import AGAINST, find_compared
 from tiercel.monitor.drift_metrics import REPORTS_FILE, save_reports
-from tiercel.monitor.joined import open_outcomes
 from tiercel.monitor.labels import LabelStore
 from tiercel.monitor.outcome_causes import OutcomeWindow, changes_of, newest_mature, outcome_look
+from tiercel.monitor.outcomes import open_outcomes
 from tiercel.monitor.predictions import PredictionTable
 from tiercel.monitor.review import review
 from tiercel.monitor.routing import Router

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tiercel.monitor.business import value_report
-from tiercel.monitor.joined import open_outcomes
+from tiercel.monitor.outcomes import open_outcomes
 from tiercel.monitor.performance import choose_cohort, performance_report
 from tiercel.monitor.predictions import PREDICTIONS
 from tiercel.types import Task
