@@ -39,9 +39,8 @@ BINS = 25
 REPLAYS = 4000
 #: Part of a window's probability that is spent on distributions; the rest is for shares of missing values.
 DISTRIBUTION_PART = 0.9
-#: Part of a feature's probability for each of its two distances. They add up to more than one because chance often reaches
-#: both at once; `bench_drift` counts what comes of it.
-EACH_PART = 0.55
+#: Part of a feature's probability for each of its two distances.
+EACH_PART = 0.5
 #: With fewer expected rows outside of the commonest bin, such rows are counted instead of fitted.
 _RARE_ROWS = 10.0
 #: Where the Kolmogorov-Smirnov distances of a replay are compared with their limit's quantiles.
