@@ -148,6 +148,7 @@ class ModelPage:
     problem: str
     performance: PerformanceReport | None
     performance_note: str
+    is_pending: bool
     performance_chart: charts.Chart | None
     calibration_chart: charts.Chart | None
     metric_title: str
@@ -251,6 +252,7 @@ def build(
         problem=served.problem,
         performance=performance,
         performance_note=_why_not(judged),
+        is_pending=isinstance(judged, Pending),
         performance_chart=_performance_chart(judged, metric, title),
         calibration_chart=_calibration(judged, version.version),
         metric_title=title,
@@ -361,8 +363,6 @@ def _why_not(judged: Judged | Pending | Failed | None) -> str:
         return "Being computed; it appears here when it is there."
     if isinstance(judged, Failed):
         return judged.reason
-    if judged is None:
-        return ""
     return ""
 
 

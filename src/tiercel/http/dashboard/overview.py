@@ -77,6 +77,7 @@ class Figure:
     value: str = ""
     detail: str = ""
     reason: str = ""
+    is_pending: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def drift_cell(report: Mapping[str, Any] | None) -> Drift:
 def figures(model: ModelFacts, judged: Judged | Pending | Failed | None) -> tuple[Figure, Figure]:
     """The headline of how well a model does, and of what it was worth."""
     if isinstance(judged, Pending):
-        waiting = Figure(reason="being computed")
+        waiting = Figure(reason="being computed", is_pending=True)
         return waiting, waiting
     if isinstance(judged, Failed):
         return Figure(reason=judged.reason), Figure(reason=judged.reason)

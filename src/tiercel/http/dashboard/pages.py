@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -79,7 +80,9 @@ class Pages:
         """The first page."""
         window = _choice(request, "window", overview.WINDOWS, _WINDOW)
         sort = _choice(request, "sort", overview.SORTS, _SORT)
-        models = await self._shelf.get("models", self._or(self._readings.models, ()), FRESH_S)
+        models: tuple[ModelFacts, ...] = ()
+        with contextlib.suppress(TiercelError, OSError):  # said on the page, which reads them again
+            models = await self._shelf.get("models", self._readings.models, FRESH_S)
         judged = {model.name: self._judged(model.champion, _SPAN) for model in models}
         return await self._page(request, ("overview", window, sort), lambda: self._overview(window, sort, judged))
 
@@ -234,9 +237,6 @@ class Pages:
             return None
         key = ("judged", version.name, span)  # of all its versions; this one says what they predict
         return self._shelf.peek(key, lambda: judge(self._settings, version, span=span), REPORTS_S)
-
-    def _or(self, read: Callable[[], T], otherwise: T) -> Callable[[], T]:
-        return lambda: _tried(read, otherwise, [])
 
 
 def _tried(read: Callable[[], T], otherwise: T, problems: list[str]) -> T:
