@@ -42,7 +42,9 @@ class Admin:
     def __init__(self, directory):
         self.plane = ControlPlane(load_settings(directory))
         self._runner = asyncio.Runner()
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(self.plane, client=("127.0.0.1", 1)), base_url=HOST)
+        self._client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.plane, client=("127.0.0.1", 1)), base_url=HOST
+        )
 
     def get(self, path, **options):
         return self._runner.run(self._client.get(path, **options))

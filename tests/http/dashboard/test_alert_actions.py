@@ -29,7 +29,11 @@ def test_a_form_acknowledges_silences_and_resolves(alerts):
     reply = admin.post("/alerts/2/acknowledge", data={"by": "cem", "note": "called the feed's owner"}, headers=OWN)
     assert (reply.status_code, reply.headers["location"]) == (303, "/alerts?show=all#alert-2")
     alert = store.get(2)
-    assert (alert.state, alert.history[-1].by, alert.history[-1].note) == ("acknowledged", "cem", "called the feed's owner")
+    assert (alert.state, alert.history[-1].by, alert.history[-1].note) == (
+        "acknowledged",
+        "cem",
+        "called the feed's owner",
+    )
     page = admin.get("/alerts?show=all").text
     assert "called the feed&#39;s owner" in page
     before_us = time.time_ns() // 1000
@@ -82,7 +86,9 @@ def test_looking_changes_nothing(alerts):
         pytest.param({"origin": "http://127.0.0.1:9999"}, id="another port"),
         pytest.param({"origin": HOST, "sec-fetch-site": "same-site"}, id="another port of the site, says the browser"),
         pytest.param({"sec-fetch-site": "cross-site"}, id="another site, says the browser"),
-        pytest.param({"origin": "http://evil.example:8001", "host": "evil.example:8001"}, id="a name that was made to point here"),
+        pytest.param(
+            {"origin": "http://evil.example:8001", "host": "evil.example:8001"}, id="a name that was made to point here"
+        ),
     ],
 )
 def test_other_pages_cannot_act(alerts, headers):
@@ -97,7 +103,12 @@ def test_other_pages_cannot_act(alerts, headers):
 
 @pytest.mark.parametrize(
     ("host", "own_host"),
-    [("localhost:8001", "127.0.0.1"), ("[::1]:8001", "::1"), ("10.1.2.3:8001", "0.0.0.0"), ("models.internal", "models.internal")],
+    [
+        ("localhost:8001", "127.0.0.1"),
+        ("[::1]:8001", "::1"),
+        ("10.1.2.3:8001", "0.0.0.0"),
+        ("models.internal", "models.internal"),
+    ],
 )
 def test_own_names_are_accepted(host, own_host):
     """Addresses, localhost and the configured name are this server; behind TLS the scheme differs."""

@@ -188,7 +188,9 @@ def test_a_page_stays_live(browser, pages_are_installed, tmp_path):
         for letter in "cem":
             browser.press(letter)
         store.resolve(1, by="ann", now_us=time.time_ns() // 1000)
-        browser.wait_until("fetch('?part=main').then((reply) => reply.text()).then((text) => !text.includes('id=\"alert-1\"'))")
+        browser.wait_until(
+            "fetch('?part=main').then((reply) => reply.text()).then((text) => !text.includes('id=\"alert-1\"'))"
+        )
         looked = "performance.getEntriesByType('resource').filter((each) => each.initiatorType === 'fetch').length"
         wait_live(browser, f"{looked} > {browser.run(looked) + 2}")  # while somebody types nothing is replaced
         assert browser.run("document.querySelectorAll('article').length") == 2

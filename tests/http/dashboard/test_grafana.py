@@ -51,7 +51,11 @@ def test_panels_do_not_overlap():
     cells = set()
     for panel in panels:
         place = panel["gridPos"]
-        own = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        own = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert panel["title"]
         assert place["x"] + place["w"] <= 24
         assert not own & cells, panel["title"]

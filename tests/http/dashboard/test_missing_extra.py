@@ -18,7 +18,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name):
     import asyncio
 
     found = importlib.util.find_spec
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda each: None if each == name else found(each) or object())
+    monkeypatch.setattr(
+        assets.importlib.util, "find_spec", lambda each: None if each == name else found(each) or object()
+    )
     monkeypatch.setattr(assets.Assets, "__init__", lambda self: setattr(self, "_assets", {}))
     (tmp_path / "tiercel.toml").write_text("[monitor]\nenabled = false\n")
 

@@ -18,10 +18,11 @@ from tiercel.registry import Registry
 HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}</script>"
 
 
+VOID = {"meta", "link", "input", "br", "img", "hr"}
+
+
 class Text(HTMLParser):
     """The text of a page, and what is wrong with its nesting."""
-
-    VOID = {"meta", "link", "input", "br", "img", "hr"}
 
     def __init__(self, page):
         super().__init__()
@@ -32,7 +33,7 @@ class Text(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.ids += [value for name, value in attrs if name == "id"]
         self.wrong += [f"{tag} has {name}" for name, _ in attrs if name == "style" or name.startswith("on")]
-        if tag not in self.VOID:
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -154,12 +155,18 @@ def test_charts_hold_the_same_numbers_as_their_tables(admin):
     """A chart's JSON can be read, has as many points as its table has rows, and no colour but by a variable's name."""
     page = admin.wait_for("/models/late", "Calibration")
     charts = re.findall(r'<script type="application/json" data-of="([^"]*)">(.*?)</script>', page, re.DOTALL)
-    assert {"traffic", "latency", "performance", "calibration", "dist-score-0", "dist-feature-0"} <= {name for name, _ in charts}
+    assert {"traffic", "latency", "performance", "calibration", "dist-score-0", "dist-feature-0"} <= {
+        name for name, _ in charts
+    }
     for name, text in charts:
         chart = json.loads(text)
         table = re.search(rf'<details id="table-{name}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
         n_rows = table.count("<tr>")
-        assert n_rows == max(len(trace["x"]) for trace in chart["traces"]) or name in {"performance", "traffic", "latency"}
+        assert n_rows == max(len(trace["x"]) for trace in chart["traces"]) or name in {
+            "performance",
+            "traffic",
+            "latency",
+        }
         assert n_rows > 0
         for trace in chart["traces"]:
             colours = re.findall(r'"(?:color|fillcolor)": "([^"]*)"', json.dumps(trace))
@@ -272,7 +279,9 @@ def test_hostile_names_and_reasons_are_text(admin_of, tmp_path):
         assert "49" not in re.findall(r"onerror[^<]{0,40}", page)
         if path != "/alerts":
             assert html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
-    charts = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', admin.get("/models/odd").text, re.DOTALL)
+    charts = re.findall(
+        r'<script type="application/json"[^>]*>(.*?)</script>', admin.get("/models/odd").text, re.DOTALL
+    )
     assert charts
     assert all("<" not in text for text in charts)
     assert admin.get(f"/models/{HOSTILE.replace('/', '')}").status_code == 404

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tiercel.http.dashboard import links, words
-from tiercel.http.dashboard.judged import Judged
 from tiercel.http.dashboard.shelf import Failed, Pending
 from tiercel.http.dashboard.spark import Spark, spark
 from tiercel.types import Tier
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tiercel.http.dashboard.alert_source import AlertRow
+    from tiercel.http.dashboard.judged import Judged
     from tiercel.http.dashboard.readings import Live, ModelFacts
     from tiercel.monitor.traffic import Traffic
     from tiercel.settings import Settings
@@ -233,7 +233,9 @@ def figures(model: ModelFacts, judged: Judged | Pending | Failed | None) -> tupl
         return figure, Figure(reason="no outcomes yet" if worth is None else worth.total.reason)
     each = worth.per_prediction.value
     return figure, Figure(
-        "", words.money(worth.total.value, judged.value.unit), f"{words.number(each)} per answer" if each is not None else ""
+        "",
+        words.money(worth.total.value, judged.value.unit),
+        f"{words.number(each)} per answer" if each is not None else "",
     )
 
 

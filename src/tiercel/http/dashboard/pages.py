@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from tiercel.http.dashboard.alert_source import AlertRow
     from tiercel.http.dashboard.assets import Assets
     from tiercel.http.dashboard.judged import Judged
     from tiercel.http.dashboard.readings import ModelFacts
@@ -98,9 +99,7 @@ class Pages:
         model = next((each for each in models if each.name == name), None)
         if model is None:
             raise ModelNotFoundError(f"Expected a registered model, got {name[:80]!r}")
-        version = await self._shelf.get(
-            ("versions", name), lambda: self._readings.versions(name), FRESH_S
-        )
+        version = await self._shelf.get(("versions", name), lambda: self._readings.versions(name), FRESH_S)
         chosen = _version(request, model, version)
         asked = model_view.Asked(
             version=chosen.version,
@@ -111,7 +110,9 @@ class Pages:
         )
         judged = self._judged(chosen, asked.span)
         return await self._page(
-            request, ("model", name, asked, type(judged)), lambda: self._model(model, chosen, asked, judged, len(version))
+            request,
+            ("model", name, asked, type(judged)),
+            lambda: self._model(model, chosen, asked, judged, len(version)),
         )
 
     async def services(self, request: Request) -> bytes:
@@ -148,7 +149,9 @@ class Pages:
 
     # -- put together, off the event loop
 
-    async def _page(self, request: Request, key: tuple[Any, ...], make: Callable[[], tuple[str, dict[str, Any]]]) -> bytes:
+    async def _page(
+        self, request: Request, key: tuple[Any, ...], make: Callable[[], tuple[str, dict[str, Any]]]
+    ) -> bytes:
         """A rendered page, or the part of it that is looked for anew; kept for a moment."""
         is_part = request.query_params.get("part") == "main"
         path = request.url.path
@@ -164,7 +167,8 @@ class Pages:
     def _render(self, name: str, is_part: bool, path: str, **values: Any) -> bytes:
         template = self._templates.get_template(name)
         now_us = time.time_ns() // 1000
-        return template.render(is_part=is_part, path=path, now_us=now_us, **values).encode("utf-8", "replace")
+        text: str = template.render(is_part=is_part, path=path, now_us=now_us, **values)
+        return text.encode("utf-8", "replace")
 
     def _overview(
         self, window: str, sort: str, judged: Mapping[str, Judged | Pending | Failed | None]
@@ -175,9 +179,7 @@ class Pages:
         sources = overview.Sources(
             settings=self._settings,
             models=_tried(self._readings.models, (), problems),
-            traffic=_tried(
-                lambda: self._readings.traffic(now_us - length_us, now_us, overview.N_STEPS), {}, problems
-            ),
+            traffic=_tried(lambda: self._readings.traffic(now_us - length_us, now_us, overview.N_STEPS), {}, problems),
             live=_tried(self._readings.live, Live(Totals(), None), problems),
             drift=_tried(self._readings.drift, {}, problems),
             judged=judged,
@@ -198,7 +200,8 @@ class Pages:
     ) -> tuple[str, dict[str, Any]]:
         now_us = time.time_ns() // 1000
         served = model_view.read_served(self._readings, version, asked, now_us)
-        alerts = [alert for alert in _tried(self._alerts.read, [], []) if alert.model == model.name]
+        known: list[AlertRow] = _tried(self._alerts.read, [], [])
+        alerts = [alert for alert in known if alert.model == model.name]
         page = model_view.build(
             self._settings, model, version, asked, served, self._readings.live(), judged,
             self._readings.history(model.name), alerts, n_versions,
