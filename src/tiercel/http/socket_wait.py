@@ -2,7 +2,8 @@
 
 The kernel does not say when bytes came, so a byte of our own is sent after them: it stands behind every socket that is ready,
 in the same list (`epoll` hands out ready descriptors first come, first served), and so it takes as long as a request that
-comes at the same moment. One is on its way at a time, and only while requests are read: an idle server sends none.
+comes at the same moment. One is on its way at a time, and only while requests are read: an idle server sends none, but one
+after a long wait, which shows whether it is over.
 """
 
 from __future__ import annotations
@@ -50,10 +51,13 @@ class SocketWait:
         if since_ns > STALE_NS + self._last_ns:
             self._last_ns = 0
         if since_ns >= PERIOD_NS:
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._sender.fileno(), b"?")
-                self._sent_ns = now_ns
+            self._send(now_ns)
         return self._last_ns
+
+    def _send(self, now_ns: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._sender.fileno(), b"?")
+            self._sent_ns = now_ns
 
     def close(self) -> None:
         """End it."""
@@ -67,3 +71,6 @@ class SocketWait:
             self._receiver.recv(64)
         self._seen_ns = self._clock_ns()
         self._last_ns, self._sent_ns = self._seen_ns - self._sent_ns, 0
+        if self._last_ns > PERIOD_NS:
+            # A stall that is over is nobody's wait any more. In a backlog this one comes back as late.
+            self._send(self._seen_ns)

@@ -56,6 +56,8 @@ BUDGET_US = Tier.NEAR_REALTIME.budget_us or 0
 MAX_STRIKES = 3
 #: How long the event loop is waited for before its work is done by `poll`.
 PATIENCE_NS = 1_000_000
+#: What was learned so long ago, and asked for so often since, is doubted: who is refused for it would never teach otherwise.
+DOUBT_NS, DOUBT_ASKED = 250_000_000, 16
 #: A batch that is so much later than foreseen hangs; its waiters are told, since nothing can interrupt it.
 STUCK_NS = 1_000_000_000
 
@@ -147,9 +149,10 @@ class Batcher:
         self._running: _Batch | None = None
         self._is_stuck = False
         self._is_woken, self._woken_ns = False, 0
-        self._is_ending = False
+        self._is_busy = False  # who is told something may come back with the next request, and poll
         self._is_closing = False
         self._n_open = 0  # accepted and not answered
+        self._learned_ns = self._n_asked = 0  # when a batch was last learned from, and how many asked for that since
         self._drained = asyncio.Event()
         self._watch: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,11 +182,17 @@ class Batcher:
     def predicted_wait_us(self, n_rows: int = 1) -> int:
         """When `n_rows` that come now, behind everything that waits, would be done."""
         now_ns = self._clock()
+        if self._is_doubtful(now_ns):
+            return self.need_us(n_rows)
         return int(self._free_ns(now_ns) - now_ns + self._pace.terms.all_ns(self._lines.n_rows + n_rows)) // 1000
 
     def need_us(self, n_rows: int = 1) -> int:
         """What scoring `n_rows` takes where nothing else waits."""
-        return int(self._pace.terms.all_ns(n_rows)) // 1000
+        self._n_asked += 1
+        needed_ns = int(self._pace.terms.all_ns(n_rows))
+        if self._is_doubtful(self._clock()):
+            needed_ns = min(needed_ns, self._pace.hoped_ns(n_rows))
+        return needed_ns // 1000
 
     def submit(self, rows: NDArray[np.float32], due_ns: int) -> asyncio.Future[NDArray[np.float64]]:
         """Have `rows` scored by `due_ns`.
@@ -245,7 +254,7 @@ class Batcher:
         which the requests that are read would wait for a batch that nobody starts. So whoever reads them calls this. Rounds
         that are short are let be: all they read shares a batch.
         """
-        if self._is_ending:
+        if self._is_busy:
             return
         batch, now_ns = self._running, self._clock()
         if batch is None:
@@ -278,7 +287,12 @@ class Batcher:
         if self._is_closing:
             self.refused["closing"] += 1
             raise self._shut("closing")
+        self._n_asked += 1
         left_ns, needed_ns = waiter.due_ns - now_ns, terms.all_ns(n)
+        if needed_ns > left_ns >= self._pace.hoped_ns(n) and self._is_doubtful(now_ns):
+            self._pace.doubt()
+            terms = self._pace.terms
+            needed_ns = terms.all_ns(n)
         if needed_ns > left_ns:
             self.refused["deadline"] += 1
             raise DeadlineError(
@@ -314,6 +328,11 @@ class Batcher:
         """When the next batch can start, as foreseen."""
         return now_ns if self._running is None else max(now_ns, self._running.ends_ns)
 
+    def _is_doubtful(self, now_ns: int) -> bool:
+        """Whether nothing happens here that would show how long batches take now, though many want to know."""
+        is_idle = self._running is None and not self._lines.n_rows
+        return is_idle and self._n_asked > DOUBT_ASKED and now_ns - self._learned_ns >= DOUBT_NS
+
     # Batches
 
     def _wake(self) -> None:
@@ -323,13 +342,16 @@ class Batcher:
 
     def _start_next(self) -> None:
         """Start a batch, if none runs and somebody waits."""
-        self._is_woken = False
-        while self._running is None and (self._small or self._large or self._alone):
-            now_ns = self._clock()
-            self._expire(now_ns)
-            chosen = next_batch(self._lines, now_ns, self._pace.terms)
-            if chosen:
-                self._start(chosen, now_ns)
+        self._is_woken, self._is_busy = False, True
+        try:
+            while self._running is None and (self._small or self._large or self._alone):
+                now_ns = self._clock()
+                self._expire(now_ns)
+                chosen = next_batch(self._lines, now_ns, self._pace.terms)
+                if chosen:
+                    self._start(chosen, now_ns)
+        finally:
+            self._is_busy = False
         if not self._lines.n_rows:
             self._admission.is_tight = False
 
@@ -377,7 +399,7 @@ class Batcher:
         if batch is not self._running:
             return  # `poll` was first
         now_ns = self._clock()
-        self._running, self._is_stuck, self._is_ending = None, False, True
+        self._running, self._is_stuck, self._is_busy = None, False, True
         error = None if done.cancelled() else done.exception()
         if done.cancelled():
             for waiter, _, _ in batch.parts:
@@ -391,7 +413,6 @@ class Batcher:
             except Exception as failure:  # noqa: BLE001 - out of memory, or our own mistake: nobody may hang for it
                 for waiter, _, _ in batch.parts:
                     self._fail_scoring(waiter, failure)
-        self._is_ending = False
         self._start_next()
 
     def _answer_all(self, batch: _Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
@@ -421,6 +442,7 @@ class Batcher:
         self._close_one()
 
     def _learn(self, batch: _Batch, scored_ns: int, now_ns: int) -> None:
+        self._learned_ns, self._n_asked = now_ns, 0
         self.batches += 1
         self.rows += batch.n_rows
         self.batch_sizes[(batch.n_rows - 1).bit_length()] += 1
