@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tests.monitor.outcome_tables import make_outcomes
 from tests.monitor.recorders import FEATURES, SIGNATURE, make_recorder
 from tests.monitor.test_windows import NO_JOURNAL
 
 from tiercel.errors import RegistryUnavailableError
 from tiercel.features.manifest import MANIFEST_NAME
+from tiercel.monitor import watch
 from tiercel.monitor.alert import AlertState
 from tiercel.monitor.causes import Origin
 from tiercel.monitor.drift_metrics import load_reports
@@ -20,7 +22,7 @@ from tiercel.monitor.reference import Reference
 from tiercel.monitor.watch import Watch, Watched
 from tiercel.monitor.watch_state import LEAST_GAPS, WatchState
 from tiercel.monitor.windows import DAY_US, HOUR_US, WindowStore
-from tiercel.settings import MonitorSettings, Settings
+from tiercel.settings import MonitorSettings, Settings, ValueSettings
 from tiercel.types import Task
 
 START_US = 1_800_000_000_000_000 // HOUR_US * HOUR_US
@@ -326,6 +328,45 @@ def test_a_damaged_manifest_is_found(world):
     assert world.causes == [("pipeline:manifests", "resolved")]
 
 
+def outcomes(n_days, bad=()):
+    """Days of a thousand answers each; labels of bad days contradict the scores."""
+    rng = np.random.default_rng(3)
+    day = np.repeat(np.arange(n_days), 1000)
+    scores = rng.beta(2, 2, len(day))
+    labels = (rng.random(len(day)) < scores).astype(float)
+    labels = np.where(np.isin(day, bad), 1 - labels, labels)
+    times = DAY_US * (START_US // DAY_US) + day * DAY_US + rng.integers(0, DAY_US, len(day))
+    return make_outcomes(len(day), score=scores, label=labels, time=times, delay_us=1_000_000)
+
+
+def test_lost_money_pages_and_lying_scores_do_not(world, monkeypatch):
+    """Each mature day is judged once, a bad one beside the good ones before it; money is over with the first good day.
+
+    Concept is not yet: what scores mean has changed again, and estimates were learned from the bad days too.
+    """
+    value = ValueSettings(
+        true_positive=10, false_positive=-10, true_negative=10, false_negative=-10, label_maturity_s=60.0
+    )
+    world.versions.find = lambda *_: Watched("late", 1, Task.BINARY, REFERENCE, ORIGINS, value)
+    begin_us = DAY_US * (START_US // DAY_US)
+    story = [(8, ()), (8, ()), (9, (8,)), (9, (8,)), (10, (8, 9)), (11, (8, 9))]
+    found = []
+    for n_days, bad in story:
+        monkeypatch.setattr(watch, "open_outcomes", lambda *_, n=n_days, b=bad, **__: outcomes(n, b))
+        jump_us = begin_us + n_days * DAY_US + HOUR_US - world.now_us
+        minutes = jump_us // MINUTE_US if jump_us > 0 else 10
+        state = world.turn(0, minutes=minutes)
+        assert state.problems == []
+        found.append((dict(world.causes), state.outcomes["late:1:champion"].bad_since_us))
+    impact, concept = "impact:late:1:champion", "concept:late:1:champion"
+    both, over = {impact: "open", concept: "open"}, {impact: "resolved", concept: "open"}
+    day_8_us = begin_us + 8 * DAY_US
+    assert found == [({}, None), ({}, None), *[(both, day_8_us)] * 3, (over, None)]
+    alerts = {alert.finding.cause: alert for alert in world.alerts}
+    assert (alerts[impact].pages, alerts[concept].pages) == (True, False)
+    assert alerts[impact].n_found == 2
+
+
 def test_the_state_survives_damage(world):
     """A state file that is cut short is begun anew, and says nothing false meanwhile."""
     for _ in range(3):
@@ -342,9 +383,9 @@ def test_the_state_survives_damage(world):
 
 
 def test_null_traffic_for_days(tmp_path):
-    """Three days of windows of a population that never moves, judged each half hour, hour and day: no alert."""
+    """A day and more of a population that never moves, judged each half hour, hour and day: no alert."""
     world = World(tmp_path, window_s=3600.0, interval_s=1800.0)
-    for _ in range(3 * 24 * 2):
+    for _ in range(52):
         world.turn(120, minutes=30)
     assert world.causes == []
 

@@ -21,6 +21,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from tiercel.monitor.alert import AlertClass
 from tiercel.monitor.alerts import AlertStore
 from tiercel.monitor.bases import read_bases
 from tiercel.monitor.causes import BaseAge, Judged, base_look, drift_look
@@ -350,10 +351,14 @@ class Watch:
             for change in changes_of(status, begin_us)
         ]
         look = outcome_look(found, window, new_changes=changes)
-        if not look.findings:
+        # Estimates are learned from bad days too and take long to come true again: where there is money, it decides.
+        decides = {AlertClass.IMPACT} if found.value is not None else set(AlertClass)
+        if not any(finding.alert_class in decides for finding in look.findings):
             bad_since_us = None
         elif bad_since_us is None:
             bad_since_us = begin_us
+        elif begin_us - bad_since_us > span_us // 2:  # there would soon be nothing left to compare with
+            bad_since_us = None
         self.state.outcomes[key] = OutcomeState(begin_us, bad_since_us)
         return look
 
