@@ -18,9 +18,10 @@ day, with the first). What was counted while the clock was set is not judged.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from tiercel.monitor.alert import AlertClass
 from tiercel.monitor.alerts import AlertStore
 from tiercel.monitor.bases import read_bases
 from tiercel.monitor.causes import BaseAge, Judged, base_look, drift_look
@@ -57,6 +58,8 @@ log = logging.getLogger("tiercel.monitor")
 JUMP_US = 2_000_000
 #: The journal becomes rows, labels are joined and outcomes judged this often; or each window, or each interval.
 OUTCOMES_EVERY_S = 300.0
+#: Windows that one of a version without a reference is compared with.
+N_EARLIER = 24
 #: Windows of outcomes that one is compared with.
 N_BEFORE = 14
 #: Comparisons of money that share a window's probability of a false alarm.
@@ -266,6 +269,11 @@ class Watch:
                 found = find_compared(
                     self._windows, reference, model, version, begin_us=begin_us, end_us=end_us, against=against
                 )
+                if found is not None and reference is None and against == usual:
+                    # One window before is not enough: once it is broken too, nothing differs from it.
+                    long_us = N_EARLIER * (end_us - begin_us)
+                    earlier = self._windows.merged(model, version, begin_us - long_us, begin_us)
+                    found = replace(found, beside=earlier)
                 if found is None or found.beside is None:
                     continue
                 report = found.report(budget)
@@ -343,10 +351,14 @@ class Watch:
             for change in changes_of(status, begin_us)
         ]
         look = outcome_look(found, window, new_changes=changes)
-        if not look.findings:
+        # Estimates are learned from bad days too and take long to come true again: where there is money, it decides.
+        decides = {AlertClass.IMPACT} if found.value is not None else set(AlertClass)
+        if not any(finding.alert_class in decides for finding in look.findings):
             bad_since_us = None
         elif bad_since_us is None:
             bad_since_us = begin_us
+        elif begin_us - bad_since_us > span_us // 2:  # there would soon be nothing left to compare with
+            bad_since_us = None
         self.state.outcomes[key] = OutcomeState(begin_us, bad_since_us)
         return look
 
