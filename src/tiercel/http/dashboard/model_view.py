@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel.http.dashboard import charts, words
-from tiercel.http.dashboard.judged import HEADLINE, Judged
+from tiercel.http.dashboard.judged import HEADLINE, ROLES, Judged
 from tiercel.http.dashboard.overview import Drift, Latency, bound_us, drift_cell
 from tiercel.http.dashboard.shelf import Failed, Pending
 from tiercel.monitor.counting import MAGNITUDE_BOUNDS, STAGES
 from tiercel.monitor.drift import find_compared
 from tiercel.monitor.drift_words import WORDS
 from tiercel.monitor.metrics import quantiles_us
-from tiercel.monitor.outcomes import ARMS
 from tiercel.monitor.reference import MISSING
 from tiercel.monitor.traffic import SHOWN_QUANTILES
 from tiercel.types import Tier
@@ -340,7 +339,7 @@ def _performance_chart(judged: Judged | Pending | Failed | None, metric: str, ti
         return None
     windows = judged.performance.windows
     arms = sorted(
-        {(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (ARMS.index(key[1]), -key[0])
+        {(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (ROLES.index(key[1]), -key[0])
     )
     return charts.performance(windows, metric, title, arms[:4]) if arms else None
 
