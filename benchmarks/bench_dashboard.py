@@ -142,7 +142,7 @@ def measure_pages(project: Path, n_rounds: int, n_starts: int) -> None:
 
 def measure_disturbance(scratch: Path, n_models: int, n_features: int, *, seconds: float, rounds: int) -> None:
     """p99.9 of predictions, quiet and while pages are opened."""
-    work = workload.build(scratch / "work", 20_000, with_onnx=False)
+    work = workload.build(scratch / "work", 20_000, with_onnx=True)
     seed(work.project, n_models, n_features, with_champions=False)
     bench = Bench(work, environment.default_cache(), scratch, Plan(rounds, seconds, count_instructions=False), print)
     with ExitStack() as stack:

@@ -21,7 +21,6 @@ from tiercel.monitor.drift_metrics import REPORTS_FILE, load_reports
 from tiercel.monitor.reference import REFERENCE_FILE, Reference, find_reference
 from tiercel.monitor.totals import read_totals
 from tiercel.monitor.traffic import Traffic, TrafficReader
-from tiercel.monitor.windows import WindowStore
 from tiercel.registry import Registry
 from tiercel.registry.names import CHALLENGER, CHAMPION
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tiercel.monitor.totals import Totals
+    from tiercel.monitor.windows import WindowStore
     from tiercel.registry import Event, ModelVersion
     from tiercel.settings import Settings
 
@@ -113,7 +113,7 @@ class Readings:
 
     def __post_init__(self) -> None:
         self._traffic = TrafficReader(self.settings.state_dir)
-        self.windows = WindowStore(self.settings.state_dir)
+        self.windows: WindowStore = self._traffic  # one that has read the heads of all files
 
     def close(self) -> None:
         """Release the registry's connections."""
