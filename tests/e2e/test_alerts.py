@@ -38,11 +38,11 @@ window_s = 1.2
 webhook_url = "{url}"
 webhook_secret_env = "HOOK_KEY"
 """
-ROWS = 100
+ROWS = 30
 
 
 class Traffic:
-    """Requests of a hundred rows each without a pause worth mentioning, by customers from `first` on."""
+    """Requests of thirty rows each without a pause worth mentioning, by customers from `first` on."""
 
     def __init__(self, url):
         self.url, self.first, self.n_rows, self.failed = url, 0, 0, []
@@ -52,7 +52,7 @@ class Traffic:
     def run(self):
         rng = np.random.default_rng(7)
         with httpx.Client(base_url=self.url, timeout=20) as client:
-            while not self.stopping.wait(0.1):
+            while not self.stopping.wait(0.02):
                 pick = rng.integers(0, 2, ROWS)
                 body = {
                     "entities": {
@@ -160,7 +160,7 @@ def test_what_breaks_pages_and_what_moves_does_not(tmp_path, receiver):
             assert {each["name"] for each in alert["features"]} == {"n_orders", "mean_amount", "plan"}
             assert "3 of 3 features of source orders (view customer_orders)" in alert["message"]
             assert 0.3 < alert["effect"] < 0.7
-            assert alert["n"] >= ROWS
+            assert alert["n"] >= 100
             assert find("population") is None, everything()
 
             (directory / "data" / "orders.parquet").write_bytes(whole)
