@@ -10,11 +10,24 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _TIMEOUT_S = 30.0
+#: The protocol is spoken over the descriptors 3 and 4, whatever numbers the pipes have.
+_ON_3_AND_4 = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(text), fcntl.F_DUPFD, 10) for text in sys.argv[1:3]]
+for number, end in zip((3, 4), ends):
+    os.dup2(end, number)
+    os.close(end)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_program():
@@ -37,10 +50,8 @@ class Browser:
     def __init__(self, profile: Path, program: str) -> None:
         to_child, self._out = os.pipe()
         self._in, from_child = os.pipe()
-        # The protocol is spoken over the descriptors 3 and 4, whatever numbers the pipes have here.
-        command = f'exec 3<&{to_child} 4>&{from_child} && exec "$@"'
         self._process = subprocess.Popen(
-            ["sh", "-c", command, "sh", program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+            [sys.executable, "-c", _ON_3_AND_4, str(to_child), str(from_child), program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
              "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
              "--disable-extensions", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_child, from_child), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -54,6 +65,13 @@ class Browser:
         self.console: list[tuple[str, str]] = []
         self.requests: list[str] = []
         self._session = None
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
         pages = [each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page"]
         self._session = self.call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):

@@ -38,7 +38,9 @@ class Version:
     scores: np.ndarray
 
 
-def register(registry, name, *, features, seed=0, task=Task.BINARY, service=None, fingerprint=None, tier=None, author="ann"):
+def register(
+    registry, name, *, features, seed=0, task=Task.BINARY, service=None, fingerprint=None, tier=None, author="ann"
+):
     """A version with a reference, of features of several kinds."""
     rng = np.random.default_rng(seed)
     n = 2000
@@ -104,7 +106,13 @@ def seed_drift(state_dir, registry, versions, *, now_us):
     reports = []
     for version in versions:
         compared = find_compared(
-            store, version.reference, version.name, version.number, begin_us=now_us - HOUR_US, end_us=now_us, or_latest=True
+            store,
+            version.reference,
+            version.name,
+            version.number,
+            begin_us=now_us - HOUR_US,
+            end_us=now_us,
+            or_latest=True,
         )
         if compared is not None:
             reports.append(compared.report())
@@ -179,7 +187,9 @@ def seed_alerts(state_dir, *, now_us, model="late", version=2):
 def small_project(directory, *, now_us):
     """A project of five models and a feature service, in all states a page can show."""
     write_project(directory)
-    features = (directory / "features.py").read_text().replace("source=orders,", "source=orders, ttl=timedelta(days=90),")
+    features = (
+        (directory / "features.py").read_text().replace("source=orders,", "source=orders, ttl=timedelta(days=90),")
+    )
     (directory / "features.py").write_text(f"from datetime import timedelta\n{features}")
     (directory / "tiercel.toml").write_text(SETTINGS)
     state = directory / ".tiercel"
@@ -187,7 +197,19 @@ def small_project(directory, *, now_us):
         project.apply()
         project.materialize()
         schema = project.service("checkout")
-    flights = [f"{name}" for name in ("dep_delay_30d", "distance", "weekday", "wind_speed", "hour", "visibility", "seats", "carrier_rate")]
+    flights = [
+        f"{name}"
+        for name in (
+            "dep_delay_30d",
+            "distance",
+            "weekday",
+            "wind_speed",
+            "hour",
+            "visibility",
+            "seats",
+            "carrier_rate",
+        )
+    ]
     clock = iter(range(now_us - 40 * DAY_US, now_us, DAY_US))
     with Registry.for_state(state) as registry:
         registry._clock_us = lambda: next(clock)

@@ -84,6 +84,9 @@ class TrafficReader(WindowStore):
     Args:
         state_dir: the project's state directory.
 
+    Attributes:
+        problems: what could not be read, in words.
+
     Threads: one at a time.
     """
 
@@ -135,7 +138,7 @@ class TrafficReader(WindowStore):
                 except FileNotFoundError:
                     raise
                 except UNREADABLE as error:  # the others of the file are still good
-                    self._note(str(error))
+                    self.problems = tuple(dict.fromkeys((*self.problems, str(error))))
             self._few[name] = few
         return few
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,9 +70,7 @@ class Line:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def over_time(
-    chart_id: str, title: str, times_us: Sequence[int], lines: Sequence[Line], **options: Any
-) -> Chart:
+def over_time(chart_id: str, title: str, times_us: Sequence[int], lines: Sequence[Line], **options: Any) -> Chart:
     """Lines over time (UTC). Options: `unit` of values, `is_log`, `shape` of what a value is in words, `note`."""
     x = [words.moment_s(us) for us in times_us]
     shown = options.get("shape", words.number)
@@ -108,9 +107,7 @@ def traffic(windows: Sequence[Window], step_us: int) -> Chart:
     if any(w.n_degraded for w in windows):
         degraded = [w.n_degraded / s for w, s in zip(windows, seconds, strict=True)]
         lines.append(Line("rows of a stand-in", degraded, "--c2"))
-    return over_time(
-        "traffic", "Traffic", [w.begin_us for w in windows], lines, unit="per second", shape=words.rate
-    )
+    return over_time("traffic", "Traffic", [w.begin_us for w in windows], lines, unit="per second", shape=words.rate)
 
 
 def latency(windows: Sequence[Window], bound_us: float | None) -> Chart:
@@ -191,7 +188,7 @@ def bin_labels(finite: NDArray[np.float64], *, has_values: bool) -> list[str]:
     texts = [f"{edge:.4g}" for edge in finite]
     if has_values:
         return [f"<{texts[0]}", *texts[:-1], f">{texts[-2] if len(texts) > 1 else texts[-1]}"]
-    inner = [f"{low} to {high}" for low, high in zip(texts, texts[1:], strict=False)]
+    inner = [f"{low} to {high}" for low, high in pairwise(texts)]
     return [f"<{texts[0]}", *inner, f"≥{texts[-1]}"]
 
 
@@ -202,7 +199,10 @@ def _few_ticks(
     if has_values and len(kept) <= 8:
         return {"tickvals": [labels[i] for i in kept], "ticktext": [labels[i] for i in kept]}
     places = sorted({kept[round(at)] for at in np.linspace(0, len(kept) - 1, 5)}) if kept else []
-    return {"tickvals": [labels[i] for i in places], "ticktext": [f"{finite[min(max(i - 1, 0), len(finite) - 1)]:.3g}" for i in places]}
+    return {
+        "tickvals": [labels[i] for i in places],
+        "ticktext": [f"{finite[min(max(i - 1, 0), len(finite) - 1)]:.3g}" for i in places],
+    }
 
 
 def performance(windows: Sequence[GroupPerformance], metric: str, title: str, arms: Sequence[tuple[int, str]]) -> Chart:
@@ -253,7 +253,7 @@ def performance(windows: Sequence[GroupPerformance], metric: str, title: str, ar
 def calibration(group: GroupPerformance, chart_id: str = "calibration") -> Chart:
     """Scores beside how often it came true."""
     bins = [each for each in group.calibration if each.rate.n]
-    traces = [
+    traces: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "name": "exact", "x": [0, 1], "y": [0, 1],
             "line": {"color": "--muted", "width": 1, "dash": "dash"}, "hoverinfo": "skip",
@@ -282,6 +282,4 @@ def calibration(group: GroupPerformance, chart_id: str = "calibration") -> Chart
 
 def _plain(values: Sequence[float | None]) -> list[float | None]:
     """JSON numbers of few digits; null where there is none."""
-    return [
-        None if value is None or not math.isfinite(value) else float(f"{value:.{_NUMBER}g}") for value in values
-    ]
+    return [None if value is None or not math.isfinite(value) else float(f"{value:.{_NUMBER}g}") for value in values]

@@ -168,9 +168,7 @@ def build(
 
 
 def _models_of(service: str, models: Sequence[ModelFacts]) -> list[ModelFacts]:
-    return [
-        model for model in models if any(version.facts.service == service for version in model.versions.values())
-    ]
+    return [model for model in models if any(version.facts.service == service for version in model.versions.values())]
 
 
 def _views(

@@ -148,6 +148,7 @@ class ModelPage:
     problem: str
     performance: PerformanceReport | None
     performance_note: str
+    is_pending: bool
     performance_chart: charts.Chart | None
     calibration_chart: charts.Chart | None
     metric_title: str
@@ -206,9 +207,9 @@ def build(
 ) -> ModelPage:
     """The page of what was read. Pure."""
     whole = served.whole
-    tier = (max(whole.tiers, key=lambda each: Tier(each).budget_us or math.inf) if whole is not None and whole.tiers else "") or (
-        version.facts.tier or ""
-    )
+    tier = (
+        max(whole.tiers, key=lambda each: Tier(each).budget_us or math.inf) if whole is not None and whole.tiers else ""
+    ) or (version.facts.tier or "")
     bound = bound_us(settings, model.name, tier)
     total = (math.nan,) * 3 if whole is None else tuple(quantiles_us(whole.durations[_TOTAL], SHOWN_QUANTILES))
     n_requests = 0 if whole is None else whole.n_requests - whole.n_shadow
@@ -220,7 +221,8 @@ def build(
     has_steps = sum(step.n_requests > 0 for step in served.steps) >= 2
     report = served.report
     shown = sorted(
-        () if report is None else (*report.features, *report.scores), key=lambda each: (not each.is_alarm, -each.strength)
+        () if report is None else (*report.features, *report.scores),
+        key=lambda each: (not each.is_alarm, -each.strength),
     )
     performance = judged.performance if isinstance(judged, Judged) else None
     metric, title = HEADLINE.get(version.facts.signature.task, ("", ""))
@@ -237,7 +239,9 @@ def build(
         n_requests=n_requests,
         n_shadow=0 if whole is None else whole.n_shadow,
         degraded=0.0 if whole is None or not whole.n_rows else whole.n_degraded / whole.n_rows,
-        missing=float(whole.feature_counts[:, MISSING].sum()) / n_values if whole is not None and n_values else math.nan,
+        missing=float(whole.feature_counts[:, MISSING].sum()) / n_values
+        if whole is not None and n_values
+        else math.nan,
         oldest_age_s=None if whole is None or not whole.ages[: len(MAGNITUDE_BOUNDS)].any() else _age_s(whole),
         window=whole,
         traffic_chart=charts.traffic(served.steps, WINDOWS[asked.window][1]) if has_steps else None,
@@ -251,6 +255,7 @@ def build(
         problem=served.problem,
         performance=performance,
         performance_note=_why_not(judged),
+        is_pending=isinstance(judged, Pending),
         performance_chart=_performance_chart(judged, metric, title),
         calibration_chart=_calibration(judged, version.version),
         metric_title=title,
@@ -269,10 +274,12 @@ def build(
 
 def _stages(window: Window) -> list[Stage]:
     found = [quantiles_us(cells, SHOWN_QUANTILES) for cells in window.durations]
-    middle = sum(each[0] for name, each in zip(STAGES, found, strict=True) if name != "total" and not math.isnan(each[0]))
+    middle = sum(p50 for name, (p50, *_) in zip(STAGES, found, strict=True) if name != "total" and not math.isnan(p50))
     return [
-        Stage(name, STAGE_WORDS.get(name, name), *each, 1.0 if name == "total" else each[0] / middle if middle > 0 else 0.0)
-        for name, each in zip(STAGES, found, strict=True)
+        Stage(
+            name, STAGE_WORDS.get(name, name), p50, p99, p999, p50 / middle if middle > 0 and name != "total" else 0.0
+        )
+        for name, (p50, p99, p999) in zip(STAGES, found, strict=True)
     ]
 
 
@@ -332,7 +339,9 @@ def _performance_chart(judged: Judged | Pending | Failed | None, metric: str, ti
     if not isinstance(judged, Judged) or not metric:
         return None
     windows = judged.performance.windows
-    arms = sorted({(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (ARMS.index(key[1]), -key[0]))
+    arms = sorted(
+        {(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (ARMS.index(key[1]), -key[0])
+    )
     return charts.performance(windows, metric, title, arms[:4]) if arms else None
 
 
@@ -361,8 +370,6 @@ def _why_not(judged: Judged | Pending | Failed | None) -> str:
         return "Being computed; it appears here when it is there."
     if isinstance(judged, Failed):
         return judged.reason
-    if judged is None:
-        return ""
     return ""
 
 
@@ -393,4 +400,3 @@ def _age_s(window: Window) -> float:
 
 def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tiercel.http.dashboard import links, words
-from tiercel.http.dashboard.judged import Judged
 from tiercel.http.dashboard.shelf import Failed, Pending
 from tiercel.http.dashboard.spark import Spark, spark
 from tiercel.types import Tier
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tiercel.http.dashboard.alert_source import AlertRow
+    from tiercel.http.dashboard.judged import Judged
     from tiercel.http.dashboard.readings import Live, ModelFacts
     from tiercel.monitor.traffic import Traffic
     from tiercel.settings import Settings
@@ -77,6 +77,7 @@ class Figure:
     value: str = ""
     detail: str = ""
     reason: str = ""
+    is_pending: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def drift_cell(report: Mapping[str, Any] | None) -> Drift:
 def figures(model: ModelFacts, judged: Judged | Pending | Failed | None) -> tuple[Figure, Figure]:
     """The headline of how well a model does, and of what it was worth."""
     if isinstance(judged, Pending):
-        waiting = Figure(reason="being computed")
+        waiting = Figure(reason="being computed", is_pending=True)
         return waiting, waiting
     if isinstance(judged, Failed):
         return Figure(reason=judged.reason), Figure(reason=judged.reason)
@@ -232,7 +233,9 @@ def figures(model: ModelFacts, judged: Judged | Pending | Failed | None) -> tupl
         return figure, Figure(reason="no outcomes yet" if worth is None else worth.total.reason)
     each = worth.per_prediction.value
     return figure, Figure(
-        "", words.money(worth.total.value, judged.value.unit), f"{words.number(each)} per answer" if each is not None else ""
+        "",
+        words.money(worth.total.value, judged.value.unit),
+        f"{words.number(each)} per answer" if each is not None else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from tiercel.http.dashboard.alert_source import AlertRow
     from tiercel.http.dashboard.assets import Assets
     from tiercel.http.dashboard.judged import Judged
     from tiercel.http.dashboard.readings import ModelFacts
@@ -79,7 +81,9 @@ class Pages:
         """The first page."""
         window = _choice(request, "window", overview.WINDOWS, _WINDOW)
         sort = _choice(request, "sort", overview.SORTS, _SORT)
-        models = await self._shelf.get("models", self._or(self._readings.models, ()), FRESH_S)
+        models: tuple[ModelFacts, ...] = ()
+        with contextlib.suppress(TiercelError, OSError):  # said on the page, which reads them again
+            models = await self._shelf.get("models", self._readings.models, FRESH_S)
         judged = {model.name: self._judged(model.champion, _SPAN) for model in models}
         return await self._page(request, ("overview", window, sort), lambda: self._overview(window, sort, judged))
 
@@ -95,9 +99,7 @@ class Pages:
         model = next((each for each in models if each.name == name), None)
         if model is None:
             raise ModelNotFoundError(f"Expected a registered model, got {name[:80]!r}")
-        version = await self._shelf.get(
-            ("versions", name), lambda: self._readings.versions(name), FRESH_S
-        )
+        version = await self._shelf.get(("versions", name), lambda: self._readings.versions(name), FRESH_S)
         chosen = _version(request, model, version)
         asked = model_view.Asked(
             version=chosen.version,
@@ -108,7 +110,9 @@ class Pages:
         )
         judged = self._judged(chosen, asked.span)
         return await self._page(
-            request, ("model", name, asked, type(judged)), lambda: self._model(model, chosen, asked, judged, len(version))
+            request,
+            ("model", name, asked, type(judged)),
+            lambda: self._model(model, chosen, asked, judged, len(version)),
         )
 
     async def services(self, request: Request) -> bytes:
@@ -145,7 +149,9 @@ class Pages:
 
     # -- put together, off the event loop
 
-    async def _page(self, request: Request, key: tuple[Any, ...], make: Callable[[], tuple[str, dict[str, Any]]]) -> bytes:
+    async def _page(
+        self, request: Request, key: tuple[Any, ...], make: Callable[[], tuple[str, dict[str, Any]]]
+    ) -> bytes:
         """A rendered page, or the part of it that is looked for anew; kept for a moment."""
         is_part = request.query_params.get("part") == "main"
         path = request.url.path
@@ -161,7 +167,8 @@ class Pages:
     def _render(self, name: str, is_part: bool, path: str, **values: Any) -> bytes:
         template = self._templates.get_template(name)
         now_us = time.time_ns() // 1000
-        return template.render(is_part=is_part, path=path, now_us=now_us, **values).encode("utf-8", "replace")
+        text: str = template.render(is_part=is_part, path=path, now_us=now_us, **values)
+        return text.encode("utf-8", "replace")
 
     def _overview(
         self, window: str, sort: str, judged: Mapping[str, Judged | Pending | Failed | None]
@@ -172,9 +179,7 @@ class Pages:
         sources = overview.Sources(
             settings=self._settings,
             models=_tried(self._readings.models, (), problems),
-            traffic=_tried(
-                lambda: self._readings.traffic(now_us - length_us, now_us, overview.N_STEPS), {}, problems
-            ),
+            traffic=_tried(lambda: self._readings.traffic(now_us - length_us, now_us, overview.N_STEPS), {}, problems),
             live=_tried(self._readings.live, Live(Totals(), None), problems),
             drift=_tried(self._readings.drift, {}, problems),
             judged=judged,
@@ -195,7 +200,8 @@ class Pages:
     ) -> tuple[str, dict[str, Any]]:
         now_us = time.time_ns() // 1000
         served = model_view.read_served(self._readings, version, asked, now_us)
-        alerts = [alert for alert in _tried(self._alerts.read, [], []) if alert.model == model.name]
+        known: list[AlertRow] = _tried(self._alerts.read, [], [])
+        alerts = [alert for alert in known if alert.model == model.name]
         page = model_view.build(
             self._settings, model, version, asked, served, self._readings.live(), judged,
             self._readings.history(model.name), alerts, n_versions,
@@ -234,9 +240,6 @@ class Pages:
             return None
         key = ("judged", version.name, span)  # of all its versions; this one says what they predict
         return self._shelf.peek(key, lambda: judge(self._settings, version, span=span), REPORTS_S)
-
-    def _or(self, read: Callable[[], T], otherwise: T) -> Callable[[], T]:
-        return lambda: _tried(read, otherwise, [])
 
 
 def _tried(read: Callable[[], T], otherwise: T, problems: list[str]) -> T:

@@ -184,9 +184,7 @@ class Readings:
             # One that is much older than the span would hide what happens now.
             if samples and 0.5 <= now_s - samples[0][0] <= 4 * _RATE_SPAN_S:
                 since, before = samples[0]
-                rates = {
-                    key: max(0.0, (n - before.get(key, 0)) / (now_s - since)) for key, n in counted.items()
-                }
+                rates = {key: max(0.0, (n - before.get(key, 0)) / (now_s - since)) for key, n in counted.items()}
             elif samples and now_s - samples[0][0] > 4 * _RATE_SPAN_S:
                 samples.clear()
             samples.append((now_s, counted))

@@ -86,10 +86,12 @@ def require_same_origin(headers: Mapping[str, str], own_host: str) -> None:
     host, origin, site = headers.get("host", ""), headers.get("origin", ""), headers.get("sec-fetch-site", "")
     what = "Nothing was changed. Use the page itself, or `tiercel alerts` from scripts"
     if site not in {"", "same-origin"}:
-        raise CrossOriginError(f"Expected a form of this server's own page, got one from elsewhere ({site[:40]}). {what}")
+        raise CrossOriginError(
+            f"Expected a form of this server's own page, got one from elsewhere ({site[:40]}). {what}"
+        )
     if not origin and not site:
         raise CrossOriginError(f"Expected a browser that says where the form comes from (Origin), got none. {what}")
-    if origin and urlsplit(origin).netloc.lower() != host.lower():
+    if origin and origin.lower().partition("://")[2] != host.lower():
         raise CrossOriginError(f"Expected a form from {host[:80]!r}, got one from {origin[:80]!r}. {what}")
     if not _is_own_name(host, own_host):
         raise CrossOriginError(

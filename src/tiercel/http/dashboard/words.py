@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tiercel.monitor.intervals import Estimate
 
-NOTHING = "–"
+NOTHING = "\u2013"
 _AGES = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 

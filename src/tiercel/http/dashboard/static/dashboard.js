@@ -1,13 +1,13 @@
 // Keeps a page live and draws its charts. Everything it shows is in the page without it, too.
 "use strict";
 (() => {
-  const EVERY_MS = 5000;
+  const EVERY_MS = 5000, SOON_MS = 1200;
   const main = document.getElementById("main");
   const live = document.getElementById("live");
   const liveText = document.getElementById("live-text");
   const { charts: chartsUrl, styleIds } = document.currentScript.dataset;
   const drawn = new Map(); // chart id -> {text, node}
-  let lastText = "", isPaused = false, isLost = false, lastSeen = Date.now(), isAsking = false;
+  let lastText = "", isPaused = false, isLost = false, lastSeen = Date.now(), isAsking = false, soon = 0;
 
   document.documentElement.classList.add("scripted");
   live.hidden = false;
@@ -153,6 +153,8 @@
       const text = await reply.text();
       isLost = false;
       lastSeen = Date.now();
+      clearTimeout(soon); // something is being computed: it is shown when it is there, not with the next turn
+      if (text.includes("data-pending")) soon = setTimeout(ask, SOON_MS);
       if (text !== lastText && !isBusy()) { if (lastText || text) replace(text); lastText = text; }
     } catch { isLost = true; }
     isAsking = false;
@@ -210,4 +212,5 @@
   prepare();
   tell();
   drawAll();
+  if (main.querySelector("[data-pending]")) soon = setTimeout(ask, SOON_MS);
 })();
