@@ -90,6 +90,12 @@ def moved(X):
     X[:, 1] += 1
 
 
+@pytest.fixture(autouse=True)
+def one_comparison_a_turn(monkeypatch):
+    """Thresholds of windows beside earlier ones take long to find."""
+    monkeypatch.setattr(watch, "COMPARING_PART", 0.0)
+
+
 @pytest.fixture
 def world(tmp_path):
     return World(tmp_path)
