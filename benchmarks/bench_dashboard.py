@@ -140,7 +140,9 @@ def measure_pages(project: Path, n_rounds: int, n_starts: int) -> None:
         print(row(name, samples, sizes[name], f"  {late} over {WANTED_MS:g} ms" if late else ""), flush=True)
 
 
-def measure_disturbance(scratch: Path, n_models: int, n_features: int, *, seconds: float, rounds: int) -> None:
+def measure_disturbance(
+    scratch: Path, n_models: int, n_features: int, *, seconds: float, rounds: int, share: float = 0.5
+) -> None:
     """p99.9 of predictions, quiet and while pages are opened."""
     work = workload.build(scratch / "work", 20_000, with_onnx=True)
     seed(work.project, n_models, n_features, with_champions=False)
@@ -150,7 +152,7 @@ def measure_disturbance(scratch: Path, n_models: int, n_features: int, *, second
         if server is None:
             return
         bench.load(server, TIERCEL, rate=0, connections=CAPACITY_CONNECTIONS, seconds=0.5)
-        rate = 0.5 * bench.closed(server, TIERCEL)["per_second"]
+        rate = share * bench.closed(server, TIERCEL)["per_second"]
         with httpx.Client(base_url=f"http://127.0.0.1:{server.port + 1}", timeout=30) as client:
 
             def read() -> None:
