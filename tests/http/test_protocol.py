@@ -665,3 +665,17 @@ def test_counts_are_shown(running):
         shown = json.loads(one.reply()[2])["fast_path"]
     assert shown == running.native.counts
     assert shown["answered"] > 0
+
+
+def test_draining_closes_after_a_body_that_was_answered_early(engine):
+    """A server told to stop while the rest of a refused request's body is awaited closes the connection once it has come."""
+    with Running(engine) as server, peer(server) as one:
+        one.send(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        assert one.reply()[0] == 404
+        server.server.should_exit = True
+        while server.server.servers[0].is_serving():
+            time.sleep(0.005)
+        time.sleep(0.02)
+        one.send(b"cde")
+        one.connection.settimeout(0.5)  # less than any deadline of an idle connection
+        assert one.reply() is None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import re
+import threading
 import time
 
 import msgpack
@@ -12,6 +14,7 @@ import pytest
 from tests.http.test_protocol import LIVEZ, Running, answer, peer, request
 from tests.support import stores
 from tests.support.tiers import BODY, World, constant, failing, held
+from tiercel._hot.plan import ServingPlan
 
 from tiercel.features.online import OnlineBase
 from tiercel.settings import ModelSettings, ServerSettings
@@ -19,6 +22,7 @@ from tiercel.settings import ModelSettings, ServerSettings
 SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=100, idle_timeout_s=5)
 CURVE = ((1, 100, 150), (8, 200, 300), (64, 900, 1200))
 NET = request(BODY, target="/predict/net")
+READYZ = LIVEZ.replace(b"livez", b"readyz")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,11 @@ def base(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path, base):
     """A model `net` in near-realtime and one in realtime, `late`."""
-    declared = [ModelSettings("degrading", default_score=0.5), ModelSettings("laddered", fallback="late")]
+    declared = [
+        ModelSettings("degrading", default_score=0.5),
+        ModelSettings("laddered", fallback="late"),
+        ModelSettings("large", fallback="small", default_score=0.25),
+    ]
     world = World(tmp_path, base, declared)
     world.add("late")
     world.add("net", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
@@ -399,3 +407,153 @@ def test_a_champion_that_becomes_slow_is_replaced(server, world):
             if "fallback" in by:
                 break
     assert "fallback" in by
+
+
+def test_a_model_that_is_quick_again_answers_again(server, world):
+    """Without anybody in time to be scored, what is learned of a slow time is doubted, and given up when it is over."""
+    scorer = world.add("moody", needs_us=(5, 50, 10))
+    ask = request({**BODY, "deadline_ms": 3}, target="/predict/moody")
+    with peer(server) as one:
+        scorer.takes_s = 0.005
+        wait_for(lambda: one.ask(ask) == 504)
+        scorer.takes_s = 0
+        wait_for(lambda: all(one.ask(ask) == 200 for _ in range(50)))
+
+
+LATE_ASK = {"features": {"a": 1.0, "b": 2.0}, "deadline_ms": 50}
+
+
+@pytest.fixture
+def large(world):
+    """A model that is never in time, and needs more than its fallback."""
+    world.add("small", features=["a"], what=constant(0.75))
+    return world.add("large", features=["a", "b"], needs_us=(5, 1_000_000, 10))
+
+
+@pytest.mark.parametrize("features", [{"a": 1.0}, {"a": 1.0, "b": "x"}], ids=["missing", "wrong"])
+@pytest.mark.usefixtures("large")
+def test_no_stand_in_answers_a_wrong_question(server, features):
+    """What a model refuses is refused when there is no time for it too, though its fallback would not have noticed."""
+    with peer(server) as one:
+        told = []
+        for ask in (request, chunked):
+            one.send(ask({**LATE_ASK, "features": features}, target="/predict/large"))
+            told.append(one.reply())
+        assert one.ask(chunked(LATE_ASK, "/predict/large")) == 200
+    assert [reply[0] for reply in told] == [400, 400]
+    assert told[0][2] == told[1][2]
+
+
+def test_a_stand_in_that_gives_no_number_is_replaced(server, world):
+    """A fallback's score that is NaN is nobody's answer: the next one of the ladder is asked, on both paths."""
+    world.add("small", features=["a"], what=constant(float("nan")))
+    world.add("large", features=["a"], needs_us=(5, 1_000_000, 10))
+    ask = {"features": {"a": 1.0}, "deadline_ms": 50}
+    with peer(server) as one:
+        for send in (request, chunked):
+            one.send(send(ask, target="/predict/large"))
+            data = json.loads(one.reply()[2])
+            assert (data["score"], data["degraded"]["by"]) == (0.25, "default")
+
+
+def test_a_stand_in_answers_tensors_once(server, world):
+    """An infer request that its model would answer late is scored and recorded by the fallback once."""
+    small = world.add("small", features=["a"], what=constant(0.75))
+    world.add("large", features=["a"], needs_us=(5, 1_000_000, 10))
+    inputs = [{"name": "a", "shape": [1], "datatype": "FP32", "data": [1.0]}]
+    with peer(server) as one:
+        one.send(request({"inputs": inputs, "parameters": {"timeout": 50_000}}, target="/v2/models/large/infer"))
+        status, _, body = one.reply()
+    assert status == 200
+    assert json.loads(body)["parameters"]["degraded"] == "fallback"
+    assert small.calls == [1]
+    assert len(world.records()) == 1
+
+
+def test_stand_ins_keep_no_plan(server, world):
+    """What is remembered of who stood in holds no version that is gone, nor the base that it reads."""
+    ask = request({**BODY, "deadline_ms": 50}, target="/predict/laddered")
+    with peer(server) as one:
+        for _ in range(3):
+            world.add("laddered", needs_us=(5, 1_000_000, 10))
+            one.send(ask)
+            assert json.loads(one.reply()[2])["model"] == "late"
+        one.send(READYZ)  # whose answer follows the routes
+        assert one.reply()[0] == 200
+    gc.collect()
+    plans = [each for each in gc.get_objects() if type(each) is ServingPlan and each.model == "laddered"]
+    assert plans == [world.find_plan("laddered")]
+
+
+def test_a_refusal_that_closes_is_not_repeated(server, world):
+    """While a server stops, the last refusal of one connection says that it closes; one with more behind it does not."""
+    scorer = world.scorers["net", 1]
+    late = request({**BODY, "deadline_ms": 0.001}, target="/predict/net")
+    with peer(server) as one, peer(server) as other:
+        with held(scorer):
+            one.send(NET)
+            assert scorer.entered.wait(10)
+            other.send(NET)
+            wait_for(lambda: batcher(server).n_waiting == 1)
+            server.server.should_exit = True
+            wait_for(lambda: not server.server.servers or not server.server.servers[0].is_serving())
+            time.sleep(0.05)
+            one.send(late)
+            other.send(late + NET)
+            time.sleep(0.05)
+        told = []
+        for each in (one, other):
+            replies = iter(each.reply, None)
+            told.append([(status, headers.get("connection")) for status, headers, _ in replies])
+    # What waits may be answered or, by a slow host, be refused.
+    assert [connection for _, connection in told[0]] == [None, "close"]
+    assert [connection for _, connection in told[1]] == [None, None, "close"]
+    assert told[0][1][0] == told[1][1][0] == 504
+
+
+def test_a_question_that_cannot_be_answered_ends_its_connection(server, world, monkeypatch):
+    """Should telling an error fail, the connection is closed, and its client does not wait for ever."""
+
+    def refusal(*_):
+        raise RuntimeError("a mistake of our own")
+
+    monkeypatch.setattr(server.native._door, "refusal", refusal, raising=False)
+    world.scorers["net", 1].what = failing
+    with peer(server) as one, peer(server) as other:
+        one.send(NET)
+        with contextlib.suppress(ConnectionResetError):
+            assert one.reply() is None
+        wait_for(lambda: server.n_connections == 1)
+        assert other.ask(request(BODY)) == 200
+
+
+def test_what_comes_behind_a_slow_body_has_just_come(server):
+    """However many pieces a request came in before, the one behind it has its own time."""
+    slow, ask = (request({**BODY, "deadline_ms": ms}, target="/predict/net") for ms in (60_000, 300))
+    with peer(server) as one:
+        for at in range(25):
+            one.send(slow[6 * at : 6 * at + 6])
+            time.sleep(0.005)
+        time.sleep(0.4)
+        one.send(slow[150:] + ask)
+        assert [one.reply()[0] for _ in range(2)] == [200, 200]
+
+
+def test_a_stall_that_is_over_is_nobodys_wait(server):
+    """What was read late in a stall of the event loop says nothing of a request that comes after it."""
+    ask = request({**BODY, "deadline_ms": 60}, target="/predict/net")
+
+    def stall(loop):
+        server.native._door.poll(loop)  # a byte is under way
+        time.sleep(0.2)
+        over.set()
+
+    over = threading.Event()
+    with peer(server) as one:
+        assert one.ask(ask) == 200
+        loop = server.native._door._wait._loop
+        time.sleep(0.005)
+        loop.call_soon_threadsafe(stall, loop)
+        assert over.wait(10)
+        time.sleep(0.05)
+        assert one.ask(ask) == 200

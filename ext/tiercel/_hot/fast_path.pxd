@@ -50,6 +50,7 @@ cdef class FastPath:
     cdef TensorTallies _tallies
 
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
+    cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1
     cdef bint _answer(
         self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close, tuple told

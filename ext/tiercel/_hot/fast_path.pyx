@@ -7,12 +7,17 @@ from libc.string cimport memcmp
 from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
 from tiercel._hot.output cimport Output, put, reserve
-from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Prepared, ServingPlan
+from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Assembled, Prepared, ServingPlan, dispose
 from tiercel._hot.prediction cimport Stopwatch
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.reply_head cimport HeadWriter
 from tiercel._hot.tensors cimport TensorRequest, TensorTallies
 from tiercel._hot.typedefs cimport int64_t, uint8_t
+
+cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
+# Of a longer question that a stand-in is to answer the general path looks at so many rows (serving/question_check.py).
+cdef enum:
+    CHECKED_ROWS = 64
 
 
 cdef class Refusal:
@@ -106,6 +111,23 @@ cdef class FastPath:
         else:
             self._heads.write(out, start, length, head.kind, &watch, close)
         self._counters.cells[<int>WORKER_ANSWERED] += 1
+        return True
+
+    cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept:
+        """Whether a plan would answer a body if it had the time; False: not, or only the general path can tell.
+
+        For who answers instead and does not read all of it: a client's mistake must not depend on how busy a server is.
+        """
+        cdef Assembled asked
+        cdef Stopwatch watch
+        cdef Arrival ample = arrival[0]
+        cdef Py_ssize_t most = min(self._ids.max_rows, <Py_ssize_t>CHECKED_ROWS)
+        ample.begun_ns = NEVER_NS // 2      # whatever its budget, it is not late
+        if not plan._assemble_body(
+            body, head.content_length, head.kind, &ample, most, NEVER_NS, 0, &asked, &watch, NULL
+        ):
+            return False
+        dispose(&asked)
         return True
 
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1:

@@ -13,7 +13,8 @@ from tiercel._hot.needs cimport observe, score_ns
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.payload cimport BODY_TENSORS, Body, Column
 from tiercel._hot.prediction cimport (
-    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, N_STAGES, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
+    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, N_STAGES, PREDICTION_DEGRADED, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE,
+    STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
@@ -110,11 +111,11 @@ cdef class ServingPlan:
 
     def score_us(self, Py_ssize_t n_rows=1):
         """What scoring so many rows is measured to take, in microseconds; 0: not measured."""
-        return (score_ns(&self._needs) + n_rows * self._needs.row_ns) / 1000
+        return (score_ns(&self._needs, monotonic_ns()) + n_rows * self._needs.row_ns) / 1000
 
     def need_us(self, Py_ssize_t n_rows=1):
         """What reading and scoring so many rows is measured to take, in microseconds; 0: not measured."""
-        return (self._needs.read_ns + score_ns(&self._needs) + n_rows * self._needs.row_ns) / 1000
+        return (self._needs.read_ns + score_ns(&self._needs, monotonic_ns()) + n_rows * self._needs.row_ns) / 1000
 
     # -- from bytes ------------------------------------------------------------------------------------------------
 
@@ -170,8 +171,8 @@ cdef class ServingPlan:
                     length = 0
         _lap(watch, STAGE_SCORE)
         if length == 0 and asked.n_rows == 1:
-            observe(&self._needs, watch.at[4] - watch.at[3])
-        if self.has_stand_in and length == 0 and not self.is_finite(&asked):
+            observe(&self._needs, watch.at[4] - watch.at[3], watch.at[4])
+        if (self.has_stand_in or arrival.flags & <uint32_t>PREDICTION_DEGRADED) and length == 0 and not self.is_finite(&asked):
             length = -1
         if length == 0:
             most = self._form.most_bytes(asked.n_rows) if request is NULL else self._tensors.most_bytes(asked.n_rows, request)
@@ -225,7 +226,7 @@ cdef class ServingPlan:
             out.n_rows = body.n_rows if out.many else 1
             out.now_us = arrival.wall_us if body.now_us < 0 else body.now_us
             _lap(watch, STAGE_PARSE)
-            out.score_ns = score_ns(&self._needs) + out.n_rows * self._needs.row_ns
+            out.score_ns = score_ns(&self._needs, watch.at[1]) + out.n_rows * self._needs.row_ns
             out.due_ns = self._due_ns(arrival, body.budget_us, BUDGET_BODY if request is NULL else BUDGET_TIMEOUT, watch)
             if out.due_ns == NEVER_NS and default_ns > 0:
                 # As the router has it: what cannot keep the tier's bound is not held to it, and the general path says how.
@@ -518,7 +519,7 @@ cdef class Prepared:
         self.is_scored = True
         _lap(&self._watch, STAGE_SCORE)
         if self.n_rows == 1:
-            observe(&self.plan._needs, self._watch.at[4] - began_ns)
+            observe(&self.plan._needs, self._watch.at[4] - began_ns, self._watch.at[4])
 
     def give_scores(self, scores):
         """Take scores that were made elsewhere: (n_rows, n_outputs), or one number for all.

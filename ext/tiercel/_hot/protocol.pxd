@@ -39,7 +39,8 @@ cdef enum:
 cdef enum:
     POLL_NS = 250_000
 
-# When what waits in the buffer was read: so many moments, at least so far apart. What comes later counts with the last.
+# When what waits in the buffer was read: so many moments, at least so far apart. Where there are more, every other one is
+# forgotten: what was read then counts with what came before it, and what comes last always has a moment of its own.
 cdef enum:
     N_MARKS = 16
     MARK_NS = 4_000_000
@@ -98,6 +99,7 @@ cdef class HotProtocol:
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason
     )
     cdef bint _stand_in_later(self, Prepared prepared, bytes request, error)
+    cdef int _answer_waiting(self, Prepared prepared, scores, error) except -1
     cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns)
     cdef int _go_on(self) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1

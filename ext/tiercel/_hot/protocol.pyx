@@ -87,7 +87,8 @@ cdef class HotProtocol:
             place.cancel()
 
     def eof_received(self):
-        # Replies are written as requests come, so nothing is owed: the transport flushes and closes.
+        # What was answered is flushed, and the transport closes. A question that waits is withdrawn (connection_lost): who
+        # sends no more and who is gone look alike, and the general path takes them for the same.
         return None
 
     def shutdown(self):
@@ -336,9 +337,14 @@ cdef class HotProtocol:
         cdef Py_ssize_t i
         if path.queue is None or not plan.has_stand_in:
             return False
+        if head.kind == BODY_TENSORS:       # the reply says it elsewhere
+            return False
         for i in range(head.reference_start, head.reference_start + head.reference_length):
             if request[i] in b"@:/":        # a certain version has no stand-in; the general path tells the champion's alias
                 return False
+        # A question that would be late was not looked at.
+        if reason == "deadline" and not path._is_question(plan, request + head.head_length, head, arrival):
+            return False
         found = path.queue.stand_in(plan, reason)
         if found is None:
             return False
@@ -361,19 +367,27 @@ cdef class HotProtocol:
 
     def complete(self, Prepared prepared not None, scores, error):
         """Answer the question that waits, with its scores or, where those are None, with an error; then go on."""
-        cdef FastPath path = self.path
-        cdef bint close
         if prepared is not self._asked or self._phase != PHASE_WAITING:
             return      # its client is gone
+        transport = self._transport
+        try:
+            self._answer_waiting(prepared, scores, error)
+        except BaseException:
+            transport.abort()       # nobody else would ever answer, or read on
+            raise
+
+    cdef int _answer_waiting(self, Prepared prepared, scores, error) except -1:
+        cdef FastPath path = self.path
+        cdef bint close
         request, self._request, self._asked, self._place = self._request, None, None, None
         if request is not None and (error is not None or not _has_numbers(prepared, scores)):
             if self._stand_in_later(prepared, <bytes>request, error):
                 self._flush()
                 self._go_on()
-                return
+                return 0
             self.begun_ns = prepared._arrival.begun_ns
             self._hand(request if self._buffer is None else request + self._buffer, path.header_timeout_s)
-            return
+            return 0
         close = self._draining and self._buffer is None
         path._out.size = 0
         path._heads.refresh(self.server_state)
@@ -388,6 +402,7 @@ cdef class HotProtocol:
                 raise MemoryError("No memory for an error")
         self._flush()
         self._go_on()
+        return 0
 
     cdef bint _stand_in_later(self, Prepared prepared, bytes request, error):
         """As `_stand_in`, for a question that has waited in vain."""
@@ -413,10 +428,15 @@ cdef class HotProtocol:
 
     cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept:
         """What is in the buffer from `at` on was read at `read_ns`."""
-        cdef int n = self._n_marks
-        if n == 0 or (n < N_MARKS and read_ns - self._marks[n - 1].read_ns >= MARK_NS):
-            self._marks[n].at, self._marks[n].read_ns = at, read_ns
-            self._n_marks = n + 1
+        cdef int i, n = self._n_marks
+        if n > 0 and read_ns - self._marks[n - 1].read_ns < MARK_NS:
+            return 0
+        if n == N_MARKS:
+            n = N_MARKS // 2
+            for i in range(1, n):
+                self._marks[i].at, self._marks[i].read_ns = self._marks[2 * i].at, self._marks[2 * i].read_ns
+        self._marks[n].at, self._marks[n].read_ns = at, read_ns
+        self._n_marks = n + 1
         return 0
 
     cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept:

@@ -34,7 +34,7 @@ log = logging.getLogger("tiercel.http")
 
 #: What a fallback is left of the deadline of a question that waits, and at most a quarter of that.
 MARGIN_NS = 5_000_000
-#: Plans that others stood in for, and are remembered with it.
+#: Versions that others stood in for, and are remembered with it. No plan is: it would keep its base from going.
 MAX_STAND_INS = 100
 #: How long a refusal is given again without a look: a queue that is full, and a time that is over.
 FULL_NS = 1_000_000
@@ -57,7 +57,7 @@ class QueueDoor:
     def __init__(self, router: Router, path: FastPath, counters: WorkerCounters) -> None:
         self._router, self._path, self._counters = router, path, counters
         self._wait: SocketWait | None = None
-        self._stand_ins: dict[tuple[ServingPlan, str], tuple[ServingPlan, tuple[bytes, bytes], int]] = {}
+        self._stand_ins: dict[tuple[str, int, str], tuple[tuple[bytes, bytes], int]] = {}
 
     def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | str | None:
         """Queue a question; a question that finds no room is refused here, unless somebody else may answer it."""
@@ -70,6 +70,8 @@ class QueueDoor:
             if asked.plan.has_stand_in:
                 return "overloaded"
             reply = self.refusal(asked, error, hot, close)
+            if close:  # which says so, and nobody else's is to
+                return reply
             now_ns = time.monotonic_ns()
             self._path.full = Refusal(
                 asked,
@@ -95,16 +97,17 @@ class QueueDoor:
         fallback = self._router.compiled_fallback(plan)
         if fallback is None:
             return None
-        known = self._stand_ins.get((plan, reason))
-        if known is None or known[0] is not fallback:
+        known = self._stand_ins.get((plan.model, plan.version, reason))
+        if known is None:
             degraded = Degraded(Rung.FALLBACK.value, f"{plan.model}:{plan.version}", reason)
             more = {"degraded": degraded.to_json()}
             # As `payload.extend` has it.
             told = b"," + orjson.dumps(more)[1:], msgpack.packb("degraded") + msgpack.packb(more["degraded"])
             if len(self._stand_ins) >= MAX_STAND_INS:
                 self._stand_ins.clear()
-            known = self._stand_ins[plan, reason] = fallback, told, degrade_flags(Rung.FALLBACK, Reason(reason))
-        return known
+            known = told, degrade_flags(Rung.FALLBACK, Reason(reason))
+            self._stand_ins[plan.model, plan.version, reason] = known
+        return fallback, *known
 
     def reason(self, error: Exception, /) -> str:
         """See there."""
@@ -132,7 +135,7 @@ class QueueDoor:
             require_time(deadline, plan.need_us(asked.n_rows), plan.model)
         except DeadlineError as error:
             reply = self.refusal(asked, error, hot, close)
-            if is_over:  # once it is over, the words do not depend on how long
+            if is_over and not close:  # once it is over, the words do not depend on how long
                 self._path.late = Refusal(
                     asked,
                     reply,
