@@ -39,6 +39,7 @@ def world(tmp_path, base):
         ModelSettings("degrading", default_score=0.5),
         ModelSettings("laddered", fallback="late"),
         ModelSettings("large", fallback="small", default_score=0.25),
+        ModelSettings("bounded", fallback="late", deadline_ms=2),
     ]
     world = World(tmp_path, base, declared)
     world.add("late")
@@ -557,3 +558,14 @@ def test_a_stall_that_is_over_is_nobodys_wait(server):
         assert over.wait(10)
         time.sleep(0.05)
         assert one.ask(ask) == 200
+
+
+def test_a_models_own_deadline_is_its_stand_ins(server, world):
+    """A fallback that takes longer than the deadline declared of the model that was asked does not answer on either path."""
+    world.add("bounded", needs_us=(5, 1_000_000, 10))
+    with peer(server) as one:
+        for send in (request, chunked):
+            assert one.ask(send(BODY, target="/predict/bounded")) == 200
+        world.add("late", needs_us=(5, 3000, 10))
+        for send in (request, chunked):
+            assert one.ask(send(BODY, target="/predict/bounded")) == 504

@@ -125,6 +125,7 @@ class World:
         plan = ServingPlan(
             name, version, signature, scorer, schema, base if schema else None, recorder=recorder, tier=tier,
             is_inline=tier == "realtime", needs_us=needs_us, has_stand_in=self._has_stand_in(name),
+            default_budget_us=self._default_budget_us(name),
         )  # fmt: skip
         if curve is not None:
             total = SimpleNamespace(p99_us=curve[0][2])
@@ -139,6 +140,11 @@ class World:
 
     def _has_stand_in(self, name):
         return any(each.name == name and (each.fallback or each.default_score is not None) for each in self.declared)
+
+    def _default_budget_us(self, name):
+        return next(
+            (int(1000 * each.deadline_ms) for each in self.declared if each.name == name and each.deadline_ms), None
+        )
 
     def remove(self, name, version):
         plans, aliases = self.models[name]

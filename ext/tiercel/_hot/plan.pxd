@@ -26,6 +26,7 @@ from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t, uint64_t
 from tiercel._hot.vector cimport Scratch, VectorProgram
 
 cdef enum:
+    OWN_DEFAULT = -2
     FEW_FIELDS = 64        # a body's fields, no more than these, are read into the stack
     RELEASE_GIL_BYTES = 16384   # a body of this size has rows enough to keep the GIL from others for long
 
@@ -37,6 +38,7 @@ cdef struct Arrival:
     int64_t begun_ns       # ... when its first byte was read: from then on budgets count
     int64_t budget_us      # as a header says; -1: none does
     int budget_source      # BudgetSource: which header
+    int64_t default_us     # given to a request that names none, -1: none; OWN_DEFAULT: what the plan gives its own
     uint32_t flags         # PredictionFlag
 
 

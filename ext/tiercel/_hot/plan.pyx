@@ -139,6 +139,7 @@ cdef class ServingPlan:
         request.header_length = header_length
         arrival.wall_us, arrival.read_ns, arrival.flags = now_us, monotonic_ns(), 0
         arrival.begun_ns, arrival.budget_us, arrival.budget_source = arrival.read_ns, budget_us, BUDGET_NONE
+        arrival.default_us = OWN_DEFAULT
         with nogil:
             size = self.answer_into(
                 &body[0], body.shape[0], kind, &arrival, ids, &out, &watch, &request if kind == BODY_TENSORS else NULL
@@ -302,7 +303,7 @@ cdef class ServingPlan:
             budget_us, watch.budget_source = body_budget_us, body_source
         watch.budget_us = budget_us
         if budget_us < 0:
-            budget_us = self._default_budget_us
+            budget_us = self._default_budget_us if arrival.default_us == OWN_DEFAULT else arrival.default_us
         return NEVER_NS if budget_us < 0 else arrival.begun_ns + 1000 * budget_us
 
     cdef void _record(

@@ -8,7 +8,7 @@ from tiercel._hot.counters cimport WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.output cimport put
-from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
+from tiercel._hot.plan cimport OWN_DEFAULT, Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport PREDICTION_FAST
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t
 
@@ -238,6 +238,7 @@ cdef class HotProtocol:
         cdef ServingPlan plan
         cdef Arrival arrival
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
+        arrival.default_us = OWN_DEFAULT
         if is_new:
             self.begun_ns = arrival.read_ns
         if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS:
@@ -349,6 +350,7 @@ cdef class HotProtocol:
         if found is None:
             return False
         came.flags |= <uint32_t>found[2]
+        came.default_us = plan._default_budget_us       # whoever answers, the model was asked
         if not path._answer(found[0], request + head.head_length, head, &came, close, found[1]):
             return False
         path._counters.add("degraded_fallback")
