@@ -28,6 +28,8 @@ __all__ = ["Judged", "Origin", "base_look", "drift_look"]
 
 #: A share of missing or stood-in answers that grew by less wakes nobody, however certain it is.
 LEAST_GROWTH = 0.05
+#: Fewer rows, or requests, wake nobody: ten rows of one request are about as good as one.
+LEAST_ROWS, LEAST_REQUESTS = 100, 10
 #: Features that a finding names.
 MAX_FEATURES = 5
 _REQUEST = "request"
@@ -72,6 +74,11 @@ class Judged:
         return f"{self.report.model}:{self.report.version}"
 
     @property
+    def is_enough(self) -> bool:
+        """Whether there was traffic enough to wake somebody for what it shows."""
+        return self.report.n_rows >= LEAST_ROWS and self.report.n_requests >= LEAST_REQUESTS
+
+    @property
     def command(self) -> str:
         """What shows the report again."""
         report = self.report
@@ -89,6 +96,7 @@ class _Broken:
 
     origin: Origin
     found: dict[str, tuple[float, float, FeatureDrift, Judged]] = field(default_factory=dict)
+    models: set[str] = field(default_factory=set)
 
 
 def drift_look(name: str, judged: Sequence[Judged], *, n_confirm: int = 2, n_clear: int = 3) -> Look:
@@ -123,6 +131,8 @@ def drift_look(name: str, judged: Sequence[Judged], *, n_confirm: int = 2, n_cle
 def _note_missing(judged: Judged, broken: dict[str, _Broken], limits: dict[str, dict[str, float]]) -> None:
     """Collect features that are missing more often than chance explains, by what they are made of."""
     late = []
+    if not judged.is_enough:
+        return
     for feature in judged.report.features:
         growth, limit = _growth(feature)
         origins = _origins(judged, feature.name)
@@ -146,6 +156,7 @@ def _add_broken(
     broken: dict[str, _Broken], judged: Judged, origin: Origin, feature: FeatureDrift, growth: float, limit: float
 ) -> None:
     entry = broken.setdefault(_pipeline_cause(judged, origin), _Broken(origin))
+    entry.models.add(judged.name)
     key = feature.name
     if key not in entry.found or growth > entry.found[key][0]:
         entry.found[key] = growth, limit, feature, judged
@@ -155,7 +166,6 @@ def _broken_finding(broken: _Broken) -> Finding:
     ranked = sorted(broken.found.values(), key=lambda each: -each[0])
     growth, limit, first, judged = ranked[0]
     report = judged.report
-    models = ", ".join(sorted({each.name for *_, each in ranked}))
     views = sorted({o.view for *_, f, j in ranked for o in _origins(j, f.name) if o.view})
     where = f" (view {', '.join(views)})" if views and broken.origin.key.startswith("source:") else ""
     n_all = sum(broken.origin in _origins(judged, each.name) for each in report.features)
@@ -163,7 +173,7 @@ def _broken_finding(broken: _Broken) -> Finding:
     message = (
         f"{n_own} of {n_all} features of {broken.origin.label}{where} are missing more often: {first.name} in "
         f"{first.missing_share:.1%} of {first.n_rows + first.n_missing:,} rows, {first.reference_missing_share:.1%} in "
-        f"{WORDS[report.against]}. It concerns {models}."
+        f"{WORDS[report.against]}. It concerns {', '.join(sorted(broken.models))}."
     )
     return Finding(
         cause=_pipeline_cause(judged, broken.origin),
@@ -187,7 +197,7 @@ def _scores(judged: Judged, *, is_explained: bool) -> tuple[Finding | None, str,
     """Scores that are no numbers, unless a broken feed explains them."""
     report = judged.report
     cause = f"{AlertClass.PIPELINE}:scores:{judged.name}"
-    if not report.scores or is_explained:
+    if not report.scores or is_explained or not judged.is_enough:
         return None, cause, {}
     growth, limit, worst = max(((*_growth(each), each) for each in report.scores), key=lambda each: each[0] - each[1])
     limits = {each.name: _growth(each)[1] for each in report.scores if math.isfinite(_growth(each)[0])}
@@ -204,7 +214,7 @@ def _stood_in(judged: Judged) -> tuple[Finding | None, str, dict[str, float]]:
     report, history = judged.report, judged.history
     cause = f"{AlertClass.PIPELINE}:degraded:{judged.name}"
     seen, of = sum(each.n_degraded for each in history), sum(each.n_rows for each in history)
-    if not report.n_rows or not of:
+    if not judged.is_enough or not of:
         return None, cause, {}
     alpha = report.alpha * (1 - DISTRIBUTION_PART) / 2
     _, high, _ = share_noise(report.n_rows, report.n_degraded, seen, of, alpha)
