@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,15 +34,18 @@ _GENERAL, _FAST, _ROWS_GENERAL, _ROWS_FAST, _SHADOW = (
 SHOWN_QUANTILES = (0.5, 0.99, 0.999)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Few:
-    """The cells of one description in one file that count here: sums, and the durations that are not zero."""
+    """The cells of one description in one file that count here: sums, and the durations that are not zero.
+
+    A day of minutes of fifty versions is 72,000 of these: arrays are as small as their numbers allow.
+    """
 
     n_requests: int
     n_shadow: int
     n_degraded: int
-    places: NDArray[np.int64]
-    values: NDArray[np.uint64]
+    places: NDArray[np.uint16]
+    values: NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(eq=False)
@@ -165,6 +168,6 @@ class TrafficReader(WindowStore):
             max(0, plan.get(plan_at + _GENERAL, 0) + plan.get(plan_at + _FAST, 0) - shadow),
             shadow,
             max(0, rows - int(values[bounds[2] : bounds[3]].sum(dtype=np.uint64))),
-            places[bounds[4] : bounds[5]].astype(np.int64) - total_at,
-            values[bounds[4] : bounds[5]].astype(np.uint64),
+            (places[bounds[4] : bounds[5]] - total_at).astype(np.uint16),
+            values[bounds[4] : bounds[5]].copy(),  # or the whole file would be kept
         )
