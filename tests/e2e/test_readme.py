@@ -148,7 +148,7 @@ def test_the_commands_of_monitoring_are_taken_as_printed(tmp_path, monkeypatch):
         arguments = [each.replace("fraud", project_model(project)) for each in arguments]
         result = runner.invoke(main, arguments, env={"TIERCEL_PROJECT": str(project)})
         if "3" in arguments:
-            assert "unknown_alert" in result.output or "no alert 3" in result.output.lower(), result.output
+            assert "alert_not_found" in result.output
         elif result.exit_code and "--html" in arguments and find_spec("plotly") is None:
             assert "missing_extra" in result.output
         else:
