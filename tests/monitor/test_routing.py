@@ -220,15 +220,16 @@ def test_without_a_url_nothing_is_sent(store, receiver, make_router):
 
 
 def test_the_log_has_every_alert(store, make_router, caplog):
-    """What began is a warning with what shows it again; what ended is information."""
+    """What began and what ended is in any log, with what shows it again; what people did in a verbose one."""
     caplog.set_level(logging.INFO, "tiercel.alerts")
     router = make_router(webhook_url="")
     router.tell(open_alerts(store, "population:fraud:1"))
     assert "Alert 1 opened (population): Features of source orders are missing. Shown by: tiercel drift" in caplog.text
     assert caplog.records[-1].levelname == "WARNING"
+    router.tell([store.acknowledge(1, by="ann", now_us=START_US)])
+    assert (caplog.records[-1].levelname, "Alert 1 acknowledged" in caplog.text) == ("INFO", True)
     router.tell([store.resolve(1, by="ann", now_us=START_US)])
-    assert caplog.records[-1].levelname == "INFO"
-    assert "resolved" in caplog.text
+    assert (caplog.records[-1].levelname, "Alert 1 resolved" in caplog.text) == ("WARNING", True)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ TIMEOUT_S = 10.0
 #: How old a signature a receiver should accept.
 TOLERANCE_S = 300
 CLOSE_S = 2.0
-_LEVELS = {"opened": logging.WARNING, "reopened": logging.WARNING, "unsilenced": logging.WARNING}
+#: What a log without --verbose shows.
+_SHOWN = frozenset({"opened", "reopened", "unsilenced", "resolved"})
 
 
 def sign(secret: bytes, body: bytes, now_s: int) -> str:
@@ -142,7 +143,7 @@ class Router:
                 continue
             finding = alert.finding
             log.log(
-                _LEVELS.get(event.what, logging.INFO),
+                logging.WARNING if event.what in _SHOWN else logging.INFO,
                 "Alert %d %s (%s%s): %s Shown by: %s",
                 alert.id, event.what, finding.alert_class.value, ", pages" if alert.pages else "",
                 finding.message, finding.command,

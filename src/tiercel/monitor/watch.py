@@ -18,15 +18,18 @@ day, with the first). What was counted while the clock was set is not judged.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from tiercel.monitor.alert import AlertClass
 from tiercel.monitor.alerts import AlertStore
 from tiercel.monitor.bases import read_bases
 from tiercel.monitor.causes import BaseAge, Judged, base_look, drift_look
 from tiercel.monitor.concept_state import ConceptStore
 from tiercel.monitor.drift import AGAINST, find_compared
-from tiercel.monitor.drift_metrics import REPORTS_FILE, save_reports
+from tiercel.monitor.drift_metrics import save_reports
 from tiercel.monitor.labels import LabelStore
 from tiercel.monitor.outcome_causes import OutcomeWindow, changes_of, newest_mature, outcome_look
 from tiercel.monitor.outcomes import open_outcomes
@@ -57,6 +60,11 @@ log = logging.getLogger("tiercel.monitor")
 JUMP_US = 2_000_000
 #: The journal becomes rows, labels are joined and outcomes judged this often; or each window, or each interval.
 OUTCOMES_EVERY_S = 300.0
+#: Windows that one of a version without a reference is compared with.
+N_EARLIER = 24
+#: Comparisons with earlier windows that wait for their turn, and the part of each interval that goes to them.
+MAX_WAITING = 1000
+COMPARING_PART = 0.1
 #: Windows of outcomes that one is compared with.
 N_BEFORE = 14
 #: Comparisons of money that share a window's probability of a false alarm.
@@ -104,6 +112,18 @@ class _Scale:
     judges_population: bool
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """A report that waits to be made."""
+
+    model: str
+    version: int
+    against: str
+    begin_us: int
+    end_us: int
+    budget: FalseAlarmBudget
+
+
 class Watch:
     """Looks after a project.
 
@@ -125,6 +145,10 @@ class Watch:
             state_dir, routed=settings.monitor.webhook_classes if settings.monitor.webhook_url else ()
         )
         self._router = Router(settings.monitor, self.alerts, project=settings.name) if router is None else router
+        self._reports: dict[tuple[str, int, str], DriftReport] = {}
+        self._saved: dict[tuple[str, int, str], DriftReport] = {}
+        # Of a window that nobody got round to before the next, the oldest are left out.
+        self._waiting: deque[_Comparison] = deque(maxlen=MAX_WAITING)
         self._served: Collection[tuple[str, int]] = ()
         self._knows_served = False
         self._last_us: int | None = None
@@ -173,6 +197,8 @@ class Watch:
             with state.step("labels"):
                 self._collect(now_us)
             self._tell(self._look_at_outcomes(now_us), None, now_us)
+        with state.step("reports"):
+            self._compare()
         state.turns += 1
         state.last_turn_us = self._last_us = now_us
         state.webhook = self._router.status.to_json()
@@ -254,35 +280,56 @@ class Watch:
         per_quarter = self._monitor.false_alarms_per_quarter / len(self._scales)
         budget = FalseAlarmBudget(per_quarter, scale.length_us)
         judged: list[Judged] = []
-        reports: list[DriftReport] = []
         for model, version in self._windows.versions():
             window = self._windows.merged(model, version, begin_us, end_us)
             if window is None or not window.n_rows or window.n_clock_jumps:
                 continue
             watched = self._find(model, version)
             reference = None if watched is None else watched.reference
-            usual = "training" if reference is not None else "previous"
-            for against in AGAINST if scale.judges_population else (usual,):
-                found = find_compared(
-                    self._windows, reference, model, version, begin_us=begin_us, end_us=end_us, against=against
+            against = "training" if reference is not None else "previous"
+            found = find_compared(
+                self._windows, reference, model, version, begin_us=begin_us, end_us=end_us, against=against
+            )
+            if found is not None and reference is None:
+                # One window before is not enough: once it is broken too, nothing differs from it.
+                long_us = N_EARLIER * (end_us - begin_us)
+                found = replace(found, beside=self._windows.merged(model, version, begin_us - long_us, begin_us))
+            if found is None or found.beside is None:
+                continue
+            report = found.report(budget)
+            judged.append(
+                Judged(
+                    report,
+                    {} if watched is None else watched.origins,
+                    found.history,
+                    per_quarter,
+                    knows_variation=scale.judges_population and dispersion_of(found.history) is not None,
                 )
-                if found is None or found.beside is None:
-                    continue
-                report = found.report(budget)
-                reports.append(report)
-                if against == usual:
-                    judged.append(
-                        Judged(
-                            report,
-                            {} if watched is None else watched.origins,
-                            found.history,
-                            per_quarter,
-                            knows_variation=scale.judges_population and dispersion_of(found.history) is not None,
-                        )
-                    )
-        if reports and (scale.judges_population or not (self._state_dir / REPORTS_FILE).exists()):
-            save_reports(self._state_dir, reports)
+            )
+            if scale.judges_population or not self._reports:
+                self._reports[model, version, against] = report
+            if scale.judges_population:
+                others = [each for each in AGAINST if each not in {"training", against}]
+                self._waiting += [_Comparison(model, version, each, begin_us, end_us, budget) for each in others]
         return drift_look(scale.name, judged, n_confirm=scale.n_confirm, n_clear=scale.n_clear)
+
+    def _compare(self) -> None:
+        """Reports that nobody is woken for: a few each turn, for their thresholds take long to find. Then all are saved."""
+        until_s = time.monotonic() + self._monitor.interval_s * COMPARING_PART
+        while self._waiting:
+            one = self._waiting.popleft()
+            watched = self._find(one.model, one.version)
+            found = find_compared(
+                self._windows, None if watched is None else watched.reference, one.model, one.version,
+                begin_us=one.begin_us, end_us=one.end_us, against=one.against,
+            )  # fmt: skip
+            if found is not None and found.beside is not None:
+                self._reports[one.model, one.version, one.against] = found.report(one.budget)
+            if time.monotonic() >= until_s:
+                break
+        if self._reports != self._saved:
+            save_reports(self._state_dir, self._reports.values())
+            self._saved = dict(self._reports)
 
     def _look_at_outcomes(self, now_us: int) -> list[Look]:
         looks: list[Look] = []
@@ -343,10 +390,14 @@ class Watch:
             for change in changes_of(status, begin_us)
         ]
         look = outcome_look(found, window, new_changes=changes)
-        if not look.findings:
+        # Estimates are learned from bad days too and take long to come true again: where there is money, it decides.
+        decides = {AlertClass.IMPACT} if found.value is not None else set(AlertClass)
+        if not any(finding.alert_class in decides for finding in look.findings):
             bad_since_us = None
         elif bad_since_us is None:
             bad_since_us = begin_us
+        elif begin_us - bad_since_us > span_us // 2:  # there would soon be nothing left to compare with
+            bad_since_us = None
         self.state.outcomes[key] = OutcomeState(begin_us, bad_since_us)
         return look
 
