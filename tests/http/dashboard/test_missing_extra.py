@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
 
 import httpx
 import pytest
@@ -40,3 +43,15 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name):
         assert 'pip install "tiercel[dashboard]"' in page.text
         assert "content-security-policy" in page.headers
     assert livez.status_code == 200
+
+
+def test_every_file_of_a_page_is_installed():
+    """Templates, styles, scripts and the dashboard for Grafana are among the package's data."""
+    root = Path(__file__).parents[3]
+    package = root / "src" / "tiercel" / "http" / "dashboard"
+    data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    patterns = data["tiercel.http.dashboard"]
+    files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
+    needed = [str(path) for path in files if path.suffix in {".html", ".css", ".js", ".svg", ".json"}]
+    assert len(needed) >= 12
+    assert [name for name in needed if not any(fnmatch(name, pattern) for pattern in patterns)] == []

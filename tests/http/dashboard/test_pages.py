@@ -13,6 +13,7 @@ from tests.support import monitored
 
 from tiercel.errors import LedgerCorruptError
 from tiercel.http.dashboard import readings
+from tiercel.monitor.windows import WindowStore
 from tiercel.registry import Registry
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}</script>"
@@ -108,7 +109,7 @@ def test_the_overview_has_a_line_per_model(admin):
 
 def test_the_overview_counts_what_was_answered(admin, seeded):
     """Requests of all versions of a model are the windows' own."""
-    windows = readings.WindowStore(seeded / ".tiercel")
+    windows = WindowStore(seeded / ".tiercel")
     n = sum(windows.merged("late", version, 0, 2**62).n_requests for version in (2, 3))
     counted = re.search(r"<small>([\d.,]+)( k)? in 7d", row_of_html(admin.get("/?window=7d").text, "late"))
     assert float(counted[1].replace(",", "")) * (1000 if counted[2] else 1) == pytest.approx(n, rel=0.01)

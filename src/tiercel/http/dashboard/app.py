@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,14 @@ from starlette.routing import Route
 from tiercel.errors import RequestError, TiercelError
 from tiercel.http.dashboard import links
 from tiercel.http.dashboard.assets import Assets, missing_packages
-from tiercel.http.dashboard.replies import CrossOriginError, missing_page, redirect, require_same_origin, respond
+from tiercel.http.dashboard.replies import (
+    CrossOriginError,
+    Rendered,
+    missing_page,
+    redirect,
+    require_same_origin,
+    respond,
+)
 from tiercel.http.dashboard.shelf import Shelf
 from tiercel.http.status import status_of
 
@@ -69,7 +75,7 @@ class Dashboard:
         try:
             pages = await self._load()
             await self._shelf.get("warm", pages.warm, 0)
-            await self._shelf.get("assets", self._assets.warm, 0)
+            self._shelf.peek("assets", self._assets.warm, float("inf"))  # packing takes long, and no page waits for it
         except Exception as error:  # noqa: BLE001 - the first page will say it again, to somebody
             log.warning("dashboard: %s", error)
 
@@ -90,7 +96,7 @@ class Dashboard:
 
         return Pages(self._settings, self._shelf, self._assets)
 
-    def _page(self, make: Callable[[Pages, Request], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
+    def _page(self, make: Callable[[Pages, Request], Awaitable[Rendered]]) -> Callable[[Request], Awaitable[Response]]:
         """An endpoint whose failures are pages too."""
 
         async def answer(request: Request) -> Response:
@@ -101,7 +107,7 @@ class Dashboard:
                 body = await make(pages, request)
             except Exception as error:  # noqa: BLE001 - the reader gets a page, the log the reason
                 return await self._failure(request, error)
-            return await asyncio.to_thread(respond, request, body)
+            return respond(request, body)
 
         return answer
 
@@ -129,19 +135,18 @@ class Dashboard:
             status, text = 500, "The server failed; its log has the reason"
         title = _TITLES.get(status, "This page cannot be made now")
         pages = await self._load()
-        body = await asyncio.to_thread(pages.failure, status, title, text)
-        return respond(request, body, status)
+        return respond(request, await pages.failure(status, title, text), status)
 
     async def _asset(self, request: Request) -> Response:
         asset = self._assets.find(str(request.path_params["name"]))
         if asset is None:
             return Response("Not found", 404, media_type="text/plain")
-        return await asyncio.to_thread(asset.respond, request)
+        return await self._shelf.run(lambda: asset.respond(request))
 
     async def _grafana(self, request: Request) -> Response:
         """The dashboard for those who have Grafana: import it and choose the Prometheus that scrapes /metrics."""
-        body = await asyncio.to_thread(_GRAFANA.read_bytes)
-        return await asyncio.to_thread(respond, request, body, 200, "application/json")
+        body = await self._shelf.get("grafana", lambda: Rendered.of(_GRAFANA.read_bytes()), float("inf"))
+        return respond(request, body, 200, "application/json")
 
 
 async def _form(request: Request) -> dict[str, str]:

@@ -10,10 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tiercel.monitor.business import value_report
-from tiercel.monitor.outcomes import open_outcomes
-from tiercel.monitor.performance import choose_cohort, performance_report
-from tiercel.monitor.predictions import PREDICTIONS
 from tiercel.types import Task
 
 if TYPE_CHECKING:
@@ -25,6 +21,9 @@ if TYPE_CHECKING:
 
 #: How far back, by the length of a window: about as many windows as a chart shows well.
 SPANS = {"7d": (7 * 86_400_000_000, 6 * 3_600_000_000), "30d": (30 * 86_400_000_000, 86_400_000_000)}
+_PREDICTIONS = "predictions"  # `tiercel.monitor.predictions.PREDICTIONS`
+#: Roles in the order they are shown in; `tiercel.monitor.outcomes.ARMS`.
+ROLES = ("champion", "challenger", "shadow")
 #: The figure that stands for a model where there is room for one.
 HEADLINE = {Task.BINARY: ("auc", "AUC"), Task.REGRESSION: ("mae", "MAE")}
 
@@ -67,8 +66,13 @@ def judge(settings: Settings, version: ModelVersion, *, span: str = "7d", as_of_
         TableError, OutcomesError, DefinitionError: as `performance_report`.
     """
     name, task = version.name, version.facts.signature.task
-    if not (settings.state_dir / PREDICTIONS / f"model={quote(name, safe='')}").is_dir():
+    if not (settings.state_dir / _PREDICTIONS / f"model={quote(name, safe='')}").is_dir():
         return None
+    # With them come a database and a file format, which the page that first asks for this need not wait for.
+    from tiercel.monitor.business import value_report
+    from tiercel.monitor.outcomes import open_outcomes
+    from tiercel.monitor.performance import choose_cohort, performance_report
+
     as_of_us = time.time_ns() // 1000 if as_of_us is None else as_of_us
     value_settings = settings.model(name).value
     span_us, window_us = SPANS[span]

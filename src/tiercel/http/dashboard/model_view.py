@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel.http.dashboard import charts, words
-from tiercel.http.dashboard.judged import HEADLINE, Judged
+from tiercel.http.dashboard.judged import HEADLINE, ROLES, Judged
 from tiercel.http.dashboard.overview import Drift, Latency, bound_us, drift_cell
 from tiercel.http.dashboard.shelf import Failed, Pending
 from tiercel.monitor.cohorts import ARMS
@@ -340,7 +340,7 @@ def _performance_chart(judged: Judged | Pending | Failed | None, metric: str, ti
         return None
     windows = judged.performance.windows
     arms = sorted(
-        {(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (ARMS.index(key[1]), -key[0])
+        {(w.key.version, w.key.arm) for w in windows if w.counts.n_used}, key=lambda key: (ROLES.index(key[1]), -key[0])
     )
     return charts.performance(windows, metric, title, arms[:4]) if arms else None
 

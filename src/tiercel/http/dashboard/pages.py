@@ -14,6 +14,7 @@ from tiercel.http.dashboard import feature_view, links, model_view, overview, wo
 from tiercel.http.dashboard.alert_source import ACTIONS, SILENCES, AlertSource
 from tiercel.http.dashboard.judged import SPANS, judge
 from tiercel.http.dashboard.readings import Live, Readings
+from tiercel.http.dashboard.replies import Rendered
 from tiercel.monitor.drift import AGAINST
 from tiercel.monitor.totals import Totals
 
@@ -77,7 +78,7 @@ class Pages:
             self._templates.get_template(name)
         self._overview(_WINDOW, _SORT, {})
 
-    async def overview(self, request: Request) -> bytes:
+    async def overview(self, request: Request) -> Rendered:
         """The first page."""
         window = _choice(request, "window", overview.WINDOWS, _WINDOW)
         sort = _choice(request, "sort", overview.SORTS, _SORT)
@@ -87,7 +88,7 @@ class Pages:
         judged = {model.name: self._judged(model.champion, _SPAN) for model in models}
         return await self._page(request, ("overview", window, sort), lambda: self._overview(window, sort, judged))
 
-    async def model(self, request: Request) -> bytes:
+    async def model(self, request: Request) -> Rendered:
         """A model's page.
 
         Raises:
@@ -115,11 +116,11 @@ class Pages:
             lambda: self._model(model, chosen, asked, judged, len(version)),
         )
 
-    async def services(self, request: Request) -> bytes:
+    async def services(self, request: Request) -> Rendered:
         """The list of feature services."""
         return await self._page(request, ("services",), self._services)
 
-    async def service(self, request: Request) -> bytes:
+    async def service(self, request: Request) -> Rendered:
         """A feature service's page.
 
         Raises:
@@ -128,7 +129,7 @@ class Pages:
         name = str(request.path_params["service"])
         return await self._page(request, ("service", name), lambda: self._service(name))
 
-    async def alerts(self, request: Request) -> bytes:
+    async def alerts(self, request: Request) -> Rendered:
         """The alerts."""
         show = _choice(request, "show", ("lasting", "all"), "lasting")
         return await self._page(request, ("alerts", show), lambda: self._alert_page(show))
@@ -137,38 +138,39 @@ class Pages:
         """Acknowledge, silence or resolve an alert; see `AlertSource.act`."""
         if action not in ACTIONS:
             raise NotFoundError(f"Expected one of {', '.join(ACTIONS)}, got {action[:30]!r}")
-        # Never kept: not a reading.
-        await self._shelf.get(("act", object()), lambda: self._alerts.act(alert_id, action, form), 0)
+        await self._shelf.run(lambda: self._alerts.act(alert_id, action, form))
         for show in ("lasting", "all"):
             for part in (False, True):
                 self._shelf.forget(("alerts", show, part))
 
-    def failure(self, status: int, title: str, text: str) -> bytes:
+    async def failure(self, status: int, title: str, text: str) -> Rendered:
         """A page that says what went wrong."""
-        return self._render("message.html", False, "", title=title, text=text, status=status)
+        return await self._shelf.run(
+            lambda: self._render("message.html", False, "", title=title, text=text, status=status)
+        )
 
     # -- put together, off the event loop
 
     async def _page(
         self, request: Request, key: tuple[Any, ...], make: Callable[[], tuple[str, dict[str, Any]]]
-    ) -> bytes:
+    ) -> Rendered:
         """A rendered page, or the part of it that is looked for anew; kept for a moment."""
         is_part = request.query_params.get("part") == "main"
         path = request.url.path
         # The query is in forms and links of the page, so it is part of what it is kept by.
         full_key = (*key, is_part)
 
-        def render() -> bytes:
+        def render() -> Rendered:
             name, values = make()
             return self._render(name, is_part, path, **values)
 
         return await self._shelf.get(full_key, render, FRESH_S)
 
-    def _render(self, name: str, is_part: bool, path: str, **values: Any) -> bytes:
+    def _render(self, name: str, is_part: bool, path: str, **values: Any) -> Rendered:
         template = self._templates.get_template(name)
         now_us = time.time_ns() // 1000
         text: str = template.render(is_part=is_part, path=path, now_us=now_us, **values)
-        return text.encode("utf-8", "replace")
+        return Rendered.of(text.encode("utf-8", "replace"))
 
     def _overview(
         self, window: str, sort: str, judged: Mapping[str, Judged | Pending | Failed | None]

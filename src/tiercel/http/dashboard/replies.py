@@ -7,7 +7,8 @@ import hashlib
 import html
 import ipaddress
 import platform
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
@@ -43,16 +44,31 @@ class CrossOriginError(TiercelError):
     code = "cross_origin"
 
 
-def respond(request: Request, body: bytes, status: int = 200, kind: str = "text/html; charset=utf-8") -> Response:
-    """A page, or that it has not changed since the browser last got it. May take milliseconds: not on the event loop."""
-    tag = f'W/"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-    headers = {**HEADERS, "cache-control": "private, no-cache", "etag": tag, "vary": "accept-encoding"}
-    if status == 200 and tag in request.headers.get("if-none-match", ""):
+@dataclass(frozen=True)
+class Rendered:
+    """A reply's body as it is kept: plain, packed, and with the tag that tells browsers whether it has changed."""
+
+    body: bytes
+    packed: bytes
+    tag: str
+
+    @classmethod
+    def of(cls, body: bytes) -> Self:
+        """Pack and tag a body. Takes milliseconds: not on the event loop."""
+        packed = gzip.compress(body, 1, mtime=0) if len(body) >= _LEAST_PACKED_BYTES else b""
+        return cls(body, packed, f'W/"{hashlib.blake2b(body, digest_size=12).hexdigest()}"')
+
+
+def respond(
+    request: Request, rendered: Rendered, status: int = 200, kind: str = "text/html; charset=utf-8"
+) -> Response:
+    """A page, or that it has not changed since the browser last got it."""
+    headers = {**HEADERS, "cache-control": "private, no-cache", "etag": rendered.tag, "vary": "accept-encoding"}
+    if status == 200 and rendered.tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    if len(body) >= _LEAST_PACKED_BYTES and accepts_gzip(request):
-        headers["content-encoding"] = "gzip"
-        body = gzip.compress(body, 1, mtime=0)
-    return Response(body, status, headers, media_type=kind)
+    if rendered.packed and accepts_gzip(request):
+        return Response(rendered.packed, status, {**headers, "content-encoding": "gzip"}, media_type=kind)
+    return Response(rendered.body, status, headers, media_type=kind)
 
 
 def redirect(where: str) -> Response:
@@ -113,9 +129,9 @@ def _is_own_name(host: str, own_host: str) -> bool:
     return True
 
 
-def missing_page(missing: str) -> bytes:
+def missing_page(missing: str) -> Rendered:
     """What is shown where the packages that pages are made with are not installed; made without them."""
-    return f"""<!doctype html>
+    text = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>tiercel: the dashboard is not installed</title></head>
 <body><main><h1>The dashboard is not installed</h1>
@@ -126,4 +142,5 @@ def missing_page(missing: str) -> bytes:
 <a href="/api/workers">/api/workers</a>, <a href="/api/jobs">/api/jobs</a>, and on the command line
 <code>tiercel drift</code>, <code>tiercel performance</code>, <code>tiercel models</code>.</p>
 </main></body></html>
-""".encode()
+"""
+    return Rendered.of(text.encode())

@@ -75,6 +75,10 @@ class Shelf:
             return cast("T", kept.value)
         return cast("T", await asyncio.shield(self._make(key, make, self._quick)))
 
+    async def run(self, action: Callable[[], T]) -> T:
+        """Do something that waits for files, and keep nothing of it. Raises whatever it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._quick, action)
+
     def peek(self, key: Hashable, make: Callable[[], T], max_age_s: float) -> T | Pending | Failed:
         """What there is of a slow thing, at once; where it is old it is being made when this returns."""
         kept = self._kept.get(key)

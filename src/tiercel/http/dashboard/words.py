@@ -34,7 +34,7 @@ def count(value: float | None) -> str:
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= unit:
             scaled = value / (1e3 if name == "k" else unit)
-            return f"{scaled:.3g} {name}" if scaled < 1000 else f"{scaled:,.0f} {name}"
+            return f"{scaled:.3g} {name}" if scaled < 999.5 else f"{scaled:,.0f} {name}"
     return f"{value:,.0f}"
 
 
@@ -79,7 +79,7 @@ def age(seconds: float | None) -> str:
     for place, (unit, name) in enumerate(_AGES):
         if left >= unit:
             head, rest = divmod(left, unit)
-            if head < 10 and place < 2:
+            if head < 10 and place < 3:
                 below, below_name = _AGES[place + 1]
                 if rest // below:
                     return f"{head} {name} {rest // below} {below_name}"
@@ -106,7 +106,7 @@ def interval(estimate: Estimate | None) -> str:
     """The ends of an estimate's interval; empty where it has none."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
-    return f"{number(estimate.low)} to {number(estimate.high)}"
+    return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def plural(n: int, noun: str) -> str:
