@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tiercel.monitor.alerts import Alert, AlertStore
+    from tiercel.monitor.alerts import Alert, AlertStore, Finding
 
+#: A window that is shorter is shown to the second.
+_SHORT_US = 600_000_000
 by_option = click.option("--by", help="Who says so. Default: the login name.")
 note_option = click.option("--note", default="", help="Why, for whoever reads it later.")
 alert_id = click.argument("alert_id", metavar="ID", type=click.IntRange(1))
@@ -154,7 +156,7 @@ def _print(alert: Alert, *, as_json: bool) -> None:
         ("state", alert.state),
         ("of", _whose(alert)),
         ("what", finding.message),
-        ("window", f"{shown_moment(finding.begin_us)} to {shown_moment(finding.end_us)} UTC"),
+        ("window", _window(finding)),
         ("rows", f"{finding.n:,}"),
         (finding.effect_name, f"{finding.effect:.4g}; from {finding.threshold:.4g} on it is one"),
         *((f"  {each.name}", f"{each.effect:.4g}; {each.reason}") for each in finding.features),
@@ -165,6 +167,12 @@ def _print(alert: Alert, *, as_json: bool) -> None:
         ),
     ]
     print_table(f"Alert {alert.id}", ["", ""], rows)
+
+
+def _window(finding: Finding) -> str:
+    is_short = finding.end_us - finding.begin_us < _SHORT_US
+    begin, end = (shown_moment(us, seconds=is_short) for us in (finding.begin_us, finding.end_us))
+    return f"{begin} to {end} UTC"
 
 
 def _whose(alert: Alert) -> str:

@@ -134,29 +134,26 @@ def _play_season(project: Project, counted: Counted, url: str, last: datetime, *
     from tiercel.cli import demo_monitoring as monitoring
     from tiercel.examples.flights import season
 
-    watched = monitoring.SeasonWatch(counted)
+    watched, begun_us = monitoring.SeasonWatch(counted), time.time_ns() // 1000
     console.print()
     with _step(f"Replay November 1 to {last:%B %-d} in order, two hours of each day") as note:
         with progress() as report:
             played = season.play(
-                project, url, until=last.date(), break_feed=break_feed, progress=report,
+                project, url, until=last, break_feed=break_feed, progress=report,
                 on_day=lambda day: watched.see(day.day),
             )  # fmt: skip
         broken = f"; no weather in the last {season.BROKEN_DAYS} days" if break_feed else ""
         note(f"{played.n_flights:,} flights, {played.n_labels:,} labels as aircraft arrived{broken}")
     months = {each.day.month for each in played.days}
-    n_late = {
-        month: tuple(
-            sum(column)
-            for column in zip(*((d.n_late, d.n_flights) for d in played.days if d.day.month == month), strict=True)
-        )
-        for month in months
-    }
+    n_late = {}
+    for month in months:
+        days = [each for each in played.days if each.day.month == month]
+        n_late[month] = sum(each.n_late for each in days), sum(each.n_flights for each in days)
     monitoring.tell_season(project, watched, n_late=n_late)
     if break_feed:
         with _step("Wait until the server has looked at its counters twice") as note:
             directory = project.settings.project_dir
-            alert = monitoring.wait_for_alert(project, lambda: season.ask_again(directory, url, last))
+            alert = monitoring.wait_for_alert(project, begun_us, lambda: season.ask_again(directory, url, last))
             note("no alert yet" if alert is None else f"alert {alert.id} is open")
     monitoring.tell_alerts(project)
 

@@ -210,6 +210,7 @@ def tell_season(project: Project, watched: SeasonWatch, *, n_late: dict[int, tup
     reference = watched.champion.reference
     if november is not None:
         console.print(f"\nNovember: {_drift_line(drift_report(reference, november))}")
+    console.print("  (only two hours of each day are played, so `minute_of_day` must differ.)")
     if november is not None and december is not None:
         report = drift_report(november, december, against="previous")
         moved = [each for each in report.alarms if each.kind == "feature"]
@@ -247,18 +248,21 @@ def _realized(project: Project, version: ModelVersion, window: Window) -> dict[s
     return found if value is None else {**found, "money": value.groups[0].per_prediction}
 
 
-def wait_for_alert(project: Project, keep_asking: Callable[[], None], timeout_s: float = 60.0) -> Alert | None:
-    """The pipeline alert that the server's watch opens; None: it opened none in time.
+def wait_for_alert(
+    project: Project, since_us: int, keep_asking: Callable[[], None], timeout_s: float = 60.0
+) -> Alert | None:
+    """The pipeline alert that the server's watch opens, or finds again; None: there is none in time.
 
     Args:
         project: whose.
+        since_us: what was found before does not count.
         keep_asking: called again and again meanwhile, for the watch looks at what is asked.
         timeout_s: how long at most.
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for alert in AlertStore(project.settings.state_dir).find_all():
-            if alert.finding.alert_class is AlertClass.PIPELINE:
+            if alert.finding.alert_class is AlertClass.PIPELINE and alert.updated_us >= since_us:
                 return alert
         keep_asking()
     return None

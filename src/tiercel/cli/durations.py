@@ -64,9 +64,9 @@ def shown_duration(us: float) -> str:
     return f"{us / 1000:.3g} ms"
 
 
-def shown_moment(us: int) -> str:
-    """A moment to the minute, UTC."""
+def shown_moment(us: int, *, seconds: bool = False) -> str:
+    """A moment to the minute, or the second, UTC."""
     try:
-        return datetime.fromtimestamp(us / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M")
+        return datetime.fromtimestamp(us / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
     except (OverflowError, ValueError, OSError):
         return f"{us} us"

@@ -108,7 +108,7 @@ def _facts(groups: list[GroupPerformance], money: dict[GroupKey, GroupValue], un
         return
     of = f" {unit}" if unit else ""
     found = [money.get(group.key) for group in groups]
-    yield ["realized" + of, *(None if each is None else _number(each.realized) for each in found)]
+    yield ["realized" + of, *(_number(each.realized) if each is not None and each.n_known else None for each in found)]
     yield [f"projected{of} in all", *(None if each is None else shown(each.total) for each in found)]
     yield [
         f"{of.strip() or 'value'} per answer",

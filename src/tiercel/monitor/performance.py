@@ -253,9 +253,10 @@ def _notes(groups: list[GroupPerformance], cohort: Cohort, delay: DelayCurve, ta
     if not delay.n_labelled:
         notes.append("No labels have come. Send them with `tiercel feedback` or POST /feedback.")
     elif cohort.maturity_us is None:
+        few = delay.n_labelled < LEAST_LABELS  # else it was asked for
         notes.append(
-            f"Too few labels ({delay.n_labelled}) to tell how long they take: fresh predictions are judged by the labels "
-            f"that came first, which may differ from those to come."
+            f"{f'Too few labels ({delay.n_labelled}) to tell how long they take: fresh' if few else 'Fresh'} predictions are "
+            f"judged by the labels that came first, which may differ from those to come."
         )
     elif not delay.is_level:
         notes.append(

@@ -17,7 +17,6 @@ from tiercel.examples.flights.train import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import date
     from pathlib import Path
 
     from tiercel import Project
@@ -62,17 +61,19 @@ def play(
     project: Project,
     url: str,
     *,
-    until: date,
+    until: datetime,
+    begin: datetime = FIRST_DAY,
     break_feed: bool = False,
     on_day: Callable[[Day], None],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Season:
-    """Play the days from November 1 to `until`, asking the champion.
+    """Play the days from `begin` to `until`, asking the champion.
 
     Args:
         project: the flights project, with its models registered.
         url: of the server that serves it.
-        until: the last day.
+        until: the last day; its midnight, UTC.
+        begin: the first day, likewise.
         break_feed: let the weather end BROKEN_DAYS before the end.
         on_day: called after each day, when all of it was asked.
         progress: called with (stage, days done, days).
@@ -81,13 +82,13 @@ def play(
         TiercelError: the server did not follow, or refused a request.
     """
     season = Season()
-    n_days = (until - FIRST_DAY.date()).days + 1
-    flights = departures(project.settings.project_dir, n_days)
-    broken_from = FIRST_DAY + timedelta(days=n_days - BROKEN_DAYS)
+    n_days = (until - begin).days + 1
+    flights = departures(project.settings.project_dir, begin, n_days)
+    broken_from = begin + timedelta(days=n_days - BROKEN_DAYS)
     with Client(url) as client:
         arrivals = Arrivals(client)
         for i in range(n_days):
-            day = FIRST_DAY + timedelta(days=i)
+            day = begin + timedelta(days=i)
             if break_feed and day == broken_from:
                 break_weather(project.settings.project_dir, day)
             labels: list[int] = []
@@ -103,24 +104,24 @@ def play(
             on_day(season.days[-1])
             if progress is not None:
                 progress("days", i + 1, n_days)
-        arrivals.send(FIRST_DAY + timedelta(days=n_days))
+        arrivals.send(begin + timedelta(days=n_days))
         season.n_labels = arrivals.n_sent
     return season
 
 
 def ask_again(project_dir: Path, url: str, day: datetime) -> None:
     """Ask about a day's flights once more, on the base that is live."""
-    flights = departures(project_dir, (day - FIRST_DAY).days + 1)
+    flights = departures(project_dir, day, 1)
     with Client(url) as client:
         for hour in HOURS:
             for flight in flights[day + timedelta(hours=hour)]:
                 client.predict(MODEL, **request_of(flight))
 
 
-def departures(project_dir: Path, n_days: int) -> dict[datetime, list[dict[str, Any]]]:
-    """The flights of the first `n_days` days by the hour they are to leave in, for HOURS of each."""
+def departures(project_dir: Path, begin: datetime, n_days: int) -> dict[datetime, list[dict[str, Any]]]:
+    """The flights of `n_days` days by the hour they are to leave in, for HOURS of each."""
     found: dict[datetime, list[dict[str, Any]]] = {}
-    for flight in find_flights(project_dir, "season", FIRST_DAY, FIRST_DAY + timedelta(days=n_days)):
+    for flight in find_flights(project_dir, "season", begin, begin + timedelta(days=n_days)):
         hour = flight["event_timestamp"].replace(minute=0)
         if hour.hour in HOURS:
             found.setdefault(hour, []).append(flight)
