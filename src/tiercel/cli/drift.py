@@ -57,9 +57,7 @@ def moment_us(text: str) -> int:
 @click.option(
     "--against",
     type=click.Choice(["training", "previous", "last-week"]),
-    default="training",
-    show_default=True,
-    help="What to compare with.",
+    help="What to compare with. Default: training; with --test, previous.",
 )
 @click.option(
     "--window",
@@ -74,27 +72,63 @@ def moment_us(text: str) -> int:
 @click.option(
     "--false-alarms",
     type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Accepted per quarter and model version, with a look per window.",
+    help="Accepted per quarter and model version, with a look per window. Default: 1.",
 )
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with plots.")
+@click.option(
+    "--test",
+    type=click.Choice(["classifier", "mmd"]),
+    help="Compare rows as wholes instead of features one by one: can a model tell when a row is of, or how far apart are they?",
+)
+@click.option("--rows", type=click.IntRange(100, 20_000), help="With --test: rows drawn of either side. Default: 4000.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="With --test: of what is drawn. Default: 0.")
 @project_option
 @json_option
 def drift(
     model: str | None,
-    against: str,
+    against: str | None,
     length_us: int,
     end_us: int | None,
-    false_alarms: float,
+    false_alarms: float | None,
     html_file: Path | None,
+    test: str | None,
+    rows: int | None,
+    seed: int | None,
     project_dir: str,
     as_json: bool,
 ) -> None:
     """Compare what MODEL (NAME, NAME@ALIAS or NAME:VERSION) was asked and answered with what it was trained on.
 
     Without MODEL: every champion and challenger, and whatever else answered in the window.
+
+    With --test, rows of the prediction table are compared as wholes with earlier ones: that sees features that move apart
+    while each stays as it was. It takes seconds to minutes.
     """
+    if test is not None:
+        from tiercel.cli.drift_rows import compare_rows
+
+        for option, given in (("--html", html_file), ("--false-alarms", false_alarms)):
+            if given is not None:
+                raise click.UsageError(f"{option} is of features one by one: leave it or --test out.")
+        if model is None:
+            raise click.UsageError("Name the MODEL to --test.")
+        if against == "training":
+            raise click.UsageError("Of training there are histograms and no rows: --test needs previous or last-week.")
+        compare_rows(
+            project_dir,
+            model,
+            test,
+            against or "previous",
+            length_us,
+            end_us,
+            rows=rows,
+            seed=seed or 0,
+            as_json=as_json,
+        )
+        return
+    if rows is not None or seed is not None:
+        raise click.UsageError("--rows and --seed are of --test.")
+    against, false_alarms = against or "training", 1.0 if false_alarms is None else false_alarms
     from tiercel.errors import WindowError
     from tiercel.monitor.drift import FalseAlarmBudget, find_compared
     from tiercel.monitor.windows import WindowStore
