@@ -199,8 +199,9 @@ def test_a_failing_model(server, world):
 @pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
 def test_no_room(server, world, kind):
     """A question that finds no room is refused with the general path's status, headers and body shape; nothing is closed."""
-    world.add("slow", tier="near-realtime", needs_us=(5, 40_000, 10), curve=((1, 40_000, 40_000),))
-    body = json.dumps(BODY).encode() if kind.endswith("json") else msgpack.packb(BODY)
+    world.add("slow", tier="near-realtime", needs_us=(5, 4_000_000, 10), curve=((1, 4_000_000, 4_000_000),))
+    question = {**BODY, "deadline_ms": 10_000}  # room for two
+    body = json.dumps(question).encode() if kind.endswith("json") else msgpack.packb(question)
     decode = json.loads if kind.endswith("json") else msgpack.unpackb
     ask = request(body, target="/predict/slow", kind=kind)
     scorer, peers = world.scorers["slow", 1], [server.connect() for _ in range(2)]
@@ -376,8 +377,10 @@ def test_a_fallback_answers_on_the_compiled_path(server, world, tier, kind):
 
 def test_a_fallback_answers_for_a_full_queue_and_a_failing_model(server, world):
     """Who finds no room, and whose batch fails, is answered by the fallback at once, in order, on the compiled path."""
-    scorer = world.add("laddered", tier="near-realtime", needs_us=(5, 40_000, 10), curve=((1, 40_000, 40_000),))
-    ask = request(BODY, target="/predict/laddered")
+    scorer = world.add(
+        "laddered", tier="near-realtime", needs_us=(5, 4_000_000, 10), curve=((1, 4_000_000, 4_000_000),)
+    )
+    ask = request({**BODY, "deadline_ms": 10_000}, target="/predict/laddered")  # room for two
     with peer(server) as one, peer(server) as two, peer(server) as three:
         with held(scorer):
             one.send(ask)

@@ -161,7 +161,7 @@ class TotalsCollector(Collector):
         )
         yield self._labelled(
             "tiercel_replies",
-            "Replies of the general path.",
+            "Replies of the general path, and errors of the compiled one.",
             "status",
             {status: f"replies_{status}" for status in ("2xx", "3xx", "4xx", "5xx")},
         )
