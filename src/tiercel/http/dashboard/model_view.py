@@ -11,7 +11,6 @@ from tiercel.http.dashboard import charts, words
 from tiercel.http.dashboard.judged import HEADLINE, ROLES, Judged
 from tiercel.http.dashboard.overview import Drift, Latency, bound_us, drift_cell
 from tiercel.http.dashboard.shelf import Failed, Pending
-from tiercel.monitor.cohorts import ARMS
 from tiercel.monitor.counting import MAGNITUDE_BOUNDS, STAGES
 from tiercel.monitor.drift import find_compared
 from tiercel.monitor.drift_words import WORDS
