@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -55,7 +56,8 @@ def flights_project(directory):
 @pytest.fixture(scope="module")
 def season(tmp_path_factory):
     """Three weeks around the first storms of December, the last three days without weather, as `tiercel demo` plays them."""
-    from tiercel.cli.demo_monitoring import Counted, SeasonWatch
+    from tiercel.cli.console import console
+    from tiercel.cli.demo_monitoring import Counted, SeasonWatch, tell_season
     from tiercel.examples.flights.season import play
     from tiercel.examples.flights.train import MODEL
 
@@ -63,7 +65,11 @@ def season(tmp_path_factory):
     with flights_project(directory) as project, projects.running_server(directory) as (url, _):
         watched = SeasonWatch(Counted(project, project.registry.get(MODEL, "champion")))
         played = play(project, url, begin=BEGIN, until=UNTIL, break_feed=True, on_day=lambda day: watched.see(day.day))
-    return played, watched
+        with console.capture() as said:
+            months = {m: [d for d in played.days if d.day.month == m] for m in (11, 12)}
+            n_late = {m: (sum(d.n_late for d in of), sum(d.n_flights for d in of)) for m, of in months.items()}
+            tell_season(project, watched, n_late=n_late)
+    return played, watched, said.get()
 
 
 def days(season, *, broken):
@@ -74,7 +80,7 @@ def days(season, *, broken):
 @pytest.mark.slow
 def test_every_flight_is_counted_and_labelled_when_it_arrived(season):
     """The windows of the days add up to the flights asked about, and labels are sent of all that arrived by the end."""
-    played, watched = season
+    played, watched, _ = season
     assert [window.n_rows for _, window in watched.windows] == [day.n_flights for day in played.days]
     in_the_air = played.n_flights - played.n_labels
     assert 0 < in_the_air < played.days[-1].n_flights
@@ -87,7 +93,7 @@ def test_december_is_a_population_that_moved(season):
     from tiercel.monitor.alerts import AlertClass
     from tiercel.monitor.drift import drift_report
 
-    _, watched = season
+    _, watched, _ = season
     healthy = days(season, broken=False)
     windows = dict(watched.windows)
     november = sum((windows[day] for day in healthy[1:] if day.month == 11), start=windows[healthy[0]])
@@ -111,7 +117,7 @@ def test_a_feed_that_ends_is_a_broken_pipeline(season):
     """Each day without weather has one pipeline finding that names the source, and no population is blamed for weather."""
     from tiercel.monitor.alerts import AlertClass
 
-    _, watched = season
+    _, watched, _ = season
     broken = days(season, broken=True)
     found = [(day, finding) for day, finding in watched.days_of(AlertClass.PIPELINE) if day.month == 12]
     assert [day for day, _ in found] == broken
@@ -121,6 +127,18 @@ def test_a_feed_that_ends_is_a_broken_pipeline(season):
             named = {each.name for each in finding.features}
             missing = {each.name for _, other in found for each in other.features}
             assert not named & missing
+
+
+@pytest.mark.slow
+def test_what_is_said_of_the_season_is_what_was_found(season):
+    """The demo prints as many flights as were asked about, figures with intervals, and both causes with their days."""
+    played, _, said = season
+    for month in (11, 12):
+        assert f"{sum(day.n_flights for day in played.days if day.day.month == month):,}" in said
+    assert re.search(r"AUC +0\.\d+ \[0\.\d+, 0\.\d+\] +0\.\d+ \[0\.\d+, 0\.\d+\]", said)
+    assert re.search(r"USD per flight +-\d+ \[-\d+, -\d+\] +-\d+ \[-\d+, -\d+\]", said)
+    assert "population: on 12 days, first Dec 01, last Dec 12" in said
+    assert re.search(r"pipeline: on \d days, .*last Dec 12\n +\d of 6 features of source weather", said)
 
 
 def test_weather_ends_where_it_is_told_to_and_is_made_whole_again(tmp_path):

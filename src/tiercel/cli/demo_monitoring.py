@@ -18,6 +18,7 @@ from tiercel.monitor.business import value_report
 from tiercel.monitor.causes import Judged, drift_look
 from tiercel.monitor.cohorts import Cohort
 from tiercel.monitor.drift import FalseAlarmBudget, drift_report
+from tiercel.monitor.drift_words import WORDS
 from tiercel.monitor.performance import performance_report
 from tiercel.monitor.reference import find_reference
 from tiercel.monitor.review import review
@@ -26,13 +27,12 @@ from tiercel.monitor.watch_state import WatchState
 from tiercel.monitor.windows import DAY_US, WindowStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from datetime import datetime
 
     from tiercel.monitor.alerts import Alert, Finding
     from tiercel.monitor.causes import Origin
     from tiercel.monitor.drift import DriftReport
-    from tiercel.monitor.feature_drift import FeatureDrift
     from tiercel.monitor.intervals import Estimate
     from tiercel.monitor.reference import Reference
     from tiercel.monitor.review import Review
@@ -80,7 +80,7 @@ def tell_day(project: Project, champion: Counted, challenger: ModelVersion, sinc
     window = champion.take()
     console.print("\n[bold]What monitoring says[/]")
     if window is not None:
-        console.print(f"Input:   {_drift_line(drift_report(champion.reference, window))}")
+        _tell_drift("Input:     ", drift_report(champion.reference, window))
     found = _review(project, champion.version, since_us)
     groups = {group.key.version: group for group in found.performance.groups}
     money = {} if found.value is None else {group.key.version: group for group in found.value.groups}
@@ -89,7 +89,7 @@ def tell_day(project: Project, champion: Counted, challenger: ModelVersion, sinc
         return
     first = groups[versions[0].version].counts
     console.print(
-        f"Labels:  {first.n_labelled:,} of {first.n_cohort:,} predictions have one; it came when the aircraft did."
+        f"Labels:    {first.n_labelled:,} of {first.n_cohort:,} predictions have one; it came when the aircraft did."
     )
     if (worth := money.get(versions[0].version)) is not None and found.value is not None:
         told, silent = worth.always_positive, worth.always_negative
@@ -97,7 +97,7 @@ def tell_day(project: Project, champion: Counted, challenger: ModelVersion, sinc
             f"; told of every flight it had been {_plain(told.value)}, told of none {_plain(silent.value)}"
         )  # fmt: skip
         console.print(
-            f"Money:   {worth.realized:,.0f} {found.value.unit}, {_plain(worth.per_prediction.value)} per flight{others}."
+            f"Money:     {worth.realized:,.0f} {found.value.unit}, {_plain(worth.per_prediction.value)} per flight{others}."
         )
     unit = "" if found.value is None else found.value.unit
     rows = [[label(name), *(shown(groups[v.version].metrics.get(name)) for v in versions)] for name in _METRICS]
@@ -121,16 +121,15 @@ def _review(project: Project, version: ModelVersion, since_us: int) -> Review:
         )
 
 
-def _drift_line(report: DriftReport, n: int = 4) -> str:
+def _tell_drift(what: str, report: DriftReport, n: int = 4) -> None:
+    """How many features differ from what they are compared with, and those that do most, each with its reason."""
     moved = [each for each in report.alarms if each.kind == "feature"]
-    n_all = len(report.features)
-    if not moved:
-        return f"none of {n_all} features is distributed otherwise than in training."
-    return f"{len(moved)} of {n_all} features differ from training. Most: {_most(moved[:n])}."
-
-
-def _most(moved: Sequence[FeatureDrift]) -> str:
-    return "; ".join(f"[bold]{escape(each.name)}[/] ({escape(each.reason)})" for each in moved)
+    beside = {"training": "training", "previous": "November"}[report.against]
+    ending = ", most:" if moved else "."
+    console.print(f"{what}{len(moved)} of {len(report.features)} features differ from {beside}{ending}")
+    for each in moved[:n]:
+        reason = each.reason.replace(WORDS["previous"], "November")
+        console.print(f"           [bold]{escape(each.name)}[/]: {escape(reason)}")
 
 
 def _plain(value: float | None) -> str:
@@ -209,17 +208,14 @@ def tell_season(project: Project, watched: SeasonWatch, *, n_late: dict[int, tup
     print_table("\nThe champion, month by month, with 95 % intervals", columns, rows)
     reference = watched.champion.reference
     if november is not None:
-        console.print(f"\nNovember: {_drift_line(drift_report(reference, november))}")
-    console.print("  (only two hours of each day are played, so `minute_of_day` must differ.)")
+        console.print()
+        _tell_drift("November:  ", drift_report(reference, november))
+        console.print("           Only two hours of each day are played, so minute_of_day must differ.")
     if november is not None and december is not None:
-        report = drift_report(november, december, against="previous")
-        moved = [each for each in report.alarms if each.kind == "feature"]
-        console.print(
-            f"December: {len(moved)} of {len(report.features)} features differ from November. Most: {_most(moved[:6])}."
-        )
+        _tell_drift("December:  ", drift_report(november, december, against="previous"), n=6)
     console.print(
-        f"\nBy cause, one look per day beside training, widened by how much days differ ({watched.n_judged} days could be "
-        f"judged for a population; the first ones only taught that):"
+        f"\nBy cause, one look per day beside training ({watched.n_judged} days were judged for a population; those before "
+        f"taught how much days differ):"
     )
     for alert_class in (AlertClass.POPULATION, AlertClass.PIPELINE):
         found = watched.days_of(alert_class)
@@ -228,7 +224,8 @@ def tell_season(project: Project, watched: SeasonWatch, *, n_late: dict[int, tup
             continue
         days = sorted({day for day, _ in found})
         console.print(
-            f"  {alert_class}: on {len(days)} days, first {days[0]:%b %d}, last {days[-1]:%b %d}: {escape(found[-1][1].message)}"
+            f"  {alert_class}: on {len(days)} days, first {days[0]:%b %d}, last {days[-1]:%b %d}\n"
+            f"           {escape(found[-1][1].message)}"
         )
 
 
