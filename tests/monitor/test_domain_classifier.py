@@ -101,6 +101,6 @@ def test_the_same_seed_gives_the_same_answer():
 def test_without_lightgbm_the_install_command_is_said(monkeypatch):
     """The extra is named, and the test that needs none."""
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(MissingExtraError, match=r'tiercel\[lightgbm\]') as caught:
+    with pytest.raises(MissingExtraError, match=r"tiercel\[lightgbm\]") as caught:
         measure_separation(np.zeros((100, 1)), units(50, 50))
     assert "--test mmd" in str(caught.value)

@@ -59,7 +59,9 @@ def test_units_of_measure_do_not_matter():
     rows = correlated(200, 0.5, np.random.default_rng(0))
     stretched = rows.copy()
     stretched[:, 0] = np.exp(3 * rows[:, 0])
-    one, other = (measure_discrepancy(ComparableRows.of(each), units(100, 100), n_exchanges=19) for each in (rows, stretched))
+    one, other = (
+        measure_discrepancy(ComparableRows.of(each), units(100, 100), n_exchanges=19) for each in (rows, stretched)
+    )
     assert (one.mmd2, one.p_value) == (other.mmd2, other.p_value)
 
 
