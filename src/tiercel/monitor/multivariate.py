@@ -40,8 +40,10 @@ ROWS, MOST_ROWS = 4_000, 20_000
 LEAST_REQUESTS: Final = 50
 #: Probability of a difference by chance at which it is called drift.
 LEVEL: Final = 0.01
-#: Features that are named.
+#: Features that are named: so many at most, ...
 N_TOP: Final = 10
+#: ... and only with this part of the strongest one's loss. Less is what shuffling does by itself.
+_LEAST_LOSS: Final = 0.1
 _WEEK_US, _DAY_US = 7 * 86_400_000_000, 86_400_000_000
 
 
@@ -245,8 +247,7 @@ def compare_samples(
             found = _shares([features[i] for i in usable], rows[:, usable], units.rows(), measured.losses, against)
             if against == "previous" and window.end_us - window.begin_us < _DAY_US:
                 notes.append("Hours differ by the time of day: --against last-week compares with the same hours.")
-        # A tenth of the strongest one's loss is what shuffling by itself may do.
-        names = [each.name for each in found if each.loss >= 0.1 * found[0].loss]
+        names = [each.name for each in found]
         meaning = describe_result(test, against, measured.statistic, measured.p_value, measured.chance_limit, names)
     return MultivariateReport(
         model=model,
@@ -349,7 +350,9 @@ def _shares(
     against: str,
 ) -> tuple[FeatureShare, ...]:
     """The features that carry the difference, most first, with what became of each."""
-    top = [i for i in np.argsort(-losses, kind="stable")[:N_TOP].tolist() if losses[i] > 0]
+    top = [
+        i for i in np.argsort(-losses, kind="stable")[:N_TOP].tolist() if losses[i] > max(0, _LEAST_LOSS * losses.max())
+    ]
     partners = _partners(rows, is_window)
     found = []
     for i in top:
