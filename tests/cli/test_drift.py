@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 from tests.monitor.recorders import FEATURES, SIGNATURE, make_recorder
 
-from tiercel.cli.drift import duration_us
 from tiercel.cli.drift_page import render_page
 from tiercel.cli.main import main
 from tiercel.monitor.drift import Compared
@@ -154,14 +153,6 @@ def test_no_model_is_said(tmp_path):
     (tmp_path / "tiercel.toml").write_text("")
     result = CliRunner().invoke(main, ["drift", "--project", str(tmp_path)])
     assert (result.exit_code, "No model has a champion" in result.output) == (0, True)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h", 3600), ("7d", 604_800), ("2W", 1_209_600)]
-)
-def test_stretches_of_time(text, seconds):
-    """A number and a unit."""
-    assert duration_us(text) == seconds * 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -207,8 +207,8 @@ def test_moments_that_are_none_are_refused(run):
 def test_lengths_of_time_are_read_and_shown():
     """Texts become microseconds and back, in the unit that says enough."""
     read = Duration()
-    assert [read.convert(text, None, None) for text in ("1.5h", "90s", "250 ms", "2w")] == [
-        5_400_000_000, 90_000_000, 250_000, 1_209_600_000_000,
+    assert [read.convert(text, None, None) for text in ("1.5h", "90s", "250 ms", "2W", "15min", "15m")] == [
+        5_400_000_000, 90_000_000, 250_000, 1_209_600_000_000, 900_000_000, 900_000_000,
     ]  # fmt: skip
     assert [shown_duration(us) for us in (250_000, 90_000_000, 300_000_000, 5_400_000_000, 7 * DAY_US)] == [
         "250 ms", "90 s", "5 min", "90 min", "7 d",

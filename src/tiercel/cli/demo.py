@@ -135,7 +135,6 @@ def _play_season(project: Project, counted: Counted, url: str, last: datetime, *
     from tiercel.examples.flights import season
 
     watched, begun_us = monitoring.SeasonWatch(counted), time.time_ns() // 1000
-    console.print()
     with _step(f"Replay November 1 to {last:%B %-d} in order, two hours of each day") as note:
         with progress() as report:
             played = season.play(

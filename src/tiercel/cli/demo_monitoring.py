@@ -224,7 +224,7 @@ def tell_season(project: Project, watched: SeasonWatch, *, n_late: dict[int, tup
             continue
         days = sorted({day for day, _ in found})
         console.print(
-            f"  {alert_class}: on {len(days)} days, first {days[0]:%b %d}, last {days[-1]:%b %d}\n"
+            f"  {alert_class}: on {len(days)} day{'' if len(days) == 1 else 's'}, first {days[0]:%b %d}, last {days[-1]:%b %d}\n"
             f"           {escape(found[-1][1].message)}"
         )
 

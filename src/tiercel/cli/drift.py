@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tiercel.cli.console import console, errors, json_option, print_json, project_option
+from tiercel.cli.durations import DURATION, MOMENT
 from tiercel.errors import TiercelError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tiercel.monitor.windows import WindowStore
     from tiercel.registry import Registry
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _STYLES = {
     "drift": "bold red",
     "missing": "bold yellow",
@@ -32,24 +31,6 @@ _STYLES = {
     "too few rows": "dim",
     "not comparable": "dim",
 }
-
-
-def duration_us(text: str) -> int:
-    """A stretch of time such as 90s, 30m, 1h, 7d or 2w, in microseconds."""
-    found = re.fullmatch(r"([0-9]{1,9})([smhdw])", text.strip().lower())
-    if found is None or not int(found[1]):
-        raise click.BadParameter(f"expected a stretch of time such as 30m, 1h or 7d; got {text!r}")
-    return int(found[1]) * _UNITS_S[found[2]] * 1_000_000
-
-
-def moment_us(text: str) -> int:
-    """A time in ISO 8601, UTC where it names no zone, in microseconds since the epoch."""
-    from tiercel.project import to_us
-
-    try:
-        return to_us(datetime.fromisoformat(text))
-    except ValueError:
-        raise click.BadParameter(f"expected a time such as 2026-11-25T18:00:00, got {text!r}") from None
 
 
 @click.command()
@@ -62,13 +43,12 @@ def moment_us(text: str) -> int:
 @click.option(
     "--window",
     "length_us",
-    type=duration_us,
-    metavar="TIME",
+    type=DURATION,
     default="1h",
     show_default=True,
     help="How far back to look.",
 )
-@click.option("--end", "end_us", type=moment_us, metavar="MOMENT", help="End of the window (ISO 8601). Default: now.")
+@click.option("--end", "end_us", type=MOMENT, help="End of the window (ISO 8601). Default: now.")
 @click.option(
     "--false-alarms",
     type=click.FloatRange(0, min_open=True),

@@ -1,4 +1,4 @@
-"""Lengths of time on the command line: `90s`, `15min`, `36h`, `7d`, and moments as ISO texts."""
+"""Lengths of time on the command line: `90s`, `15min` or `15m`, `36h`, `7d`, and moments as ISO texts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _UNITS_US = {
     "ms": 1000,
     "s": 1_000_000,
     "min": 60_000_000,
+    "m": 60_000_000,
     "h": 3_600_000_000,
     "d": 86_400_000_000,
     "w": 604_800_000_000,
 }
-_FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)\s*")
+_FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)\s*")
 _LONGEST_US = 36_525 * _UNITS_US["d"]  # a hundred years
 
 
@@ -29,7 +30,7 @@ class Duration(click.ParamType[int]):
         """From text; a number was converted already."""
         if isinstance(value, int):
             return value
-        found = _FORM.fullmatch(str(value))
+        found = _FORM.fullmatch(str(value).lower())
         length_us = 0 if found is None else round(float(found[1]) * _UNITS_US[found[2]])
         if not 0 < length_us <= _LONGEST_US:
             self.fail(f"expected a length of time such as 90s, 15min, 36h or 7d, got {value!r}", param, ctx)
