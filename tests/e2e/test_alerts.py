@@ -149,7 +149,7 @@ def test_what_breaks_pages_and_what_moves_does_not(tmp_path, receiver):
             os.kill(next(iter(projects.workers(process.pid).values())), signal.SIGKILL)
             (watcher,) = watchers(process.pid)
             os.kill(watcher, signal.SIGKILL)
-            until(lambda: look()["watch"]["steps"]["drift window"]["runs"] >= 10, everything)
+            until(lambda: look()["watch"]["steps"].get("drift window", {"runs": 0})["runs"] >= 10, everything)
             assert look("?all=1")["alerts"] == [], everything()
             assert look()["watch"]["problems"] == []
 
