@@ -23,12 +23,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.machine import describe, percentiles
+from benchmarks.networks import NARROW as WIDTHS
+from benchmarks.networks import network
 from tiercel.errors import CapacityError, DeadlineError
 from tiercel.models.onnx_scorer import OnnxScorer
 from tiercel.serving.cost import CostCurve
@@ -37,7 +38,6 @@ from tiercel.serving.near_realtime import Batcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WIDTHS = (23, 128, 64, 1)
 WAITERS = 64
 N_ROWS = 4096
 BUDGET_NS = 100_000_000
@@ -57,27 +57,6 @@ for _ in range(n):
         time.sleep(left)
     os.write(1, struct.pack("d", due))
 """
-
-
-def network() -> bytes:
-    """The ONNX file of a network with ReLU between and a sigmoid after its layers."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng = np.random.default_rng(0)
-    nodes, weights, name = [], [], "x"
-    for k, (n_in, n_out) in enumerate(pairwise(WIDTHS)):
-        last = k == len(WIDTHS) - 2
-        weights.append(
-            numpy_helper.from_array((rng.normal(size=(n_in, n_out)) / n_in**0.5).astype(np.float32), f"w{k}")
-        )
-        weights.append(numpy_helper.from_array(rng.normal(size=n_out).astype(np.float32), f"b{k}"))
-        nodes.append(helper.make_node("Gemm", [name, f"w{k}", f"b{k}"], [f"sum{k}"]))
-        name = "y" if last else f"x{k}"
-        nodes.append(helper.make_node("Sigmoid" if last else "Relu", [f"sum{k}"], [name]))
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, WIDTHS[0]])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, WIDTHS[-1]])]
-    graph = helper.make_graph(nodes, "network", inputs, outputs, initializer=weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8).SerializeToString()
 
 
 def measure_cost(scorer: OnnxScorer, rows: np.ndarray, repeat: int) -> list[tuple[int, float, float]]:
@@ -247,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(describe("onnxruntime", "numpy", "uvloop"))
     import uvloop
 
-    scorer = OnnxScorer(network(), n_features=WIDTHS[0])
+    scorer = OnnxScorer(network(WIDTHS), n_features=WIDTHS[0])
     rounds, seconds, repeat = (2, 0.1, 50) if options.smoke else (options.rounds, 1.0, 1000)
     uvloop.run(measure(scorer, rounds, seconds, repeat))
 

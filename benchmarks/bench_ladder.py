@@ -1,4 +1,4 @@
-"""What deciding who answers costs a request: the entity's bytes, its arm, the rung, its last score, the loop's share.
+"""What deciding who answers costs a request: the entity's bytes, its arm, the rung, its last score.
 
     python -m benchmarks.bench_ladder [--rounds 60] [--smoke]
 
@@ -17,7 +17,6 @@ from benchmarks.machine import describe
 from tiercel.serving.entity_key import key_of
 from tiercel.serving.ladder import Candidate, Rung, choose
 from tiercel.serving.last_scores import LastScores
-from tiercel.serving.loop_share import LoopShare
 from tiercel.serving.rollout import arm_of
 
 if TYPE_CHECKING:
@@ -46,16 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     entities = [{"customer_id": i, "shop": f"s{i % 97}"} for i in range(N_ENTITIES + 5000)]
     keys = [key_of(each) or b"" for each in entities]
     memory = LastScores(1 << 20)
-    share = LoopShare(10_000_000)
     ladder = [
         Candidate(Rung.CHAMPION, "fraud", 3, 8000),
         Candidate(Rung.FALLBACK, "fraud_small", 2, 1000),
         Candidate(Rung.DEFAULT, "fraud", None),
     ]
-
-    def pass_share(_: int) -> None:
-        share.ask(10_000, lambda _: True)
-        share.leave(1)
 
     cases: dict[str, Callable[[int], object]] = {
         "entity_key.key_of, two join keys": lambda i: key_of(entities[i]),
@@ -63,7 +57,6 @@ def main(arguments: list[str] | None = None) -> None:
         "ladder.choose, second of three": lambda _: choose(ladder, 2000),
         "last_scores.put, full": lambda i: memory.put("fraud", keys[i], 3, (0.5,), i),
         "last_scores.get, found": lambda i: memory.get("fraud", keys[N_ENTITIES + i % 1000], i, 10**9),
-        "loop_share.ask and leave": pass_share,
         "a call that does nothing": lambda _: None,
     }
     print(describe())

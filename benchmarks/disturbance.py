@@ -37,9 +37,11 @@ def run_all(bench: Bench, measured: Rounds) -> list[dict[str, Any]]:
         if server is None:
             return []
         with _swapping(bench.workload) as swap:
-            found.append(_disturbed(bench, server, rate, swap, "a base swapped every second", "p999_swap"))
+            found.append(disturbed_by(bench, server, rate, swap, "a base swapped every second", "p999_swap"))
         with _promoting(bench.workload) as promote:
-            found.append(_disturbed(bench, server, rate, promote, "the champion changed every second", "p999_promote"))
+            found.append(
+                disturbed_by(bench, server, rate, promote, "the champion changed every second", "p999_promote")
+            )
         found.append(_page(bench, server, rate))
         found += _idle(bench, server, rate)
         found.append(_journal(bench, server, stack))
@@ -63,7 +65,7 @@ def _pair(
     return quiet, disturbed, count
 
 
-def _disturbed(
+def disturbed_by(
     bench: Bench,
     server: Server,
     rate: float,
@@ -177,7 +179,7 @@ def _page(bench: Bench, server: Server, rate: float) -> dict[str, Any]:
             for path in paths:
                 client.get(path).raise_for_status()
 
-        return _disturbed(bench, server, rate, read, f"{' and '.join(paths)} of the control process read 20 times a second",
+        return disturbed_by(bench, server, rate, read, f"{' and '.join(paths)} of the control process read 20 times a second",
                           "p999_page", every_s=0.05)  # fmt: skip
 
 

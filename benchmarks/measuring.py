@@ -265,6 +265,6 @@ class Truth:
 def versions_of(contender: Contender, cache: Path) -> dict[str, str]:
     """The versions that its row names."""
     if contender.is_peer:
-        installed = environment.versions(cache, contender.name, contender.requirements)
+        installed = environment.versions(cache, contender.home, contender.requirements)
         return {name: installed.get(name, "?") for name in contender.versions}
     return {name: machine.version(name) for name in contender.versions}

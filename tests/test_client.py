@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import math
 import socket
 import threading
 from datetime import UTC, datetime, timedelta, timezone
@@ -24,6 +26,7 @@ from tiercel.errors import (
     ClientConnectionError,
     ClientError,
     ClientTimeoutError,
+    NoScoreError,
     OverloadedError,
     ProtocolError,
     RequestError,
@@ -390,8 +393,8 @@ GOOD = {
 @pytest.mark.parametrize(
     "change",
     [
-        {"id": 3}, {"version": "1"}, {"version": True}, {"score": "x"}, {"score": None}, {"score": [0.1, "x"]}, {"scores": 0.5},
-        {"scores": [None]}, {"features": []}, {"features": [1]}, {"features": {"oldest_age_ms": "old"}},
+        {"id": 3}, {"version": "1"}, {"version": True}, {"score": "x"}, {"score": [0.1, "x"]}, {"scores": 0.5},
+        {"scores": ["x"]}, {"features": []}, {"features": [1]}, {"features": {"oldest_age_ms": "old"}},
         {"features": {"missing": "abc"}}, {"features": {"missing": [1]}}, {"scores": [1], "features": {"missing": ["a"]}},
         {"tier": None}, {"classes": 5}, {"classes": [1]},
     ],
@@ -415,6 +418,26 @@ def test_predictions_lacking_a_part_are_refused(part):
         pytest.raises(ProtocolError, match=part),
     ):
         client.predict("m", features={"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("format_", "no_number"), [("json", None), ("msgpack", math.nan), ("msgpack", math.inf), ("msgpack", -math.inf)]
+)
+def test_a_score_that_is_no_number_is_an_error_of_its_own(format_, no_number):
+    """What JSON writes as null and msgpack as NaN is one error, which says which rows and keeps the others' scores."""
+    many = {k: v for k, v in GOOD.items() if k not in {"score", "features"}} | {"scores": [0.5, no_number, no_number]}
+    encode = json.dumps if format_ == "json" else msgpack.packb
+    headers = {"content-type": f"application/{format_}"}
+    said = r"model 'm' version 1, got .* 2 of 3 rows \(1, 2\) .*default_score"
+    with replying(content=encode(many), headers=headers) as client, pytest.raises(NoScoreError, match=said) as failed:
+        client.predict("m", features={"a": [1, 2, 3]})
+    assert failed.value.code == "no_score"
+    assert (failed.value.rows, failed.value.prediction.scores[0], len(failed.value.prediction)) == ((1, 2), 0.5, 3)
+    one = encode(GOOD | {"score": [0.5, no_number]})
+    with replying(content=one, headers=headers) as client, pytest.raises(NoScoreError) as failed:
+        client.predict("m", features={"a": 1})
+    assert failed.value.rows == (0,)
+    assert failed.value.prediction.score[0] == 0.5
 
 
 def test_unknown_parts_of_a_reply_are_ignored_and_multiclass_is_read():

@@ -20,7 +20,7 @@ from tiercel.errors import (
     UnsupportedModelError,
 )
 from tiercel.models import ProfileStore, Quantiles, scratch
-from tiercel.monitor.reference import find_reference
+from tiercel.monitor.reference import Reference, find_reference
 from tiercel.project import login_name
 from tiercel.types import Tier
 
@@ -152,6 +152,25 @@ def test_a_version_keeps_what_its_training_data_looked_like(project, training_se
     missing = np.isnan(training_set.vectors(names)).sum(axis=0)
     np.testing.assert_array_equal(reference.feature_counts[:, 25], missing)
     assert reference.score_counts[:, 1:24].sum() == reference.n_rows
+
+
+def test_a_file_is_never_loaded_by_who_registers_it(project, training_set, tmp_path, monkeypatch):
+    """The scratch process scores the training rows too: nobody else opens what nobody vouches for, or opens it twice."""
+    model, _ = fit(training_set, training_set.feature_names)
+    path = tmp_path / "model.txt"
+    model.booster_.save_model(path)
+
+    def refuse(*_args, **_options):
+        raise AssertionError("the model was loaded here")
+
+    monkeypatch.setattr(models, "load", refuse)
+    monkeypatch.setattr(models.loading, "read_model", refuse)
+    version = project.register(path, name="m", training_set=training_set, measure=False)
+    monkeypatch.undo()
+    scorer = models.load(project.registry.load_artifacts(version)).scorer
+    reference = find_reference(project.registry.load_artifacts(version))
+    again = Reference.build(training_set.X, scorer.score(training_set.X), training_set.feature_names)
+    assert reference.digest == again.digest
 
 
 def test_a_version_without_training_data_has_no_reference(project, training_set):

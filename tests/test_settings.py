@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiercel.errors import DefinitionError
-from tiercel.settings import ControlSettings, ServerSettings, load_settings
+from tiercel.settings import ControlSettings, MonitorSettings, ServerSettings, ValueSettings, load_settings
 
 
 def project(tmp_path, text):
@@ -20,6 +20,7 @@ def test_defaults(tmp_path):
     assert settings.state_dir == tmp_path.resolve() / ".tiercel"
     assert settings.server == ServerSettings()
     assert settings.control == ControlSettings()
+    assert settings.monitor == MonitorSettings()
     assert settings.tracing.endpoint == ""
 
 
@@ -30,12 +31,14 @@ def test_values_are_read(tmp_path):
             tmp_path,
             '[project]\nname = "shop"\n[state]\npath = "s"\n[registry]\nurl = "sqlite:///x.db"\n'
             '[server]\nport = 0\nbody_timeout_s = 3\nhost = "0.0.0.0"\n'
+            '[monitor]\nretention_days = 30\nhash_columns = ["customer_id", "ip"]\ndrop_columns = []\n'
             '[tracing]\nendpoint = "http://collector:4318"\n',
         )
     )
     assert (settings.name, settings.registry_url) == ("shop", "sqlite:///x.db")
     assert settings.state_dir == tmp_path.resolve() / "s"
     assert (settings.server.port, settings.server.body_timeout_s) == (0, 3.0)
+    assert settings.monitor == MonitorSettings(retention_days=30.0, hash_columns=("customer_id", "ip"))
     assert settings.tracing.endpoint == "http://collector:4318"
 
 
@@ -71,6 +74,15 @@ def test_state_may_be_elsewhere(tmp_path):
         ('[tracing]\nendpoint = "http://h:99999"\n', "with a host"),
         ("[tracing]\nendpoint = 1\n", "tracing.endpoint to be a str"),
         ("[tracing]\nurl = 1\n", "unknown setting 'tracing.url'"),
+        ("[monitor]\nretention_days = 0\n", "monitor.retention_days from 0.01"),
+        ("[monitor]\nretention = 1\n", "unknown setting 'monitor.retention'"),
+        ('[monitor]\nhash_columns = "a"\n', "monitor.hash_columns to be a list of names"),
+        ("[monitor]\ndrop_columns = [1]\n", "monitor.drop_columns to be a list of names"),
+        ('[monitor]\ndrop_columns = [""]\n', "monitor.drop_columns to be a list of names"),
+        ("[monitor]\ninterval_s = 0\n", "monitor.interval_s from 0.1"),
+        ("[monitor]\nfalse_alarms_per_quarter = 0\n", "false_alarms_per_quarter from 1e-06"),
+        ('[monitor]\nwebhook_url = "pager.example"\n', "monitor.webhook_url to be an http:// or https:// URL"),
+        ('[monitor]\nwebhook_classes = ["drift"]\n', "webhook_classes to be of pipeline, population, concept, impact"),
         ("[journal]\nmax_size = 1\n", "unknown setting 'journal.max_size'"),
         ('[state]\npath = ""\n', "directory of its own"),
         ('[state]\npath = "."\n', "directory of its own"),
@@ -88,3 +100,44 @@ def test_no_project(tmp_path):
     """A directory without tiercel.toml says how to make one."""
     with pytest.raises(DefinitionError, match="tiercel init"):
         load_settings(tmp_path)
+
+
+MATRIX = "true_positive = 20\nfalse_positive = -5\ntrue_negative = 0\nfalse_negative = -100.5\n"
+
+
+def test_a_models_value_is_read(tmp_path):
+    """[models.NAME.value] holds a cost matrix, a threshold, segments and metrics; nothing set is a threshold of one half."""
+    text = (
+        f'[models.fraud]\ndeadline_ms = 5\n[models.fraud.value]\n{MATRIX}threshold = 0.3\nunit = "EUR"\n'
+        'label_maturity_s = 60\n[models.fraud.value.segments]\nhaul = "distance > 1000"\n'
+        '[models.fraud.value.metrics]\nrefused = "avg(CAST(score >= 0.3 AS DOUBLE))"\n'
+    )
+    settings = load_settings(project(tmp_path, text))
+    value = settings.model("fraud").value
+    assert (value.true_positive, value.false_negative, value.threshold) == (20.0, -100.5, 0.3)
+    assert (value.unit, value.label_maturity_s, value.segments) == ("EUR", 60.0, (("haul", "distance > 1000"),))
+    assert value.metrics == (("refused", "avg(CAST(score >= 0.3 AS DOUBLE))"),)
+    assert settings.model("fraud").deadline_ms == 5
+    assert settings.model("other").value == ValueSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("true_positive = 1\nfalse_positive = 0\n", "all four outcomes .* missing: true_negative, false_negative"),
+        (MATRIX + 'column = "value"\n', "either the four outcomes or a column"),
+        (MATRIX.replace("20", "nan"), "true_positive to be a finite number"),
+        ("threshold = inf\n", "threshold to be a finite number"),
+        ('threshold = "high"\n', "threshold to be a float"),
+        ("cost = 1\n", r"unknown setting 'models\.fraud\.value\.cost'"),
+        ("label_maturity_s = -1\n", "label_maturity_s from 0"),
+        ("segments = 3\n", "segments.* to be a table"),
+        ('segments = {a = ""}\n', r"segments\.a to be SQL"),
+        ("metrics = {a = 3}\n", r"metrics\.a to be SQL"),
+        ("metrics = {" + ", ".join(f"m{i} = 'sum(1)'" for i in range(21)) + "}\n", "at most 20 entries"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    """Half a cost matrix, two kinds of money and numbers that are none are named with their key."""
+    with pytest.raises(DefinitionError, match=message):
+        load_settings(project(tmp_path, "[models.fraud.value]\n" + text))

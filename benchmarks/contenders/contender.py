@@ -7,7 +7,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Contender:
     requirements: tuple[str, ...] = ()  # () : runs in this environment
     environment: Callable[[Place], dict[str, str]] = lambda _: {}
     server: str = ""  # contenders of one server share its process
+    installed: str = ""  # contenders with the same requirements share an environment: the name of whose it is
     workers: int = 1
     versions: tuple[str, ...] = ()  # packages whose versions the report names
     start_s: float = 60.0  # how long it may take to answer
@@ -52,6 +53,11 @@ class Contender:
     def is_peer(self) -> bool:
         """Whether it needs an environment of its own."""
         return bool(self.requirements)
+
+    @property
+    def home(self) -> str:
+        """The name of its environment."""
+        return self.installed or self.name
 
     @property
     def process(self) -> str:
@@ -177,6 +183,41 @@ CONTENDERS = (
 )  # fmt: skip
 BY_NAME = {contender.name: contender for contender in (*CONTENDERS, TIERCEL_2)}
 PEERS = tuple(contender.name for contender in CONTENDERS if contender.is_peer)
+
+
+#: Largest batch, and milliseconds: MLServer waits so long for more; BentoML refuses what it believes would take longer, and
+#: finds out by itself how long to wait. For 64 connections in closed loop: of 16 to 64 rows and 1 to 10 ms none gave MLServer
+#: more, and 32 or 100 rows gave BentoML less; with 100 ms it refused some.
+MLSERVER_BATCH = (64, 2)
+BENTOML_BATCH = (64, 1000)
+
+
+def batched(network: str) -> tuple[Contender, ...]:
+    """Peers that serve `network`.onnx of the workload with their adaptive batching on."""
+    mlserver, bentoml = BY_NAME["mlserver"], BY_NAME["bentoml"]
+    rows, ms = (str(each) for each in MLSERVER_BATCH)
+    return (
+        replace(
+            mlserver, name=f"mlserver_{network}", title=f"MLServer, adaptive batching ({rows} rows, {ms} ms)",
+            command=lambda at: [
+                str(at.python), str(SERVERS / "serve_mlserver_batched.py"), str(at.port), str(at.directory), network,
+                rows, ms,
+            ],
+            installed=mlserver.name,
+        ),
+        replace(
+            bentoml, name=f"bentoml_{network}",
+            title=f"BentoML, adaptive batching ({BENTOML_BATCH[0]} rows, {BENTOML_BATCH[1]} ms)",
+            command=lambda at: ["serve_bentoml_batched:Bench" if part == "serve_bentoml:Bench" else part
+                                for part in bentoml.command(at)],
+            body=lambda user: json.dumps({"user_ids": [user]}).encode(), read=lambda reply: json.loads(reply)[0],
+            environment=lambda at: {
+                **bentoml.environment(at), "BENCH_NETWORK": network, "BENCH_ROWS": str(BENTOML_BATCH[0]),
+                "BENCH_MS": str(BENTOML_BATCH[1]),
+            },
+            installed=bentoml.name,
+        ),
+    )  # fmt: skip
 
 
 def environment_of(contender: Contender, place: Place) -> dict[str, str]:

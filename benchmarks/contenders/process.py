@@ -121,7 +121,7 @@ def started(contender: Contender, directory: Path, cache: Path, logs: Path) -> I
     python = Path()
     if contender.is_peer:
         try:
-            python = environment.ensure(cache, contender.name, contender.requirements)
+            python = environment.ensure(cache, contender.home, contender.requirements)
         except environment.InstallError as error:
             raise StartError(f"could not be installed: {error}") from error
     place = Place(python, free_port(), directory, cache)

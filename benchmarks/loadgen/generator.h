@@ -2,7 +2,8 @@
  *
  * Open loop  (rate > 0): requests are due at the events of a Poisson process of `rate` per second. A request that is due is
  *            sent as soon as a connection is free, and its latency counts from when it was due: a server that stalls is
- *            charged for everybody who would have asked meanwhile. Nothing is ever skipped.
+ *            charged for everybody who would have asked meanwhile. Nothing is ever skipped, unless `abandon_ns` says that
+ *            who had to wait longer for a connection does not ask any more. After `seconds` the rate may change to `step_rate`.
  * Closed loop (rate == 0): every free connection sends at once; latency counts from the send.
  *
  * The thread polls without sleeping in open loop; it waits in epoll in closed loop. "Lag" is the time a request was due AND
@@ -78,7 +79,9 @@ typedef struct {
     int connections;
     double rate, warmup_s, seconds, grace_s;
     uint64_t seed, late_ns, window_ns;
-    int64_t keep_every; /* keep the bodies of the first KEPT_FIRST good replies, then of every n-th */
+    int64_t keep_every;       /* keep the bodies of the first KEPT_FIRST good replies, then of every n-th */
+    double step_rate, step_s; /* open loop: after `seconds`, that rate for so long; 0: no more */
+    uint64_t abandon_ns;      /* open loop: give a request up, unsent, when no connection was free for longer; 0: never */
 } generator_config;
 
 #define KEPT_BYTES 1024
@@ -90,15 +93,30 @@ typedef struct {
     uint8_t body[KEPT_BYTES];
 } kept_reply;
 
+/* What became of one request, when it was not a reply with a status. */
+#define FATE_BROKEN 0
+#define FATE_UNFINISHED (-1)
+#define FATE_ABANDONED (-2)
+#define NOT_TIMED UINT32_MAX
+typedef struct {
+    int64_t due_ns, sent_ns, done_ns; /* from when the measurement began; sent and done are -1 where they never were */
+    uint32_t request;
+    uint32_t server_us; /* the stages of Server-Timing together, without the budget; NOT_TIMED: none was sent */
+    int32_t status;     /* of HTTP, or a fate */
+    int32_t spare;
+} logged_request;
+
 typedef struct {
     histogram latency, service, lag; /* ns: from due (open loop) and from sent, to the whole reply read; send lag */
-    uint64_t sent, ok, bad_status, broken, unfinished, late, all_ok;
+    uint64_t sent, ok, refused, bad_status, broken, unfinished, abandoned, late, all_ok; /* refused: by a 503 or 504 */
     double measured_s;
     kept_reply *kept;
     int64_t kept_size, n_kept;
     int last_status;
     uint32_t *windows; /* n_windows x HISTOGRAM_SIZE: latency again, by the window of `window_ns` the reply came in */
     int64_t n_windows;
+    logged_request *log; /* of what was due after the warm-up, in the order of its end; log_size 0: none */
+    int64_t log_size, n_logged, n_unlogged;
 } generator_result;
 
 typedef struct {
@@ -108,8 +126,40 @@ typedef struct {
     uint64_t due_ns, sent_ns, free_ns;
     int32_t have, head, total; /* bytes read; length of the head once known; of head and body (-1: chunked) */
     int status;
+    uint32_t server_us;
     uint8_t in[BUFFER_BYTES];
 } connection;
+
+/* When requests are due: a Poisson process whose rate may change once. */
+typedef struct {
+    uint64_t state, start, due;
+    double due_s, rate, step_at_s, step_rate;
+} schedule;
+
+static inline void advance(schedule *s) {
+    double gap_s = next_gap_s(&s->state, s->rate);
+    if (s->due_s + gap_s >= s->step_at_s) { /* the process has no memory: it begins anew where its rate changes */
+        s->due_s = s->step_at_s;
+        s->rate = s->step_rate;
+        s->step_at_s = INFINITY;
+        gap_s = next_gap_s(&s->state, s->rate);
+    }
+    s->due_s += gap_s;
+    s->due = s->start + (uint64_t)(s->due_s * 1e9);
+}
+
+static inline void log_request(generator_result *result, uint64_t from, uint64_t due, uint64_t sent, uint64_t done,
+                               int64_t request, uint32_t server_us, int status) {
+    if (due < from || result->log_size == 0) return;
+    if (result->n_logged == result->log_size) {
+        result->n_unlogged++;
+        return;
+    }
+    logged_request *at = &result->log[result->n_logged++];
+    *at = (logged_request){.due_ns = (int64_t)(due - from), .sent_ns = sent ? (int64_t)(sent - from) : -1,
+                           .done_ns = done ? (int64_t)(done - from) : -1, .request = (uint32_t)request,
+                           .server_us = server_us, .status = status};
+}
 
 static inline uint64_t now_ns(void) {
     struct timespec at;
@@ -153,6 +203,18 @@ static int send_all(int fd, const uint8_t *data, int64_t size) {
     return 0;
 }
 
+/* The milliseconds of a Server-Timing value, without those of an entry "budget", in microseconds. `value` ends in '\n'. */
+static uint32_t sum_timing_us(const char *value) {
+    double total_ms = 0;
+    while (*value != '\n') {
+        while (*value == ' ' || *value == ',') value++;
+        int counts = strncasecmp(value, "budget", 6) != 0;
+        for (; *value != ',' && *value != '\n'; value++)
+            if (counts && strncasecmp(value, ";dur=", 5) == 0) total_ms += strtod(value + 5, NULL);
+    }
+    return total_ms >= 0 && total_ms < 4e6 ? (uint32_t)(total_ms * 1000 + 0.5) : NOT_TIMED;
+}
+
 /* Parse the head of a reply: 0 when incomplete, -1 when it is no HTTP reply we can delimit, 1 when `total` is known. */
 static int parse_reply_head(connection *c) {
     const uint8_t *end = memmem(c->in, (size_t)c->have, "\r\n\r\n", 4);
@@ -169,6 +231,8 @@ static int parse_reply_head(connection *c) {
             c->total = c->head + (int32_t)length;
         } else if (strncasecmp(name, "transfer-encoding: chunked", 26) == 0) {
             c->total = -1;
+        } else if (strncasecmp(name, "server-timing:", 14) == 0) {
+            c->server_us = sum_timing_us(name + 14);
         }
         line = memchr(name, '\n', (size_t)(end + 2 - (const uint8_t *)name));
     }
@@ -209,33 +273,46 @@ static int generate(const generator_config *config, generator_result *result) {
         ring[n_free++] = &all[i];
     }
     int open_loop = config->rate > 0;
-    uint64_t state = config->seed, start = now_ns(), now = start;
+    uint64_t start = now_ns(), now = start;
     uint64_t measure_from = start + (uint64_t)(config->warmup_s * 1e9);
-    uint64_t end = measure_from + (uint64_t)(config->seconds * 1e9);
+    uint64_t end = measure_from + (uint64_t)((config->seconds + config->step_s) * 1e9);
     uint64_t give_up = end + (uint64_t)(config->grace_s * 1e9);
-    double due_s = open_loop ? next_gap_s(&state, config->rate) : 0;
-    uint64_t due = start + (uint64_t)(due_s * 1e9);
+    schedule next = {.state = config->seed, .start = start, .rate = config->rate, .step_rate = config->step_rate,
+                     .step_at_s = config->step_s > 0 ? config->warmup_s + config->seconds : INFINITY};
+    if (open_loop) advance(&next);
     uint64_t last_reply = measure_from;
     int busy = 0;
     for (;;) {
         now = now_ns();
         if (now > give_up) break;
-        int more = open_loop ? due < end : now < end;
-        while (more && n_free > 0 && (!open_loop || due <= now)) {
+        int more = open_loop ? next.due < end : now < end;
+        while (more && n_free > 0 && (!open_loop || next.due <= now)) {
             connection *c = ring[free_at];
+            /* Not how late it is, which may be our own doing, but how long no connection was free. */
+            if (open_loop && config->abandon_ns && c->free_ns > next.due + config->abandon_ns) {
+                result->abandoned++;
+                log_request(result, measure_from, next.due, 0, 0, n_sent % config->n_requests, NOT_TIMED, FATE_ABANDONED);
+                n_sent++;
+                advance(&next);
+                more = next.due < end;
+                continue;
+            }
             if (c->fd < 0 && open_connection(config, epoll, c) != 0) { /* the server closed it: a request is lost with it */
                 result->broken++;
+                log_request(result, measure_from, open_loop ? next.due : now, 0, 0, n_sent % config->n_requests, NOT_TIMED,
+                            FATE_BROKEN);
                 c->fd = -1;
                 c->free_ns = now_ns();
                 ring[(free_at + n_free) % k] = c;
             } else {
-                uint64_t ready = open_loop && due > c->free_ns ? due : c->free_ns;
+                uint64_t ready = open_loop && next.due > c->free_ns ? next.due : c->free_ns;
                 uint64_t lag = now > ready ? now - ready : 0;
                 c->request = n_sent % config->n_requests;
-                c->due_ns = open_loop ? due : now;
+                c->due_ns = open_loop ? next.due : now;
                 c->sent_ns = now;
                 c->busy = 1;
                 c->have = c->head = c->total = 0;
+                c->server_us = NOT_TIMED;
                 const uint8_t *bytes = config->requests + config->starts[c->request];
                 int64_t size = config->starts[c->request + 1] - config->starts[c->request];
                 n_sent++;
@@ -253,9 +330,8 @@ static int generate(const generator_config *config, generator_result *result) {
             }
             free_at = (free_at + 1) % k;
             if (open_loop) {
-                due_s += next_gap_s(&state, config->rate);
-                due = start + (uint64_t)(due_s * 1e9);
-                more = due < end;
+                advance(&next);
+                more = next.due < end;
             }
             now = now_ns();
         }
@@ -292,7 +368,10 @@ static int generate(const generator_config *config, generator_result *result) {
                     memcpy(kept->body, c->in + c->head, (size_t)kept->size);
                 }
             } else if (taken == 1) {
-                result->bad_status++;
+                if (c->status == 503 || c->status == 504)
+                    result->refused++;
+                else
+                    result->bad_status++;
                 result->last_status = c->status;
             } else {
                 result->broken += was_busy;
@@ -300,6 +379,8 @@ static int generate(const generator_config *config, generator_result *result) {
                 c->fd = -1;
             }
             if (was_busy) {
+                log_request(result, measure_from, c->due_ns, c->sent_ns, now, c->request, c->server_us,
+                            taken == 1 ? c->status : FATE_BROKEN);
                 busy--;
                 c->busy = 0;
                 c->free_ns = now;
@@ -309,10 +390,16 @@ static int generate(const generator_config *config, generator_result *result) {
         }
     }
     result->unfinished = (uint64_t)busy;
-    while (open_loop && due < end) { /* due, but never sent: the server could not take them */
-        result->unfinished++;
-        due_s += next_gap_s(&state, config->rate);
-        due = start + (uint64_t)(due_s * 1e9);
+    for (int i = 0; i < k; i++)
+        if (all[i].busy)
+            log_request(result, measure_from, all[i].due_ns, all[i].sent_ns, 0, all[i].request, NOT_TIMED, FATE_UNFINISHED);
+    for (; open_loop && next.due < end; advance(&next), n_sent++) { /* due, but never sent: the server could not take them */
+        if (config->abandon_ns)
+            result->abandoned++;
+        else
+            result->unfinished++;
+        log_request(result, measure_from, next.due, 0, 0, n_sent % config->n_requests, NOT_TIMED,
+                    config->abandon_ns ? FATE_ABANDONED : FATE_UNFINISHED);
     }
     result->measured_s = (double)((last_reply > end ? last_reply : end) - measure_from) * 1e-9;
 done:

@@ -37,21 +37,28 @@ cdef extern from "generator.h" nogil:
         double rate, warmup_s, seconds, grace_s
         uint64_t seed, late_ns, window_ns
         int64_t keep_every
+        double step_rate, step_s
+        uint64_t abandon_ns
 
     ctypedef struct kept_reply:
         int64_t request
         int32_t size
         uint8_t body[1024]
 
+    ctypedef struct logged_request:
+        pass
+
     ctypedef struct generator_result:
         histogram latency, service, lag
-        uint64_t sent, ok, bad_status, broken, unfinished, late, all_ok
+        uint64_t sent, ok, refused, bad_status, broken, unfinished, abandoned, late, all_ok
         double measured_s
         kept_reply* kept
         int64_t kept_size, n_kept
         int last_status
         uint32_t* windows
         int64_t n_windows
+        logged_request* log
+        int64_t log_size, n_logged, n_unlogged
 
     uint32_t histogram_index(uint64_t value)
     uint64_t histogram_highest(uint32_t index)
@@ -61,6 +68,12 @@ cdef extern from "generator.h" nogil:
 
 BITS = HISTOGRAM_BITS
 SIZE = HISTOGRAM_SIZE
+#: logged_request of generator.h.
+LOGGED = np.dtype(
+    [("due_ns", "<i8"), ("sent_ns", "<i8"), ("done_ns", "<i8"), ("request", "<u4"), ("server_us", "<u4"), ("status", "<i4"),
+     ("spare", "<i4")]
+)
+assert LOGGED.itemsize == sizeof(logged_request)
 
 
 def highest_values():
@@ -99,10 +112,12 @@ def arrivals(uint64_t seed, double rate, Py_ssize_t n):
 
 def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1] starts not None, *, int connections,
         double rate, double seconds, double warmup_s, double grace_s, uint64_t seed, uint64_t late_ns,
-        int64_t keep_every, int64_t keep_at_most, double window_s):
-    """One run; returns (counts of three histograms, maxima, sums, counters, kept replies, windows). The GIL is released.
+        int64_t keep_every, int64_t keep_at_most, double window_s, double step_rate=0, double step_s=0,
+        uint64_t abandon_ns=0, int64_t log_at_most=0):
+    """One run; returns (counts of three histograms, maxima, sums, counters, kept replies, windows, log). The GIL is released.
 
     windows is uint32 (whole windows of `window_s` in `seconds`, SIZE): the counts of latency by when the reply came.
+    log is LOGGED (n,): what became of each request that was due after the warm-up; empty with `log_at_most` 0.
 
     Raises:
         ValueError: the arguments make no run.
@@ -114,6 +129,10 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
     if not (1 <= connections <= 60_000 and 0 <= rate < 1e9 and 0 < seconds and 0 <= warmup_s and 0 <= grace_s
             and keep_every >= 1 and 0.001 <= window_s < 1e9):
         raise ValueError("Expected connections in 1..60000, rate >= 0, times >= 0, keep_every >= 1, window_s >= 0.001")
+    if step_s != 0 and not (step_s > 0 and 0 < step_rate < 1e9 and rate > 0):
+        raise ValueError(f"Expected a step of an open loop to another rate above 0, got {step_rate} for {step_s} s")
+    if not 0 <= log_at_most <= 1 << 28:
+        raise ValueError(f"Expected room for at most {1 << 28} requests in the log, got {log_at_most}")
     cdef generator_config config
     cdef generator_result result
     cdef int failure
@@ -128,6 +147,12 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
     config.connections, config.rate = connections, rate
     config.seconds, config.warmup_s, config.grace_s = seconds, warmup_s, grace_s
     config.seed, config.late_ns, config.keep_every = seed, late_ns, keep_every
+    config.step_rate, config.step_s, config.abandon_ns = step_rate, step_s, abandon_ns
+    log = np.empty(log_at_most, LOGGED)
+    log.view(np.uint8).fill(0)  # its pages are there before the run
+    cdef uint8_t[::1] log_bytes = log.view(np.uint8)
+    if log_at_most > 0:
+        result.log, result.log_size = <logged_request*>&log_bytes[0], log_at_most
     histograms = np.zeros((3, HISTOGRAM_SIZE), np.uint64)
     counts = histograms
     result.latency.counts, result.service.counts, result.lag.counts = &counts[0, 0], &counts[1, 0], &counts[2, 0]
@@ -151,11 +176,11 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
     finally:
         PyMem_Free(result.kept)
     counters = {
-        "sent": result.sent, "ok": result.ok, "bad_status": result.bad_status, "broken": result.broken,
-        "unfinished": result.unfinished, "late": result.late, "measured_s": result.measured_s,
-        "last_status": result.last_status,
+        "sent": result.sent, "ok": result.ok, "refused": result.refused, "bad_status": result.bad_status,
+        "broken": result.broken, "unfinished": result.unfinished, "abandoned": result.abandoned, "late": result.late,
+        "measured_s": result.measured_s, "last_status": result.last_status, "unlogged": result.n_unlogged,
     }
     return (
         histograms, (result.latency.max, result.service.max, result.lag.max),
-        (result.latency.sum, result.service.sum, result.lag.sum), counters, kept, windows,
+        (result.latency.sum, result.service.sum, result.lag.sum), counters, kept, windows, log[:result.n_logged],
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks import compiled
 from benchmarks.loadgen.histogram import SOURCE, Histogram
+from benchmarks.loadgen.replies import Replies
 
 #: A request sent this long after it was due, with a connection free, was late by the generator's own fault.
 LATE_NS = 100_000
@@ -45,12 +46,36 @@ class Requests:
         """Each of `n_rows` users once (at most `at_most` of them), shuffled by `seed`."""
         users = np.random.default_rng(seed).permutation(n_rows)[:at_most]
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: ".encode()
-        pieces = []
-        for user in users.tolist():
-            content = body(user)
-            pieces.append(b"%b%d\r\n\r\n%b" % (head, len(content), content))
+        bodies = map(body, users.tolist())
+        return cls.of([b"%b%d\r\n\r\n%b" % (head, len(content), content) for content in bodies], users)
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes], users: np.ndarray) -> Requests:
+        """Whole requests, heads and all, one for each of `users`."""
         starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
         return cls(np.frombuffer(b"".join(pieces), np.uint8), starts, users)
+
+    @classmethod
+    def mixed(
+        cls, parts: Sequence[Requests], shares: Sequence[float], *, n: int, seed: int
+    ) -> tuple[Requests, np.ndarray]:
+        """`n` requests, each of a part that is drawn by its share, in the order that it has there (again from its start).
+
+        Returns:
+            (the requests, uint8 (n,): of which part each is).
+        """
+        kinds = (
+            np.random.default_rng(seed).choice(len(parts), size=n, p=np.asarray(shares) / sum(shares)).astype(np.uint8)
+        )
+        next_of, pieces, users = [0] * len(parts), [], []
+        for kind in kinds.tolist():
+            part = parts[kind]
+            at = next_of[kind] % len(part.users)
+            next_of[kind] += 1
+            pieces.append(part.data[part.starts[at] : part.starts[at + 1]])
+            users.append(part.users[at])
+        starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+        return cls(np.concatenate(pieces), starts, np.asarray(users)), kinds
 
 
 @dataclass(frozen=True)
@@ -62,12 +87,16 @@ class Run:
     lag: Histogram
     sent: int
     ok: int
-    failed: int  # another status, a broken connection, no reply in time, or a wrong score among those looked at
+    #: Another status, a broken connection, no reply in time, or a wrong score among those looked at; in the warm-up too.
+    failed: int
     late: int
     checked: int
     per_second: float
     why: str = ""
     windows: tuple[Histogram, ...] = ()  # latency, by the tenth of a second in which the reply came
+    refused: int = 0  # by a 503 or 504, where that `may_refuse`; in the warm-up too
+    abandoned: int = 0  # not sent, because no connection was free for too long
+    replies: Replies | None = None  # of each request, where it is `logged`
 
     def typical_us(self) -> dict[str, float | None]:
         """p99 and p99.9 of the median window, in microseconds; None where most windows have too few replies."""
@@ -103,6 +132,10 @@ def run(
     core: int | None = None,
     check: Callable[[int, bytes], bool] | None = None,
     n_checked: int = 200,
+    may_refuse: bool = False,
+    logged: bool = False,
+    abandon_s: float = 0.0,
+    then: tuple[float, float] | None = None,
 ) -> Run:
     """Send at `rate` per second (0: closed loop) to the loopback's `port`, for `warmup_s` and then `seconds` that count.
 
@@ -110,23 +143,37 @@ def run(
     is right; it is asked about `n_checked` replies, after the run. What was sent in time may be answered up to `grace_s`
     later.
 
+    With `may_refuse` a 503 or 504 is a refusal and no failure. With `logged` what became of each request of an open loop is
+    kept. In open loop, who waited `abandon_s` for a free connection does not ask any more (0: everybody asks), and `then`,
+    (rate, seconds), goes on at another rate in the same run.
+
     Raises:
         OSError: nobody listens there.
     """
+    step_rate, step_s = then or (0.0, 0.0)
+    expected = rate * seconds + step_rate * step_s
+    # Of a Poisson process: ten standard deviations more never happen.
+    log_at_most = int(expected + 10 * expected**0.5 + 100) if logged else 0
     before = os.sched_getaffinity(0) if core is not None and hasattr(os, "sched_getaffinity") else None
     if before is not None:
         os.sched_setaffinity(0, {core})
     try:
-        counts, maxima, _, counters, kept, windows = compiled.load(SOURCE).run(
+        counts, maxima, _, counters, kept, windows, log = compiled.load(SOURCE).run(
             "127.0.0.1", port, requests.data, requests.starts,
             connections=connections, rate=rate, seconds=seconds, warmup_s=warmup_s, grace_s=grace_s, seed=seed,
             late_ns=LATE_NS, keep_every=97, keep_at_most=n_checked, window_s=WINDOW_S,
+            step_rate=step_rate, step_s=step_s, abandon_ns=int(1e9 * abandon_s), log_at_most=log_at_most,
         )  # fmt: skip
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
     latency, service, lag = (Histogram(counts[i], maxima[i]) for i in range(3))
     wrong = _wrong(kept, requests.users, check)
+    if not may_refuse:
+        counters["bad_status"] += counters["refused"]
+        counters["refused"] = 0
+    if counters["unlogged"]:
+        raise RuntimeError(f"Expected at most {log_at_most} requests, {counters['unlogged']} more were not logged")
     failed = {name: counters[name] for name in ("bad_status", "broken", "unfinished") if counters[name]}
     if wrong:
         failed["wrong_score"] = wrong
@@ -138,6 +185,7 @@ def run(
         counters["ok"] / counters["measured_s"] if counters["measured_s"] > 0 else 0.0,
         ", ".join(f"{name} {n}" for name, n in failed.items()),
         tuple(Histogram(each, maxima[0]) for each in windows),
+        counters["refused"], counters["abandoned"], Replies(log) if logged else None,
     )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── NotFoundError              a name or key that does not exist
     │   ├── EntityNotFoundError, ServiceNotFoundError
     │   ├── ModelNotFoundError, VersionNotFoundError, AliasNotFoundError
-    │   └── JobNotFoundError
+    │   └── JobNotFoundError, AlertNotFoundError
     ├── JobStateError              a batch job is not in the state that was asked for; `code` says how
+    ├── AlertStateError            an alert is not in the state that was asked for
     ├── JobsDisabledError          nothing would run a batch job
     ├── JobStorageError            batch jobs cannot be written or read: a full disk, a damaged file
     ├── ModelError                 a model artifact
@@ -24,6 +25,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── UnsafeModelError       loading it could run code or read other files (pickles, external data)
     │   ├── ArtifactCorruptError   bytes do not match their recorded digest
     │   ├── ParityError            the loaded model does not reproduce the source library's answers
+    │   ├── ScoreError             a model was asked and gave something that is no number
     │   └── ModelUnavailableError  the version an alias points at could not be loaded by this server
     ├── RegistryConflictError      somebody else changed the alias first
     ├── InvalidNameError           a model or alias name breaks the naming rules
@@ -39,7 +41,15 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     ├── ForcedStopError            a server was told to stop at once
     ├── MonitorError               what workers recorded
     │   ├── CounterFileError       a counter file is foreign, cut short, or of another format
-    │   └── JournalError           a journal segment is damaged, foreign, or of another format
+    │   ├── WindowError            windows of traffic cannot be written
+    │   ├── JournalError           a journal segment is damaged, foreign, or of another format
+    │   ├── AlertFileError         the file of alerts is damaged
+    │   ├── TableError             the ledger of the prediction table or of the labels is damaged
+    │   ├── MonitorStorageError    there is no room for the prediction table or the labels
+    │   ├── QueryError             SQL over the prediction table is wrong
+    │   ├── CalibrationError       too few labels, or of one class, to learn what scores mean
+    │   ├── ConceptStateError      a concept monitor's file is damaged, foreign, or of another format
+    │   └── OutcomesError          predictions and their labels cannot be read as figures need them
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
         ├── ClientConnectionError, ClientTimeoutError, ProtocolError
@@ -147,6 +157,8 @@ class RequestError(TiercelError):
             "invalid_name",  # a model, version or alias that cannot be one
             "invalid_deadline",  # negative, zero, not a number, or absurd
             "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
+            "invalid_label",  # feedback whose label is none, is not finite, or is missing
+            "invalid_id",  # feedback for what cannot be the id of a reply
             "unknown_output",  # an output that the model does not have
         }
     )
@@ -201,6 +213,18 @@ class JobNotFoundError(NotFoundError):
     """No batch job has this id."""
 
     code = "job_not_found"
+
+
+class AlertNotFoundError(NotFoundError):
+    """No alert has this id."""
+
+    code = "alert_not_found"
+
+
+class AlertStateError(TiercelError):
+    """An alert that is over cannot be acknowledged, silenced or resolved."""
+
+    code = "alert_resolved"
 
 
 class DeadlineError(TiercelError):
@@ -306,6 +330,16 @@ class ParityError(ModelError):
     code = "parity_failed"
 
 
+class ScoreError(ModelError):
+    """A model was asked, and gave NaN or an infinity for a row. `row`: the first one, where many were asked about."""
+
+    code = "score_not_finite"
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class ModelUnavailableError(ModelError):
     """An alias points at a version that this server could not load; the message says why."""
 
@@ -375,10 +409,58 @@ class CounterFileError(MonitorError):
     code = "counter_file_unreadable"
 
 
+class WindowError(MonitorError):
+    """Windows of traffic cannot be written; nothing is lost, the next one that can be is longer."""
+
+    code = "windows_unwritable"
+
+
 class JournalError(MonitorError):
     """A journal segment is damaged, foreign, or has a format that this version does not know."""
 
     code = "journal_damaged"
+
+
+class AlertFileError(MonitorError):
+    """The file of alerts is damaged, foreign, or of a format that this version does not know."""
+
+    code = "alerts_damaged"
+
+
+class TableError(MonitorError):
+    """The ledger of the prediction table, or of the labels, is damaged or of a format that this version does not know."""
+
+    code = "table_damaged"
+
+
+class MonitorStorageError(MonitorError):
+    """The disk has no room for predictions or labels, or refuses; nothing was accepted that is not on disk."""
+
+    code = "monitor_storage"
+
+
+class QueryError(MonitorError):
+    """A question about the prediction table is not SQL that it can answer."""
+
+    code = "invalid_query"
+
+
+class CalibrationError(MonitorError):
+    """Labelled predictions are too few, or of one class, to learn what scores mean; or a stored calibration is none."""
+
+    code = "cannot_calibrate"
+
+
+class ConceptStateError(MonitorError):
+    """What a concept monitor knew is damaged, foreign, or has a format that this version does not know."""
+
+    code = "concept_state_unreadable"
+
+
+class OutcomesError(MonitorError):
+    """The relation `outcomes` is missing, lacks a column, or cannot be read."""
+
+    code = "outcomes_unreadable"
 
 
 class MissingExtraError(TiercelError):
@@ -425,6 +507,22 @@ class ProtocolError(ClientError):
     """What came back is not a tiercel reply: another server, a proxy's page, a damaged body."""
 
     code = "protocol_error"
+
+
+class NoScoreError(ClientError):
+    """The server answered, and its model gave NaN or an infinity for some rows: null in JSON, which has no such numbers.
+
+    Args:
+        message: which model, which rows.
+        prediction: the whole answer (`Prediction` or `Predictions`); what is no finite number in it is NaN or infinite.
+        rows: of the answer without a score.
+    """
+
+    code = "no_score"
+
+    def __init__(self, message: str, *, prediction: object, rows: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.prediction, self.rows = prediction, rows
 
 
 class ServerError(ClientError):

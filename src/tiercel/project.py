@@ -249,10 +249,15 @@ class Project:
                     f"Expected features of service '{schema.name}' ({', '.join(schema.features)}), the model also takes "
                     f"{', '.join(unknown)}. Register it with the service it was trained on."
                 )
-        if golden_rows is None and training_set is not None:
-            golden_rows = training_set.vectors(feature_names or training_set.feature_names)[:GOLDEN_ROWS]
+        training_rows = None
+        if training_set is not None:
+            vectors = training_set.vectors(feature_names or training_set.feature_names)
+            golden_rows = vectors[:GOLDEN_ROWS] if golden_rows is None else golden_rows
+            training_rows = (
+                np.ascontiguousarray(vectors[:: -(-len(vectors) // REFERENCE_ROWS)]) if len(vectors) else None
+            )
         prepare = models.prepare_file if models.is_file(model) else models.prepare
-        prepared = prepare(model, feature_names=feature_names, golden_rows=golden_rows)
+        prepared = prepare(model, feature_names=feature_names, golden_rows=golden_rows, training_rows=training_rows)
         artifacts = prepared.artifacts
         profile = None
         if measure:
@@ -261,8 +266,9 @@ class Project:
                 stored = models.StoredFeatures(self.settings.state_dir, schema.name, schema.fingerprint)
             profile = models.measure(artifacts, stored=stored)
             models.decide_tier(profile, precomputed=PRECOMPUTED, requested=requested)
-        if training_set is not None and len(training_set.X):
-            reference = reference_of(artifacts, training_set.vectors(prepared.signature.features))
+        if training_rows is not None and prepared.scores is not None:
+            rows = training_rows[:: prepared.scored_every]
+            reference = Reference.build(rows, prepared.scores, prepared.signature.features)
             artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes()}
         facts = VersionFacts(
             snapshot=snapshot or TrainingSnapshot(source="unknown", n_rows=0, digest="unknown"),
@@ -329,23 +335,8 @@ def tier_of(name: str) -> Tier:
         raise InvalidFactsError(f"tier: expected one of {', '.join(Tier)}; got {name!r}") from None
 
 
-#: More training rows than these are thinned evenly before they are counted as the reference.
+#: More training rows than these are thinned evenly before they are scored and counted as the reference.
 REFERENCE_ROWS = 200_000
-
-
-def reference_of(artifacts: Mapping[str, bytes], rows: NDArray[np.float32]) -> Reference:
-    """What monitoring compares a version's traffic with.
-
-    Args:
-        artifacts: the version's files.
-        rows: float32 (n, n_features) in the model's order: what it was trained on.
-    """
-    model = models.load(artifacts, verify=False)
-    rows = np.ascontiguousarray(rows[:: -(-len(rows) // REFERENCE_ROWS)])
-    scores = np.concatenate([model.scorer.score(rows[at : at + 4096]) for at in range(0, len(rows), 4096)])
-    return Reference.build(rows, scores, model.signature.features)
-
-
 #: Rows of the training set that are kept with the version and must score the same wherever it is loaded.
 GOLDEN_ROWS = 256
 

@@ -34,6 +34,20 @@ enabled = true                     # keep a record of every prediction
 max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
 segment_bytes = 16777216           # of one file; a worker holds two in memory
 
+[monitor]
+retention_days = 90.0              # of predictions and labels
+predictions_max_bytes = 10737418240    # of the prediction table; the oldest days are removed beyond it
+hash_columns = ["customer_id"]     # join keys and features that the prediction table has as salted hashes only
+drop_columns = ["email"]           # ... and those that it does not have
+enabled = true                     # the control process watches: windows, labels, drift, performance, money, alerts
+false_alarms_per_quarter = 1.0     # accepted per model version; every threshold follows from it
+interval_s = 60.0                  # a window is recorded, and looked at for broken feeds, this often
+window_s = 3600.0                  # of traffic that is compared with the training data
+performance_window_s = 86400.0     # of predictions whose labels are compared with those before
+webhook_url = ""                   # where alerts are sent
+webhook_secret_env = ""            # the environment variable that holds the key they are signed with
+webhook_classes = ["pipeline", "impact"]   # "population" and "concept" are shown; they wake nobody
+
 [tracing]
 endpoint = ""                      # OTLP over HTTP, e.g. "http://127.0.0.1:4318": what callers trace goes on there
 
@@ -44,10 +58,28 @@ last_score_max_age_s = 3600.0      # then the last score of the same entity, up 
 default_score = 0.02               # then this
 challenger_weight = 0.1            # of the entities, by a hash of their keys, are answered by the challenger
 shadow = "challenger"              # this alias scores what the champion answered, in spare time; recorded, not sent
+
+[models.fraud.value]               # what its predictions are for; all optional
+threshold = 0.3                    # a score at or above it is a positive decision
+unit = "EUR"                       # of money
+true_positive = 20.0               # what each outcome is worth; a loss is negative. All four, or:
+false_positive = -5.0
+true_negative = 0.0
+false_negative = -100.0
+column = "value"                   # the value that feedback brought, or another numeric column of `outcomes`
+label_maturity_s = 86400.0         # predictions are judged by the labels they have at this age; default: as labels come
+
+[models.fraud.value.segments]      # figures apart for each value of these SQL expressions over `outcomes`
+country = "country"
+size = "CASE WHEN amount > 100 THEN 'large' ELSE 'small' END"
+
+[models.fraud.value.metrics]       # figures of your own: SQL aggregates over `outcomes`
+refused = "avg(CAST(score >= 0.3 AS DOUBLE))"
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path  # noqa: TC003 - dataclass fields are resolved at run time
@@ -59,7 +91,13 @@ from tiercel.errors import DefinitionError
 PROJECT_FILE = "tiercel.toml"
 FEATURES_FILE = "features.py"
 
-
+#: What a decision and its label make; the cells of a cost matrix.
+OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
+#: What alerts are about, and of these what somebody is woken for.
+ALERT_CLASSES = ("pipeline", "population", "concept", "impact")
+PAGING_CLASSES = ("pipeline", "impact")
+#: Of segments and of metrics per model.
+MAX_NAMED_SQL = 20
 #: Smallest and largest value of each number under [server]; [control] has a port too.
 LIMITS: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
@@ -74,8 +112,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (1, 256),
     "deadline_ms": (0.001, 3_600_000),
     "last_score_max_age_s": (0, 31_536_000),
+    "label_maturity_s": (0, 315_360_000),  # ten years
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
+    "retention_days": (0.01, 36_500),
+    "false_alarms_per_quarter": (1e-6, 1e6),
+    "interval_s": (0.1, 3600),
+    "window_s": (0.1, 604_800),
+    "performance_window_s": (0.1, 31_536_000),
+    "predictions_max_bytes": (1 << 20, 1 << 50),
     "segment_bytes": (1 << 21, 1 << 30),  # a segment holds at least one record of the largest size and its declaration
 }
 
@@ -118,10 +163,47 @@ class JournalSettings:
 
 
 @dataclass(frozen=True)
+class MonitorSettings:
+    """What is kept of predictions and labels, what of it may be seen, how it is watched and who hears of it."""
+
+    retention_days: float = 90.0
+    predictions_max_bytes: int = 10 << 30
+    hash_columns: tuple[str, ...] = ()
+    drop_columns: tuple[str, ...] = ()
+    enabled: bool = True
+    false_alarms_per_quarter: float = 1.0
+    interval_s: float = 60.0
+    window_s: float = 3600.0
+    performance_window_s: float = 86_400.0
+    webhook_url: str = ""
+    webhook_secret_env: str = ""
+    webhook_classes: tuple[str, ...] = PAGING_CLASSES
+
+
+@dataclass(frozen=True)
 class TracingSettings:
     """Where spans go. Empty: nowhere, and nobody's trace is continued."""
 
     endpoint: str = ""
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """What a model's predictions are for: decisions, what their outcomes are worth, and whom to tell apart.
+
+    The four outcomes are given together or not at all, and not beside `column`. Segments and metrics are (name, SQL).
+    """
+
+    threshold: float = 0.5
+    unit: str = ""
+    true_positive: float | None = None
+    false_positive: float | None = None
+    true_negative: float | None = None
+    false_negative: float | None = None
+    column: str | None = None
+    label_maturity_s: float | None = None
+    segments: tuple[tuple[str, str], ...] = ()
+    metrics: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +217,12 @@ class ModelSettings:
     default_score: float | None = None
     challenger_weight: float = 0.0
     shadow: str | None = None
+    value: ValueSettings = field(default_factory=ValueSettings)
+
+    @property
+    def has_stand_in(self) -> bool:
+        """Whether anybody is declared to answer instead of the champion."""
+        return self.fallback is not None or self.last_score_max_age_s > 0 or self.default_score is not None
 
 
 @dataclass(frozen=True)
@@ -148,6 +236,7 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
     models: tuple[ModelSettings, ...] = ()
 
@@ -179,15 +268,15 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    _refuse_unknown(
-        path, "", data, {"project", "state", "registry", "server", "control", "journal", "tracing", "models"}
-    )
+    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "models"}
+    _refuse_unknown(path, "", data, known)
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
     journal = _table(path, data, "journal", {item.name for item in fields(JournalSettings)})
+    monitor = _table(path, data, "monitor", {item.name for item in fields(MonitorSettings)})
     tracing = _table(path, data, "tracing", {item.name for item in fields(TracingSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
@@ -201,6 +290,7 @@ def load_settings(project_dir: Path) -> Settings:
         server=ServerSettings(**_values(path, "server", ServerSettings, server)),
         control=ControlSettings(**_values(path, "control", ControlSettings, control)),
         journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
+        monitor=MonitorSettings(**_values(path, "monitor", MonitorSettings, monitor)),
         tracing=TracingSettings(**_values(path, "tracing", TracingSettings, tracing)),
         models=_models(path, data.get("models", {})),
     )
@@ -210,24 +300,68 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
     if not isinstance(tables, dict):
         raise DefinitionError(f"{path}: expected [models.NAME] to be tables, got {tables!r}")
     known = {item.name for item in fields(ModelSettings)} - {"name"}
-    return tuple(
-        ModelSettings(
-            name, **_values(path, f"models.{name}", ModelSettings, _table(path, tables, name, known, "models."))
-        )
-        for name in tables
-    )
+    models = []
+    for name in tables:
+        table = dict(_table(path, tables, name, known, "models."))
+        value = _value(path, f"models.{name}.value", table.pop("value", {}))
+        values = _values(path, f"models.{name}", ModelSettings, table)
+        models.append(ModelSettings(name, value=value, **values))
+    return tuple(models)
+
+
+def _value(path: Path, name: str, table: Any) -> ValueSettings:
+    """[models.NAME.value]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ValueSettings)})
+    plain = {key: value for key, value in table.items() if key not in {"segments", "metrics"}}
+    values = _values(path, name, ValueSettings, plain)
+    for key in (*OUTCOMES, "threshold"):
+        if not math.isfinite(values.get(key) or 0.0):
+            raise DefinitionError(f"{path}: expected {name}.{key} to be a finite number, got {values[key]}")
+    given = [key for key in OUTCOMES if key in values]
+    if 0 < len(given) < len(OUTCOMES):
+        missing = ", ".join(key for key in OUTCOMES if key not in values)
+        raise DefinitionError(f"{path}: expected all four outcomes in [{name}] or none, missing: {missing}")
+    if given and "column" in values:
+        raise DefinitionError(f"{path}: expected either the four outcomes or a column in [{name}], got both")
+    for key in ("segments", "metrics"):
+        values[key] = _named_sql(path, f"{name}.{key}", table.get(key, {}))
+    return ValueSettings(**values)
+
+
+def _named_sql(path: Path, name: str, table: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table of names and SQL, got {table!r}")
+    for key, sql in table.items():
+        if type(sql) is not str or not sql.strip() or not key.strip():
+            raise DefinitionError(f"{path}: expected {name}.{key} to be SQL over `outcomes`, got {sql!r}")
+    if len(table) > MAX_NAMED_SQL:
+        raise DefinitionError(f"{path}: expected at most {MAX_NAMED_SQL} entries in [{name}], got {len(table)}")
+    return tuple(table.items())
 
 
 def _values(
     path: Path,
     name: str,
-    kind: type[ServerSettings | ControlSettings | JournalSettings | TracingSettings | ModelSettings],
+    kind: type[
+        ServerSettings
+        | ControlSettings
+        | JournalSettings
+        | MonitorSettings
+        | TracingSettings
+        | ModelSettings
+        | ValueSettings
+    ],
     table: dict[str, Any],
 ) -> dict[str, Any]:
     """What a table sets, checked against its dataclass and LIMITS."""
     values: dict[str, Any] = {}
     for item in fields(kind):
         if item.name not in table:
+            continue
+        if item.type == "tuple[str, ...]":
+            values[item.name] = _names(path, f"{name}.{item.name}", table[item.name])
             continue
         expected: type = {"str": str, "int": int, "float": float, "bool": bool}[str(item.type).removesuffix(" | None")]
         value = _typed(path, f"{name}.{item.name}", table[item.name], expected)
@@ -239,12 +373,23 @@ def _values(
         raise DefinitionError(
             f"{path}: expected {name}.host to name an address, got nothing. 0.0.0.0 is every interface"
         )
-    endpoint = values.get("endpoint", "")
-    if endpoint and not _is_http_url(endpoint):
-        raise DefinitionError(
-            f"{path}: expected {name}.endpoint to be an http:// or https:// URL with a host, got {endpoint!r}"
-        )
+    for key in ("endpoint", "webhook_url"):
+        if values.get(key) and not _is_http_url(values[key]):
+            raise DefinitionError(
+                f"{path}: expected {name}.{key} to be an http:// or https:// URL with a host, got {values[key]!r}"
+            )
+    for each in values.get("webhook_classes", ()):
+        if each not in ALERT_CLASSES:
+            raise DefinitionError(
+                f"{path}: expected {name}.webhook_classes to be of {', '.join(ALERT_CLASSES)}, got {each!r}"
+            )
     return values
+
+
+def _names(path: Path, name: str, value: Any) -> tuple[str, ...]:
+    if type(value) is not list or not all(type(each) is str and each for each in value):
+        raise DefinitionError(f'{path}: expected {name} to be a list of names such as ["a", "b"], got {value!r}')
+    return tuple(value)
 
 
 def _is_http_url(text: str) -> bool:

@@ -85,6 +85,31 @@ def test_scores_are_the_synchronous_ones(project, store, n_rows):
     assert status.results.missing["n_orders"] == sum(customer % 17 == 0 for customer in customers)
 
 
+@pytest.mark.parametrize("n_looks", [0, 1, 2, 3])
+def test_a_job_past_its_deadline_fails(project, store, monkeypatch, n_looks):
+    """Wherever the time is over - before it is begun, between two slices, before it is published - it fails and says so."""
+    due_us = time.time_ns() // 1000 + 60_000_000
+    job = store.submit(question(2 * CHUNK_ROWS), model="fraud", version=1, due_us=due_us)
+    assert store.status(job.id).job.due_us == due_us
+    times_us = iter([due_us] * n_looks)
+    monkeypatch.setattr(runner_module, "_now_us", lambda: next(times_us, due_us + 1))
+    run(project)
+    status = store.status(job.id)
+    assert (status.state, status.error.code, status.error.row) == (JobState.FAILED, "deadline_exceeded", None)
+    assert "Expected the job's results by" in status.error.error
+    with pytest.raises(TiercelError, match="failed and has no results"):
+        store.results(job.id)
+
+
+def test_a_job_just_in_time_is_done(project, store, monkeypatch):
+    """The last microsecond counts."""
+    due_us = time.time_ns() // 1000 + 60_000_000
+    job = store.submit(question(2 * CHUNK_ROWS), model="fraud", version=1, due_us=due_us)
+    monkeypatch.setattr(runner_module, "_now_us", lambda: due_us)
+    run(project)
+    assert store.status(job.id).state is JobState.DONE
+
+
 def test_the_version_is_the_one_that_was_promised(project, store):
     """A promotion between acceptance and run changes nothing: version 1 answers, which no alias needs to name."""
     asked = question(20)

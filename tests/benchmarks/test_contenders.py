@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from benchmarks.contenders import environment, process
-from benchmarks.contenders.contender import BY_NAME, CONTENDERS, PEERS, SERVERS, Contender
+from benchmarks.contenders.contender import BY_NAME, CONTENDERS, PEERS, SERVERS, Contender, Place, batched
 from benchmarks.loadgen.run import Requests
 from benchmarks.measuring import Bench
 
@@ -37,6 +39,48 @@ def test_every_body_asks_about_its_user(contender):
     )  # fmt: skip
     sent = requests.data[: requests.starts[1]].tobytes()
     assert sent.endswith(b"\r\n\r\n" + contender.body(int(requests.users[0])))
+
+
+def test_peers_that_batch_share_environments_and_differ_in_what_they_serve():
+    """They are the peers of the same requirements under names of their own, told which network, and asked about a user."""
+    place = Place(Path("python"), 1, Path("work"), Path("cache"))
+    for network in ("net", "wide"):
+        for contender in batched(network):
+            peer = BY_NAME[contender.home]
+            assert (contender.requirements, contender.is_peer) == (peer.requirements, True)
+            assert contender.name not in BY_NAME
+            assert network in [*contender.command(place), *contender.environment(place).values()]
+            assert contender.body(17) != contender.body(18)
+    replies = {"mlserver": b'{"outputs": [{"data": [0.25]}]}', "bentoml": b"[0.25]"}
+    assert [each.read(replies[each.home]) for each in batched("net")] == [0.25, 0.25]
+
+
+SLOWED = """
+import os, pathlib
+from tiercel.models.onnx_scorer import OnnxScorer
+class Counting:
+    n = 0
+    def score(self, rows):
+        self.n += 1
+        return rows
+import sitecustomize
+sitecustomize.slow(Counting)
+one, path = Counting(), pathlib.Path(os.environ["BENCH_SLOW_FILE"])
+for present in (False, True, False):
+    path.touch() if present else path.unlink(missing_ok=True)
+    print(one.score(7), one.n)
+print(OnnxScorer.score.__name__)
+"""
+
+
+def test_a_servers_models_are_slowed_while_the_file_is_there(tmp_path):
+    """Any process with the folder on its path scores each batch so many times, from when the file appears until it goes."""
+    environ = {
+        **os.environ, "PYTHONPATH": str(SERVERS / "slowed"), "BENCH_SLOW_FILE": str(tmp_path / "slow"),
+        "BENCH_SLOW_TIMES": "10",
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", SLOWED], capture_output=True, text=True, check=True, env=environ)
+    assert done.stdout.split() == ["7", "1", "7", "11", "7", "12", "score_slowly"]
 
 
 def test_each_contender_is_asked_its_own_question():

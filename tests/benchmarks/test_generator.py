@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 from benchmarks.loadgen.histogram import SOURCE
+from benchmarks.loadgen.replies import ABANDONED, BROKEN, UNFINISHED
 from benchmarks.loadgen.run import Requests, run
 
 from benchmarks import compiled
@@ -178,6 +179,116 @@ def test_failures_are_told_apart(answer, why):
     assert why in found.why
 
 
+def by_user(body, _):
+    """A prediction, a refusal of either kind, or an error, by the user that is asked about."""
+    return reply(0.0, (200, 503, 504, 400)[json.loads(body)["user"] % 4])
+
+
+@pytest.mark.parametrize("may_refuse", [True, False])
+def test_refusals_are_failures_unless_the_server_may_refuse(may_refuse):
+    """A 503 and a 504 are counted by themselves where they are expected, and as any other bad status where not."""
+    with toy_server(by_user) as (port, seen):
+        found = run(
+            port, make_requests(), rate=400, seconds=0.4, connections=3, warmup_s=0, may_refuse=may_refuse, logged=True
+        )  # fmt: skip
+    statuses = np.bincount([json.loads(body)["user"] % 4 for _, body in seen], minlength=4).tolist()
+    assert found.ok == statuses[0] > 0
+    assert found.refused == (statuses[1] + statuses[2] if may_refuse else 0)
+    assert found.failed == statuses[3] + (0 if may_refuse else statuses[1] + statuses[2])
+    assert [found.replies.count(status) for status in (200, 503, 504, 400)] == statuses
+    assert (len(found.replies.refused), found.replies.n_failed) == (statuses[1] + statuses[2], statuses[3])
+
+
+def test_the_log_tells_of_each_request_when_and_whose_it_was():
+    """Its replies are those of the histograms, each by the request that was sent, and none of the warm-up's is in it."""
+    with toy_server(honest) as (port, seen):
+        found = run(port, make_requests(), rate=300, seconds=0.3, connections=2, warmup_s=0.2, logged=True)
+    log = found.replies.log
+    assert len(log) == found.sent == found.ok < len(seen)
+    assert found.replies.latency_ns.max() == found.latency.max_ns
+    assert found.replies.service_ns.max() == found.service.max_ns
+    assert ((log["due_ns"] >= 0) & (log["due_ns"] <= log["sent_ns"]) & (log["sent_ns"] < log["done_ns"])).all()
+    assert np.array_equal(np.sort(log["request"]), np.sort(np.arange(len(seen) - len(log), len(seen)) % 50))
+
+
+def test_the_servers_own_times_are_read_without_the_budget():
+    """Server-Timing's durations are added up, wherever they stand in an entry; a budget is none, and many send no header."""
+    timed = (
+        b'HTTP/1.1 200 OK\r\nServer-Timing: parse;dur=0.5, read;desc="x";dur=1.25,score;dur=2, '
+        b'budget;dur=50.000;desc="deadline_ms"\r\ncontent-length: 2\r\n\r\n{}'
+    )
+    answers = [timed, timed.replace(b"Server-Timing", b"x-timing")]
+    with toy_server(lambda body, number: answers[number % 2]) as (port, _):
+        found = run(port, make_requests(), rate=200, seconds=0.3, connections=1, warmup_s=0, logged=True)
+    assert found.failed == 0
+    assert set(found.replies.server_ns.tolist()) == {3_750_000}
+    assert abs(2 * len(found.replies.server_ns) - found.ok) <= 1
+
+
+def test_a_run_may_go_on_at_another_rate():
+    """Arrivals are Poisson before the step and after it, each at its own rate, and all are in the log."""
+    with toy_server(honest) as (port, _):
+        found = run(
+            port, make_requests(), rate=200, seconds=0.4, connections=4, warmup_s=0.1, then=(1000, 0.3), logged=True
+        )  # fmt: skip
+    assert len(found.replies) == found.sent
+    assert found.replies.log["due_ns"].max() < 0.7e9
+    before, after = found.replies.due_within(0, 0.4), found.replies.due_within(0.4, 0.7)
+    assert abs(len(before) - 80) < 5 * 80**0.5
+    assert abs(len(after) - 300) < 5 * 300**0.5
+
+
+def test_who_finds_no_connection_is_abandoned_and_counted():
+    """With the only connection held, whoever waits longer than allowed is not sent; who was sent is unfinished."""
+    due = compiled.load(SOURCE).arrivals(4, 200.0, 1000)
+    with toy_server(lambda body, number: honest(body, number) if number < 20 else None) as (port, seen):
+        found = run(
+            port, make_requests(), rate=200, seconds=0.5, connections=1, warmup_s=0, grace_s=0.1, seed=4, abandon_s=0.02,
+            logged=True, may_refuse=True,
+        )  # fmt: skip
+    assert (found.ok, found.sent, found.failed) == (19, 20, 1) == (19, len(seen), 1)
+    assert found.replies.count(UNFINISHED) == 1
+    assert found.abandoned == found.replies.count(ABANDONED) == int((due < 0.5).sum()) - 20 > 0
+
+
+def test_who_waits_for_a_connection_too_long_gives_it_up_to_the_next():
+    """After a stall the connection goes to who came lately: nobody is sent who waited longer than allowed."""
+
+    def stalling(body, number):
+        time.sleep(0.2 if number == 20 else 0)
+        return honest(body, number)
+
+    with toy_server(stalling) as (port, _):
+        found = run(
+            port, make_requests(), rate=200, seconds=0.6, connections=1, warmup_s=0, abandon_s=0.05, logged=True
+        )  # fmt: skip
+    assert found.failed == 0
+    assert 10 < found.abandoned < 60
+    # Sent at once when the connection was free, and that is noticed by a thread that may have to wait for a core.
+    assert (found.replies.answered.log["sent_ns"] - found.replies.answered.log["due_ns"]).max() < 0.15e9
+    assert found.sent + found.abandoned == len(found.replies)
+
+
+def test_a_broken_connection_is_in_the_log():
+    """Whoever gets no reply because the server closed is there with its fate."""
+    with toy_server(lambda body, number: b"" if number == 3 else honest(body, number)) as (port, _):
+        found = run(port, make_requests(), rate=100, seconds=0.2, connections=1, warmup_s=0, logged=True)
+    assert (found.replies.count(BROKEN), found.replies.n_failed, found.failed) == (1, 1, 1)
+
+
+def test_requests_are_mixed_by_their_shares_each_in_its_own_order():
+    """A mix holds whole requests of its parts, as often as their shares say, and begins a part again at its end."""
+    parts = [make_requests(30), make_requests(7)]
+    mixed, kinds = Requests.mixed(parts, [3, 1], n=400, seed=5)
+    assert abs(int((kinds == 0).sum()) - 300) < 5 * (400 * 0.75 * 0.25) ** 0.5
+    for kind, part in enumerate(parts):
+        at = np.flatnonzero(kinds == kind)
+        assert np.array_equal(mixed.users[at], np.resize(part.users, len(at)))
+        k = int(at[-1])
+        sent = mixed.data[mixed.starts[k] : mixed.starts[k + 1]].tobytes()
+        assert json.loads(sent.partition(b"\r\n\r\n")[2]) == {"user": int(mixed.users[k])}
+
+
 def test_chunked_and_split_replies_are_read_whole():
     """A reply may come in pieces and in chunks."""
     text = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"sco\r\n8\r\nre": 1.0}\r\n0\r\n\r\n'  # fmt: skip
@@ -197,5 +308,7 @@ def test_what_makes_no_run_is_refused():
         run(port, make_requests(), rate=0, seconds=0.1, connections=0)
     with pytest.raises(ValueError, match="Expected `starts`"):
         run(port, Requests(np.zeros(1, np.uint8), np.zeros(1, np.int64), np.zeros(0)), rate=0, seconds=1, connections=1)
+    with pytest.raises(ValueError, match="Expected a step of an open loop"):
+        run(port, make_requests(), rate=0, seconds=0.1, connections=1, then=(10, 1))
     with pytest.raises(ValueError, match="Expected a rate above 0"):
         compiled.load(SOURCE).arrivals(1, 0.0, 3)

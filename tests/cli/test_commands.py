@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pyarrow.parquet as pq
@@ -125,7 +126,7 @@ def test_models_say_what_they_cost(run, directory, tmp_path):
     assert found["profile"]["read"]["p50_us"] > 0
     assert found["profile"]["total"]["p99_us"] < 5000
     status, output = run("models", "costed")
-    for part in ("p50 / p99 / p99.9", "load time", "memory", "near-realtime", "per row in batches", "asked for"):
+    for part in ("p50 / p99 / p99.9", "load time", "memory", "near-realtime", "rows at a time", "asked for"):
         assert part in output
     (unmeasured,) = as_json(run, "models", "fraud")
     assert (unmeasured["tier"], unmeasured["profile"]) == (None, None)
@@ -135,6 +136,40 @@ def test_models_say_what_they_cost(run, directory, tmp_path):
     assert made["profile"] is not None  # of the same files
     assert made["tier"] == "realtime"
     assert run("register", "costed", str(path), "--tier", "fast")[0] == 2
+
+
+def test_one_version_is_told_to_a_person(run, directory, tmp_path):
+    """All facts and figures of a version stand in words and units, and none as the JSON that programs get."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(gemm(5, 1))
+    arguments = ["--service", "checkout", "--metric", "auc=0.75", "--param", 'grid={"depth": [3, 4], "bagged": true}']
+    for text in ("first", "second"):
+        status, output = run("register", "told", str(path), *arguments, "--description", text, "--tag", "team=risk")
+        assert status == 0, output
+    status, output = run("models", "told:2")
+    assert status == 0, output
+    lines = {line[:18].strip(): line[18:].strip() for line in output.splitlines()}
+    assert lines["description"] == "second"
+    assert lines["metrics"] == "auc 0.75"
+    assert lines["tags"] == "team risk"
+    assert lines["hyperparameters"] == "grid (bagged yes, depth (3, 4))"
+    assert lines["5 features"] == "n_orders, mean_amount, plan, amount, staff"
+    assert lines["predicts"] == "regression"
+    assert lines["reads"].startswith("feature service checkout (")
+    assert "model.onnx (" in lines["files"]
+    assert re.fullmatch(r"with onnxruntime \S+ on 20,480 rows, allowed .*: no difference", lines["compared"])
+    assert re.fullmatch(r"\d+\.\d{3} / \d+\.\d{3} / \d+\.\d{3} ms", lines["scoring one row"])
+    assert re.fullmatch(r"[\d,]+ predictions, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC on .*", lines["measured"])
+    assert re.fullmatch(
+        r"64 +\d+\.\d{3} ms +\d+\.\d{3} ms +\d+\.\d\d us",
+        next(line.strip() for line in output.splitlines() if line.strip().startswith("64 ")),
+    )
+    assert not set('{}[]"') & set(output)
+    assert "version 1" not in output
+    assert "told version 1" in run("models", "told:1")[1]
+    assert [each["version"] for each in as_json(run, "models", "told:2")] == [2]
+    assert "Models" in run("models", "told")[1]
+    assert "(alias_not_found)" in run("models", "told@champion")[1]
 
 
 @pytest.mark.parametrize(

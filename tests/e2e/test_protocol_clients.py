@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -77,15 +78,30 @@ def expected(server, model, entities=None, features=None):
         return client.predict(model, entities=entities, features=features).scores
 
 
+@contextmanager
+def compiled_path(server):
+    """What is asked within is answered by the compiled path, all of it."""
+
+    def counts():
+        return httpx.get(f"{server[0]}/readyz").json()["fast_path"]
+
+    before = counts()
+    yield
+    after = counts()
+    assert after["answered"] > before["answered"]
+    assert after["handed_on"] == before["handed_on"] + 1  # this very question
+
+
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("binary_output", [True, False, None])
 def test_triton_by_keys(server, triton, binary, binary_output):
     """Triton's client gets exactly our scores by entity key, in binary or JSON, both ways."""
     http, client = triton
     outputs = None if binary_output is None else [http.InferRequestedOutput("score", binary_data=binary_output)]
-    result = client.infer(
-        "fraud", keyed(http, binary=binary), outputs=outputs, request_id="r7", timeout=5_000_000, priority=1
-    )
+    with compiled_path(server):
+        result = client.infer(
+            "fraud", keyed(http, binary=binary), outputs=outputs, request_id="r7", timeout=5_000_000, priority=1
+        )
     assert result.as_numpy("score").tolist() == list(expected(server, "fraud", ENTITIES, FEATURES))
     reply = result.get_response()
     assert (reply["id"], reply["model_name"], reply["model_version"]) == ("r7", "fraud", "1")
@@ -99,7 +115,8 @@ def test_triton_by_vector(server, triton, datatype):
     rows = server[1].astype(datatype)
     made = http.InferInput("features", list(rows.shape), "FP32" if datatype is np.float32 else "FP64")
     made.set_data_from_numpy(rows)
-    found = client.infer("plain", [made], model_version="1").as_numpy("score")
+    with compiled_path(server):
+        found = client.infer("plain", [made], model_version="1").as_numpy("score")
     columns = {name: rows[:, place].tolist() for place, name in enumerate(PLAIN)}
     assert found.tolist() == list(expected(server, "plain", features=columns))
     rows[2, 1] = np.nan

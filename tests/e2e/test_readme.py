@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from click.testing import CliRunner
 from tests.support import projects
 
+from tiercel import Project
 from tiercel.cli.main import main
 from tiercel.settings import (
     ControlSettings,
     JournalSettings,
     ModelSettings,
+    MonitorSettings,
     ServerSettings,
     TracingSettings,
+    ValueSettings,
     load_settings,
 )
 
@@ -100,8 +106,8 @@ def test_every_setting_is_documented():
 
 
 def test_every_setting_of_traces_and_models_is_documented():
-    """Each setting under [tracing] and [models.NAME] stands in the README."""
-    for table, kind in (("tracing", TracingSettings), ("models.NAME", ModelSettings)):
+    """Each setting under [monitor], [tracing] and [models.NAME] stands in the README."""
+    for table, kind in (("monitor", MonitorSettings), ("tracing", TracingSettings), ("models.NAME", ModelSettings)):
         for item in fields(kind):
             assert item.name == "name" or f"`{table}.{item.name}`" in README, item.name
 
@@ -111,6 +117,48 @@ def test_the_example_of_a_model_table_is_valid(tmp_path):
     (tmp_path / "tiercel.toml").write_text(blocks("toml")[0])
     model = load_settings(tmp_path).model("fraud")
     assert all(getattr(model, item.name) != item.default for item in fields(ModelSettings))
+
+
+def test_the_example_of_money_is_valid(tmp_path):
+    """The README's table of outcomes sets all that can be set beside them, and its SQL is what figures are made of."""
+    (tmp_path / "tiercel.toml").write_text(blocks("toml")[1])
+    value = load_settings(tmp_path).model("fraud").value
+    assert {item.name for item in fields(ValueSettings) if getattr(value, item.name) == item.default} == {"column"}
+    assert [name for name, _ in (*value.segments, *value.metrics)] == ["size", "refused"]
+
+
+def test_every_setting_of_money_is_documented():
+    """Each setting under [models.NAME.value] stands in the README."""
+    for item in fields(ValueSettings):
+        full, short = f"`models.NAME.value.{item.name}`", f"`\N{HORIZONTAL ELLIPSIS}.{item.name}`"
+        assert full in README or short in README, item.name
+
+
+def test_the_commands_of_monitoring_are_taken_as_printed(tmp_path, monkeypatch):
+    """Every command line of the README's section on monitoring has options that exist, and does what it says of no data."""
+    section = README.partition("\n## Monitoring\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"^tiercel .+$", section, re.MULTILINE)
+    assert len(lines) == 8
+    project = projects.ready_project(tmp_path / "project")
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "tiercel"
+        arguments = [each.replace("fraud", project_model(project)) for each in arguments]
+        result = runner.invoke(main, arguments, env={"TIERCEL_PROJECT": str(project)})
+        if "3" in arguments:
+            assert "alert_not_found" in result.output
+        elif result.exit_code and "--html" in arguments and find_spec("plotly") is None:
+            assert "missing_extra" in result.output
+        else:
+            assert result.exit_code == 0, result.output
+
+
+def project_model(directory):
+    """The name of a ready project's model."""
+    with Project(directory) as project:
+        return project.registry.list_models()[0].name
 
 
 def test_every_command_is_documented():

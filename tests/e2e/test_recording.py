@@ -93,6 +93,42 @@ def test_every_reply_has_its_record(directory):
         assert all(0 <= ns <= record.total_ns for ns in record.stage_ns)
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_infer_requests_leave_the_same_record_on_either_path(directory, binary):
+    """Keys, vector and scores of an infer request are journaled alike, whoever answered it; the flags say who did."""
+    columns = [
+        ("customer_id", "INT64", np.array([1, 2, 3], "<i8").tobytes(), [1, 2, 3]),
+        ("shop", "BYTES", b"\1\0\0\0a" * 3, ["a"] * 3),
+        ("country", "BYTES", b"\2\0\0\0nl" * 3, ["nl"] * 3),
+        ("amount", "FP32", np.array([0.5, 1.5, 2.5], "<f4").tobytes(), [0.5, 1.5, 2.5]),
+    ]
+    inputs = [
+        {"name": name, "datatype": datatype, "shape": [3, 1]}
+        | ({"parameters": {"binary_data_size": len(data)}} if binary else {"data": values})
+        for name, datatype, data, values in columns
+    ]
+    told = {}
+    with serving(directory) as (url, _), httpx.Client(base_url=url) as client:
+        for is_fast in (True, False):
+            # JSON escapes this id, and the compiled path reads no such ids.
+            text = json.dumps({"inputs": inputs, **({} if is_fast else {"id": "\n"})}).encode()
+            body = text + (b"".join(data for _, _, data, _ in columns) if binary else b"")
+            headers = {"inference-header-content-length": str(len(text))}
+            reply = client.post("/v2/models/fraud/infer", content=body, headers=headers)
+            assert reply.status_code == 200
+            told[is_fast] = reply.json()
+    assert told[True]["outputs"] == told[False]["outputs"]
+    records = journal(directory)
+    fast, general = (records[told[is_fast]["parameters"]["prediction_id"]] for is_fast in (True, False))
+    assert (fast.is_fast, general.is_fast) == (True, False)
+    assert fast.is_many
+    assert general.is_many
+    assert fast.keys == general.keys
+    assert fast.rows.tobytes() == general.rows.tobytes()
+    assert fast.scores.tolist() == general.scores.tolist() == [[score] for score in told[True]["outputs"][0]["data"]]
+    assert all(0 <= ns <= fast.total_ns for ns in fast.stage_ns)
+
+
 def _scorer(project):
     from tiercel import models
 

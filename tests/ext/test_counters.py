@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -195,6 +199,35 @@ def test_shadows_are_counted_apart():
         recorder.add(np.zeros((1, 1), np.float32), np.zeros((1, 1)), flags=flags)
     found = dict(zip(PLAN_CELLS, counters.snapshot()["plan"].tolist(), strict=True))
     assert (found["requests_general"], found["requests_fast"], found["requests_shadow"]) == (3, 1, 1)
+
+
+def test_a_shadows_time_is_nobodys():
+    """Durations are those of answers: a shadow moves features and scores of its version, and no duration or its sum."""
+    edges = np.full((1, 24), np.inf, np.float32)
+    counters = PlanCounters(1, 1, edges, edges.astype(np.float64))
+    recorder = PlanRecorder(counters)
+    recorder.add(np.ones((1, 1), np.float32), np.ones((1, 1)), total_ns=7, stage_ns=(1, 1, 1, 1, 1))
+    answered = counters.snapshot()
+    recorder.add(np.ones((2, 1), np.float32), np.ones((2, 1)), total_ns=1_000_000, stage_ns=(9, 9, 9, 9, 9), flags=16)
+    found = counters.snapshot()
+    np.testing.assert_array_equal(found["durations_ns"], answered["durations_ns"])
+    assert (found["features"].sum(), found["scores"].sum()) == (3, 3)
+
+
+def test_mapped_counters_are_freed_with_a_cycle():
+    """Whatever the collector finds them in, the mapping is released, and nothing is raised where nobody can catch it."""
+    failures = []
+    mapped = mmap.mmap(-1, 8 * (32 + 64 + 64 * 6))
+    held = [WorkerCounters(memoryview(mapped)[:])]
+    held.append(held)
+    hook, sys.unraisablehook = sys.unraisablehook, failures.append
+    try:
+        del held
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert failures == []
+    mapped.close()  # refused while anything is exported from it
 
 
 @pytest.mark.parametrize(("rung", "is_counted"), [(0, True), (1, True), (2, False), (3, False)])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-
 import httptools
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.reference import http_head
+from tests.support.guarded import guarded
 from tiercel._hot import http
 
 CAP = 10_000
@@ -20,6 +18,11 @@ HEAD = (
 LINE, HOST = b"POST /predict/m HTTP/1.1\r\n", b"Host: x\r\n"
 TYPE, LENGTH = b"Content-Type: application/json\r\n", b"Content-Length: 2\r\n"
 GOOD = LINE + HOST + TYPE + LENGTH + b"\r\n"
+INFER = (
+    b"POST /v2/models/m/versions/3/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n"
+    b"Inference-Header-Content-Length: 70\r\n\r\n"
+)
+INFER_LINE, INFER_LENGTH = INFER[:45], b"Inference-Header-Content-Length: 70\r\n"
 
 
 def status(data):
@@ -28,11 +31,22 @@ def status(data):
 
 def test_fields_of_a_head():
     """Offsets and lengths point into the caller's bytes."""
-    found, start, length, head, content, kind, budget_us, is_traced = http.read_head(HEAD + b'{"entities": {}}', CAP)
+    found, start, length, head, content, kind, budget_us, is_traced, json_bytes = http.read_head(
+        HEAD + b'{"entities": {}}', CAP
+    )
     assert found == http.FAST
     assert HEAD[start : start + length] == b"flights@challenger"
     assert (head, content, kind) == (len(HEAD), 17, 0)
-    assert (budget_us, is_traced) == (-1, False)
+    assert (budget_us, is_traced, json_bytes) == (-1, False, -1)
+
+
+@pytest.mark.parametrize("reference", [b"flights", b"flights@challenger", b"flights:3", b"flights/versions/12"])
+def test_fields_of_an_infer_head(reference):
+    """An infer request names its model, maybe a version, and how long its JSON is."""
+    head = INFER.replace(b"m/versions/3", reference)
+    found = http.read_head(head, CAP)
+    assert (found[0], head[found[1] : found[1] + found[2]]) == (http.FAST, reference)
+    assert found[3:] == (len(head), 90, 2, -1, False, 70)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +82,9 @@ def test_a_traceparent_is_noticed():
 
 def test_every_prefix_needs_more():
     """A head cut anywhere waits for the rest."""
-    assert {status(HEAD[:size]) for size in range(len(HEAD))} == {http.NEED_MORE}
-    assert status(HEAD) == http.FAST
+    for head in (HEAD, INFER, INFER.replace(b"/versions/3", b"")):
+        assert {status(head[:size]) for size in range(len(head))} == {http.NEED_MORE}
+        assert status(head) == http.FAST
 
 
 @pytest.mark.parametrize(
@@ -103,6 +118,18 @@ def test_content_types(header, kind):
         pytest.param(GOOD.replace(b"h: 2", b"h: 10000"), id="length at the cap"),
         pytest.param(LINE + b"X: " + b"a" * (8192 - len(GOOD) - 5) + b"\r\n" + GOOD[len(LINE) :], id="8192 bytes"),
         pytest.param(LINE + b"X: 1\r\n" * 61 + GOOD[len(LINE) :], id="64 headers"),
+        pytest.param(LINE + INFER_LENGTH * 2 + GOOD[len(LINE) :], id="a header of tensors on a prediction"),
+        pytest.param(INFER, id="infer"),
+        pytest.param(INFER.replace(INFER_LENGTH, b""), id="infer, all JSON"),
+        pytest.param(INFER.replace(b": 70", b": 0"), id="infer, no JSON"),
+        pytest.param(INFER.replace(b": 70", b": 000100"), id="infer, a length that the body does not have"),
+        pytest.param(INFER.replace(b"/versions/3", b""), id="infer without a version"),
+        pytest.param(INFER.replace(b"/3/", b"/999999999/"), id="infer with a high version"),
+        pytest.param(INFER.replace(b"m/versions/3", b"versions"), id="infer of a model called versions"),
+        *(
+            pytest.param(INFER_LINE + b"Content-Type: " + kind + b"\r\n" + INFER[45:], id=f"infer as {kind.decode()}")
+            for kind in (b"application/json", b"Application/Octet-Stream", b"application/json; charset=utf-8")
+        ),
     ],
 )
 def test_accepted(data):
@@ -172,6 +199,41 @@ def test_accepted(data):
         pytest.param(LINE + b"X: " + b"a" * (8192 - len(GOOD) - 4) + b"\r\n" + GOOD[len(LINE) :], id="8193 bytes"),
         pytest.param(LINE + b"X: " + b"a" * 10_000, id="no end in 8192 bytes"),
         pytest.param(LINE + b"X: 1\r\n" * 62 + GOOD[len(LINE) :], id="65 headers"),
+        *(
+            pytest.param(INFER.replace(b"m/versions/3", path), id=f"infer of {path.decode()}")
+            for path in (
+                b"",
+                b"/versions/3",
+                b"m/versions/",
+                b"m/versions/03",
+                b"m/versions/x",
+                b"m/versions/1234567890",
+                b"m/versions/-1",
+                b"m/versions/3/",
+                b"m/versions",
+                b"m/",
+                b"m%41",
+                b"m/versions/3/versions/3",
+                b"m/x",
+            )
+        ),
+        *(
+            pytest.param(INFER.replace(b"infer", verb), id=f"the verb {verb.decode()}")
+            for verb in (b"INFER", b"infer/", b"infer?x", b"ready", b"infe", b"inferx", b"infer ")
+        ),
+        *(
+            pytest.param(INFER.replace(b": 70", b": " + value), id=f"JSON of {value.decode()}")
+            for value in (b"", b"-1", b"+1", b"7 ", b"0x7", b"7,7", b"9" * 16, b"1.0")
+        ),
+        pytest.param(INFER.replace(INFER_LENGTH, INFER_LENGTH * 2), id="the length of the JSON twice"),
+        *(
+            pytest.param(INFER_LINE + b"Content-Type: " + kind + b"\r\n" + INFER[45:], id=f"infer as {kind.decode()}")
+            for kind in (b"application/msgpack", b"text/plain", b"", b"application/octet-streams")
+        ),
+        pytest.param(INFER_LINE + TYPE * 2 + INFER[45:], id="infer as two types"),
+        pytest.param(INFER.replace(b"POST /v2", b"GET /v2"), id="infer by GET"),
+        pytest.param(INFER.replace(b"/v2/models", b"/v2/model"), id="no models"),
+        pytest.param(INFER.replace(b"/v2/", b"/v1/"), id="another protocol"),
     ],
 )
 def test_handed_on(data):
@@ -215,7 +277,8 @@ def check(data):
     # Exactly one request: the head, then as much body as it announces.
     other = Llhttp(data[:head] + b"x" * content)
     assert (other.method, other.version, other.complete) == (b"POST", "1.1", 1)
-    assert other.url == b"/predict/" + data[start : start + length]
+    before, after = (b"/v2/models/", b"/infer") if found[5] == 2 else (b"/predict/", b"")
+    assert other.url == before + data[start : start + length] + after
     assert other.body == b"x" * content
     assert other.keeps_alive
     assert not other.upgrades
@@ -227,7 +290,8 @@ def check(data):
 
 BYTES = [b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b",", b"\x00", b"\x80", b"0", b"9", b"+", b"-", b"x", b"\r\n\r\n"]
 LINES = [HOST, TYPE, LENGTH, b"Content-Length: 3\r\n", b"Connection: keep-alive\r\n", b"X: y \r\n"]
-PIECES = st.sampled_from([*BYTES, *LINES, b"Transfer-Encoding: chunked\r\n"])
+WORDS = [b"/infer", b"/versions/", b"/v2/models/", b"/predict/", INFER_LENGTH]
+PIECES = st.sampled_from([*BYTES, *LINES, *WORDS, b"Transfer-Encoding: chunked\r\n"])
 HEADERS = st.lists(
     st.tuples(
         st.sampled_from([b"Host", b"Content-Length", b"Content-Type", b"Connection", b"X", b"Accept", b"te", b"HOST"]),
@@ -242,12 +306,13 @@ HEADERS = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    edits=st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 3), PIECES | st.binary(max_size=2)), max_size=3)
+    data=st.sampled_from([GOOD, INFER]),
+    edits=st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 3), PIECES | st.binary(max_size=2)), max_size=3),
 )
-@example(edits=[])
-def test_mutations_are_read_as_llhttp_reads_them(edits):
+@example(data=GOOD, edits=[])
+@example(data=INFER, edits=[])
+def test_mutations_are_read_as_llhttp_reads_them(data, edits):
     """A valid head with bytes cut and put in anywhere."""
-    data = GOOD
     for at, cut, piece in edits:
         data = data[:at] + piece + data[at + cut :]
     check(data)
@@ -267,40 +332,21 @@ def test_assembled_heads_are_read_as_llhttp_reads_them(headers, extra):
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.binary(max_size=60), kept=st.integers(0, len(HEAD)))
-def test_a_verdict_never_changes(data, kept):
+@given(head=st.sampled_from([HEAD, INFER]), data=st.binary(max_size=60), kept=st.integers(0, len(HEAD)))
+def test_a_verdict_never_changes(head, data, kept):
     """HAND_ON and FAST of a prefix are what every longer text gets: a split read decides as a whole one."""
-    whole = HEAD[:kept] + data
+    whole = head[:kept] + data
     verdicts = [status(whole[:size]) for size in range(1, len(whole) + 1)]
     decided = [verdict for verdict in verdicts if verdict != http.NEED_MORE]
     assert len(set(decided)) <= 1
     assert verdicts == [http.NEED_MORE] * (len(verdicts) - len(decided)) + decided
 
 
-@pytest.fixture(scope="module")
-def guarded():
-    """A function that places bytes so that the one after the last cannot be read."""
-    page = mmap.PAGESIZE
-    n_pages = 3
-    memory = mmap.mmap(-1, (n_pages + 1) * page)
-    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    assert libc.mprotect(first + n_pages * page, page, 0) == 0
-
-    def place(data):
-        start = first + n_pages * page - len(data)
-        ctypes.memmove(start, data, len(data))
-        return memoryview((ctypes.c_ubyte * len(data)).from_address(start)).cast("B")
-
-    yield place
-    libc.mprotect(first + n_pages * page, page, mmap.PROT_READ | mmap.PROT_WRITE)
-
-
 @pytest.mark.parametrize(
-    "text", [HEAD, LINE + b"X: " + b"a" * 9000, LINE + b"X: 1\r\n" * 70], ids=["good", "long", "many"]
+    "text", [HEAD, INFER, LINE + b"X: " + b"a" * 9000, LINE + b"X: 1\r\n" * 70], ids=["good", "infer", "long", "many"]
 )
-def test_never_reads_past_the_end(guarded, text):
+def test_never_reads_past_the_end(text):
     """Every prefix, with an unreadable page right behind it, is judged as anywhere else."""
-    for size in range(1, len(text) + 1):
-        assert http.read_head(guarded(text[:size]), CAP) == http.read_head(text[:size], CAP)
+    with guarded() as place:
+        for size in range(1, len(text) + 1):
+            assert http.read_head(place(text[:size]), CAP) == http.read_head(text[:size], CAP)

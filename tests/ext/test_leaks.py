@@ -14,8 +14,9 @@ import msgpack
 import numpy as np
 import pytest
 from tests.support import stores
+from tiercel._hot.fast_path import FastPath
 from tiercel._hot.plan import ServingPlan
-from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel._hot.protocol import HotProtocol
 from tiercel._hot.reply import ReplyIds
 
 from tiercel.features.online import OnlineBase
@@ -47,12 +48,38 @@ def request(body, kind="application/json", target="late"):
     return head.encode() + content
 
 
+def infer(*tensors, target="late", text='{"inputs":[%s]}', cut=0):
+    """A request of the Open Inference Protocol: (name, datatype, shape, values as JSON or bytes) each."""
+    listed, parts = [], []
+    for name, datatype, shape, values in tensors:
+        entry = f'{{"name":"{name}","datatype":"{datatype}","shape":{shape},'
+        if isinstance(values, bytes):
+            parts.append(values)
+            listed.append(entry + f'"parameters":{{"binary_data_size":{len(values)}}}}}')
+        else:
+            listed.append(entry + f'"data":{values}}}')
+    json_part = (text % ",".join(listed)).encode()
+    body = json_part + b"".join(parts)
+    body = body[: len(body) - cut]
+    head = f"POST /v2/models/{target}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Inference-Header-Content-Length: {len(json_part)}\r\n\r\n".encode() + body
+
+
+KEYED = [
+    ("tailnum", "BYTES", [1], b"\2\0\0\0N1"), ("origin", "BYTES", [1], '["EWR"]'), ("gate", "INT64", [1], "[3]"),
+    ("rain", "FP32", [1], np.float32(0.25).tobytes()), ("hour", "INT64", [1], "[7]"), ("night", "BOOL", [1], b"\1"),
+    ("cabin", "BYTES", [1], '["coach"]'),
+]  # fmt: skip
+N_ROWS = 40  # more values than a request has room for without memory of its own
+MATRIX = [("features", "FP64", [N_ROWS, 10], str([[0] * 10] * N_ROWS))]
 PLAIN = request(BODY)
 ANSWERED = {
     "json": PLAIN,
     "msgpack": request(msgpack.packb(BODY), "application/msgpack"),
     "rows": request(MANY),
     "msgpack rows": request(msgpack.packb(MANY), "application/msgpack"),
+    "tensors": infer(*KEYED),
+    "rows of tensors": infer(*MATRIX),
 }
 HANDED_ON = {
     "other head": PLAIN.replace(b"POST", b"GET"),
@@ -62,6 +89,10 @@ HANDED_ON = {
     "unknown model": request(BODY, target="other"),
     "bad msgpack": request(b"\x81\xa8features\xdf\xff\xff\xff\xff", "application/msgpack"),
     "no body": request(b""),
+    "unknown tensor": infer(*KEYED, ("snow", "FP32", [1], "[1]")),
+    "tensors cut": infer(*KEYED, cut=1),
+    "rows of tensors cut": infer(*MATRIX, text='{"inputs":[%s]', cut=1),
+    "unknown tensor model": infer(*KEYED, target="other/versions/3"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-TARGETS = ("head", "body", "connection", "server")
+TARGETS = ("head", "body", "tensors", "connection", "server")
 CORPUS = Path(__file__).with_name("corpus")
 
 

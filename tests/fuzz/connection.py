@@ -2,20 +2,26 @@
 
 The first byte seeds the splits; 0 to 3 modulo 8 also make the transport say stop now and then. The rest is what the
 client sends. Requests are answered in order, as the plan answers each body alone, up to the first that is not for this
-path; from there every byte is handed on, untouched.
+path; from there every byte is handed on, untouched. The same once more with plans whose requests wait in a queue, which
+answers them now or later, as the seed says.
 """
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import time
 from types import SimpleNamespace
 
 from tests.fuzz.world import SETTINGS, new_ids, settled, world
 from tests.reference import http_head
-from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel._hot.fast_path import FastPath
+from tiercel._hot.protocol import HotProtocol
 
 DATE = b"Thu, 01 Jan 1970 00:00:00 GMT"
 TYPES = (b"application/json", b"application/msgpack")
+TENSORS = 2
 _LOOP = SimpleNamespace(call_later=lambda _seconds, _call: SimpleNamespace(cancel=lambda: None))
 
 
@@ -85,20 +91,54 @@ def full_at(seed):
     return (0, 300, 1000, 5000)[seed % 4] if seed % 8 < 4 else None
 
 
-def feed(transport, parts):
+class Queue:
+    """Holds questions until `answer` is called; nobody is refused."""
+
+    def __init__(self, seed):
+        self.waiting, self._chance = [], random.Random(seed)
+
+    def enter(self, asked, hot, _close):
+        entry = [asked, hot]
+        self.waiting.append(entry)
+        return SimpleNamespace(cancel=lambda: self.waiting.remove(entry))
+
+    def late(self, *_):
+        return None
+
+    def poll(self, _loop):
+        """As often as not, somebody is answered between two reads."""
+        if self._chance.random() < 0.5:
+            self.answer()
+
+    def answer(self):
+        for asked, hot in [self.waiting.pop(0) for _ in self.waiting]:
+            hot.complete(asked, asked.plan.scorer.score(asked.rows()), None)
+
+
+def feed(transport, parts, queue=None):
     """Every piece in turn, as a peer that reads its replies lets it through."""
+
+    def let_through():
+        transport.drain()
+        if queue is not None:
+            queue.answer()
+
     for part in parts:
         while not transport.reading:
-            transport.drain()
+            let_through()
         if transport.closed:
             return
         transport.protocol.data_received(part)
         transport.drain()
-    while not transport.closed and (transport.get_write_buffer_size() or not transport.reading):
-        transport.drain()
+        if queue is not None:
+            queue.poll(_LOOP)
+    while not transport.closed and (
+        transport.get_write_buffer_size() or not transport.reading or (queue is not None and queue.waiting)
+    ):
+        let_through()
 
 
-def _serve(parts, full_at=None):
+def _serve(parts, full_at=None, engine=None, queue=None):
     """(replies, bytes handed on or None) of one connection."""
     ids, prefix = new_ids()
     handed = []
@@ -110,7 +150,7 @@ def _serve(parts, full_at=None):
         transport.resume_reading()
 
     path = FastPath(
-        world().engine,
+        engine or world().engine,
         header_timeout_s=10,
         body_timeout_s=10,
         idle_timeout_s=10,
@@ -120,39 +160,58 @@ def _serve(parts, full_at=None):
         hand_on=hand_on,
         refuse=lambda *_: None,
     )
+    path.queue = queue
     state = SimpleNamespace(connections=set(), tasks=set(), total_requests=0, default_headers=[(b"date", DATE)])
     hot = HotProtocol(path, None, state, {}, _LOOP)
     transport = Transport(full_at)
     transport.protocol = hot
     hot.connection_made(transport)
-    feed(transport, parts)
+    feed(transport, parts, queue)
     hot.connection_lost(None)
     assert not state.connections
-    return settled(transport.written, prefix), b"".join(handed) if handed else None, path.answered
+    assert queue is None or not queue.waiting
+    return _unsourced(settled(transport.written, prefix)), b"".join(handed) if handed else None, path.answered
 
 
-def _expected(stream):
+def _expected(stream, engine):
     """(replies, what follows them, how many) by the oracles of head and body."""
     ids, prefix = new_ids()
     written, at, n = b"", 0, 0
-    routes = world().engine.routes
+    routes = engine.routes
     while (head := http_head.read_head(stream[at:], SETTINGS.max_body_bytes)) is not None:
-        start, length, size, content, kind, budget_us, _ = head
+        start, length, size, content, kind, budget_us, _, json_bytes = head
         body = stream[at + size : at + size + content]
-        plan = routes.by_reference.get(stream[at + start : at + start + length].decode())
-        if plan is None or not body or len(body) < content:
+        plan = routes.by_reference.get(stream[at + start : at + start + length].decode().replace("/versions/", ":"))
+        if plan is None or not body or len(body) < content or (kind == TENSORS and engine is world().queued_oracle):
             break
-        reply = plan.answer(body, kind, 1_700_000_000_000_000, ids, budget_us=budget_us)
+        # An infer request cannot say what time it is.
+        now_us = time.time_ns() // 1000 if kind == TENSORS else 1_700_000_000_000_000
+        reply = plan.answer(body, kind, now_us, ids, budget_us=budget_us, header_length=json_bytes)
         if reply is None:
             break
-        written += b"HTTP/1.1 200 OK\r\ndate: %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (
+        written += b"HTTP/1.1 200 OK\r\ndate: %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n%s\r\n" % (
             DATE,
-            TYPES[kind],
-            len(reply),
+            *_described(reply, kind),
         )
         written += reply
         at, n = at + size + content, n + 1
-    return settled(written, prefix), stream[at:], n
+    return _unsourced(settled(written, prefix)), stream[at:], n
+
+
+def _unsourced(replies):
+    """Infer replies without a budget that a header set: a plan asked directly tells none."""
+    return re.sub(rb',"budget_us":\d+,"budget_from":"x-[a-z-]+"', b"", replies)
+
+
+def _described(reply, kind):
+    """(content type, length, more headers) of a reply."""
+    if kind != TENSORS:
+        return TYPES[kind], len(reply), b""
+    # Scores behind the JSON may look like anything, but not like more of an object that has ended.
+    json_bytes = json.JSONDecoder().raw_decode(reply.decode("latin-1"))[1]
+    if json_bytes == len(reply):
+        return TYPES[0], len(reply), b""
+    return b"application/octet-stream", len(reply), b"inference-header-content-length: %d\r\n" % json_bytes
 
 
 def check(data: bytes) -> None:
@@ -166,6 +225,19 @@ def check(data: bytes) -> None:
     stream, seed = data[1:], data[0]
     written, handed, n = _serve(pieces(stream, seed), full_at(seed))
     assert (written, handed, n) == _serve([stream])
-    expected, rest, n_expected = _expected(stream)
+    expected, rest, n_expected = _expected(stream, world().engine)
+    assert (written, n) == (expected, n_expected)
+    assert handed is None or handed == rest
+    if b"deadline_ms" not in stream and b"timeout" not in stream.lower():  # how long it takes decides about those
+        _check_queued(stream, seed)
+
+
+def _check_queued(stream, seed):
+    expected, rest, n_expected = _expected(stream, world().queued_oracle)
+    for _ in range(5):
+        began_s = time.monotonic()
+        written, handed, n = _serve(pieces(stream, seed), full_at(seed), world().queued, Queue(seed))
+        if time.monotonic() - began_s < 0.05:  # a stalled machine may make anybody late
+            break
     assert (written, n) == (expected, n_expected)
     assert handed is None or handed == rest

@@ -74,6 +74,7 @@ def serve(parts, *, full_at=None, fast=True):
     closed = transport.closed or type(transport.protocol).__name__ == "_Lingering"
     transport.protocol.connection_lost(None)
     transport.closed = True
+    native.close()
     _run_ready()
     assert not state.connections
     assert not state.tasks

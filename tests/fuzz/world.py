@@ -28,8 +28,10 @@ ID_BYTES = 16  # of an id, before its count: random, the same in all replies of 
 #: What reading is said to take: shorter deadlines are refused, longer ones kept, however slow a sanitizer makes the machine.
 NEEDS_US = (20_000_000, 0, 0)
 BODY = b'{"now":1,"features":{"a":1,"b":2}}'
-AGE = re.compile(rb'(oldest_age_ms)(?:":\d+|\xce.{4}|\xcf.{8})', re.DOTALL)
+AGE = re.compile(rb'(oldest_age_ms)(?:":\d+(?:\.\d+)?|\xce.{4}|\xcf.{8})', re.DOTALL)
 TIMING = re.compile(rb"server-timing: [^\r]*\r\n")
+#: Of an infer reply, which tells its times in the JSON: these, and the lengths that follow from how many digits they have.
+TIMES = re.compile(rb'"timing_us":\{[^}]*\}|(?<=content-length: )\d+')
 
 
 class RowScorer:
@@ -66,6 +68,8 @@ class World(NamedTuple):
     plans: tuple[ServingPlan, ...]
     engine: Engine
     no_routes: Engine  # a fast path over this one hands everything on
+    queued: Engine  # the same plans in near-realtime
+    queued_oracle: Engine  # ... answering at once
 
 
 @cache
@@ -76,17 +80,29 @@ def world():
     stores.publish(directory)
     stores.publish(directory, stores.schema("error", name="strict"))
 
-    def plan(name, service, task):
+    def plan(name, service, task, **kinds):
         base = OnlineBase.open(directory / service)
         classes = ("a", 'b"\n', "é") if task is Task.MULTICLASS else ("0", "1")
         signature = Signature(base.schema.features, task, classes)
         scorer = RowScorer(len(signature.features), signature.n_outputs)
-        return ServingPlan(name, 1, signature, scorer, base.schema, base, needs_us=NEEDS_US)
+        return ServingPlan(name, 1, signature, scorer, base.schema, base, **kinds)
 
-    numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1), needs_us=NEEDS_US)
-    plans = (numbers, plan("s", "svc", Task.BINARY), plan("k", "strict", Task.MULTICLASS))
-    models = {each.model: ModelRoutes({1: each}, {"champion": 1}) for each in plans}
-    return World(plans, Engine(Routes.build(models, {}, ())), Engine(Routes.build({}, {}, ())))
+    def make(**kinds):
+        numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1), **kinds)
+        return numbers, plan("s", "svc", Task.BINARY, **kinds), plan("k", "strict", Task.MULTICLASS, **kinds)
+
+    def engine(plans):
+        models = {each.model: ModelRoutes({1: each}, {"champion": 1}) for each in plans}
+        return Engine(Routes.build(models, {}, ()))
+
+    plans = make(needs_us=NEEDS_US)
+    return World(
+        plans,
+        engine(plans),
+        engine(()),
+        engine(make(tier="near-realtime", is_inline=False)),
+        engine(make(tier="near-realtime")),
+    )
 
 
 def exact(data):
@@ -105,4 +121,6 @@ def new_ids():
 
 def settled(replies, prefix):
     """Replies without what differs from one run to the next: the random part of ids, ages from the clock, stage times."""
-    return TIMING.sub(b"", AGE.sub(rb"\1", replies.replace(prefix, b"*" * ID_BYTES)))
+    replies = TIMING.sub(b"", AGE.sub(rb"\1", replies.replace(prefix, b"*" * ID_BYTES)))
+    parts = re.split(rb"(?=HTTP/1\.1 )", replies)
+    return b"".join(TIMES.sub(b"", part) if b'\r\n\r\n{"model_name":' in part else part for part in parts)

@@ -374,16 +374,17 @@ def test_the_smallest_budget_wins(wire, parameters, headers, budget_us, source):
 @pytest.mark.parametrize(
     ("failure", "status", "retry_after"),
     [
-        (DeadlineError("too late", budget_us=1, needed_us=2), 504, None),
-        (CapacityError("full", predicted_wait_us=1_500_000), 503, "2"),
-        (RuntimeError("a bug"), 500, None),
+        (DeadlineError("too late", budget_us=1, needed_us=2), 504, {None}),
+        (CapacityError("full", predicted_wait_us=1_500_000), 503, {"2", "3", "4"}),
+        (RuntimeError("a bug"), 500, {None}),
     ],
 )
 def test_failures_are_replies_and_counted(wire, failure, status, retry_after):
     """Whatever the router raises becomes one counted error reply; room to come is said in Retry-After."""
     other, _, counters = stubbed(wire, failure)
     reply = other.post(INFER, {"inputs": named()})
-    assert (reply.status_code, reply.headers.get("retry-after")) == (status, retry_after)
+    assert reply.status_code == status
+    assert reply.headers.get("retry-after") in retry_after
     assert set(reply.json()) >= {"error", "code"}
     assert counters.get("replies_5xx") == 1
 

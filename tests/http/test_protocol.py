@@ -33,12 +33,14 @@ LIMITS = ServerSettings(
 class Running:
     """A data plane on a port of its own, in a thread of this process."""
 
-    def __init__(self, engine, settings=LIMITS):
-        self.native = NativeHttp(engine, settings)
+    def __init__(self, engine, settings=LIMITS, ids=None, counters=None, declared=(), known=None, **options):
+        # `known` is what the compiled path sees of the engine, in place of all of it.
+        self.native = NativeHttp(engine if known is None else known, settings, ids, counters, **options)
+        self.plane = DataPlane(engine, settings, self.native, declared=declared)
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         config = uvicorn.Config(
-            DataPlane(engine, settings, self.native),
+            self.plane,
             loop="uvloop",
             http=self.native.protocol,
             ws="none",
@@ -63,6 +65,7 @@ class Running:
         self.server.should_exit = True
         self.thread.join(20)
         assert not self.thread.is_alive()
+        self.native.close()
         self.listener.close()
 
     def connect(self, timeout=5):
@@ -662,3 +665,17 @@ def test_counts_are_shown(running):
         shown = json.loads(one.reply()[2])["fast_path"]
     assert shown == running.native.counts
     assert shown["answered"] > 0
+
+
+def test_draining_closes_after_a_body_that_was_answered_early(engine):
+    """A server told to stop while the rest of a refused request's body is awaited closes the connection once it has come."""
+    with Running(engine) as server, peer(server) as one:
+        one.send(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        assert one.reply()[0] == 404
+        server.server.should_exit = True
+        while server.server.servers[0].is_serving():
+            time.sleep(0.005)
+        time.sleep(0.02)
+        one.send(b"cde")
+        one.connection.settimeout(0.5)  # less than any deadline of an idle connection
+        assert one.reply() is None

@@ -77,17 +77,28 @@ class Engine:
 
 
 class Jobs:
-    """Takes every job."""
+    """Takes every job, once its gate is open; notes what was done beside the loop."""
+
+    def __init__(self):
+        self.gate, self.n_submitting, self.beside_of = asyncio.Event(), 0, []
+        self.gate.set()
 
     def routes(self):
         return []
 
-    async def submit(self, plan, _question):
+    async def beside(self, work, *arguments):
+        self.beside_of.append(work)
+        return await asyncio.to_thread(work, *arguments)
+
+    async def submit(self, plan, *_):
+        self.n_submitting += 1
+        await self.gate.wait()
+        self.n_submitting -= 1
         return 202, {"job": f"{plan.model}:{plan.version}"}, []
 
 
-def plane(engine, *declared):
-    return DataPlane(engine, ServerSettings(), declared=declared, jobs=Jobs())
+def plane(engine, *declared, jobs=None):
+    return DataPlane(engine, ServerSettings(), declared=declared, jobs=jobs or Jobs())
 
 
 async def send(app, path, body=BODY, headers=None):
@@ -246,6 +257,69 @@ def test_a_full_tier_refuses_before_the_body_is_read():
     assert all(body["retry_after_ms"] >= 1 for _, body in refused)
     assert quick.status_code == 200
     assert answered == [200, 200]
+    assert (room.n_running, room.n_bytes) == (0, 0)
+
+
+def test_submissions_take_nobody_elses_room():
+    """So many jobs are taken at once; the next is refused, by its head where its model has no other tier; realtime is not."""
+    jobs = Jobs()
+    models = plan("quick", 1), plan("heavy", 1, tier="batch")
+    app = plane(Engine(*[("champion", each) for each in models]), jobs=jobs)
+    room = app._router._rooms._batch
+
+    async def run():
+        jobs.gate.clear()
+        asked = ("/predict/heavy", BODY), ("/predict/quick", {**BODY, "tier": "batch"})
+        waiting = [asyncio.create_task(send(app, *each)) for each in asked * 5]
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if jobs.n_submitting == 10:
+                break
+        held = room.n_running, jobs.n_submitting
+        refused = [await head_only(app, "/predict/heavy"), await head_only(app, "/v2/models/heavy/infer")]
+        reply = await send(app, "/predict/quick", {**BODY, "tier": "batch"})
+        refused.append((reply.status_code, reply.json()))
+        quick = await send(app, "/predict/quick")
+        jobs.gate.set()
+        return held, refused, quick, [reply.status_code for reply in await asyncio.gather(*waiting)]
+
+    held, refused, quick, taken = asyncio.run(run())
+    assert held == (10, 10)
+    assert [(status, body["code"]) for status, body in refused] == [(503, "overloaded")] * 3
+    assert all("the batch tier" in body["error"] and body["retry_after_ms"] >= 1 for _, body in refused)
+    assert quick.status_code == 200
+    assert taken == [202] * 10
+    assert (room.n_running, room.n_bytes) == (0, 0)
+    assert app._counters.get("refused_capacity") == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "status", "n_beside"),
+    [
+        ("heavy", {}, 202, 1),
+        ("quick", {"tier": "batch"}, 202, 1),
+        ("quick", {}, 200, 0),
+        ("quick", {"entities": {}, "features": {"x": 1.0, "y": 2.0, "batch": 3.0}}, 400, 1),
+    ],
+)
+def test_large_bodies_of_jobs_are_read_beside_the_loop(model, more, status, n_beside):
+    """What asks for a job, or can only become one, does not keep the loop; a word in the wrong place changes no answer."""
+    jobs = Jobs()
+    models = plan("quick", 1), plan("heavy", 1, tier="batch")
+    app = plane(Engine(*[("champion", each) for each in models]), jobs=jobs)
+    padding = " " * (1 << 16)  # JSON allows it
+
+    async def run(content):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            return await client.post(f"/predict/{model}", content=content, headers={"content-type": "application/json"})
+
+    body = json.dumps({**BODY, **more})
+    assert asyncio.run(run(body + padding)).status_code == status
+    assert len(jobs.beside_of) == n_beside
+    jobs.beside_of.clear()
+    assert asyncio.run(run(body)).status_code == status
+    assert jobs.beside_of == []
+    room = app._router._rooms._batch
     assert (room.n_running, room.n_bytes) == (0, 0)
 
 

@@ -40,6 +40,62 @@ def test_a_file_is_prepared_as_in_this_process(tmp_path, kind):
     assert load(there.artifacts).signature.features == tuple(names)
 
 
+@pytest.mark.parametrize("most", [3000, 100])
+def test_training_rows_are_scored_where_the_file_was_opened(monkeypatch, most):
+    """Their scores are those of the model that is served; of a large network's, every nth row's."""
+    X = table()[0]
+    data = lightgbm_bytes()
+    prepared = prepare_file(data, golden_rows=X[:50], training_rows=X)
+    assert prepared.scored_every == 1
+    np.testing.assert_array_equal(prepared.scores, load(prepared.artifacts).scorer.score(X))
+    assert "scores.npy" not in prepared.artifacts
+    # In this process, where it can be made believe that the model is large.
+    network = onnx.load_from_string(gemm(6, 1, op="MatMul"))
+    network.graph.node[0].CopyFrom(helper.make_node("Identity", ["v"], ["w"]))
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((6, 1), np.float32), "v"))
+    data = network.SerializeToString()
+    monkeypatch.setattr(preparing, "MAX_PROBE_BYTES", most * len(data))
+    monkeypatch.setattr(preparing, "LEAST_TRAINING_ROWS", 100)
+    here = prepare(data, training_rows=np.nan_to_num(X))
+    assert here.scored_every == max(1, len(X) // most)
+    np.testing.assert_array_equal(
+        here.scores, load(here.artifacts).scorer.score(np.nan_to_num(X))[:: here.scored_every]
+    )
+
+
+def test_training_rows_of_another_width_are_refused():
+    """As golden rows are."""
+    with pytest.raises(UnsupportedModelError, match=r"training rows of shape \(n, 6\)"):
+        prepare_file(lightgbm_bytes(), training_rows=np.zeros((10, 5), np.float32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "(output / 'scores.npy').unlink()",
+        "(output / 'scores.npy').write_bytes(b'')",
+        "(output / 'scores.npy').write_bytes((output / 'scores.npy').read_bytes()[:-1])",
+        "np.save(output / 'scores.npy', np.zeros((9, 1)))",
+        "np.save(output / 'scores.npy', np.zeros((10, 1), np.float32))",
+        "np.save(output / 'scores.npy', np.array([object()] * 10), allow_pickle=True)",
+        "made['scored_every'] = 2",
+        "made['scored_every'] = 0",
+        "(output / 'scores.npy').rename(output / 's'); (output / 'scores.npy').symlink_to(output / 's')",
+    ],
+)
+def test_scores_that_are_none_are_refused(monkeypatch, change):
+    """What the process says of the training rows is checked like all it says."""
+    spoil = (
+        "import numpy as np\nfrom pathlib import Path\nfrom tiercel.models import canary, scratch\n"
+        "def work(job, stage):\n    made = canary.open_model(job, stage)\n"
+        f"    output = Path(job['directory']) / 'prepared'\n    {change}\n    return made\n"
+        "scratch.answer(work)"
+    )
+    monkeypatch.setattr(scratch, "command", lambda _: [sys.executable, "-P", "-c", spoil])
+    with pytest.raises(UnsupportedModelError, match="packaged model"):
+        prepare_file(lightgbm_bytes(), training_rows=table()[0][:10])
+
+
 def test_what_is_a_file():
     """Paths and bytes are opened elsewhere; estimators are not files."""
     assert all(is_file(each) for each in ("a", b"a", bytearray(b"a"), memoryview(b"a")))

@@ -131,8 +131,8 @@ def test_shadows_are_not_answers(tmp_path):
     """A score that was not sent is a request of its own path, not of the general one."""
     recorder = make_recorder(tmp_path, NO_JOURNAL)
     plan = recorder.for_plan("late", 1, SIGNATURE)
-    plan.add(*rows_of(1), flags=16, repeat=3)
-    plan.add(*rows_of(1), repeat=2)
+    plan.add(*rows_of(1), total_ns=10**9, flags=16, repeat=3)
+    plan.add(*rows_of(1), total_ns=10**6, repeat=2)
     found = samples_of(render_metrics(tmp_path))
     labels = ("tier", "realtime"), ("version", "1")
     by_path = {
@@ -140,6 +140,9 @@ def test_shadows_are_not_answers(tmp_path):
         for path in ("fast", "general", "shadow")
     }
     assert by_path == {"fast": 0, "general": 2, "shadow": 3}
+    total = ("model", "late"), ("stage", "total"), *labels
+    assert found["tiercel_request_duration_seconds_count", *total] == 2
+    assert found["tiercel_request_duration_seconds_sum", *total] == pytest.approx(2e-3)
     recorder.close()
 
 

@@ -34,7 +34,7 @@ def test_tritons_names_for_what_was_counted(tmp_path):
         'nv_inference_count{model="late",version="1"} 16',
         'nv_inference_count{model="slow",version="2"} 4',
         'nv_inference_exec_count{model="late",version="1"} 3',
-        'nv_inference_request_duration_us{model="late",version="1"} 220',
+        'nv_inference_request_duration_us{model="late",version="1"} 210',
         'nv_inference_request_duration_us{model="slow",version="2"} 5000',
     ]
     types = {family.name: family.type for family in text_string_to_metric_families(text)}

@@ -20,6 +20,7 @@ from tiercel.errors import (
     VersionNotFoundError,
 )
 from tiercel.serving.engine import MAX_PINNED, Engine, keep_current
+from tiercel.settings import ModelSettings
 
 ENTITIES = {"customer_id": 5, "shop": "a", "country": "nl"}
 FEATURES = {"amount": 0.5}
@@ -67,6 +68,25 @@ def test_nothing_changed_is_not_stale(engine):
     plan = engine.find_plan("fraud")
     engine.refresh()
     assert engine.find_plan("fraud") is plan
+
+
+@pytest.mark.parametrize(
+    ("table", "is_plain", "has_stand_in"),
+    [
+        ({}, True, False),
+        ({"deadline_ms": 5.0}, True, False),
+        ({"default_score": 0.5}, True, True),
+        ({"fallback": "small"}, True, True),
+        ({"last_score_max_age_s": 1.0}, False, True),
+        ({"challenger_weight": 0.5}, False, False),
+    ],
+)
+def test_whose_scores_must_be_seen_is_no_plain_model(project, table, is_plain, has_stand_in):
+    """The compiled path answers unless the router has to see every score, and knows whether anybody may stand in."""
+    engine = Engine(replace(project.settings, models=(ModelSettings("fraud", **table),)), project.registry)
+    engine.refresh()
+    plan = engine._wire(engine._load("fraud", 1), engine.service("checkout"))
+    assert (plan.is_plain, plan.has_stand_in) == (is_plain, has_stand_in)
 
 
 def test_promotion_is_followed(project, engine):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.loop_simulation import Costs, SimulatedWorker
 
 from tiercel.errors import CapacityError
 from tiercel.serving.limits import (
@@ -90,16 +89,6 @@ def test_the_predicted_wait_is_learned():
 # -- derivation ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_tightest_realtime_model_decides():
-    """How far behind a worker may be, and how long others may hold it up, follow from the model with the least slack."""
-    tight = TierProfile(Tier.REALTIME, 6000, 1000, 10_000.0)
-    limits = derive_limits({"fast": FAST, "tight": tight, "slow": SLOW}, 1, 4 << 20)
-    assert (limits.realtime_slack_us, limits.turn_us) == (3000, 750)
-    assert derive_limits({"fast": FAST}, 1, 1).realtime_slack_us == 7700
-    hopeless = derive_limits({"slow one": replace(FAST, p99_us=50_000)}, 1, 1)
-    assert (hopeless.realtime_slack_us, hopeless.turn_us) == (2000, 500)
-
-
 def test_near_realtime_holds_what_it_can_answer():
     """Twice a deadline's worth of answers of the fastest model on all cores, within bounds; four bodies always fit."""
     assert LIMITS.near_realtime.max_running == 100
@@ -110,25 +99,22 @@ def test_near_realtime_holds_what_it_can_answer():
     assert derive_limits({"slow": SLOW}, 1, 1024).near_realtime.max_bytes == 5_000_000
 
 
+def test_submissions_of_jobs_are_bounded_whatever_is_served():
+    """As many as are written down in 100 ms, one after the other, and the largest bodies of four."""
+    for profiles in ({}, {"slow": SLOW}, {"fast": FAST}):
+        batch = derive_limits(profiles, 8, 1 << 20).batch
+        assert (batch.max_running, batch.max_bytes) == (10, 4 << 20)
+
+
 def test_limits_are_said_in_words():
     """One line for each tier, with the numbers that hold and no others; no model in a tier is said, too."""
     realtime, near, batch = describe(LIMITS)
     assert realtime == "realtime: answered inline, never queued"
     assert near.startswith("near-realtime: at most 100 requests with 16 MiB of bodies at once")
-    assert batch == "batch: jobs run in a process of their own"
+    assert batch.startswith(
+        "batch: at most 10 submissions with 16 MiB of bodies at once, written down one after the other"
+    )
     assert describe(derive_limits({}, 1, 1))[0] == "realtime: no model is served in it"
-
-
-@pytest.mark.parametrize(("lag_us", "is_refused"), [(0, False), (7700, False), (7701, True)])
-def test_late_realtime_is_refused(lag_us, is_refused):
-    """A worker that is further behind than any realtime answer can be late refuses at once, and says how far."""
-    if is_refused:
-        with pytest.raises(CapacityError, match=r"at most 7\.7 ms behind .* it is 7\.7 ms behind") as refused:
-            LIMITS.refuse_late(lag_us)
-        assert refused.value.predicted_wait_us == lag_us
-    else:
-        LIMITS.refuse_late(lag_us)
-    derive_limits({}, 1, 1).refuse_late(10**9)
 
 
 # -- coming back --------------------------------------------------------------------------------------------------------
@@ -151,82 +137,3 @@ def test_those_refused_together_do_not_return_together():
     assert counts.min() > 50
     assert {retry_after_s(5000, each) for each in ids} == {1, 2}
     assert {retry_after_s(3_000_000, each) for each in ids} == {3, 4, 5, 6}
-
-
-# -- overload, simulated ------------------------------------------------------------------------------------------------
-
-#: Where near-realtime ends: at its model's thread, or at the loop itself (long rows, refused before they are parsed).
-MODEL_BOUND, MODEL_PER_S = Costs(), 500
-LOOP_BOUND, LOOP_PER_S = Costs(near_us=2000, near_refusal_us=40, model_us=0), 400
-REALTIME_PER_S = 5000
-
-
-def simulated(costs, near_per_s, *, is_limited=True, realtime_per_s=REALTIME_PER_S):
-    worker = SimulatedWorker(LIMITS, costs, is_limited=is_limited)
-    worker.offer(np.random.default_rng(1), realtime_per_s, near_per_s, 0, 2)
-    worker.run(3)
-    return worker
-
-
-@pytest.fixture(scope="module", params=["model", "loop"])
-def bound(request):
-    """Costs, capacity, and the best near-realtime goodput at any load up to capacity, in answers a second."""
-    costs, per_s = {"model": (MODEL_BOUND, MODEL_PER_S), "loop": (LOOP_BOUND, LOOP_PER_S)}[request.param]
-    peak = max(simulated(costs, load * per_s).near.per_s(0.5, 2) for load in (0.8, 0.9, 1.0))
-    return costs, per_s, peak
-
-
-@pytest.mark.parametrize("load", [2, 5])
-def test_goodput_holds_under_overload(bound, load):
-    """At twice and five times what it can do, near-realtime answers nine tenths of its peak in time, and nothing late."""
-    costs, per_s, peak = bound
-    worker = simulated(costs, load * per_s)
-    assert worker.near.per_s(0.5, 2) >= 0.9 * peak
-    assert worker.near.late == []
-    assert worker.near.per_s(0.5, 2, "refused") >= (load - 1.3) * per_s
-
-
-@pytest.mark.parametrize("load", [1, 2, 5])
-def test_realtime_does_not_notice_near_realtime(bound, load):
-    """No realtime request is refused or late because near-realtime has too much, and none waits half its budget."""
-    costs, per_s, _ = bound
-    worker = simulated(costs, load * per_s)
-    assert (worker.realtime.refused, worker.realtime.late) == ([], [])
-    assert max(worker.realtime.waits_ns) < 5_000_000
-
-
-def test_without_limits_both_tiers_collapse():
-    """The same load without limits: hardly anything of either tier is in time. What the limits are for."""
-    worker = simulated(LOOP_BOUND, 2 * LOOP_PER_S, is_limited=False)
-    assert len(worker.realtime.good) < 0.1 * len(worker.realtime.waits_ns)
-    assert worker.near.per_s(0.5, 2) < 0.1 * LOOP_PER_S
-
-
-def test_recovers_within_a_second(bound):
-    """A second after five times the load fell to four fifths, everything is answered in time and nothing refused."""
-    costs, per_s, _ = bound
-    worker = SimulatedWorker(LIMITS, costs)
-    rng = np.random.default_rng(2)
-    worker.offer(rng, REALTIME_PER_S, 5 * per_s, 0, 1)
-    worker.offer(rng, REALTIME_PER_S, 0.8 * per_s, 1, 4)
-    worker.run(5)
-    assert worker.near.per_s(0, 1, "refused") > per_s
-    assert [each for each in worker.near.refused + worker.near.late if each >= 2e9] == []
-    assert (worker.realtime.refused, worker.realtime.late) == ([], [])
-
-
-@pytest.mark.parametrize("load", [1.5, 2, 5])
-def test_realtime_overload_is_refused_not_late(load):
-    """Too much realtime alone: what is answered is in time, and is nine tenths of what refusing the rest leaves time for."""
-    costs = Costs(realtime_us=100, realtime_refusal_us=10)
-    offered = 10_000 * load
-    possible = (1e6 - offered * costs.realtime_refusal_us) / (costs.realtime_us - costs.realtime_refusal_us)
-    worker = simulated(costs, 0, realtime_per_s=offered)
-    assert worker.realtime.late == []
-    assert worker.realtime.per_s(0.5, 2) >= 0.9 * possible
-
-
-def test_realtime_overload_without_limits():
-    """The same, answered in full: after half a second nothing at all is in time."""
-    worker = simulated(Costs(realtime_us=100), 0, is_limited=False, realtime_per_s=15_000)
-    assert worker.realtime.per_s(0.5, 2) == 0

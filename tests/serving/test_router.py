@@ -15,7 +15,7 @@ import pytest
 from tests.support import stores
 from tests.support.tiers import BODY, World, constant, failing, held, until
 
-from tiercel.errors import CapacityError, DeadlineError
+from tiercel.errors import CapacityError, DeadlineError, StoreError
 from tiercel.features.online import OnlineBase
 from tiercel.serving.answers import Question
 from tiercel.serving.deadline import Deadline
@@ -148,12 +148,13 @@ def test_a_fallback_is_asked_what_it_knows(world):
 
 
 def test_what_neither_model_knows_is_refused(world):
-    """A misspelled feature is an error on every rung that reads features."""
+    """A misspelled feature is an error, and no stand-in is asked."""
     late = world(ModelSettings("late", fallback="simple"))
     late.add("late", needs_us=SLOW)
     late.add("simple", features=("hour", "rain"), needs_us=QUICK)
     asked = body(20)
-    assert late.ask({**asked, "features": {**asked["features"], "rian": 1}}).status_code == 504
+    reply = late.ask({**asked, "features": {**asked["features"], "rian": 1}})
+    assert (reply.status_code, reply.data["code"]) == (400, "unknown_feature")
     assert late.scorers["simple", 1].calls == []
 
 
@@ -179,12 +180,180 @@ def test_a_champion_that_raises_is_replaced(world, tier, caplog):
     assert "broken model" in caplog.text
 
 
+@pytest.mark.parametrize("tier", ["realtime", "near-realtime"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("by", ["fallback", "last_score", "default"])
+def test_a_score_that_is_no_number_is_a_failure(world, tier, value, by, caplog):
+    """With a stand-in declared, NaN and infinities are never answered: reason "failed", counted, journaled, logged once."""
+    late = world(
+        ModelSettings(
+            "late",
+            fallback="simple" if by == "fallback" else None,
+            last_score_max_age_s=60.0 if by == "last_score" else 0.0,
+            default_score=0.3 if by == "default" else None,
+        )
+    )
+    champion = late.add("late", 3, what=constant(0.9), tier=tier)
+    late.add("simple", what=constant(0.5))
+
+    async def scenario(ask):
+        assert (await ask()).data["score"] == 0.9
+        champion.what = constant(value)
+        return [await ask() for _ in range(3)]
+
+    replies = late.run(scenario)
+    for reply in replies:
+        assert reply.status_code == 200
+        degraded = {name: each for name, each in reply.data["degraded"].items() if name != "age_ms"}
+        assert degraded == {"by": by, "instead_of": "late:3", "reason": "failed"}
+        assert reply.data["score"] == {"fallback": 0.5, "last_score": 0.9, "default": 0.3}[by]
+    assert late.counters.get(f"degraded_{by}") == 3
+    told = [each.getMessage() for each in caplog.records if "Expected finite scores" in each.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith(
+        f"Model late:3: another answers for it: Expected finite scores of model 'late' version 3, got {value}. Ask within"
+    )
+    assert late.records()[replies[0].data["id"]].degrade_reason == "failed"
+
+
+def test_one_row_without_a_number_degrades_the_whole_question(world):
+    """A reply names one model for all its rows, so one row that it cannot score is all of them."""
+    late = world(ModelSettings("late", fallback="simple"))
+    late.add("late", what=lambda rows: np.where(rows[:, 3] == 7, 0.9, np.nan))
+    late.add("simple", what=constant(0.5))
+    hours = {**BODY["features"], "hour": [7, 8]}
+    assert late.ask({**BODY, "features": hours}).data["scores"] == [0.5, 0.5]
+
+
+def test_nobody_left_to_give_a_number(world):
+    """Where the ladder ends in NaN too the failure is told, with the champion's row; it is not answered as null."""
+    late = world(ModelSettings("late", fallback="simple"))
+    late.add("late", what=lambda rows: np.where(rows[:, 3] == 7, 0.9, np.nan))
+    late.add("simple", what=constant(math.inf))
+    reply = late.ask({**BODY, "features": {**BODY["features"], "hour": [7, 8]}})
+    assert (reply.status_code, reply.data["code"], reply.data["row"]) == (500, "score_not_finite", 1)
+    assert "model 'late' version 1, got nan for row 1" in reply.data["error"]
+
+
+@pytest.mark.parametrize("table", [(), (ModelSettings("late", deadline_ms=5000.0),)])
+def test_without_a_ladder_no_number_is_null(world, table):
+    """Nobody could stand in: JSON says null, msgpack says what it is."""
+    late = world(*table)
+    late.add("late", what=constant(math.nan))
+    assert late.ask().data["score"] is None
+    assert math.isnan(late.ask(kind="application/msgpack").data["score"])
+
+
 def test_a_wrong_question_stays_wrong(world):
     """What is wrong with a question is said, not degraded over."""
     late = world(ModelSettings("late", default_score=0.3))
     late.add("late")
     reply = late.ask({**BODY, "features": {}})
     assert (reply.status_code, reply.data["code"]) == (400, "missing_feature")
+
+
+WRONG = {
+    "unknown_feature": {"features": {**BODY["features"], "rian": 1}},
+    "missing_feature": {"features": {"rain": 0.25}},
+    "unknown_entity_key": {"entities": {**BODY["entities"], "tail": "N1"}},
+    "missing_entity_key": {"entities": {"tailnum": "N1"}},
+    "wrong_type": {"features": {**BODY["features"], "hour": "seven"}},
+    "unknown_category": {"features": {**BODY["features"], "cabin": "roof"}},
+    "wrong_length": {"features": {**BODY["features"], "hour": [7] * 99, "rain": [0.25] * 100}},
+    "key_too_long": {"entities": {**BODY["entities"], "tailnum": ["N1"] * 63 + ["N" * 600] + ["N1"] * 900}},
+}
+
+
+@pytest.mark.parametrize("code", WRONG)
+@pytest.mark.parametrize("by", ["fallback", "last_score", "default"])
+def test_a_wrong_question_is_wrong_in_a_hurry_too(world, by, code):
+    """Who has no time for the champion is told what is wrong in the same words as who has, whoever would stand in."""
+    late = world(
+        ModelSettings(
+            "late",
+            fallback="simple" if by == "fallback" else None,
+            last_score_max_age_s=60.0 if by == "last_score" else 0.0,
+            default_score=0.3 if by == "default" else None,
+        )
+    )
+    late.add("late", needs_us=SLOW)
+    simple = late.add("simple", features=("hour", "rain"), what=constant(0.5), needs_us=QUICK)
+    wrong = {**BODY, **WRONG[code]}
+
+    async def scenario(ask):
+        right = await ask(body(5000))  # leaves a last score
+        assert right.status_code == 200
+        return await ask({**wrong, "deadline_ms": 5000}), await ask({**wrong, "deadline_ms": 20}), await ask(body(20))
+
+    in_time, in_a_hurry, right = late.run(scenario)
+    assert (in_time.status_code, in_time.data["code"]) == (400, code)
+    assert (in_a_hurry.status_code, in_a_hurry.data) == (400, in_time.data)
+    assert (right.status_code, right.data["degraded"]["by"]) == (200, by)
+    assert len(simple.calls) == (by == "fallback")
+
+
+def test_a_wrong_question_is_wrong_without_room_too(world):
+    """Where the champion's queue is full a default answers what is right, and nothing else."""
+    late = world(ModelSettings("late", default_score=0.3))
+    champion = late.add("late", tier="near-realtime", curve=[(1, 20_000.0, 25_000.0), (64, 40_000.0, 50_000.0)])
+
+    async def scenario(ask):
+        with held(champion):
+            first = asyncio.create_task(ask(body(90)))
+            await until(champion.entered.is_set)
+            wrong = await ask({**body(30), "features": {**BODY["features"], "rian": 1}})
+            right = await ask(body(30))
+        await first
+        return wrong, right
+
+    wrong, right = late.run(scenario)
+    assert (wrong.status_code, wrong.data["code"]) == (400, "unknown_feature")
+    assert (right.status_code, right.data["degraded"]["by"], right.data["degraded"]["reason"]) == (
+        200,
+        "default",
+        "overloaded",
+    )
+
+
+def test_an_unknown_entity_is_unknown_in_a_hurry_too(world, tmp_path):
+    """A service that refuses entities it does not have refuses them whoever would answer."""
+    stores.publish(tmp_path, stores.schema("error", "strict"))
+    late = world(ModelSettings("late", default_score=0.3))
+    late.add("late", base=OnlineBase.open(tmp_path / "strict"), needs_us=SLOW)
+    reply = late.ask(body(20, tail="N9"))
+    assert (reply.status_code, reply.data["code"]) == (404, "entity_not_found")
+
+
+def test_only_the_first_rows_of_a_long_question_are_looked_at(world):
+    """A thousand rows in a hurry cost a stand-in no more than 64: what only a later row shows is let through."""
+    late = world(ModelSettings("late", default_score=0.3))
+    late.add("late", needs_us=SLOW)
+    hours = [7] * 100
+    for row, status in ((63, 400), (64, 200)):
+        asked = {**body(20), "features": {**BODY["features"], "hour": [*hours[:row], "seven", *hours[row + 1 :]]}}
+        assert late.ask(asked).status_code == status
+
+
+def test_a_store_that_cannot_be_read_is_no_wrong_question(world):
+    """Why the champion has no features is not the client's fault: the default answers."""
+    late = world(ModelSettings("late", default_score=0.3))
+    late.add("late", needs_us=SLOW)
+
+    class Broken:
+        def __init__(self, plan):
+            self._plan = plan
+
+        def __getattr__(self, name):
+            return getattr(self._plan, name)
+
+        def prepare(self, *_args):
+            raise StoreError("damaged page")
+
+    plans, _ = late.models["late"]
+    plans[1] = Broken(plans[1])
+    late.route()
+    reply = late.ask(body(20))
+    assert (reply.status_code, reply.data["degraded"]["by"]) == (200, "default")
 
 
 def test_when_all_fail_the_champions_failure_is_told(world, caplog):
@@ -726,8 +895,9 @@ class Jobs:
     def routes(self):
         return []
 
-    async def submit(self, plan, question):
+    async def submit(self, plan, question, reply, results):
         self.taken.append((plan.model, plan.version, question))
+        self.dues = reply, results
         return 202, {"job": "j1"}, [(b"location", b"/jobs/j1")]
 
 
@@ -759,6 +929,26 @@ def test_any_model_takes_jobs_when_asked(world):
     late = world()
     late.add("late")
     assert late.ask(body(tier="batch")).data["code"] == "jobs_disabled"
+
+
+def test_a_jobs_two_deadlines(world):
+    """A header's is the exchange's, which ends with the 202; `deadline_ms` is the results'; neither becomes the other."""
+    jobs = Jobs()
+    late = world(ModelSettings("late", deadline_ms=5.0), jobs=jobs)
+    late.add("late", tier="batch")
+    for asked, headers, expected in (
+        (body(), {}, (None, None)),
+        (body(60_000), {}, (None, (60_000_000, "deadline_ms"))),
+        (body(), {"x_envoy_expected_rq_timeout_ms": "15000"}, ((15_000_000, "x-envoy-expected-rq-timeout-ms"), None)),
+        (
+            body(60_000),
+            {"x_request_timeout_seconds": "2"},
+            ((2_000_000, "x-request-timeout-seconds"), (60_000_000, "deadline_ms")),
+        ),
+    ):
+        assert late.ask(asked, **headers).status_code == 202
+        assert tuple(due and (due.budget_us, due.source) for due in jobs.dues) == expected
+    assert late.ask(body(-1)).data["code"] == "invalid_deadline"
 
 
 def test_a_batch_model_in_another_protocol(world):

@@ -81,11 +81,12 @@ class World:
         self.profiles, self.models, self.scorers, self.watch_problems = {}, {}, {}, ()
         self.unavailable = {}
         ids = make_ids(SETTINGS)
-        # Where their directory is a file, counters are in memory; mapped ones cannot be collected with a cycle.
-        (directory / "counters").touch()
         self.recorder = Recorder(directory, 0, ids.prefix, SMALL)
         self.counters = self.recorder.counters
-        native = SimpleNamespace(ids=ids, counters=self.counters, counts={})
+        self.ids, self.declared = ids, declared
+        native = SimpleNamespace(
+            ids=ids, counters=self.counters, counts={}, queue_with=lambda _router: None, tallies=None
+        )
         self.routes = Routes()
         self.app = DataPlane(self, SETTINGS, native, declared=declared, jobs=jobs)
         self.router = self.app._router
@@ -123,7 +124,8 @@ class World:
         )
         plan = ServingPlan(
             name, version, signature, scorer, schema, base if schema else None, recorder=recorder, tier=tier,
-            is_inline=tier == "realtime", needs_us=needs_us,
+            is_inline=tier == "realtime", needs_us=needs_us, has_stand_in=self._has_stand_in(name),
+            default_budget_us=self._default_budget_us(name),
         )  # fmt: skip
         if curve is not None:
             total = SimpleNamespace(p99_us=curve[0][2])
@@ -135,6 +137,14 @@ class World:
         self.route()
         self.scorers[name, version] = scorer
         return scorer
+
+    def _has_stand_in(self, name):
+        return any(each.name == name and (each.fallback or each.default_score is not None) for each in self.declared)
+
+    def _default_budget_us(self, name):
+        return next(
+            (int(1000 * each.deadline_ms) for each in self.declared if each.name == name and each.deadline_ms), None
+        )
 
     def remove(self, name, version):
         plans, aliases = self.models[name]

@@ -29,7 +29,7 @@ cdef enum:
     PLAN_ROWS_GENERAL
     PLAN_ROWS_FAST
     PLAN_MANY               # requests with lists
-    PLAN_SHADOW             # requests of which the score was not sent; counted among the requests above too
+    PLAN_SHADOW             # requests of which the score was not sent; counted among the requests above too, not in durations
     N_PLAN_CELLS = 8
 
 # One log-linear histogram: 1024 cells, overflow, sum, and "nothing to measure".
@@ -73,6 +73,7 @@ cdef enum:
     JOBS_SUBMITTED
     SPANS_DROPPED           # of traces: the queue was full, or the collector did not take them
     NEAR_REALTIME_WAITING_ROWS  # gauge: in the queue now
+    SEGMENTS_REMOVED_UNREAD # keeper: of those removed, before they were in the prediction table
     N_WORKER_CELLS = 32
     N_ERROR_CODES = 64      # named error cells behind them
     ERROR_NAME_BYTES = 48   # length in the first byte, then ASCII

@@ -1,5 +1,7 @@
 """What a worker counts; see counters.pxd for the contract. Owner: tiercel.monitor.counting."""
 
+cimport cython
+
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -45,7 +47,7 @@ WORKER_CELLS = (
     "degraded_fallback", "degraded_last_score", "degraded_default", "refused_deadline", "refused_capacity",
     "near_realtime_requests", "near_realtime_batches", "near_realtime_rows",
     "shadow_scored", "shadow_failed", "shadow_dropped", "challenger_failed", "jobs_submitted", "spans_dropped",
-    "near_realtime_waiting_rows",
+    "near_realtime_waiting_rows", "segments_removed_unread",
 )
 #: Cells that are set, not added to.
 WORKER_GAUGES = ("near_realtime_waiting_rows",)
@@ -106,6 +108,9 @@ def magnitude_bounds():
     return np.where(i < 32, i, (32 + i % 32) << np.maximum(i // 32 - 1, 0))
 
 
+# In a cycle that is collected the buffer would be cleared before who exports from it is gone, and could not be released.
+# SAFETY: it refers to a buffer and a dict of texts and numbers, which never lead back to it, so it closes no cycle itself.
+@cython.no_gc
 cdef class WorkerCounters:
     """Counts of a whole worker.
 
@@ -250,9 +255,11 @@ cdef class PlanCounters:
         cells[PLAN_ROWS_GENERAL + fast] += prediction.n_rows
         cells[PLAN_MANY] += (prediction.flags & PREDICTION_MANY) != 0
         cells[PLAN_SHADOW] += (prediction.flags & PREDICTION_SHADOW) != 0
-        for stage in range(N_STAGES):
-            _count_magnitude(self._durations + stage * MAGNITUDE_CELLS, prediction.stage_ns[stage])
-        _count_magnitude(self._durations + N_STAGES * MAGNITUDE_CELLS, prediction.total_ns)
+        # Nobody waited for a shadow, and what it took is not what an answer takes.
+        if not prediction.flags & PREDICTION_SHADOW:
+            for stage in range(N_STAGES):
+                _count_magnitude(self._durations + stage * MAGNITUDE_CELLS, prediction.stage_ns[stage])
+            _count_magnitude(self._durations + N_STAGES * MAGNITUDE_CELLS, prediction.total_ns)
         # A last score or a default was made from no features, and is no score of the model.
         if (prediction.flags >> <int>PREDICTION_RUNG_SHIFT & 15) < <unsigned int>RUNG_LAST_SCORE:
             if prediction.oldest_age_us < 0:

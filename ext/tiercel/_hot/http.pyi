@@ -4,8 +4,10 @@ HAND_ON: int
 
 def read_head(
     data: bytes | bytearray | memoryview, max_body_bytes: int
-) -> tuple[int, int, int, int, int, int, int, bool]:
-    """(status, reference start, reference length, head length, content length, body kind, deadline, traced); for tests.
+) -> tuple[int, int, int, int, int, int, int, bool, int]:
+    """What one head says; for tests.
 
-    The rest is 0, -1, False unless status is FAST. Kind: 0 = JSON, 1 = msgpack. The deadline is in microseconds, -1: none.
+    (status, reference start, reference length, head length, content length, body kind, deadline, traced, header length).
+    The rest is 0, -1, False, -1 unless status is FAST. Kind: 0 = JSON, 1 = msgpack, 2 = tensors. The deadline is in
+    microseconds, -1: none. The header length is that of an infer request's JSON, -1: not said.
     """

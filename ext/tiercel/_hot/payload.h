@@ -1,7 +1,7 @@
 /* payload.h - what a request body holds: cells and columns by the names a plan knows, and keys and features of them.
  *
- * Reading is in body_text.h. What is not certainly right is false or -1 here: the general path then reads the untouched
- * body and either answers it or says what is wrong with it. So no function here explains.
+ * Reading is in body_text.h and tensors.h. What is not certainly right is false or -1 here: the general path then reads
+ * the untouched body and either answers it or says what is wrong with it. So no function here explains.
  *
  * Owns  : nothing; cells and columns point into the body. Tables are built once (payload.pyx) and then only read.
  */
@@ -24,9 +24,10 @@ typedef enum {
     KIND_NUMBER, /* models without a service: int, float or bool */
 } Kind;
 
-enum BodyKind { BODY_JSON = 0, BODY_MSGPACK = 1 };
+enum BodyKind { BODY_JSON = 0, BODY_MSGPACK = 1, BODY_TENSORS = 2 };
 
-enum CellType { CELL_NULL, CELL_BOOL, CELL_INT, CELL_FLOAT, CELL_TEXT, CELL_ESCAPED };
+/* CELL_CODE is the number of a category in place of its text; only tensors have it. */
+enum CellType { CELL_NULL, CELL_BOOL, CELL_INT, CELL_FLOAT, CELL_TEXT, CELL_ESCAPED, CELL_CODE };
 
 /* One value. `text` points at `size` bytes of valid UTF-8 in the body; those of CELL_ESCAPED hold JSON escapes, all of
  * them valid and surrogates in pairs (json_text of body_text.h checks), and are unescaped where they are used. */
@@ -40,11 +41,19 @@ typedef struct {
     } as;
 } Cell;
 
+/* Longest deadline, as in serving/deadline.py: what is longer is refused there. */
+#define MAX_BUDGET_US 3600000000.0
+
 /* What was sent under one name: a scalar in `cell`, or a list whose first item starts at `items`. */
 typedef struct {
     Cell cell;
     const uint8_t *items; /* NULL: a scalar */
     const uint8_t *next;  /* where a walk over the list stands */
+    /* Of BODY_TENSORS, whose items are of one size: */
+    int32_t format;  /* TensorFormat */
+    int32_t stride;  /* bytes from one row's item to the next */
+    int32_t meaning; /* TensorMeaning */
+    int32_t n_codes; /* of MEANS_CODE */
 } Column;
 
 typedef struct {
@@ -67,6 +76,14 @@ typedef struct {
     int64_t budget_us; /* of deadline_ms; -1: not sent */
     int32_t n_entities, n_features;
 } Body;
+
+/* One feature that a request may bring. */
+typedef struct {
+    int32_t index;        /* place in the vector, -1: checked and left out */
+    int kind;             /* Kind */
+    NameTable categories; /* of KIND_STRING */
+    int32_t n_categories;
+} FieldSpec;
 
 typedef struct {
     NameTable entities, features; /* name -> field number */
@@ -213,6 +230,9 @@ static inline bool to_feature(const Cell *cell, int kind, const NameTable *categ
         *out = NAN;
         return true;
     case CELL_TEXT: return to_category(cell, kind, categories, out);
+    case CELL_CODE:
+        *out = (float)cell->as.integer;
+        return kind == KIND_STRING;
     case CELL_BOOL:
         *out = (float)cell->as.integer;
         return kind == KIND_BOOL || kind == KIND_NUMBER;

@@ -20,6 +20,7 @@ cdef extern from "payload.h" nogil:
     enum:
         BODY_JSON
         BODY_MSGPACK
+        BODY_TENSORS
         CELL_NULL
         CELL_TEXT
     ctypedef struct Cell:
@@ -39,6 +40,11 @@ cdef extern from "payload.h" nogil:
         int64_t now_us
         int64_t budget_us
         int32_t n_entities, n_features
+    ctypedef struct FieldSpec:
+        int32_t index             # place in the vector, -1: checked and left out
+        int kind                  # Kind
+        NameTable categories      # of KIND_STRING
+        int32_t n_categories
     ctypedef struct BodySchema:
         NameTable entities, features
         int64_t max_rows
@@ -54,13 +60,6 @@ cdef const Cell* next_item(Column* column, const uint8_t* end, int kind, Cell* r
 # The next row's value: the scalar again, or the next item of a list that read() accepted, maybe in `room`.
 cdef inline const Cell* next_cell(Column* column, const uint8_t* end, int kind, Cell* room) noexcept nogil:
     return &column.cell if column.items is NULL else next_item(column, end, kind, room)
-
-
-# One feature that a request may bring.
-cdef struct FieldSpec:
-    int32_t index             # place in the vector, -1: checked and left out
-    int kind                  # Kind
-    NameTable categories      # of KIND_STRING
 
 
 cdef class BodyReader:

@@ -37,6 +37,7 @@ cdef class BodyReader:
             raise MemoryError("No memory for a body reader")
         for i, (_, kind, index, categories) in enumerate(features):
             self.features[i].kind, self.features[i].index = kind, index
+            self.features[i].n_categories = len(categories or ())
             self._build(&self.features[i].categories, categories or (), 0)
         self._build(&self._schema.features, [name for name, *_ in features], 0)
         self._build(&self._schema.entities, join_keys, self.n_features)

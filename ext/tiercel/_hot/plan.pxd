@@ -14,16 +14,21 @@
 #          none, and takes it only for a scorer that is Python.
 # Threads: safe, but for a plan with a recorder: answers that are recorded come from one thread.
 from tiercel._hot.assembler cimport Assembler
+from tiercel._hot.needs cimport Needs
 from tiercel._hot.output cimport Output
+from tiercel._hot.payload cimport Body
 from tiercel._hot.prediction cimport Stopwatch
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
 from tiercel._hot.scorer cimport Scorer
+from tiercel._hot.tensors cimport TensorForm, TensorRequest
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t, uint64_t
 from tiercel._hot.vector cimport Scratch, VectorProgram
 
 cdef enum:
+    OWN_DEFAULT = -2
     FEW_FIELDS = 64        # a body's fields, no more than these, are read into the stack
+    RELEASE_GIL_BYTES = 16384   # a body of this size has rows enough to keep the GIL from others for long
 
 
 # When a request came.
@@ -33,14 +38,21 @@ cdef struct Arrival:
     int64_t begun_ns       # ... when its first byte was read: from then on budgets count
     int64_t budget_us      # as a header says; -1: none does
     int budget_source      # BudgetSource: which header
+    int64_t default_us     # given to a request that names none, -1: none; OWN_DEFAULT: what the plan gives its own
     uint32_t flags         # PredictionFlag
 
 
-# What answering is measured to take, in nanoseconds; zeros: not measured.
-cdef struct Needs:
-    int64_t read_ns        # of the rows of one request
-    int64_t score_ns       # of a request
-    int64_t row_ns         # ... and of each of its rows
+# The rows of one body, put together by one plan. `scratch` may point into itself, so this never moves.
+cdef struct Assembled:
+    Scratch scratch
+    Output keys            # as Prediction.keys wants them; empty where the plan records nothing
+    int64_t now_us         # the time of the read, for ages and ttl
+    int64_t age_us         # of the oldest stored value that has a time; -1: none
+    int64_t due_ns         # of the monotonic clock; NEVER_NS: nobody asked for a deadline
+    int64_t score_ns       # what scoring is measured to take
+    Py_ssize_t n_rows
+    bint many              # lists were sent
+    bint is_late           # not assembled, because it would have been late
 
 
 cdef class ServingPlan:
@@ -57,10 +69,13 @@ cdef class ServingPlan:
     cdef PlanRecorder _recorder            # or None
     cdef Assembler _assembler
     cdef ReplyForm _form
+    cdef TensorForm _tensors
     cdef bint _is_compiled, _records, _accepts_missing
     cdef readonly str tier
     cdef readonly bint is_inline           # may be scored where other requests wait
     cdef readonly bint is_plain            # False: answer_into() hands everything on
+    cdef readonly bint is_queued           # prepare_body() makes questions for a queue
+    cdef readonly bint has_stand_in        # somebody else may answer what its queue refuses or fails
     cdef readonly object scorer
     cdef Needs _needs
     cdef int64_t _default_budget_us        # of requests that name none; -1: none
@@ -69,27 +84,41 @@ cdef class ServingPlan:
     cpdef bytes reply(self, dict entities, dict features, int64_t now_us, int kind, ReplyIds ids)
     cpdef Prepared prepare(self, dict entities, dict features, int64_t now_us, int64_t read_ns=*)
 
-    # The reply to one JSON (kind 0) or msgpack (1) body of `size` >= 1 bytes, appended to `out`; returns its length, or -1:
-    # nothing is appended, hand the body on to the general path, which answers it or says what is wrong. `watch` is filled
-    # in with the stages of an answered request.
+    # The reply to one JSON (kind 0), msgpack (1) or tensor (2) body of `size` >= 1 bytes, appended to `out`; returns its
+    # length, or -1: nothing is appended, hand the body on to the general path, which answers it or says what is wrong.
+    # `watch` is filled in with the stages of an answered request. `request` belongs to tensors, NULL for the others: its
+    # header_length is given, and its json_bytes and n_rows are left of an answered one.
     cdef Py_ssize_t answer_into(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids, Output* out,
-        Stopwatch* watch,
+        Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil
 
-    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us, Stopwatch* watch) noexcept nogil
+    # A JSON or msgpack body's question for a queue; `is_late`: it would be late, and nothing was read for it. None: hand the
+    # body on to the general path.
+    cdef Prepared prepare_body(self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids)
+
+    # Parse, read and assemble; False: hand on, and there is nothing to release. dispose() after use. `default_ns`: the budget
+    # of a body that names none and that can keep it; 0: none.
+    cdef bint _assemble_body(
+        self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
+        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
+    ) noexcept nogil
+    cdef int64_t _due_ns(
+        self, const Arrival* arrival, int64_t body_budget_us, int body_source, Stopwatch* watch
+    ) noexcept nogil
+    cdef bint is_finite(self, const Assembled* asked) noexcept nogil
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1
     cdef bint _score_python(self, Scratch* scratch, Py_ssize_t n_rows) noexcept
+    cdef bint _fill(self, Body* body, const uint8_t* end, int kind, Assembled* out, Stopwatch* watch) noexcept nogil
     cdef void _record(
-        self, const Scratch* scratch, Py_ssize_t n_rows, const Output* keys, const Stopwatch* watch, const Arrival* arrival,
-        int64_t now_us, int64_t age_us, uint64_t number, uint32_t flags,
+        self, const Assembled* asked, const Stopwatch* watch, const Arrival* arrival, uint64_t number, uint32_t flags,
     ) noexcept nogil
     cdef object _row_score(self, Scratch* scratch, Py_ssize_t row)
 
 
 # A question whose rows are assembled by one plan: to be scored, here or elsewhere, and then answered, once.
 #
-# Owns   : its scratch. Keeps the plan, so the base it was read from stays mapped.
+# Owns   : what it assembled. Keeps the plan, so the base it was read from stays mapped.
 # GIL    : needed by all of it.
 # Threads: one at a time; answering belongs to the thread that records.
 cdef class Prepared:
@@ -97,11 +126,18 @@ cdef class Prepared:
     cdef readonly Py_ssize_t n_rows
     cdef readonly bint is_single           # no list was sent
     cdef readonly bint is_scored
-    cdef dict _entities
-    cdef Scratch _scratch
+    cdef readonly int kind                 # of a body's: 0 JSON, 1 msgpack
+    cdef dict _entities                    # join keys; None: they are in `_asked.keys` already
+    cdef Assembled _asked
     cdef bint _has_scratch
-    cdef int64_t _now_us, _age_us
     cdef Arrival _arrival
     cdef Stopwatch _watch
 
+    # The reply of a scored question at `text`, which has room for it (`_form.most_bytes`), recorded; returns its length.
+    cdef Py_ssize_t _reply_into(self, char* text, int kind, ReplyIds ids, uint32_t flags) except -1
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1
+    cdef int _hold(self, ServingPlan plan, Py_ssize_t n_rows) except -1
+    cdef int _begin(self) except -1
+
+
+cdef void dispose(Assembled* asked) noexcept nogil

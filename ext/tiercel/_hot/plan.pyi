@@ -9,6 +9,7 @@ from tiercel._hot.vector import VectorProgram
 
 from tiercel.types import ServiceSchema, Signature
 
+SOURCES: Final[tuple[str, ...]]
 STAGE_NAMES: Final[tuple[str, ...]]
 
 class ServingPlan:
@@ -23,6 +24,8 @@ class ServingPlan:
     tier: str
     is_inline: bool
     is_plain: bool
+    is_queued: bool
+    has_stand_in: bool
     scorer: Any
     def __init__(
         self,
@@ -40,6 +43,7 @@ class ServingPlan:
         is_plain: bool = True,
         needs_us: tuple[float, float, float] | None = None,
         default_budget_us: int | None = None,
+        has_stand_in: bool = False,
     ) -> None: ...
     @property
     def join_keys(self) -> frozenset[str]: ...
@@ -58,7 +62,14 @@ class ServingPlan:
     ) -> Prepared: ...
     def blank(self, entities: dict[str, Any], n_rows: int = -1, read_ns: int = 0) -> Prepared: ...
     def answer(
-        self, body: bytes | bytearray | memoryview, kind: int, now_us: int, ids: ReplyIds, *, budget_us: int = -1
+        self,
+        body: bytes | bytearray | memoryview,
+        kind: int,
+        now_us: int,
+        ids: ReplyIds,
+        *,
+        budget_us: int = -1,
+        header_length: int = -1,
     ) -> bytes | None: ...
 
 class Prepared:
@@ -66,6 +77,17 @@ class Prepared:
     n_rows: int
     is_single: bool
     is_scored: bool
+    kind: int
+    @property
+    def due_ns(self) -> int: ...
+    @property
+    def budget_us(self) -> int: ...
+    @property
+    def is_asked(self) -> bool: ...
+    @property
+    def is_late(self) -> bool: ...
+    @property
+    def source(self) -> str: ...
     @property
     def oldest_age_us(self) -> int | None: ...
     @property

@@ -1,7 +1,7 @@
 """Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.engine."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport NAN
+from libc.math cimport NAN, isfinite
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -9,26 +9,31 @@ import numpy as np
 
 from tiercel._hot.assembler cimport RELEASE_GIL_ROWS, Assembler
 from tiercel._hot.clock cimport monotonic_ns, wall_us
+from tiercel._hot.needs cimport observe, score_ns
 from tiercel._hot.output cimport Output, reserve
-from tiercel._hot.payload cimport Body, Column
+from tiercel._hot.payload cimport BODY_TENSORS, Body, Column
 from tiercel._hot.prediction cimport (
-    BUDGET_BODY, BUDGET_NONE, N_STAGES, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
+    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, N_STAGES, PREDICTION_DEGRADED, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE,
+    STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
 from tiercel._hot.scorer cimport SCORE_OK, Scorer, ScoreStatus
+from tiercel._hot.tensors cimport TensorForm, TensorRequest, free_tensors
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint32_t, uint64_t
 from tiercel._hot.values cimport Slot, count_rows
 from tiercel._hot.vector cimport Scratch, VectorProgram, release
 
+from tiercel._hot.reply_head import SOURCES, STAGE_NAMES
 from tiercel.errors import RequestError, SchemaMismatchError, StoreError
 from tiercel.types import NO_EVENT_US, Tier
 
 cdef int64_t NO_EVENT = NO_EVENT_US
 cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
-STAGE_NAMES = ("parse", "read", "compute", "score", "reply")
 # Whatever takes longer is not scored where other requests wait for it.
 cdef int64_t INLINE_NS = 1000 * Tier.REALTIME.budget_us
+# What a queued request is given that names no deadline.
+cdef int64_t QUEUED_NS = 1000 * Tier.NEAR_REALTIME.budget_us
 
 
 cdef inline void _lap(Stopwatch* watch, int stage) noexcept nogil:
@@ -52,6 +57,7 @@ cdef class ServingPlan:
         is_plain: False: `answer` hands everything on for another reason (a rollout, a shadow).
         needs_us: (reading, scoring, scoring of each row) of one request as measured, in microseconds; None: not measured.
         default_budget_us: the deadline of a request that names none; None: no deadline.
+        has_stand_in: whether another model, or a default, may answer what its queue refuses or fails.
 
     Raises:
         SchemaMismatchError: the signature names a feature the service does not have, or a transform is not there.
@@ -60,6 +66,7 @@ cdef class ServingPlan:
     def __init__(
         self, str model, int version, signature, scorer, schema=None, base=None, *, transforms=(), PlanRecorder recorder=None,
         str tier="realtime", bint is_inline=True, bint is_plain=True, needs_us=None, default_budget_us=None,
+        bint has_stand_in=False,
     ):
         self.model, self.version, self.signature, self.schema, self.base = model, version, signature, schema, base
         self.n_features, self.n_outputs = len(signature.features), signature.n_outputs
@@ -85,7 +92,9 @@ cdef class ServingPlan:
         self.vectors = VectorProgram(f"Model '{model}' version {version}", signature, schema, base, transforms)
         self._assembler = Assembler(model, version, schema, self.vectors, self._accepts_missing)
         self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs, tier)
+        self._tensors = TensorForm(model, version, self.vectors, self.n_outputs, tier)
         self.tier, self.is_inline, self.is_plain, self.scorer = tier, is_inline, is_inline and is_plain, scorer
+        self.is_queued, self.has_stand_in = is_plain and not is_inline and tier == Tier.NEAR_REALTIME, has_stand_in
         if needs_us is not None:
             self._needs.read_ns, self._needs.score_ns, self._needs.row_ns = [int(1000 * each) for each in needs_us]
         self._default_budget_us = -1 if default_budget_us is None else default_budget_us
@@ -102,32 +111,39 @@ cdef class ServingPlan:
 
     def score_us(self, Py_ssize_t n_rows=1):
         """What scoring so many rows is measured to take, in microseconds; 0: not measured."""
-        return (self._needs.score_ns + n_rows * self._needs.row_ns) / 1000
+        return (score_ns(&self._needs, monotonic_ns()) + n_rows * self._needs.row_ns) / 1000
 
     def need_us(self, Py_ssize_t n_rows=1):
         """What reading and scoring so many rows is measured to take, in microseconds; 0: not measured."""
-        return (self._needs.read_ns + self._needs.score_ns + n_rows * self._needs.row_ns) / 1000
+        return (self._needs.read_ns + score_ns(&self._needs, monotonic_ns()) + n_rows * self._needs.row_ns) / 1000
 
     # -- from bytes ------------------------------------------------------------------------------------------------
 
     def answer(
-        self, const unsigned char[::1] body not None, int kind, int64_t now_us, ReplyIds ids not None, *, int64_t budget_us=-1
+        self, const unsigned char[::1] body not None, int kind, int64_t now_us, ReplyIds ids not None, *, int64_t budget_us=-1,
+        int64_t header_length=-1
     ):
-        """The reply to a body (kind 0: JSON, 1: msgpack) that has just come, or None to hand it on.
+        """The reply to a body (kind 0: JSON, 1: msgpack, 2: tensors) that has just come, or None to hand it on.
 
         budget_us: its deadline in microseconds from now; -1: none but what the body says.
+        header_length: of tensors: how long the JSON before them is; -1: all of it.
         """
         cdef Output out
+        cdef TensorRequest request
         cdef Arrival arrival
         cdef Stopwatch watch
         cdef Py_ssize_t size
-        if body.shape[0] == 0 or kind not in (0, 1):
+        if body.shape[0] == 0 or kind not in (0, 1, 2):
             return None
         memset(&out, 0, sizeof(Output))
+        request.header_length = header_length
         arrival.wall_us, arrival.read_ns, arrival.flags = now_us, monotonic_ns(), 0
         arrival.begun_ns, arrival.budget_us, arrival.budget_source = arrival.read_ns, budget_us, BUDGET_NONE
+        arrival.default_us = OWN_DEFAULT
         with nogil:
-            size = self.answer_into(&body[0], body.shape[0], kind, &arrival, ids, &out, &watch)
+            size = self.answer_into(
+                &body[0], body.shape[0], kind, &arrival, ids, &out, &watch, &request if kind == BODY_TENSORS else NULL
+            )
         try:
             return None if size < 0 else PyBytes_FromStringAndSize(<const char*>out.data, size)
         finally:
@@ -135,109 +151,174 @@ cdef class ServingPlan:
 
     cdef Py_ssize_t answer_into(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids, Output* out,
-        Stopwatch* watch,
+        Stopwatch* watch, TensorRequest* request,
+    ) noexcept nogil:
+        cdef Assembled asked
+        cdef uint64_t number
+        cdef Py_ssize_t length = -1, most
+        if not self.is_plain or not self._assemble_body(
+            data, size, kind, arrival, ids.max_rows, INLINE_NS, 0, &asked, watch, request
+        ):
+            return -2 if self.is_plain and asked.is_late else -1
+        if watch.at[3] + asked.score_ns > asked.due_ns:
+            dispose(&asked)
+            return -2
+        elif self._is_compiled:
+            if self._scorer.score_rows(asked.scratch.rows, asked.n_rows, self.n_features, asked.scratch.scores) == SCORE_OK:
+                length = 0
+        else:
+            with gil:
+                if self._score_python(&asked.scratch, asked.n_rows):
+                    length = 0
+        _lap(watch, STAGE_SCORE)
+        if length == 0 and asked.n_rows == 1:
+            observe(&self._needs, watch.at[4] - watch.at[3], watch.at[4])
+        if (self.has_stand_in or arrival.flags & <uint32_t>PREDICTION_DEGRADED) and length == 0 and not self.is_finite(&asked):
+            length = -1
+        if length == 0:
+            most = self._form.most_bytes(asked.n_rows) if request is NULL else self._tensors.most_bytes(asked.n_rows, request)
+            if not reserve(out, most):
+                length = -1
+        if length == 0:
+            number = ids.next()
+            if request is NULL:
+                length = self._form.write_into(
+                    <char*>out.data + out.size, kind, ids, number, not asked.many, asked.n_rows, asked.scratch.scores,
+                    asked.age_us, asked.scratch.n_missing,
+                )
+            else:
+                length = self._tensors.write_into(
+                    <char*>out.data + out.size, request, ids, number, asked.n_rows, asked.scratch.scores, asked.age_us,
+                    watch, arrival.begun_ns,
+                )
+            out.size += length
+            _lap(watch, STAGE_REPLY)
+            if self._records:
+                self._record(&asked, watch, arrival, number, arrival.flags)
+        dispose(&asked)
+        return length
+
+    cdef bint _assemble_body(
+        self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
+        int64_t max_score_ns, int64_t default_ns, Assembled* out, Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil:
         cdef Column few_columns[FEW_FIELDS]
         cdef uint8_t few_given[FEW_FIELDS]
         cdef Body body
-        cdef Scratch scratch
-        cdef Output keys
-        cdef int64_t now_us, oldest_us, age_us, due_ns = 0, score_ns
-        cdef uint64_t number
-        cdef Py_ssize_t n_rows, length = -1, n_fields = self.vectors.body_reader.n_fields
         cdef void* block = NULL
-        cdef bint many
-        if not self.is_plain:
-            return -1
+        cdef bint done = False, is_read
+        cdef Py_ssize_t n_fields = self.vectors.body_reader.n_fields
+        out.is_late = False
         watch.at[0] = monotonic_ns()
         body.columns, body.given = few_columns, few_given
         if n_fields > FEW_FIELDS:
             block = malloc(n_fields * (sizeof(Column) + 1))
             if block is NULL:
-                return -1
+                return False
             body.columns = <Column*>block
             body.given = <uint8_t*>block + n_fields * sizeof(Column)
-        if not self.vectors.body_reader.read(data, size, kind, ids.max_rows, &body):
-            free(block)
-            return -1
-        many = body.n_rows >= 0
-        n_rows = body.n_rows if many else 1
-        now_us = arrival.wall_us if body.now_us < 0 else body.now_us
-        _lap(watch, STAGE_PARSE)
-        score_ns = self._needs.score_ns + n_rows * self._needs.row_ns
-        due_ns = self._due_ns(arrival, body.budget_us, watch)
-        if watch.at[1] + self._needs.read_ns + score_ns > due_ns or score_ns > INLINE_NS:
-            free(block)
-            return -1
-        if self.vectors.begin(&scratch, n_rows):
-            memset(&keys, 0, sizeof(Output))
-            if (
-                self.vectors.mark_body(&scratch, &body)
-                and self.vectors.read_body(&scratch, n_rows, &body, data + size, kind, now_us, &oldest_us)
-            ):
-                _lap(watch, STAGE_READ)
-                if (
-                    self.vectors.fill_body(&scratch, n_rows, &body, data + size, kind)
-                    and (not self.vectors.finish(&scratch, n_rows, now_us) or self._accepts_missing)
-                ):
-                    _lap(watch, STAGE_COMPUTE)
-                    if watch.at[3] + score_ns > due_ns:
-                        pass
-                    elif self._is_compiled:
-                        if self._scorer.score_rows(scratch.rows, n_rows, self.n_features, scratch.scores) == SCORE_OK:
-                            length = 0
-                    else:
-                        with gil:
-                            if self._score_python(&scratch, n_rows):
-                                length = 0
-                    _lap(watch, STAGE_SCORE)
-            if length == 0 and not reserve(out, self._form.most_bytes(n_rows)):
-                length = -1
-            if length == 0 and self._records and not self.vectors.put_body_keys(n_rows, &body, data + size, kind, &keys):
-                length = -1
-            if length == 0:
-                age_us = -1 if oldest_us == NO_EVENT else max(0, now_us - oldest_us)
-                number = ids.next()
-                length = self._form.write_into(
-                    <char*>out.data + out.size, kind, ids, number, not many, n_rows, scratch.scores, age_us,
-                    scratch.n_missing,
-                )
-                out.size += length
-                _lap(watch, STAGE_REPLY)
-                if self._records:
-                    self._record(
-                        &scratch, n_rows, &keys, watch, arrival, now_us, age_us, number,
-                        arrival.flags | (PREDICTION_MANY if many else 0),
-                    )
-            free(keys.data)
-        release(&scratch)
+        if request is NULL:
+            is_read = self.vectors.body_reader.read(data, size, kind, max_rows, &body)
+        else:
+            is_read = self._tensors.read(data, size, max_rows, &body, request)
+            body.budget_us = request.timeout_us
+        if is_read:
+            out.many = body.n_rows >= 0
+            out.n_rows = body.n_rows if out.many else 1
+            out.now_us = arrival.wall_us if body.now_us < 0 else body.now_us
+            _lap(watch, STAGE_PARSE)
+            out.score_ns = score_ns(&self._needs, watch.at[1]) + out.n_rows * self._needs.row_ns
+            out.due_ns = self._due_ns(arrival, body.budget_us, BUDGET_BODY if request is NULL else BUDGET_TIMEOUT, watch)
+            if out.due_ns == NEVER_NS and default_ns > 0:
+                # As the router has it: what cannot keep the tier's bound is not held to it, and the general path says how.
+                if 2 * (self._needs.read_ns + out.score_ns) > default_ns:
+                    is_read = False
+                out.due_ns = arrival.begun_ns + default_ns
+            out.is_late = is_read and watch.at[1] + self._needs.read_ns + out.score_ns > out.due_ns
+            if is_read and not out.is_late and out.score_ns <= max_score_ns:
+                memset(&out.keys, 0, sizeof(Output))
+                if self.vectors.begin(&out.scratch, out.n_rows):
+                    done = self._fill(&body, data + size, kind, out, watch)
+                    if not done:
+                        dispose(out)
+        if request is not NULL:
+            free_tensors(request)
         free(block)
-        return length
+        return done
 
-    cdef int64_t _due_ns(self, const Arrival* arrival, int64_t body_budget_us, Stopwatch* watch) noexcept nogil:
+    cdef bint _fill(self, Body* body, const uint8_t* end, int kind, Assembled* out, Stopwatch* watch) noexcept nogil:
+        cdef int64_t oldest_us
+        if not (
+            self.vectors.mark_body(&out.scratch, body)
+            and self.vectors.read_body(&out.scratch, out.n_rows, body, end, kind, out.now_us, &oldest_us)
+        ):
+            return False
+        _lap(watch, STAGE_READ)
+        out.age_us = -1 if oldest_us == NO_EVENT else max(0, out.now_us - oldest_us)
+        if not self.vectors.fill_body(&out.scratch, out.n_rows, body, end, kind):
+            return False
+        if self.vectors.finish(&out.scratch, out.n_rows, out.now_us) and not self._accepts_missing:
+            return False
+        if self._records and not self.vectors.put_body_keys(out.n_rows, body, end, kind, &out.keys):
+            return False
+        _lap(watch, STAGE_COMPUTE)
+        return True
+
+    cdef bint is_finite(self, const Assembled* asked) noexcept nogil:
+        """Whether every score is a number: where somebody can stand in, another one counts as a failure."""
+        cdef Py_ssize_t i
+        for i in range(asked.n_rows * self.n_outputs):
+            if not isfinite(asked.scratch.scores[i]):
+                return False
+        return True
+
+    cdef Prepared prepare_body(self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids):
+        cdef Prepared prepared
+        cdef bint done
+        if not self.is_queued:
+            return None
+        prepared = Prepared.__new__(Prepared)
+        if size >= RELEASE_GIL_BYTES:
+            with nogil:
+                done = self._assemble_body(
+                    data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch, NULL
+                )
+        else:
+            done = self._assemble_body(
+                data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch, NULL
+            )
+        if not done and not prepared._asked.is_late:
+            return None
+        prepared.plan, prepared.kind, prepared._has_scratch, prepared._arrival = self, kind, done, arrival[0]
+        prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
+        return prepared
+
+    cdef int64_t _due_ns(
+        self, const Arrival* arrival, int64_t body_budget_us, int body_source, Stopwatch* watch
+    ) noexcept nogil:
         """When the reply is due: the smaller of what header and body say, else the model's own; far away without any."""
         cdef int64_t budget_us = arrival.budget_us
         watch.budget_source = BUDGET_NONE if budget_us < 0 else arrival.budget_source
         if body_budget_us >= 0 and (budget_us < 0 or body_budget_us < budget_us):
-            budget_us, watch.budget_source = body_budget_us, BUDGET_BODY
+            budget_us, watch.budget_source = body_budget_us, body_source
         watch.budget_us = budget_us
         if budget_us < 0:
-            budget_us = self._default_budget_us
+            budget_us = self._default_budget_us if arrival.default_us == OWN_DEFAULT else arrival.default_us
         return NEVER_NS if budget_us < 0 else arrival.begun_ns + 1000 * budget_us
 
     cdef void _record(
-        self, const Scratch* scratch, Py_ssize_t n_rows, const Output* keys, const Stopwatch* watch, const Arrival* arrival,
-        int64_t now_us, int64_t age_us, uint64_t number, uint32_t flags,
+        self, const Assembled* asked, const Stopwatch* watch, const Arrival* arrival, uint64_t number, uint32_t flags,
     ) noexcept nogil:
         cdef Prediction prediction
         cdef Py_ssize_t stage
-        prediction.number, prediction.received_us, prediction.now_us = number, arrival.wall_us, now_us
-        prediction.oldest_age_us, prediction.flags, prediction.n_rows = age_us, flags, <int32_t>n_rows
+        prediction.number, prediction.received_us, prediction.now_us = number, arrival.wall_us, asked.now_us
+        prediction.oldest_age_us, prediction.n_rows = asked.age_us, <int32_t>asked.n_rows
+        prediction.flags = flags | (PREDICTION_MANY if asked.many else 0)
         prediction.total_ns = watch.at[<int>N_STAGES] - arrival.read_ns
         for stage in range(<Py_ssize_t>N_STAGES):
             prediction.stage_ns[stage] = watch.at[stage + 1] - watch.at[stage]
-        prediction.rows, prediction.scores = scratch.rows, scratch.scores
-        prediction.keys, prediction.key_bytes = keys.data, <size_t>keys.size
+        prediction.rows, prediction.scores = asked.scratch.rows, asked.scratch.scores
+        prediction.keys, prediction.key_bytes = asked.keys.data, <size_t>asked.keys.size
         self._recorder.record(&prediction)
 
     # -- from Python values ----------------------------------------------------------------------------------------
@@ -288,17 +369,15 @@ cdef class ServingPlan:
         cdef Py_ssize_t n_rows = count_rows(entities, features)
         if n_rows == 0:
             raise RequestError("Expected at least one row, got an empty list")
-        prepared.plan, prepared.is_single, prepared.n_rows = self, n_rows < 0, max(1, n_rows)
-        prepared._entities, prepared._now_us = entities, now_us
+        prepared._hold(self, n_rows)
+        prepared._entities, prepared._asked.now_us = entities, now_us
         prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = wall_us(), 0, -1
         # What came before this - the rest of the body, the event loop, decoding - counts as parsing.
         prepared._watch.at[1] = monotonic_ns()
         prepared._watch.at[0] = prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[1]
-        if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
-            raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
-        prepared._has_scratch = True
-        prepared._age_us = self._assembler.assemble(
-            &prepared._scratch, prepared.n_rows, not prepared.is_single, entities, features, now_us, &prepared._watch
+        prepared._begin()
+        prepared._asked.age_us = self._assembler.assemble(
+            &prepared._asked.scratch, prepared.n_rows, not prepared.is_single, entities, features, now_us, &prepared._watch
         )
         return prepared
 
@@ -311,20 +390,18 @@ cdef class ServingPlan:
         """
         cdef Prepared prepared = Prepared.__new__(Prepared)
         cdef Py_ssize_t i
-        prepared.plan, prepared.is_single, prepared.n_rows = self, n_rows < 0, max(1, n_rows)
-        prepared._entities, prepared._age_us = entities, -1
-        prepared._arrival.wall_us = prepared._now_us = wall_us()
+        prepared._hold(self, n_rows)
+        prepared._entities, prepared._asked.age_us = entities, -1
+        prepared._arrival.wall_us = prepared._asked.now_us = wall_us()
         prepared._arrival.flags, prepared._arrival.budget_us = 0, -1
         for i in range(1, <Py_ssize_t>STAGE_SCORE + 1):
             prepared._watch.at[i] = monotonic_ns()
         prepared._watch.at[0] = prepared._arrival.read_ns = read_ns if read_ns else prepared._watch.at[1]
-        if not self.vectors.begin(&prepared._scratch, prepared.n_rows):
-            raise MemoryError(f"No memory for {prepared.n_rows} rows of {self.n_features} features")
-        prepared._has_scratch = True
+        prepared._begin()
         for i in range(prepared.n_rows * self.n_features):
-            prepared._scratch.rows[i] = NAN
+            prepared._asked.scratch.rows[i] = NAN
         for i in range(self.n_features):
-            prepared._scratch.n_missing[i] = <int32_t>prepared.n_rows
+            prepared._asked.scratch.n_missing[i] = <int32_t>prepared.n_rows
         return prepared
 
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1:
@@ -371,12 +448,24 @@ cdef class Prepared:
 
     def __dealloc__(self):
         if self._has_scratch:
-            release(&self._scratch)
+            dispose(&self._asked)
+
+    cdef int _hold(self, ServingPlan plan, Py_ssize_t n_rows) except -1:
+        """Be a question of `n_rows` (-1: one, asked for without lists) for a plan."""
+        self.plan, self.is_single, self.n_rows = plan, n_rows < 0, max(1, n_rows)
+        self._asked.n_rows, self._asked.many = self.n_rows, not self.is_single
+        return 0
+
+    cdef int _begin(self) except -1:
+        if not self.plan.vectors.begin(&self._asked.scratch, self.n_rows):
+            raise MemoryError(f"No memory for {self.n_rows} rows of {self.plan.n_features} features")
+        self._has_scratch = True
+        return 0
 
     @property
     def oldest_age_us(self):
         """Age of the oldest stored value that has a time; None where there is none."""
-        return None if self._age_us < 0 else self._age_us
+        return None if self._asked.age_us < 0 else self._asked.age_us
 
     @property
     def read_ns(self):
@@ -387,23 +476,51 @@ cdef class Prepared:
         """[(feature, in how many rows it has no value)] in vector order, of those that lack any."""
         vectors = self.plan.vectors
         return [
-            ((<Slot>vectors.slots[i]).name, self._scratch.n_missing[i])
-            for i in range(self.plan.n_features) if self._scratch.n_missing[i]
+            ((<Slot>vectors.slots[i]).name, self._asked.scratch.n_missing[i])
+            for i in range(self.plan.n_features) if self._asked.scratch.n_missing[i]
         ]
+
+    @property
+    def due_ns(self):
+        """Of the monotonic clock: when the answer of a body's question is due."""
+        return self._asked.due_ns
+
+    @property
+    def budget_us(self):
+        """How long a body's question was given, in microseconds."""
+        return (self._asked.due_ns - self._arrival.begun_ns) // 1000
+
+    @property
+    def is_late(self):
+        """Whether a body's question was not assembled, because it would have been late."""
+        return bool(self._asked.is_late)
+
+    @property
+    def source(self):
+        """Who set the deadline of a body's question, as `tiercel.serving.deadline` names it."""
+        return SOURCES[self._watch.budget_source]
+
+    @property
+    def is_asked(self):
+        """Whether a body's question, or its model's settings, named the deadline; else it is its tier's."""
+        return self._watch.budget_source != BUDGET_NONE or self.plan._default_budget_us >= 0
 
     def rows(self):
         """float32 (n_rows, n_features), copied; NaN is missing."""
         matrix = np.empty((self.n_rows, self.plan.n_features), dtype=np.float32)
         cdef feature_t[:, ::1] view = matrix
         if self.plan.n_features:
-            memcpy(&view[0, 0], self._scratch.rows, self.n_rows * self.plan.n_features * sizeof(feature_t))
+            memcpy(&view[0, 0], self._asked.scratch.rows, self.n_rows * self.plan.n_features * sizeof(feature_t))
         return matrix
 
     def score(self):
         """Score here and now."""
-        self.plan._score(&self._scratch, self.n_rows)
+        cdef int64_t began_ns = monotonic_ns()
+        self.plan._score(&self._asked.scratch, self.n_rows)
         self.is_scored = True
         _lap(&self._watch, STAGE_SCORE)
+        if self.n_rows == 1:
+            observe(&self.plan._needs, self._watch.at[4] - began_ns, self._watch.at[4])
 
     def give_scores(self, scores):
         """Take scores that were made elsewhere: (n_rows, n_outputs), or one number for all.
@@ -419,13 +536,13 @@ cdef class Prepared:
         if given.shape != shape:
             raise StoreError(f"Expected scores of shape {shape}, got {given.shape}")
         view = np.ascontiguousarray(given)
-        memcpy(self._scratch.scores, &view[0, 0], self.n_rows * self.plan.n_outputs * sizeof(score_t))
+        memcpy(self._asked.scratch.scores, &view[0, 0], self.n_rows * self.plan.n_outputs * sizeof(score_t))
         self.is_scored = True
         _lap(&self._watch, STAGE_SCORE)
 
     def scores(self):
         """One score per row: a float, or a list of n_outputs."""
-        return [self.plan._row_score(&self._scratch, r) for r in range(self.n_rows)]
+        return [self.plan._row_score(&self._asked.scratch, r) for r in range(self.n_rows)]
 
     def reply(self, int kind, ReplyIds ids not None, uint32_t flags=0):
         """The reply body (kind 0: JSON, 1: msgpack), recorded with these PredictionFlags.
@@ -433,25 +550,25 @@ cdef class Prepared:
         Raises:
             RequestError: another kind, or not scored yet.
         """
-        cdef ServingPlan plan = self.plan
-        cdef uint64_t number
         cdef char* text
-        cdef bytes result
         if kind not in (0, 1) or not self.is_scored:
             raise RequestError("Expected a scored question, and its reply as JSON (0) or msgpack (1)")
-        text = <char*>malloc(<size_t>plan._form.most_bytes(self.n_rows))
+        text = <char*>malloc(<size_t>self.plan._form.most_bytes(self.n_rows))
         if text is NULL:
             raise MemoryError(f"No memory for a reply of {self.n_rows} rows")
-        number = ids.next()
         try:
-            result = PyBytes_FromStringAndSize(text, plan._form.write_into(
-                text, kind, ids, number, self.is_single, self.n_rows, self._scratch.scores, self._age_us,
-                self._scratch.n_missing,
-            ))
+            return PyBytes_FromStringAndSize(text, self._reply_into(text, kind, ids, flags))
         finally:
             free(text)
+
+    cdef Py_ssize_t _reply_into(self, char* text, int kind, ReplyIds ids, uint32_t flags) except -1:
+        cdef uint64_t number = ids.next()
+        cdef Py_ssize_t size = self.plan._form.write_into(
+            text, kind, ids, number, self.is_single, self.n_rows, self._asked.scratch.scores, self._asked.age_us,
+            self._asked.scratch.n_missing,
+        )
         self._record(ids, number, flags)
-        return result
+        return size
 
     def record(self, ReplyIds ids not None, uint32_t flags=0):
         """Record what is answered in another shape; returns its id."""
@@ -464,17 +581,17 @@ cdef class Prepared:
         return {name: (self._watch.at[i + 1] - self._watch.at[i]) / 1e3 for i, name in enumerate(STAGE_NAMES)}
 
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1:
-        cdef Output keys
         _lap(&self._watch, STAGE_REPLY)
         if not self.plan._records:
             return 0
-        memset(&keys, 0, sizeof(Output))
-        try:
-            self.plan._assembler.put_keys(self.n_rows, self._entities, &keys)
-            self.plan._record(
-                &self._scratch, self.n_rows, &keys, &self._watch, &self._arrival, self._now_us, self._age_us, number,
-                flags | (0 if self.is_single else PREDICTION_MANY),
-            )
-        finally:
-            free(keys.data)
+        if self._entities is not None:
+            self._asked.keys.size = 0
+            self.plan._assembler.put_keys(self.n_rows, self._entities, &self._asked.keys)
+        self.plan._record(&self._asked, &self._watch, &self._arrival, number, flags | self._arrival.flags)
         return 0
+
+
+cdef void dispose(Assembled* asked) noexcept nogil:
+    """Give back what was assembled."""
+    free(asked.keys.data)
+    release(&asked.scratch)

@@ -68,6 +68,7 @@ cdef enum BudgetSource:
     BUDGET_HEADER_SECONDS   # x-request-timeout-seconds
     BUDGET_HEADER_MS        # x-envoy-expected-rq-timeout-ms
     BUDGET_BODY             # deadline_ms
+    BUDGET_TIMEOUT          # timeout, of an infer request
 
 # The stages of one request as it goes: monotonic nanoseconds before the first, then at the end of each; and its deadline.
 cdef struct Stopwatch:

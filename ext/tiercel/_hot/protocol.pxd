@@ -1,4 +1,5 @@
-# protocol.pxd - one client connection: predictions of the boring shape are answered here, all else is handed on.
+# protocol.pxd - one client connection: predictions and infer requests of the boring shape are answered here, all else is
+# handed on.
 #
 # Bytes come in through data_received(). Every complete request whose head is HEAD_FAST (http.pxd), whose reference is
 # loaded and whose plan answers (`answer_into` returns a reply, not None) is answered at once, in order; the replies of
@@ -6,26 +7,48 @@
 # protocol, which receives the bytes from that request on, untouched; it returns the connection with adopt() when it has
 # nothing left to do. So there is one writer at any moment, and an error has one author.
 #
+# A request whose model is scored in batches (`plan.is_queued`) is assembled here and waits in the queue of near-realtime.
+# Its connection waits with it: what comes meanwhile is kept and not looked at, so order holds. The queue calls
+# complete(), once; when the client goes away first, the question is withdrawn. Infer requests of such a model are handed on.
+#
 # Limits : a request's head and body have a deadline each, counted from their first byte however they trickle; an idle
 #          connection and a peer that does not read its replies have another. At most max_connections connections.
 #          A head is at most MAX_HEAD_BYTES, a body at most max_body_bytes; what is larger is handed on unread.
 # Writes : straight to the socket while the transport holds nothing back, else through the transport.
-# Flow   : while the transport's write buffer is full nothing is read and nothing more is answered.
-# Owns   : FastPath owns the output buffer that all its connections share; a connection owns the bytes of its one
-#          incomplete request, and its timer.
+# Flow   : while the transport's write buffer is full nothing is read and nothing more is answered; while a request waits
+#          for its batch at most WAITING_BYTES are read, and what one read brings.
+# Owns   : the bytes of its one incomplete request, and its timer.
 # Lends  : `body` to answer_into() for the call.
 # GIL    : held throughout; the plan releases it for large requests.
 # Threads: all calls on the thread of the event loop.
-from tiercel._hot.counters cimport WorkerCounters
+from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport Head
-from tiercel._hot.output cimport Output
-from tiercel._hot.plan cimport Arrival, ServingPlan
-from tiercel._hot.reply cimport ReplyIds
-from tiercel._hot.typedefs cimport int64_t, uint8_t, uint64_t
+from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 # How much is gathered before it is written and the transport may say stop.
 cdef enum:
     WRITE_BYTES = 65536
+
+# How much of what follows a waiting request is read ahead.
+cdef enum:
+    WAITING_BYTES = 65536
+
+
+# How often the queue is polled while requests are read.
+cdef enum:
+    POLL_NS = 250_000
+
+# When what waits in the buffer was read: so many moments, at least so far apart. Where there are more, every other one is
+# forgotten: what was read then counts with what came before it, and what comes last always has a moment of its own.
+cdef enum:
+    N_MARKS = 16
+    MARK_NS = 4_000_000
+
+
+cdef struct Mark:
+    Py_ssize_t at       # in the buffer
+    int64_t read_ns     # of the monotonic clock
 
 
 cdef enum Phase:
@@ -33,6 +56,7 @@ cdef enum Phase:
     PHASE_HEAD          # part of a head is here
     PHASE_BODY          # a head and part of its body are here
     PHASE_PAUSED        # the peer does not read: requests may be waiting in the buffer
+    PHASE_WAITING       # a request is in a queue: what follows it may be in the buffer
     PHASE_AWAY          # handed on, refused or closed
 
 
@@ -41,26 +65,7 @@ cdef enum Outcome:
     OUTCOME_PARTIAL     # an incomplete request is left
     OUTCOME_HAND_ON     # the next request is not for this path
     OUTCOME_PAUSED      # the transport is full
-
-
-# What all connections of a server share.
-cdef class FastPath:
-    cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
-    cdef readonly Py_ssize_t max_body_bytes, max_connections
-    cdef readonly bint hands_on_traced     # requests of a trace are the general path's
-    cdef object _engine, _hand_on, _refuse
-    cdef ReplyIds _ids
-    cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path
-    cdef Output _out
-    cdef object _routes                    # the Routes that _plan was found in
-    cdef bytes _reference
-    cdef ServingPlan _plan                 # plan of _reference, or None
-    cdef object _default_headers           # the list that _prefix was made from
-    cdef bytes _prefix
-
-    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
-    cdef int _refresh_prefix(self, object server_state) except -1
-    cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close)
+    OUTCOME_WAITING     # the last request that was taken waits for its batch
 
 
 cdef class HotProtocol:
@@ -68,16 +73,37 @@ cdef class HotProtocol:
     cdef readonly object config, server_state, app_state, loop
     cdef readonly int64_t begun_ns         # of the monotonic clock: when the first byte of the next request was read
     cdef object _transport, _timer
-    cdef bytearray _buffer                 # the incomplete request, or None
+    cdef bytearray _buffer                 # the incomplete request, or what follows a waiting one; or None
+    cdef Mark _marks[N_MARKS]              # of what came while a request waited or the peer did not read
+    cdef int _n_marks
+    cdef Prepared _asked                   # the question that waits, or None
+    cdef object _place                     # ... its place in the queue
+    cdef bytes _request                    # ... its bytes, where somebody else may have to answer it
     cdef Py_ssize_t _needed                # bytes of it that are worth another look
     cdef double _deadline, _timer_at       # seconds of the monotonic clock
     cdef Phase _phase
-    cdef bint _write_paused, _draining
+    cdef bint _write_paused, _read_paused, _draining
     cdef int _fd                           # of the open connection, -1: write through the transport only
     cdef bint _is_queued                   # the transport may still hold bytes that must go first
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
     cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, bint is_new, Py_ssize_t* consumed) except *
+    cdef Outcome _park(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
+        Py_ssize_t* consumed,
+    ) except *
+    cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept
+    cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept
+    cdef int _forget(self, Py_ssize_t consumed) noexcept
+    cdef bint _stand_in(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason
+    )
+    cdef bint _stand_in_later(self, Prepared prepared, bytes request, error)
+    cdef int _answer_waiting(self, Prepared prepared, scores, error) except -1
+    cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns)
+    cdef int _go_on(self) except -1
+    cdef int _hand(self, bytes data, double deadline_s) except -1
+    cdef int _set_reading(self, bint wanted) except -1
     cdef int _flush(self) except -1
     cdef int _close(self) except -1
     cdef int _set_phase(self, Phase phase, bint renew) except -1

@@ -1,45 +1,8 @@
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
-from tiercel._hot.counters import WorkerCounters
-from tiercel._hot.reply import ReplyIds
-
-class FastPath:
-    """What the connections of one server share: limits, counts, the way to the plans.
-
-    Args:
-        engine: has `routes` (`tiercel.serving.routes.Routes`, replaced whole).
-        ids: gives every reply its id.
-        hand_on: `(protocol, transport, data, deadline_s, write_paused, draining)`: takes the connection, with the
-            bytes not yet answered and the seconds left to complete them.
-        refuse: `(protocol, transport, status, code, text)`: answers with an error, then closes.
-        counters: answers and connections are counted there.
-        hands_on_traced: whether requests with a traceparent are the general path's.
-    """
-
-    @property
-    def answered(self) -> int: ...
-    header_timeout_s: float
-    body_timeout_s: float
-    idle_timeout_s: float
-    max_body_bytes: int
-    max_connections: int
-    def __init__(
-        self,
-        engine: Any,
-        *,
-        header_timeout_s: float,
-        body_timeout_s: float,
-        idle_timeout_s: float,
-        max_body_bytes: int,
-        max_connections: int,
-        ids: ReplyIds,
-        hand_on: Callable[[HotProtocol, asyncio.Transport, bytes, float, bool, bool], None],
-        refuse: Callable[[HotProtocol, asyncio.Transport, int, str, str], None],
-        counters: WorkerCounters | None = None,
-        hands_on_traced: bool = False,
-    ) -> None: ...
+from tiercel._hot.fast_path import FastPath
+from tiercel._hot.plan import Prepared
 
 class HotProtocol:
     """The asyncio protocol of one connection."""
@@ -61,3 +24,5 @@ class HotProtocol:
     def resume_writing(self) -> None: ...
     def adopt(self, transport: asyncio.Transport, write_paused: bool) -> None: ...
     def shutdown(self) -> None: ...
+    def complete(self, asked: Prepared, scores: Any, error: Exception | None, /) -> None:
+        """Answer a question that waited: with its scores, or with `error`."""

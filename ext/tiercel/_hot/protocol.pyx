@@ -2,28 +2,19 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy, memmove
 
 from tiercel._hot.clock cimport monotonic_ns, wall_us
-from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS, WorkerCounters
-from tiercel._hot.http cimport BODY_JSON, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
-from tiercel._hot.output cimport Output, reserve
-from tiercel._hot.plan cimport Arrival, ServingPlan
-from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, PREDICTION_FAST, Stopwatch
-from tiercel._hot.reply cimport ReplyIds
-from tiercel._hot.typedefs cimport int64_t, uint8_t
-
-from tiercel._hot.plan import STAGE_NAMES
+from tiercel._hot.counters cimport WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
+from tiercel._hot.fast_path cimport FastPath, Refusal
+from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
+from tiercel._hot.output cimport put
+from tiercel._hot.plan cimport OWN_DEFAULT, Arrival, Prepared, ServingPlan
+from tiercel._hot.prediction cimport PREDICTION_FAST
+from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t
 
 # A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
 # machine to send its next request: the answer to that says `connection: close`, and nobody writes into a closed socket.
 DRAIN_S = 1.0
-
-cdef enum:
-    MAX_LENGTH_DIGITS = 20
-    TIMING_BYTES = 320              # six numbers of at most 20 + 3 digits, and their names
-    RELEASE_GIL_BYTES = 16384       # a body of this size has rows enough to keep the GIL from others for long
 
 cdef extern from *:
     """
@@ -37,146 +28,18 @@ cdef extern from *:
     """
     Py_ssize_t send_now(int fd, const void* data, size_t size) noexcept nogil
 
-cdef bytes JSON_HEADERS = b"content-type: application/json\r\ncontent-length: "
-cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-length: "
-cdef bytes TIMING = b"\r\nserver-timing: "
-cdef tuple TIMED = tuple([(", " if i else "").encode() + name.encode() + b";dur=" for i, name in enumerate(STAGE_NAMES)])
-cdef bytes BUDGET = b", budget;dur="
-# By BudgetSource; the names are those of serving/deadline.py.
-cdef tuple BUDGETED = tuple([
-    b';desc="%b"' % name for name in (b"", b"x-request-timeout-seconds", b"x-envoy-expected-rq-timeout-ms", b"deadline_ms")
-])
-cdef bytes END = b"\r\n\r\n"
-cdef bytes CLOSE_END = b"\r\nconnection: close\r\n\r\n"
-
 
 cdef double _now() noexcept nogil:
     return 1e-9 * <double>monotonic_ns()
 
 
-cdef class FastPath:
-    def __init__(
-        self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
-        Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
-        WorkerCounters counters=None, bint hands_on_traced=False,
-    ):
-        self._engine = engine
-        self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
-        self.idle_timeout_s = idle_timeout_s
-        self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
-        self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
-        self._counters = WorkerCounters() if counters is None else counters
-        self.hands_on_traced = hands_on_traced
-        self._reference = b""
-
-    def __dealloc__(self):
-        free(self._out.data)
-
-    @property
-    def answered(self):
-        """Requests this path answered."""
-        return self._counters.cells[<int>WORKER_ANSWERED]
-
-    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length):
-        """The plan of a reference, or None. Most requests name what the one before named."""
-        routes = self._engine.routes
-        if (
-            routes is not self._routes
-            or length != PyBytes_GET_SIZE(self._reference)
-            or memcmp(PyBytes_AS_STRING(self._reference), reference, <size_t>length) != 0
-        ):
-            self._reference = PyBytes_FromStringAndSize(<const char*>reference, length)
-            self._plan = routes.by_reference.get(self._reference.decode("ascii"))
-            self._routes = routes
-        return self._plan
-
-    cdef int _refresh_prefix(self, object server_state) except -1:
-        """The status line and the headers that uvicorn adds to every reply; it makes a new list each second."""
-        headers = server_state.default_headers
-        if headers is not self._default_headers:
-            lines = [b"HTTP/1.1 200 OK\r\n"]
-            for name, value in headers:
-                lines += [name, b": ", value, b"\r\n"]
-            self._prefix = b"".join(lines)
-            self._default_headers = headers
-        return 0
-
-    cdef bint _answer(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close):
-        """Append the reply to one body to the output buffer; False to hand the request on."""
-        cdef Output* out = &self._out
-        cdef bytes headers = JSON_HEADERS if head.kind == BODY_JSON else MSGPACK_HEADERS
-        cdef bytes end = CLOSE_END if close else END
-        cdef Py_ssize_t start = out.size, length, at
-        cdef Stopwatch watch
-        cdef Py_ssize_t room = (
-            PyBytes_GET_SIZE(self._prefix) + PyBytes_GET_SIZE(headers) + MAX_LENGTH_DIGITS + TIMING_BYTES
-            + PyBytes_GET_SIZE(end)
-        )
-        if not reserve(out, room):
-            return False
-        # The body goes where the longest head would end; the head is written once its length is known.
-        out.size += room
-        if head.content_length >= RELEASE_GIL_BYTES:
-            with nogil:
-                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch)
-        else:
-            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch)
-        if length < 0:
-            out.size = start
-            return False
-        at = start
-        at = _copy(out, at, self._prefix)
-        at = _copy(out, at, headers)
-        at = _copy_decimal(out, at, length)
-        at = _copy_timing(out, at, &watch)
-        at = _copy(out, at, end)
-        memmove(out.data + at, out.data + start + room, <size_t>length)
-        out.size = at + length
-        self._counters.cells[<int>WORKER_ANSWERED] += 1
-        return True
-
-
-cdef inline Py_ssize_t _copy(Output* out, Py_ssize_t at, bytes text):
-    memcpy(out.data + at, PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text))
-    return at + PyBytes_GET_SIZE(text)
-
-
-cdef inline Py_ssize_t _copy_decimal(Output* out, Py_ssize_t at, Py_ssize_t value):
-    cdef uint8_t digits[MAX_LENGTH_DIGITS]
-    cdef int first = MAX_LENGTH_DIGITS
-    while True:
-        first -= 1
-        digits[first] = <uint8_t>(48 + value % 10)
-        value //= 10
-        if value == 0:
-            break
-    memcpy(out.data + at, &digits[first], <size_t>(MAX_LENGTH_DIGITS - first))
-    return at + MAX_LENGTH_DIGITS - first
-
-
-cdef Py_ssize_t _copy_timing(Output* out, Py_ssize_t at, const Stopwatch* watch) noexcept:
-    """The Server-Timing header: each stage in milliseconds, with three decimals."""
-    cdef int stage
-    at = _copy(out, at, TIMING)
-    for stage in range(<int>N_STAGES):
-        at = _copy(out, at, <bytes>TIMED[stage])
-        at = _copy_ms(out, at, max(0, watch.at[stage + 1] - watch.at[stage] + 500) // 1000)
-    if watch.budget_source != BUDGET_NONE:
-        at = _copy(out, at, BUDGET)
-        at = _copy_ms(out, at, watch.budget_us)
-        at = _copy(out, at, <bytes>BUDGETED[watch.budget_source])
-    return at
-
-
-cdef inline Py_ssize_t _copy_ms(Output* out, Py_ssize_t at, int64_t us) noexcept:
-    """Microseconds of at least 0, as milliseconds with three decimals."""
-    cdef uint8_t* to
-    at = _copy_decimal(out, at, us // 1000)
-    us %= 1000
-    to = out.data + at
-    to[0] = 46      # "."
-    to[1], to[2], to[3] = <uint8_t>(48 + us // 100), <uint8_t>(48 + us // 10 % 10), <uint8_t>(48 + us % 10)
-    return at + 4
+cdef bint _has_numbers(Prepared prepared, scores):
+    """Whether these are scores of the question, and numbers; else somebody else answers."""
+    try:
+        prepared.give_scores(scores)
+    except Exception:
+        return False
+    return prepared.plan.is_finite(&prepared._asked)
 
 
 cdef int _plain_socket(transport) except -2:
@@ -211,17 +74,21 @@ cdef class HotProtocol:
         """Take an idle connection: a new one, or one that the general protocol has finished with."""
         self.server_state.connections.add(self)
         self._transport = transport
-        self._write_paused = write_paused
+        self._write_paused, self._read_paused = write_paused, False
         # What the general protocol wrote may still be on its way.
         self._fd, self._is_queued = _plain_socket(transport), True
         self._set_phase(PHASE_IDLE, True)
 
     def connection_lost(self, exc):
         self.path._counters.cells[<int>WORKER_DISCONNECTIONS] += 1
+        place, self._place = self._place, None
         self._leave()
+        if place is not None:
+            place.cancel()
 
     def eof_received(self):
-        # Replies are written as requests come, so nothing is owed: the transport flushes and closes.
+        # What was answered is flushed, and the transport closes. A question that waits is withdrawn (connection_lost): who
+        # sends no more and who is gone look alike, and the general path takes them for the same.
         return None
 
     def shutdown(self):
@@ -240,16 +107,33 @@ cdef class HotProtocol:
 
     def resume_writing(self):
         self._write_paused = False
-        if self._phase != PHASE_PAUSED:
-            return
+        if self._phase == PHASE_PAUSED:
+            self._go_on()
+
+    cdef int _go_on(self) except -1:
+        """Take up what came while nothing could be answered."""
         self._set_phase(PHASE_IDLE, True)
+        if self._write_paused:
+            self._set_phase(PHASE_PAUSED, True)
+            self._set_reading(False)
+            return 0
         if self._buffer is not None:
             self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
-        if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY:
-            return
-        self._transport.resume_reading()
+        if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY or self._phase == PHASE_WAITING:
+            return 0
+        self._set_reading(True)
         if self._draining and self._phase == PHASE_IDLE:
             self._close()
+        return 0
+
+    cdef int _set_reading(self, bint wanted) except -1:
+        if wanted == self._read_paused and not self._transport.is_closing():
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+            self._read_paused = not wanted
+        return 0
 
     cdef int _close(self) except -1:
         self._fd = -1
@@ -261,7 +145,8 @@ cdef class HotProtocol:
         self.server_state.connections.discard(self)
         self._phase = PHASE_AWAY
         self._fd = -1
-        self._buffer = None
+        self._buffer = self._asked = self._place = self._request = None
+        self._n_marks = 0
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -274,15 +159,20 @@ cdef class HotProtocol:
         cdef bytes whole
         if self._phase == PHASE_AWAY:
             return
-        if self._buffer is None and self._phase != PHASE_PAUSED:
+        if self._buffer is None and self._phase != PHASE_PAUSED and self._phase != PHASE_WAITING:
             whole = data if type(data) is bytes else bytes(data)
             self._take(<const uint8_t*>PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), whole)
             return
         if self._buffer is None:
             self._buffer = bytearray()
             self.begun_ns = monotonic_ns()
+        if self._n_marks > 0 or self._phase == PHASE_WAITING or self._phase == PHASE_PAUSED:
+            self._mark(PyByteArray_GET_SIZE(self._buffer), monotonic_ns())
         self._buffer += data
-        if self._phase != PHASE_PAUSED and PyByteArray_GET_SIZE(self._buffer) >= self._needed:
+        if self._phase == PHASE_WAITING:
+            if PyByteArray_GET_SIZE(self._buffer) > WAITING_BYTES:
+                self._set_reading(False)
+        elif self._phase != PHASE_PAUSED and PyByteArray_GET_SIZE(self._buffer) >= self._needed:
             self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1:
@@ -296,10 +186,11 @@ cdef class HotProtocol:
         outcome = self._answer_all(data, size, whole is not None, &consumed)
         if outcome == OUTCOME_DONE:
             self._buffer = None
+            self._n_marks = 0
             self._set_phase(PHASE_IDLE, True)
             if self._write_paused:
                 self._set_phase(PHASE_PAUSED, True)
-                self._transport.pause_reading()
+                self._set_reading(False)
             elif self._draining:
                 self._close()
             return 0
@@ -308,21 +199,28 @@ cdef class HotProtocol:
             rest = whole if consumed == 0 else whole[consumed:]
         elif consumed:
             del self._buffer[:consumed]
+            self._forget(consumed)
         if outcome == OUTCOME_HAND_ON:
             if rest is None:
                 rest = bytes(self._buffer)
             if consumed or before == PHASE_IDLE:
                 self._deadline = _now() + self.path.header_timeout_s
-            transport, deadline_s = self._transport, max(0.0, self._deadline - _now())
-            self._leave()
-            self.path._hand_on(self, transport, rest, deadline_s, self._write_paused, self._draining)
+            self._hand(rest, max(0.0, self._deadline - _now()))
             return 0
         if rest is not None:
             self._buffer = bytearray(rest)
+        if PyByteArray_GET_SIZE(self._buffer) == 0:
+            self._buffer = None
+            self._n_marks = 0
+        elif self._n_marks == 0:
+            self._mark(0, self.begun_ns)
+        if outcome == OUTCOME_WAITING:
+            self._set_phase(PHASE_WAITING, True)
+            return 0
         # A partial request must not keep the reading open: answered piece by piece, it would fill the transport for ever.
         if outcome == OUTCOME_PAUSED or self._write_paused:
             self._set_phase(PHASE_PAUSED, True)
-            self._transport.pause_reading()
+            self._set_reading(False)
         else:
             self._set_phase(PHASE_HEAD if self._needed == 0 else PHASE_BODY, consumed > 0)
         return 0
@@ -340,11 +238,15 @@ cdef class HotProtocol:
         cdef ServingPlan plan
         cdef Arrival arrival
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
+        arrival.default_us = OWN_DEFAULT
         if is_new:
             self.begun_ns = arrival.read_ns
+        if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS:
+            path._polled_ns = arrival.read_ns
+            path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
         path._out.size = 0
         self._needed = 0
-        path._refresh_prefix(self.server_state)
+        path._heads.refresh(self.server_state)
         while offset < size:
             status = parse_head(data + offset, size - offset, path.max_body_bytes, &head)
             if status != HEAD_FAST:
@@ -359,13 +261,22 @@ cdef class HotProtocol:
             if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
                 outcome = OUTCOME_HAND_ON
                 break
-            if not path._answer(
-                plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size
-            ):
+            if plan.is_queued:
+                outcome = self._park(
+                    plan, data + offset, &head, &arrival, self._draining and offset + total == size, &offset
+                )
+                if outcome != OUTCOME_DONE:
+                    break
+            elif not path._answer(
+                plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size, None
+            ) and not (path._was_late and self._stand_in(
+                plan, data + offset, &head, &arrival, self._draining and offset + total == size, "deadline"
+            )):
                 outcome = OUTCOME_HAND_ON
                 break
-            offset += total
-            self.begun_ns = arrival.read_ns
+            else:
+                offset += total
+            self.begun_ns = self._read_at(offset, arrival.read_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
                 if self._write_paused:
@@ -375,6 +286,179 @@ cdef class HotProtocol:
         self._flush()
         consumed[0] = offset
         return outcome
+
+    cdef Outcome _park(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
+        Py_ssize_t* consumed,
+    ) except *:
+        """Put a request into the queue of its model: OUTCOME_WAITING, or _HAND_ON; _DONE when it is refused in `_out`."""
+        cdef FastPath path = self.path
+        cdef Prepared prepared
+        cdef Arrival came = arrival[0]
+        cdef Py_ssize_t total = head.head_length + head.content_length
+        if path.queue is None or head.kind == BODY_TENSORS:
+            return OUTCOME_HAND_ON
+        if came.begun_ns == came.read_ns:       # read just now; the marks know of the others
+            came.begun_ns -= path.socket_wait_ns
+        prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, &came, path._ids)
+        if prepared is None:
+            return OUTCOME_HAND_ON
+        if not close and not plan.has_stand_in and (
+            self._refuse_again(path.late, prepared, arrival.read_ns)
+            or (not prepared._asked.is_late and self._refuse_again(path.full, prepared, arrival.read_ns))
+        ):
+            consumed[0] += total
+            return OUTCOME_DONE
+        self._flush()       # entering may answer others through the same buffer
+        if not prepared._asked.is_late:
+            place = path.queue.enter(prepared, self, close)
+        elif plan.has_stand_in:
+            place = "deadline"
+        else:
+            place = path.queue.late(prepared, self, close)
+        if place is None or (type(place) is str and not self._stand_in(plan, request, head, arrival, close, place)):
+            return OUTCOME_HAND_ON
+        consumed[0] += total
+        if type(place) is str:
+            return OUTCOME_DONE
+        if type(place) is bytes:
+            if not put(&path._out, PyBytes_AS_STRING(<bytes>place), PyBytes_GET_SIZE(<bytes>place)):
+                raise MemoryError("No memory for a refusal")
+            return OUTCOME_DONE
+        self._asked, self._place, self.begun_ns = prepared, place, self._read_at(consumed[0], arrival.read_ns)
+        self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
+        return OUTCOME_WAITING
+
+    cdef bint _stand_in(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason
+    ):
+        """Append the answer of a model's fallback, where it can be given here; False to hand the request on."""
+        cdef FastPath path = self.path
+        cdef Arrival came = arrival[0]
+        cdef Py_ssize_t i
+        if path.queue is None or not plan.has_stand_in:
+            return False
+        if head.kind == BODY_TENSORS:       # the reply says it elsewhere
+            return False
+        for i in range(head.reference_start, head.reference_start + head.reference_length):
+            if request[i] in b"@:/":        # a certain version has no stand-in; the general path tells the champion's alias
+                return False
+        # A question that would be late was not looked at.
+        if reason == "deadline" and not path._is_question(plan, request + head.head_length, head, arrival):
+            return False
+        found = path.queue.stand_in(plan, reason)
+        if found is None:
+            return False
+        came.flags |= <uint32_t>found[2]
+        came.default_us = plan._default_budget_us       # whoever answers, the model was asked
+        if not path._answer(found[0], request + head.head_length, head, &came, close, found[1]):
+            return False
+        path._counters.add("degraded_fallback")
+        return True
+
+    cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns):
+        """Refuse a question as the last one was, if it is like it."""
+        cdef FastPath path = self.path
+        if refusal is None or not refusal.fits(asked, now_ns, self.server_state.default_headers):
+            return False
+        if not put(&path._out, PyBytes_AS_STRING(refusal.reply), PyBytes_GET_SIZE(refusal.reply)):
+            return False
+        path._counters.count_reply(refusal.status, refusal.code)
+        path._counters.add(refusal.cell)
+        return True
+
+    def complete(self, Prepared prepared not None, scores, error):
+        """Answer the question that waits, with its scores or, where those are None, with an error; then go on."""
+        if prepared is not self._asked or self._phase != PHASE_WAITING:
+            return      # its client is gone
+        transport = self._transport
+        try:
+            self._answer_waiting(prepared, scores, error)
+        except BaseException:
+            transport.abort()       # nobody else would ever answer, or read on
+            raise
+
+    cdef int _answer_waiting(self, Prepared prepared, scores, error) except -1:
+        cdef FastPath path = self.path
+        cdef bint close
+        request, self._request, self._asked, self._place = self._request, None, None, None
+        if request is not None and (error is not None or not _has_numbers(prepared, scores)):
+            if self._stand_in_later(prepared, <bytes>request, error):
+                self._flush()
+                self._go_on()
+                return 0
+            self.begun_ns = prepared._arrival.begun_ns
+            self._hand(request if self._buffer is None else request + self._buffer, path.header_timeout_s)
+            return 0
+        close = self._draining and self._buffer is None
+        path._out.size = 0
+        path._heads.refresh(self.server_state)
+        if error is None:
+            try:
+                path._complete(prepared, scores, close)
+            except Exception as failure:
+                error, path._out.size = failure, 0
+        if error is not None:
+            told = path.queue.refusal(prepared, error, self, close)
+            if not put(&path._out, PyBytes_AS_STRING(<bytes?>told), PyBytes_GET_SIZE(<bytes>told)):
+                raise MemoryError("No memory for an error")
+        self._flush()
+        self._go_on()
+        return 0
+
+    cdef bint _stand_in_later(self, Prepared prepared, bytes request, error):
+        """As `_stand_in`, for a question that has waited in vain."""
+        cdef FastPath path = self.path
+        cdef Head head
+        cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(request)
+        if parse_head(data, PyBytes_GET_SIZE(request), path.max_body_bytes, &head) != HEAD_FAST:
+            return False
+        path._out.size = 0
+        path._heads.refresh(self.server_state)
+        return self._stand_in(
+            prepared.plan, data, &head, &prepared._arrival, self._draining and self._buffer is None,
+            path.queue.reason(error),
+        )
+
+    cdef int _hand(self, bytes data, double deadline_s) except -1:
+        """Give the connection to the general path, with the bytes that are not answered."""
+        transport = self._transport
+        self._set_reading(True)
+        self._leave()
+        self.path._hand_on(self, transport, data, deadline_s, self._write_paused, self._draining)
+        return 0
+
+    cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept:
+        """What is in the buffer from `at` on was read at `read_ns`."""
+        cdef int i, n = self._n_marks
+        if n > 0 and read_ns - self._marks[n - 1].read_ns < MARK_NS:
+            return 0
+        if n == N_MARKS:
+            n = N_MARKS // 2
+            for i in range(1, n):
+                self._marks[i].at, self._marks[i].read_ns = self._marks[2 * i].at, self._marks[2 * i].read_ns
+        self._marks[n].at, self._marks[n].read_ns = at, read_ns
+        self._n_marks = n + 1
+        return 0
+
+    cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept:
+        """When the byte at `offset` of the buffer was read."""
+        cdef int i
+        for i in range(self._n_marks - 1, -1, -1):
+            if self._marks[i].at <= offset:
+                return self._marks[i].read_ns
+        return otherwise_ns
+
+    cdef int _forget(self, Py_ssize_t consumed) noexcept:
+        """So many bytes are gone from the start of the buffer."""
+        cdef int i, first = 0, n = self._n_marks
+        while first + 1 < n and self._marks[first + 1].at <= consumed:
+            first += 1
+        for i in range(first, n):
+            self._marks[i - first].at = max(0, self._marks[i].at - consumed)
+            self._marks[i - first].read_ns = self._marks[i].read_ns
+        self._n_marks = n - first
+        return 0
 
     cdef int _flush(self) except -1:
         cdef FastPath path = self.path
@@ -433,6 +517,9 @@ cdef class HotProtocol:
             transport.abort()  # its peer does not read: a close would wait for it for ever
             return
         phase = self._phase
+        if phase == PHASE_WAITING:      # its queue answers it whatever happens, and knows until when
+            self._set_phase(PHASE_WAITING, True)
+            return
         if phase == PHASE_IDLE:
             self._close()
             # Should the close not come through, the next timer aborts.

@@ -8,6 +8,10 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from tiercel._hot.typedefs cimport score_t
 
+cdef enum:
+    ID_BYTES = 32
+    NUMBER_BYTES = 32       # "-2.2250738585072014e-308," and any int64
+
 
 # What one worker's replies share.
 cdef class ReplyIds:
@@ -54,3 +58,9 @@ cdef class ReplyForm:
         self, char* at, const char* id, Py_ssize_t id_size, bint single, Py_ssize_t n_rows, const score_t* scores,
         int64_t age_us, const int32_t* n_missing,
     ) noexcept nogil
+
+
+# Parts of a reply, written at `out`, which has room; lengths and ends are returned.
+cdef Py_ssize_t write_id(char* out, const char* prefix, uint64_t number) noexcept nogil     # at most ID_BYTES
+cdef char* put_number(char* at, double value) noexcept nogil                # at most NUMBER_BYTES; null where not finite
+cdef char* put_decimal(char* at, int64_t value) noexcept nogil              # at least 0

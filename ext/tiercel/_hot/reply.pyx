@@ -19,7 +19,6 @@ cdef Powers POWERS = powers()
 
 cdef enum:
     FEW_BYTES = 4096
-    NUMBER_BYTES = 32       # "-2.2250738585072014e-308," and any int64
 
 
 cdef class ReplyIds:
@@ -115,8 +114,8 @@ cdef class ReplyForm:
         self, char* out, int kind, ReplyIds ids, uint64_t number, bint single, Py_ssize_t n_rows, const score_t* scores,
         int64_t age_us, const int32_t* n_missing,
     ) noexcept nogil:
-        cdef char id[32]
-        cdef Py_ssize_t id_size = _write_id(id, ids._prefix, number)
+        cdef char id[ID_BYTES]
+        cdef Py_ssize_t id_size = write_id(id, ids._prefix, number)
         if kind == BODY_JSON:
             return self._write_json(out, id, id_size, single, n_rows, scores, age_us, n_missing) - out
         return self._write_msgpack(out, id, id_size, single, n_rows, scores, age_us, n_missing) - out
@@ -141,14 +140,14 @@ cdef class ReplyForm:
             for k in range(self.n_outputs):
                 if k:
                     at = _put(at, b",", 1)
-                at = _put_double(at, scores[r * self.n_outputs + k])
+                at = put_number(at, scores[r * self.n_outputs + k])
             if self.n_outputs > 1:
                 at = _put(at, b"]", 1)
         if not single:
             at = _put(at, b"]", 1)
         at = _put_text(at, self._classes)
         at = _put(at, b',"features":{"oldest_age_ms":', 29)
-        at = _put(at, b"null", 4) if age_us < 0 else _put_double(at, <double>age_us / 1000)
+        at = _put(at, b"null", 4) if age_us < 0 else put_number(at, <double>age_us / 1000)
         at = _put(at, b',"missing":[' if single else b',"missing":{', 12)
         for i in range(self.n_features):
             if n_missing[i] == 0:
@@ -159,7 +158,7 @@ cdef class ReplyForm:
             at = _put_text(at, names + i)
             if not single:
                 at = _put(at, b":", 1)
-                at = _put_decimal(at, n_missing[i])
+                at = put_decimal(at, n_missing[i])
         return _put(at, b"]}}" if single else b"}}}", 3)
 
     cdef char* _write_msgpack(
@@ -204,7 +203,7 @@ cdef bytes _json(value):
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-cdef Py_ssize_t _write_id(char* out, const char* prefix, uint64_t number) noexcept nogil:
+cdef Py_ssize_t write_id(char* out, const char* prefix, uint64_t number) noexcept nogil:
     """An id, at most 32 bytes; returns its length."""
     cdef int n_digits = 1, i, digit
     memcpy(out, prefix, 16)
@@ -230,14 +229,14 @@ cdef inline char* _put_byte(char* at, uint8_t value) noexcept nogil:
     return at + 1
 
 
-cdef char* _put_double(char* at, double value) noexcept nogil:
+cdef char* put_number(char* at, double value) noexcept nogil:
     """Shortest text that reads back as `value`; null for what JSON has no number for."""
     if not isfinite(value):
         return _put(at, b"null", 4)
     return put_double(POWERS, at, value)
 
 
-cdef char* _put_decimal(char* at, int64_t value) noexcept nogil:
+cdef char* put_decimal(char* at, int64_t value) noexcept nogil:
     cdef char digits[20]
     cdef int n = 0
     while True:

@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.payload cimport (
-    CELL_NULL, KIND_NUMBER, KIND_STRING, Body, BodyReader, Cell, Column, FieldSpec, next_cell, put_key_part,
+    BODY_TENSORS, CELL_NULL, KIND_NUMBER, KIND_STRING, Body, BodyReader, Cell, Column, FieldSpec, next_cell, put_key_part,
     rewind_column, to_feature,
 )
 from tiercel._hot.prediction cimport KEY_ABSENT
@@ -33,6 +33,10 @@ cdef extern from *:
     }
     """
     double cell_number(const Cell* cell) noexcept nogil
+
+cdef extern from "tensor_values.h" nogil:
+    bint is_plain_fp32(const Column* column, int kind)
+    bint fill_fp32(const Column* column, int64_t n_rows, float* out, int64_t step, int32_t* n_missing)
 
 
 cdef class VectorProgram:
@@ -336,6 +340,11 @@ cdef class VectorProgram:
             field, column = &self.body_reader.features[f], &body.columns[f]
             slot = field.index
             place = self.wide_of[slot] if slot >= 0 else -1
+            # PERF: of a batch of vectors the cells would take longer than all else but the scores (bench_oip).
+            if kind == BODY_TENSORS and slot >= 0 and place < 0 and is_plain_fp32(column, field.kind):
+                if not fill_fp32(column, n_rows, scratch.rows + slot, self.n_slots, &scratch.n_missing[slot]):
+                    return False
+                continue
             rewind_column(column)
             for r in range(n_rows):
                 cell = next_cell(column, end, kind, &room)

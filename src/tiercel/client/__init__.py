@@ -4,7 +4,8 @@
         client.predict("late", entities={"tailnum": "N14228"}, features={"distance": 1400}).score
 
 Arguments that no server could accept raise `RequestError` before anything is sent. What goes wrong with the exchange is
-a `ClientError`: no connection, a timeout, an answer that is not tiercel's, or the server's own error (`ServerError`).
+a `ClientError`: no connection, a timeout, an answer that is not tiercel's, or the server's own error (`ServerError`). An
+answer whose model gave NaN or an infinity is a `NoScoreError`, which has the other rows' scores.
 
 Only a connection that could not be opened is tried again, because then nothing was sent. Everything else is for the
 caller to decide; `OverloadedError` and `UnavailableError` say that sending again later is reasonable.
@@ -13,6 +14,6 @@ Timeouts bound each wait (to connect, to send, for the next bytes), as everywher
 """
 
 from tiercel.client.client import AsyncClient, Client
-from tiercel.client.replies import FeatureRows, Prediction, Predictions
+from tiercel.client.replies import FeatureRows, FeedbackReceipt, Prediction, Predictions
 
-__all__ = ["AsyncClient", "Client", "FeatureRows", "Prediction", "Predictions"]
+__all__ = ["AsyncClient", "Client", "FeatureRows", "FeedbackReceipt", "Prediction", "Predictions"]

@@ -8,12 +8,14 @@ import httpx
 
 from tiercel.client.replies import (
     FeatureRows,
+    FeedbackReceipt,
     Prediction,
     Predictions,
     Reply,
     client_error,
     is_healthy,
     read_features,
+    read_feedback,
     read_prediction,
     read_reply,
     unreachable,
@@ -28,6 +30,7 @@ from tiercel.client.requests import (
     check_timeout,
     check_url,
     features_body,
+    feedback_body,
     make_headers,
     make_limits,
     model_path,
@@ -134,6 +137,31 @@ class Client:
         path = service_path(service)
         return read_features(self._post(path, features_body(entities, features, now)))
 
+    def feedback(
+        self,
+        prediction: str | Prediction | Predictions | Sequence[str],
+        label: Values = None,
+        *,
+        row: Values = None,
+        value: Values = None,
+        time: Moment | Sequence[Moment] | None = None,
+    ) -> FeedbackReceipt:
+        """Say what became of a prediction, or of many: lists among the arguments are one event for each item.
+
+        What was accepted is on the server's disk, and the last that is said of a row counts; so it may be sent again.
+
+        Args:
+            prediction: its id, or what `predict` returned; or ids.
+            label: a number, a boolean or the name of a class.
+            row: place in the prediction, for one of many rows. With one prediction and a list of labels: 0, 1, ...
+            value: what the outcome was worth.
+            time: when it became so; None: now.
+
+        Raises:
+            RequestError: an argument is wrong. ClientError: see the module; BadRequestError when no event was accepted.
+        """
+        return read_feedback(self._post("/feedback", feedback_body(prediction, label, row, value, time)))
+
     def ready(self) -> bool:
         """Whether the server answers predictions now. False when it says no, and when it cannot be reached.
 
@@ -230,6 +258,18 @@ class AsyncClient:
         """See `Client.features`."""
         path = service_path(service)
         return read_features(await self._post(path, features_body(entities, features, now)))
+
+    async def feedback(
+        self,
+        prediction: str | Prediction | Predictions | Sequence[str],
+        label: Values = None,
+        *,
+        row: Values = None,
+        value: Values = None,
+        time: Moment | Sequence[Moment] | None = None,
+    ) -> FeedbackReceipt:
+        """See `Client.feedback`."""
+        return read_feedback(await self._post("/feedback", feedback_body(prediction, label, row, value, time)))
 
     async def ready(self) -> bool:
         """See `Client.ready`."""

@@ -16,6 +16,7 @@ from tiercel.errors import (
     ClientConnectionError,
     ClientError,
     ClientTimeoutError,
+    NoScoreError,
     OverloadedError,
     ProtocolError,
     ServerError,
@@ -98,6 +99,20 @@ class FeatureRows:
     def to_dicts(self) -> list[dict[str, Any]]:
         """One mapping from feature to value per row."""
         return [dict(zip(self.features, row, strict=True)) for row in self.values]
+
+
+@dataclass(frozen=True)
+class FeedbackReceipt:
+    """What a server did with feedback: `accepted` events are on its disk.
+
+    Args:
+        refused: events that are not, each for a reason of its own.
+        problems: the first of those: {"event": its place, "error", "code"}.
+    """
+
+    accepted: int
+    refused: int = 0
+    problems: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +211,29 @@ def is_healthy(response: httpx.Response) -> bool:
 
 
 def read_prediction(reply: Reply) -> Prediction | Predictions:
-    """Understand the answer to `predict`; ProtocolError if it is none."""
+    """Understand the answer to `predict`.
+
+    Raises:
+        ProtocolError: it is none.
+        NoScoreError: the model gave no number for some rows.
+    """
+    prediction = _read_prediction(reply)
+    scores = prediction.scores if isinstance(prediction, Predictions) else (prediction.score,)
+    rows = tuple(row for row, score in enumerate(scores) if not _is_finite(score))
+    if rows:
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        where = f"for {len(rows)} of {len(scores)} rows ({shown})" if isinstance(prediction, Predictions) else "for it"
+        raise NoScoreError(
+            f"Expected scores of model '{prediction.model}' version {prediction.version}, got NaN or an infinity {where} "
+            f"in prediction {prediction.id}. The rest is in this error's `prediction`. Declare a default_score or a fallback "
+            f"under [models.{prediction.model}] in the server's tiercel.toml to have another answer then",
+            prediction=prediction,
+            rows=rows,
+        )
+    return prediction
+
+
+def _read_prediction(reply: Reply) -> Prediction | Predictions:
     body = reply.body
     try:
         details = body.get("features") or {}
@@ -241,6 +278,16 @@ def read_features(reply: Reply) -> FeatureRows:
     return rows
 
 
+def read_feedback(reply: Reply) -> FeedbackReceipt:
+    """Understand the answer to `feedback`; ProtocolError if it is none."""
+    body = reply.body
+    try:
+        problems = tuple({**problem} for problem in _list(body.get("problems") or []))
+        return FeedbackReceipt(_integer(body["accepted"]), _integer(body["refused"]), problems)
+    except (KeyError, TypeError) as error:
+        raise ProtocolError(f"Expected a tiercel receipt for feedback, got {body!r:.200}: {error!r}") from error
+
+
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
@@ -264,7 +311,16 @@ def _number(value: Any) -> float:
 
 
 def _score(value: Any) -> Score:
-    return tuple(_number(part) for part in value) if isinstance(value, list) else _number(value)
+    return tuple(_finite_or_nan(part) for part in value) if isinstance(value, list) else _finite_or_nan(value)
+
+
+def _finite_or_nan(value: Any) -> float:
+    """A number; JSON has null for what is none."""
+    return math.nan if value is None else _number(value)
+
+
+def _is_finite(score: Score) -> bool:
+    return all(map(math.isfinite, score)) if isinstance(score, tuple) else math.isfinite(score)
 
 
 def _list(value: Any) -> list[Any]:

@@ -150,21 +150,52 @@ def features_body(entities: Mapping[str, Values], features: Sequence[str] | None
     return _with_now(body, now)
 
 
+def feedback_body(prediction: Any, label: Values, row: Values, value: Values, time: Any) -> dict[str, Any]:
+    """The body of `feedback`; RequestError for values no server could accept."""
+    own = getattr(prediction, "id", prediction)  # a reply of `predict`
+    lengths: dict[str, int] = {}
+    given = {"id": own, "row": row, "label": label, "value": value}
+    columns = _columns({name: each for name, each in given.items() if each is not None}, "feedback", lengths)
+    times = list(time) if isinstance(time, (list, tuple)) else time
+    if isinstance(times, list):
+        lengths["feedback.time"] = len(times)
+    _check_lengths(lengths)
+    n_events = next(iter(lengths.values()), 1)
+    if lengths and not isinstance(columns["id"], list) and row is None:
+        columns["row"] = list(range(n_events))  # one request of many rows
+    events = []
+    for place in range(n_events):
+        event = {name: each[place] if isinstance(each, list) else each for name, each in columns.items()}
+        moment = times[place] if isinstance(times, list) else times
+        if moment is not None:
+            event["time"] = _moment(moment, "time")
+        events.append({name: each for name, each in event.items() if each is not None})
+    for event in events:
+        if not isinstance(event.get("id"), str):
+            raise RequestError(f"Expected the id of a prediction, got {event.get('id')!r:.100}", code="invalid_id")
+    return {"events": events}
+
+
 def _with_now(body: dict[str, Any], now: Moment | None) -> dict[str, Any]:
-    if now is None:
-        return body
-    if isinstance(now, datetime):
-        if now.tzinfo is None:
-            raise RequestError(f"now: expected a time with its zone, got {now.isoformat()} without", code="wrong_type")
-        body["now"] = (now - _EPOCH) // timedelta(microseconds=1)
-    elif isinstance(now, (int, str)) and not isinstance(now, bool):
-        body["now"] = now
-    else:
-        raise RequestError(
-            f"now: expected a datetime, microseconds since the epoch or ISO 8601 text, got {type(now).__name__}",
-            code="wrong_type",
-        )
+    if now is not None:
+        body["now"] = _moment(now, "now")
     return body
+
+
+def _moment(moment: Any, where: str) -> int | str:
+    """A moment as a server reads it."""
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            raise RequestError(
+                f"{where}: expected a time with its zone, got {moment.isoformat()} without", code="wrong_type"
+            )
+        return (moment - _EPOCH) // timedelta(microseconds=1)
+    if isinstance(moment, (int, str)) and not isinstance(moment, bool):
+        return moment
+    raise RequestError(
+        f"{where}: expected a datetime, microseconds since the epoch or ISO 8601 text, got {type(moment).__name__}",
+        code="wrong_type",
+    )
 
 
 def _columns(columns: object, where: str, lengths: dict[str, int]) -> dict[str, Any]:

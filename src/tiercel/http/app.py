@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from tiercel.http.feedback import FeedbackEndpoint
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.native import NativeHttp
     from tiercel.http.tracing import Tracing
@@ -49,6 +50,7 @@ class DataPlane:
         *,
         declared: Sequence[ModelSettings] = (),
         jobs: JobEndpoints | None = None,
+        feedback: FeedbackEndpoint | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
@@ -64,14 +66,19 @@ class DataPlane:
             max_body_bytes=settings.max_body_bytes,
             n_cores=cores_of_worker(settings.workers, is_pinned=settings.pin_cores),
         )
+        if native is not None:
+            native.queue_with(self._router)
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
-                *protocol_routes(engine, self._router, settings, counters, os.environ),
+                *protocol_routes(
+                    engine, self._router, settings, counters, os.environ, None if native is None else native.tallies
+                ),
                 *(() if jobs is None else jobs.routes()),
+                *(() if feedback is None else [Route("/feedback", feedback, methods=["POST"])]),
             ],
             exception_handlers={HTTPException: self._http_error},
             lifespan=self._lifespan,
@@ -103,6 +110,8 @@ class DataPlane:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await self._router.close()
+            if self._native is not None:
+                self._native.close()
 
     async def _http_error(self, _request: Request, error: Exception) -> Response:
         """Starlette's own refusals (404, 405) in the body shape of every other error."""
@@ -111,7 +120,7 @@ class DataPlane:
         text = {
             404: (
                 "Expected /predict/{model}, /features/{service}, /v2/..., /v1/models/..., /invocations, "
-                "/get-online-features, /jobs/{id}, /ping, /livez or /readyz, got another path"
+                "/get-online-features, /feedback, /jobs/{id}, /ping, /livez or /readyz, got another path"
             ),
             405: "Expected another method on this path",
         }.get(status, detail)

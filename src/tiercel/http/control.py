@@ -15,9 +15,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.errors import TiercelError
+from tiercel.http.alerts import AlertAdmin
+from tiercel.http.dashboard.app import Dashboard
 from tiercel.http.job_runner import JobRunner
 from tiercel.http.jobs import JobAdmin
 from tiercel.http.supervised import SupervisedServer
+from tiercel.http.watcher import Watcher
 from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
 from tiercel.monitor.recording import COUNTERS
 from tiercel.monitor.totals import fold
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tiercel.http")
 
 CONTROL = "control"
-PATHS = "/livez, /readyz, /metrics, /api/workers or /api/jobs"
+PATHS = "/, /models/{name}, /features, /alerts, /livez, /readyz, /metrics, /api/workers, /api/jobs or /api/alerts"
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
 FOLD_INTERVAL_S = 60.0
@@ -54,6 +57,8 @@ class ControlPlane:
         self._state_dir = settings.state_dir
         jobs = JobStore(settings.state_dir)
         self._runner = JobRunner(settings, jobs)
+        self._watcher = Watcher(settings)
+        self._dashboard = Dashboard(settings)
         self._processes: list[dict[str, Any]] = []
         self._starlette = Starlette(
             routes=[
@@ -62,6 +67,8 @@ class ControlPlane:
                 Route("/metrics", self._metrics, methods=["GET"]),
                 Route("/api/workers", self._workers, methods=["GET"]),
                 *JobAdmin(jobs).routes(),
+                *AlertAdmin(settings.state_dir).routes(),
+                *self._dashboard.routes(),  # last: the others are found first
             ],
             exception_handlers={HTTPException: _http_error},
             lifespan=self._lifespan,
@@ -73,13 +80,22 @@ class ControlPlane:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        keeping = [asyncio.create_task(keep_folded(self._state_dir)), asyncio.create_task(self._runner.keep())]
+        keeping = [
+            asyncio.create_task(each)
+            for each in (
+                keep_folded(self._state_dir),
+                self._runner.keep(),
+                self._watcher.keep(),
+                self._dashboard.warm(),
+            )
+        ]
         try:
             yield
         finally:
             for task in keeping:
                 task.cancel()
             await asyncio.gather(*keeping, return_exceptions=True)
+            self._dashboard.close()
 
     def hear(self, message: Message) -> None:
         """Take what the supervisor says."""

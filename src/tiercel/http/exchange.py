@@ -14,12 +14,12 @@ from tiercel.http.body import announced_bytes, header, read_body, read_ns_of
 from tiercel.http.inputs import InputCatalog
 from tiercel.http.predict import send_body, timing_header
 from tiercel.http.presence import while_connected
-from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.serving.deadline import budget_of
 from tiercel.serving.rollout import CHAMPION_ARM
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from starlette.types import Receive, Scope, Send
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tiercel.serving.answers import Answer, Question
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
+    from tiercel.serving.limits import Stay
     from tiercel.serving.router import Router
     from tiercel.settings import ServerSettings
 
@@ -90,7 +91,7 @@ class Exchange:
         """
         return budget_of(self.scope["headers"], self.begin_ns)
 
-    def enter(self, reference: str) -> AbstractContextManager[object]:
+    def enter(self, reference: str) -> AbstractContextManager[Stay | None]:
         """A place in the tier of the model that is asked, for as long as it takes; asked for before the body is read.
 
         Raises:
@@ -135,7 +136,7 @@ class Endpoint:
         try:
             reply = await self._answer(Exchange(self._host, scope, receive))
         except TiercelError as error:
-            reply = error_reply(error)
+            reply = error_reply(error, scope["headers"])
             if reply.status == 500:
                 log.exception("%s failed", scope["path"])
         except Exception:  # whatever went wrong, the client gets an answer and the log the reason
@@ -146,12 +147,13 @@ class Endpoint:
         await send_body(send, reply.status, reply.body, reply.kind, reply.headers)
 
 
-def error_reply(error: TiercelError, status: int | None = None) -> Reply:
-    """The reply that an error is; `status` where a protocol wants another than usual."""
+def error_reply(error: TiercelError, headers: Iterable[tuple[bytes, bytes]], status: int | None = None) -> Reply:
+    """The reply that an error is, to a request with these headers; `status` where a protocol wants another than usual."""
+    request_id = request_id_of(headers)
     return Reply(
-        orjson.dumps(body_of(error)),
+        orjson.dumps(body_of(error, request_id)),
         status_of(error) if status is None else status,
-        headers=headers_of(error),
+        headers=headers_of(error, request_id),
         code=error.code,
     )
 

@@ -10,7 +10,7 @@ from tiercel.http import payload
 from tiercel.http.body import header, read_body
 from tiercel.http.predict import respond
 from tiercel.http.request import parse_features, show
-from tiercel.http.status import body_of, status_of
+from tiercel.http.status import body_of, request_id_of, status_of
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.types import STATIC_EVENT_US, ValueStatus
 
@@ -43,7 +43,7 @@ class FeaturesEndpoint:
             request = parse_features(payload.decode(body, kind, limits.max_rows), limits.max_rows)
             status, reply = 200, read_features(base, request.entities, request.features, request.now_us)
         except TiercelError as error:
-            status, reply, code = status_of(error), body_of(error), error.code
+            status, reply, code = status_of(error), body_of(error, request_id_of(scope["headers"])), error.code
             if status == 500:
                 log.exception("Feature read failed")
         except Exception:  # the client gets an answer, the log the reason

@@ -350,6 +350,9 @@ class GeneralProtocol(HttpToolsProtocol):
         )
 
     def _give_back(self) -> None:
+        if self._draining:  # who takes it back has not heard of that
+            self.transport.close()
+            return
         self._leave()
         self.parser = None  # it holds this protocol: without this only the collector would free the two
         self._done(self.transport, self.flow.write_paused)

@@ -150,7 +150,7 @@ async def _ping(exchange: Exchange) -> Reply:
     if routes.is_ready:
         return Reply(b"")
     why = "; ".join(routes.problems) or "there is nothing to serve yet"
-    return error_reply(ModelUnavailableError(f"Not ready: {why}"))
+    return error_reply(ModelUnavailableError(f"Not ready: {why}"), exchange.scope["headers"])
 
 
 async def _version(_exchange: Exchange) -> Reply:

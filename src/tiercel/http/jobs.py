@@ -8,17 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tiercel.errors import CapacityError, JobsDisabledError, JobStateError, RequestError, TiercelError
+from tiercel.errors import JobsDisabledError, JobStateError, RequestError, TiercelError
 from tiercel.http import payload
 from tiercel.http.job_replies import ARROW, encode_results, results_length
-from tiercel.http.status import body_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.monitor.counting import WorkerCounters
+from tiercel.serving.asked import require_time
 from tiercel.serving.job_question import first_row, measure
 from tiercel.serving.jobs import JobStore
 
@@ -28,12 +32,15 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from tiercel._hot.plan import ServingPlan
+    from tiercel.serving.deadline import Deadline
     from tiercel.serving.job_results import ResultsReader
     from tiercel.serving.jobs import JobStatus
     from tiercel.serving.router import Question
     from tiercel.settings import Settings
 
 log = logging.getLogger("tiercel.http")
+
+_T = TypeVar("_T")
 
 #: Nobody is told to come back sooner, or later.
 MIN_RETRY_S, MAX_RETRY_S = 1, 3600
@@ -64,6 +71,12 @@ class JobEndpoints:
         self._is_enabled = settings.control.enabled
         self._store = JobStore(settings.state_dir) if store is None else store
         self._counters = WorkerCounters() if counters is None else counters
+        # One: what is read and written down there competes for the interpreter with the loop, and never with more than one.
+        self._submitting = ThreadPoolExecutor(1, "tiercel-jobs")
+
+    async def beside(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Do a part of a submission in the thread that all of them share, in turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._submitting, partial(work, *arguments))
 
     def routes(self) -> list[Route]:
         """`GET` and `DELETE /jobs/{id}`, `GET /jobs/{id}/results`."""
@@ -74,9 +87,15 @@ class JobEndpoints:
         ]
 
     async def submit(
-        self, plan: ServingPlan, question: Question
+        self, plan: ServingPlan, question: Question, reply: Deadline | None = None, results: Deadline | None = None
     ) -> tuple[int, dict[str, Any], list[tuple[bytes, bytes]]]:
         """Accept a question as a job of the plan's version; what its first row shows to be wrong is refused at once.
+
+        Args:
+            plan: of the version that will answer.
+            question: what to score.
+            reply: when this call's own answer is due, as proxies and clients say in headers; None: nobody says.
+            results: when the job's are, as the question says; None: whenever they are there.
 
         Returns:
             Status 202, body and headers of the reply. The job is on disk.
@@ -84,7 +103,8 @@ class JobEndpoints:
         Raises:
             JobsDisabledError: there is no control process to run it.
             RequestError, NotFoundError: the question does not fit the model.
-            CapacityError: too much waits already; `retry_after(error.predicted_wait_us)` is the header to add.
+            DeadlineError: whoever asked is gone already, or the job would be late, as measured. Nothing was accepted.
+            CapacityError: too much waits already.
             JobStorageError: it cannot be written.
         """
         if not self._is_enabled:
@@ -92,19 +112,24 @@ class JobEndpoints:
                 "Expected a prediction in another tier: batch jobs are run by the control process, which is switched off. "
                 "Set control.enabled = true in tiercel.toml and restart the server"
             )
-        status = await asyncio.to_thread(self._accept, plan, question)
+        status = await self.beside(self._accept, plan, question, reply, results)
         where = f"/jobs/{status.job.id}"
         wait_us = await asyncio.to_thread(self._store.wait_us, status)
         body = {"job": status.job.id, "status": where, "results": f"{where}/results"}
         return 202, body, [(b"location", where.encode()), retry_after(wait_us)]
 
-    def _accept(self, plan: ServingPlan, question: Question) -> JobStatus:
+    def _accept(
+        self, plan: ServingPlan, question: Question, reply: Deadline | None, results: Deadline | None
+    ) -> JobStatus:
         measure(question)
         entities, features = first_row(question)
         plan.predict(entities, features, question.now_us)
         signature = plan.signature
         classes = signature.classes if signature.n_outputs > 1 else ()
-        job = self._store.submit(question, model=plan.model, version=plan.version, classes=classes)
+        if reply is not None:  # a job whose id nobody hears of would be run for nobody
+            require_time(reply, 0, plan.model)
+        due_us = None if results is None else time.time_ns() // 1000 + results.remaining_us()
+        job = self._store.submit(question, model=plan.model, version=plan.version, classes=classes, due_us=due_us)
         return self._store.status(job.id)
 
     async def _status(self, request: Request) -> Response:
@@ -250,5 +275,7 @@ def _failure(request: Request, error: Exception) -> tuple[Response, str]:
     if status >= 500:
         log.error("%s", error)
     wait_us = error.wait_us if isinstance(error, JobStateError) else None
-    wait_us = error.predicted_wait_us if isinstance(error, CapacityError) else wait_us
-    return _reply(request, body_of(error), status, wait_us=wait_us), error.code
+    request_id = request_id_of(request.headers.raw)
+    response = _reply(request, body_of(error, request_id), status, wait_us=wait_us)
+    response.raw_headers += headers_of(error, request_id)
+    return response, error.code

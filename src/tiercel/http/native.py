@@ -1,8 +1,8 @@
 """The door to the compiled HTTP path: `NativeHttp.protocol` is what uvicorn gets as `http=`.
 
-A connection starts with the compiled protocol, which answers predictions of the one boring shape. A request of any
-other shape, and whatever a plan will not answer itself (every error among it), goes with the connection to
-`GeneralProtocol`, bytes untouched, and the connection comes back when it is idle.
+A connection starts with the compiled protocol, which answers predictions and infer requests of the Open Inference
+Protocol, each of one boring shape. A request of any other shape, and whatever a plan will not answer itself (every error
+among it), goes with the connection to `GeneralProtocol`, bytes untouched, and the connection comes back when it is idle.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tiercel._hot.protocol import FastPath, HotProtocol
+from tiercel._hot.fast_path import FastPath
+from tiercel._hot.protocol import HotProtocol
+from tiercel._hot.tensors import TensorTallies
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
 from tiercel.http.predict import ReplyIds, make_ids
+from tiercel.http.queued import QueueDoor
 from tiercel.monitor.counting import WorkerCounters
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
     from tiercel.serving.engine import Engine
+    from tiercel.serving.router import Router
     from tiercel.settings import ServerSettings
 
 
@@ -46,9 +50,12 @@ class NativeHttp:
         hands_on_traced: bool = False,
     ) -> None:
         self._settings = settings
+        self._door: QueueDoor | None = None
         #: One worker's ids, for every path that answers predictions.
         self.ids = make_ids(settings) if ids is None else ids
         self.counters = WorkerCounters() if counters is None else counters
+        #: Infer requests that were answered here, for the protocol's statistics.
+        self.tallies = TensorTallies()
         self._path = FastPath(
             engine,
             header_timeout_s=settings.header_timeout_s,
@@ -59,6 +66,7 @@ class NativeHttp:
             ids=self.ids,
             counters=self.counters,
             hands_on_traced=hands_on_traced,
+            tallies=self.tallies,
             hand_on=self._hand_on,
             refuse=self._refuse,
         )
@@ -67,6 +75,15 @@ class NativeHttp:
     def counts(self) -> dict[str, int]:
         """Requests answered by the compiled path, and requests handed on to the general one."""
         return {"answered": self.counters.get("answered"), "handed_on": self.counters.get("handed_on")}
+
+    def queue_with(self, router: Router) -> None:
+        """Answer what is scored in batches here too, in the queues of `router`. Without one it is handed on."""
+        self._path.queue = self._door = QueueDoor(router, self._path, self.counters)
+
+    def close(self) -> None:
+        """The event loop is about to end."""
+        if self._door is not None:
+            self._door.close()
 
     def protocol(
         self,

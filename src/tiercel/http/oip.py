@@ -17,6 +17,10 @@ A model may be named "fraud" (its champion), "fraud@challenger", or "fraud" with
 accepted and has no effect. Sequences, shared memory and compressed bodies are refused, and so is loading and unloading:
 the registry decides what is served. Statistics are those of the worker that is asked, over this protocol.
 
+Infer requests that are plainly right, of models scored where requests wait for nothing, are answered by the compiled path
+(`tiercel._hot.tensors`) with the same bytes but for ids and times. What it hands on ends here: errors, FP16, escaped ids,
+fields it does not know, and every model with a queue, a rollout or a ladder.
+
 The reply's `parameters`: "tier", "prediction_id", "timing_us" (stage -> microseconds), "oldest_age_ms" where something
 timed was read, and for a degraded answer "degraded" (who answered: "fallback", "last_score" or "default"),
 "degraded_instead_of", "degraded_reason" and, of a last score, "degraded_age_ms"; "arm" where the challenger answered;
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
 
     from tiercel.http.exchange import Exchange, Host
     from tiercel.http.inputs import Plan
+    from tiercel.http.oip_statistics import TensorTallies
     from tiercel.serving.deadline import Budget
     from tiercel.serving.router import Answer
 
@@ -67,9 +72,9 @@ _REQUEST_FIELDS = ("id", "parameters", "inputs", "outputs")
 _OUTPUT_FIELDS = ("name", "parameters")
 
 
-def oip_routes(host: Host) -> list[Route]:
-    """The endpoints under /v2."""
-    statistics = Statistics()
+def oip_routes(host: Host, tallies: TensorTallies | None = None) -> list[Route]:
+    """The endpoints under /v2; `tallies` are what the compiled path answered of them."""
+    statistics = Statistics(tallies)
     infer = Infer(statistics)
     model = "/v2/models/{model}"
     routes: list[tuple[str, str, Callable[[Exchange], Awaitable[Reply]]]] = [
@@ -245,7 +250,7 @@ async def _ready(exchange: Exchange) -> Reply:
         return json_reply({"ready": True})
     # 400, not 503: what Triton answers, and what its clients' health checks were written against.
     why = "; ".join(routes.problems) or "there is nothing to serve yet"
-    return error_reply(ModelUnavailableError(f"Not ready: {why}"), 400)
+    return error_reply(ModelUnavailableError(f"Not ready: {why}"), exchange.scope["headers"], 400)
 
 
 async def _metadata(exchange: Exchange) -> Reply:
@@ -259,7 +264,7 @@ async def _model_ready(exchange: Exchange) -> Reply:
     try:
         plan = await exchange.host.router.find(_reference(exchange))
     except ModelUnavailableError as error:
-        return error_reply(error, 400)  # as for the whole server
+        return error_reply(error, exchange.scope["headers"], 400)  # as for the whole server
     return json_reply({"name": plan.model, "ready": True})
 
 

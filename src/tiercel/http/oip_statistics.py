@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from tiercel._hot.tensors import TensorTallies
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = ["STAGES", "Statistics", "TensorTallies"]
 
 #: Triton's stages, and what of ours each one holds (names of `Answer.stage_us`, and what the endpoint measures itself).
 STAGES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -24,8 +29,11 @@ class _Total:
     ns: int = 0
 
     def add(self, us: float) -> None:
-        self.count += 1
-        self.ns += round(1000 * us)
+        self.add_many(1, round(1000 * us))
+
+    def add_many(self, count: int, ns: int) -> None:
+        self.count += count
+        self.ns += ns
 
     def to_json(self) -> dict[str, int]:
         return {"count": self.count, "ns": self.ns}
@@ -43,11 +51,15 @@ class _Model:
 class Statistics:
     """Sums since the worker started, by model version.
 
+    Args:
+        tallies: what the compiled path answered; None: nothing.
+
     Threads: the event loop's only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tallies: TensorTallies | None = None) -> None:
         self._models: dict[tuple[str, int], _Model] = {}
+        self._tallies = TensorTallies() if tallies is None else tallies
 
     def succeeded(self, model: str, version: int, n_rows: int, total_us: float, stage_us: Mapping[str, float]) -> None:
         """One answered request. What no stage accounts for counts as inference."""
@@ -67,7 +79,7 @@ class Statistics:
 
     def of(self, model: str, version: int) -> dict[str, Any]:
         """One entry of "model_stats"; zeros for a version that nobody asked."""
-        counted = self._models.get((model, version)) or _Model()
+        counted = self._whole(model, version)
         nothing = {"count": 0, "ns": 0}
         return {
             "name": model,
@@ -84,3 +96,16 @@ class Statistics:
             },
             "batch_stats": [],
         }
+
+    def _whole(self, model: str, version: int) -> _Model:
+        """What both paths answered of a version."""
+        counted = deepcopy(self._models.get((model, version))) or _Model()
+        tally = self._tallies.get(model, version)
+        if tally is not None:
+            counted.rows += tally.n_rows
+            counted.last_ms = max(counted.last_ms, tally.last_ms)
+            counted.success.add_many(tally.n_requests, tally.total_ns)
+            spent_ns = tally.stage_ns()
+            for stage, names in STAGES.items():
+                counted.stages[stage].add_many(tally.n_requests, sum(spent_ns.get(name, 0) for name in names))
+        return counted

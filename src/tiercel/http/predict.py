@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from tiercel.http import payload
 from tiercel.http.body import announced_bytes, header, read_body, read_ns_of
 from tiercel.http.presence import while_connected
 from tiercel.http.request import parse_predict
-from tiercel.http.status import body_of, headers_of, status_of
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.http.timing import server_timing
 from tiercel.http.tracing import find_parent
 from tiercel.monitor.counting import WorkerCounters
-from tiercel.serving.deadline import TIER_DEFAULT, budget_of
+from tiercel.serving.deadline import TIER_DEFAULT, Budget, budget_of
 from tiercel.serving.rollout import CHAMPION_ARM
 from tiercel.serving.router import Question, Router, Served
 from tiercel.types import Tier
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
 
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.tracing import Tracing
-    from tiercel.serving.deadline import Budget, Deadline
+    from tiercel.serving.deadline import Deadline
     from tiercel.serving.engine import Engine
+    from tiercel.serving.limits import Stay
     from tiercel.settings import ServerSettings
 
 __all__ = ["PredictEndpoint", "ReplyIds", "make_ids", "respond", "send_body"]
 
 log = logging.getLogger("tiercel.http")
+
+#: What is smaller is read within a millisecond or so.
+BESIDE_BYTES = 1 << 16
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -89,12 +94,15 @@ class PredictEndpoint:
             kind = payload.media_type(header(scope, b"content-type"))
             budget = budget_of(scope["headers"], begin_ns)
             reference = scope["path"][len("/predict/") :]
-            with self._router.enter(reference, announced_bytes(scope)):
+            with self._router.enter(reference, announced_bytes(scope)) as stay, ExitStack() as places:
                 body = await read_body(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
-                status, content, headers, done = await self._predict(reference, body, kind, budget, receive)
+                status, content, headers, done = await self._predict(
+                    reference, body, kind, budget, receive, stay, places
+                )
         except TiercelError as error:
-            status, content, code = status_of(error), payload.encode(body_of(error), kind), error.code
-            headers = headers_of(error)
+            request_id = request_id_of(scope["headers"])
+            status, content, code = status_of(error), payload.encode(body_of(error, request_id), kind), error.code
+            headers = headers_of(error, request_id)
             if status == 500:
                 log.exception("Prediction failed")
         except Exception:  # whatever went wrong, the client gets an answer and the log the reason
@@ -109,10 +117,27 @@ class PredictEndpoint:
             self._trace(scope, begin_ns, wall_ns, status, code, done)
 
     async def _predict(
-        self, reference: str, body: bytes, kind: str, budget: Budget, receive: Receive
+        self,
+        reference: str,
+        body: bytes,
+        kind: str,
+        budget: Budget,
+        receive: Receive,
+        stay: Stay | None,
+        places: ExitStack,
     ) -> tuple[int, bytes, Headers, _Done | None]:
-        request = parse_predict(payload.decode(body, kind, self._max_rows), self._max_rows)
+        # A large job's body would keep the loop for many milliseconds. One that asks for a job says so; looking for the word
+        # costs next to nothing, and a body that has it by accident is read beside the loop too.
+        is_large = len(body) >= BESIDE_BYTES
+        if self._jobs is not None and is_large and (self._router.is_job(stay) or b"batch" in body):
+            stay = places.enter_context(self._router.enter_job(stay, len(body))) or stay
+            data = await self._jobs.beside(payload.decode, body, kind, self._max_rows)
+        else:
+            data = payload.decode(body, kind, self._max_rows)
+        request = parse_predict(data, self._max_rows)
+        of_exchange, of_answer = budget, Budget(budget.begin_ns)
         if request.deadline_ms is not None:
+            of_answer = of_answer.with_us(request.deadline_ms, 1e3, "deadline_ms", "$.deadline_ms")
             budget = budget.with_us(request.deadline_ms, 1e3, "deadline_ms", "$.deadline_ms")
         question = Question(request.entities, request.features, request.now_us)
         plan = await self._router.plan_for_job(reference, request.tier)
@@ -121,9 +146,13 @@ class PredictEndpoint:
                 raise JobsDisabledError(
                     f"Expected a prediction in another tier than {Tier.BATCH}: this server takes no jobs"
                 )
-            status, told, headers = await self._jobs.submit(plan, question)
+            places.enter_context(self._router.enter_job(stay, len(body)))
+            # Here the two differ: the exchange ends with the 202, the answer comes later.
+            dues = of_exchange.over(Tier.BATCH), of_answer.over(Tier.BATCH)
+            status, told, headers = await self._jobs.submit(plan, question, *dues)
             self._counters.add("jobs_submitted")
             return status, payload.encode(told, kind), headers, None
+        places.close()
         served = await while_connected(self._router.serve(reference, question, budget, request.tier), receive)
         content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
         more: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from tiercel.http.app import DataPlane
+from tiercel.http.feedback import FeedbackEndpoint
 from tiercel.http.jobs import JobEndpoints
 from tiercel.http.native import NativeHttp
 from tiercel.http.predict import make_ids
@@ -74,7 +75,9 @@ def serve(
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     ids = make_ids(settings.server)
-    recorder = Recorder(settings.state_dir, int(name.rpartition("-")[2]), ids.prefix, settings.journal)
+    number = int(name.rpartition("-")[2])
+    recorder = Recorder(settings.state_dir, number, ids.prefix, settings.journal)
+    feedback = FeedbackEndpoint(settings, recorder.counters, worker=number)
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     tracing = None
     try:
@@ -88,7 +91,16 @@ def serve(
             engine, settings.server, ids, recorder.counters, hands_on_traced=bool(settings.tracing.endpoint)
         )
         jobs = JobEndpoints(settings, recorder.counters)
-        plane = DataPlane(engine, settings.server, native, name, declared=settings.models, jobs=jobs, tracing=tracing)
+        plane = DataPlane(
+            engine,
+            settings.server,
+            native,
+            name,
+            declared=settings.models,
+            jobs=jobs,
+            feedback=feedback,
+            tracing=tracing,
+        )
         config = uvicorn.Config(
             plane,
             loop="uvloop",
@@ -108,6 +120,7 @@ def serve(
     finally:
         if tracing is not None:
             tracing.close()
+        feedback.close()
         recorder.close()
         registry.close()
         listener.close()

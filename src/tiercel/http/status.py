@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from typing import TYPE_CHECKING
+
 from tiercel.errors import (
+    AlertStateError,
     CapacityError,
     DeadlineError,
     InvalidNameError,
@@ -10,6 +15,7 @@ from tiercel.errors import (
     JobStateError,
     JobStorageError,
     ModelUnavailableError,
+    MonitorStorageError,
     NotFoundError,
     NotMaterializedError,
     RegistryUnavailableError,
@@ -19,6 +25,9 @@ from tiercel.errors import (
     TierDeniedError,
 )
 from tiercel.serving.limits import retry_after_ms, retry_after_s
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 REQUEST_STATUS = {"body_too_large": 413, "too_many_rows": 413, "unsupported_media_type": 415, "body_timeout": 408}
 STATUS: dict[type[TiercelError], int] = {
@@ -33,9 +42,14 @@ STATUS: dict[type[TiercelError], int] = {
     TierDeniedError: 400,
     DeadlineError: 504,
     JobStateError: 409,
+    AlertStateError: 409,
     JobStorageError: 503,
+    MonitorStorageError: 503,
     JobsDisabledError: 501,  # asking again changes nothing: a setting has to
 }
+#: As proxies and clients name a request.
+REQUEST_ID = b"x-request-id"
+_numbers = itertools.count()
 
 
 def status_of(error: TiercelError) -> int:
@@ -45,15 +59,36 @@ def status_of(error: TiercelError) -> int:
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
 
 
-def headers_of(error: TiercelError) -> list[tuple[bytes, bytes]]:
-    """Headers that belong to an error's reply: when to come back, where that is known."""
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """What tells a refused request from the others that are refused in the same instant.
+
+    The id that the client or its proxy gave it, so that the same request always gets the same; else one that no other
+    request of this host has. Without any of the two, all would be told to come back at once.
+
+    Args:
+        headers: of the request, names in lower case.
+    """
+    for name, value in headers:
+        if name == REQUEST_ID and value:
+            return value.decode("latin-1")
+    # The process is asked each time: a worker may be a fork of another one, with the same numbers ahead of it.
+    return f"{os.getpid()}.{next(_numbers)}"
+
+
+def headers_of(error: TiercelError, request_id: str) -> list[tuple[bytes, bytes]]:
+    """Headers that belong to an error's reply: when to come back, where that is known.
+
+    Args:
+        error: the failure.
+        request_id: of `request_id_of`; spreads those who are refused together.
+    """
     if isinstance(error, CapacityError):
-        return [(b"retry-after", str(retry_after_s(error.predicted_wait_us)).encode())]
+        return [(b"retry-after", str(retry_after_s(error.predicted_wait_us, request_id)).encode())]
     return []
 
 
-def body_of(error: TiercelError) -> dict[str, object]:
-    """The error body every endpoint answers with."""
+def body_of(error: TiercelError, request_id: str) -> dict[str, object]:
+    """The error body every endpoint answers with. Arguments as `headers_of`, which belongs to the same reply."""
     # A message may quote what was sent, and what was sent may hold half a surrogate pair, which no reply can carry.
     text = str(error).encode("utf-8", "backslashreplace").decode()
     body: dict[str, object] = {"error": text, "code": error.code}
@@ -61,7 +96,7 @@ def body_of(error: TiercelError) -> dict[str, object]:
     if row is not None:
         body["row"] = row
     if isinstance(error, CapacityError):
-        body["retry_after_ms"] = retry_after_ms(error.predicted_wait_us)
+        body["retry_after_ms"] = retry_after_ms(error.predicted_wait_us, request_id)
     if isinstance(error, DeadlineError):
         body["budget_ms"], body["needed_ms"] = error.budget_us / 1000, error.needed_us / 1000
     return body

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
+from tiercel._hot.tensors import json_numbers
 from tiercel.errors import RequestError
 from tiercel.http.request import show
 
@@ -251,10 +252,17 @@ def encode_reply(head: dict[str, Any], outputs: Sequence[tuple[Tensor, bool]]) -
             parts.append(pack(tensor.datatype, tensor.values))
             entry["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            entry["data"] = to_json(tensor.datatype, tensor.values)
+            entry["data"] = (
+                _fragment(tensor.values) if tensor.datatype == "FP64" else to_json(tensor.datatype, tensor.values)
+            )
         listed.append(entry)
     text = orjson.dumps({**head, "outputs": listed})
     return (b"".join((text, *parts)), len(text)) if parts else (text, None)
+
+
+def _fragment(values: Values) -> orjson.Fragment:
+    """Numbers as the compiled path writes them: what is shortest has more than one spelling."""
+    return orjson.Fragment(json_numbers(np.ascontiguousarray(values, np.float64)))
 
 
 def _read_head(item: Any, index: int) -> tuple[str, str, tuple[int, ...], int]:

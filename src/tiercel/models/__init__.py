@@ -8,7 +8,7 @@
 
 The only correct answer is the source library's. A compiled scorer is used after it reproduced that library on the golden
 rows and on 20,000 random rows (NaN, infinities, the model's own thresholds and their float neighbours, unseen
-categories); everything else is served by onnxruntime, and the version says why.
+categories), or as many as there is time for; everything else is served by onnxruntime, and the version says why.
 """
 
 from tiercel.models.formats import ModelFormat, detect_format

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ TRANSFORM_ULP = 4
 LINEAR_RTOL, LINEAR_ATOL = 2e-5, 2e-6
 #: onnxruntime against itself on another machine, or serving a model converted from a float64 library.
 CONVERTED_RTOL, CONVERTED_ATOL = 1e-4, 1e-5
+#: No more rows are compared once the next block of them would not be done by then.
+BUDGET_S = 20.0
+#: Each block makes what is compared so many times as much.
+_GROWTH = 4
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,14 @@ class ParityReport:
     worst_row: tuple[float | None, ...] = ()  # the input of the largest difference; empty when all are equal
     worst_expected: tuple[float, ...] = ()
     worst_got: tuple[float, ...] = ()
+    n_skipped: int = 0  # rows behind the `n_rows` that there was no time for
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values (NaN as null, infinities as text)."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        data = {key: _plain(value) for key, value in asdict(self).items()}
+        if not self.n_skipped:
+            del data["n_skipped"]  # as it was written before any were, so that the same model is the same version
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ParityReport:
@@ -62,7 +71,13 @@ class ParityReport:
             worst_row=tuple(map(_number, data["worst_row"])),
             worst_expected=tuple(map(_number, data["worst_expected"])),
             worst_got=tuple(map(_number, data["worst_got"])),
+            n_skipped=int(data.get("n_skipped", 0)),
         )
+
+    @property
+    def compared(self) -> str:
+        """How many rows were compared, in words."""
+        return f"{self.n_rows} rows" + (f" ({self.n_skipped} more would have taken too long)" if self.n_skipped else "")
 
     def describe_worst(self) -> str:
         """The largest difference in words."""
@@ -153,6 +168,51 @@ def compare(
         passed=not bool(np.any(far)),
         **worst,
     )
+
+
+def compare_in_time(
+    score: Predictor,
+    predict: Predictor,
+    rows: Rows,
+    bound: Bound,
+    source: str,
+    *,
+    body: Forest | Linear | None = None,
+    least: int = 64,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> ParityReport:
+    """Ask both about the rows, in their order, in blocks that grow, and `compare`; stop where the next would take too long.
+
+    Which rows are asked about is fixed, and how many can only be one of a few numbers (`least` times a power of four, or
+    all), so that the same model on the same host gives the same report although it is bounded by a clock.
+
+    Args:
+        score: what is to serve.
+        predict: the source library.
+        rows: most important first.
+        bound: what counts as equal.
+        source: library and version, for the report.
+        body: of a compiled model, for `rounding_slack`.
+        least: so many rows are compared however long they take.
+        budget_s: for both together.
+        clock: in seconds.
+    """
+    begin_s = clock()
+    got: list[Scores] = []
+    expected: list[Scores] = []
+    done = 0
+    while done < len(rows):
+        block = rows[done : max(least, _GROWTH * done)]
+        expected.append(predict(block))
+        got.append(score(block))
+        done += len(block)
+        total = min(_GROWTH * done, len(rows))
+        if (clock() - begin_s) * total / done > budget_s:
+            break
+    asked, wanted = rows[:done], np.concatenate(expected)
+    report = compare(np.concatenate(got), wanted, asked, bound, source, rounding_slack(body, asked, wanted))
+    return replace(report, n_skipped=len(rows) - done)
 
 
 def _ulp_distance(got: Scores, expected: Scores, *, single: bool) -> NDArray[np.int64]:

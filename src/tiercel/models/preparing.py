@@ -23,8 +23,8 @@ from tiercel.models.parity import (
     Predictor,
     bound_of,
     compare,
+    compare_in_time,
     probe_rows,
-    rounding_slack,
 )
 from tiercel.models.readers import read_model
 from tiercel.models.sources import Reference, Source, convert_to_onnx, open_source, reference_of
@@ -40,8 +40,15 @@ Engine = Literal["forest", "linear", "onnxruntime"]
 FACTS_FILE, GOLDEN_FILE, FALLBACK_FILE = "model.json", "golden.msgpack", "fallback.onnx"
 #: Very wide models are compared on fewer random rows: more than this would be gigabytes.
 MAX_PROBE_CELLS = 1 << 26
+#: So are large networks, which use each of their weights for each row: at most so many bytes of them are gone through, a few
+#: seconds' worth. Counted, not timed, so that it is the same on every host.
+MAX_PROBE_BYTES = 1 << 39
 #: Cells of the rows with one missing value each that are scored at a time.
 _MISSING_CELLS = 1 << 22
+#: Training rows that are scored however large the model is: fewer say little about a distribution.
+LEAST_TRAINING_ROWS = 2048
+#: Training rows that are scored at a time.
+_BLOCK_ROWS = 4096
 #: Rows of the golden file when the caller brings none.
 N_GENERATED_ROWS = 64
 #: What an estimator may differ from its converted file: converters write float32 coefficients and thresholds. A row on
@@ -63,6 +70,8 @@ class PreparedModel:
     parity: ParityReport  # the engine against the source library
     estimator_parity: ParityReport | None = None  # the engine against the estimator that was handed over
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    scores: NDArray[np.float64] | None = field(default=None, compare=False)  # of training_rows[::scored_every]
+    scored_every: int = 1
 
 
 def prepare(
@@ -72,6 +81,7 @@ def prepare(
     golden_rows: NDArray[np.float32] | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
+    training_rows: NDArray[np.float32] | None = None,
     seed: int = 0,
 ) -> PreparedModel:
     """Read, check and package a model.
@@ -84,6 +94,8 @@ def prepare(
             version. None draws rows around the model's own thresholds.
         task: what the model predicts, where the file does not say or says it wrongly.
         classes: labels in score order, likewise.
+        training_rows: float32, shape (n, n_features): what else to score with what will serve, for `scores`; of a large
+            network every nth row. Neither kept nor compared.
         seed: of the random rows.
 
     Raises:
@@ -113,9 +125,9 @@ def prepare(
     if parsed is not None:
         compiled = parsed.body.compile()
         rows = _rows(parsed, compiled.n_features, golden_rows, reference, rng)
-        expected = reference.predict(rows)
-        slack = rounding_slack(parsed.body, rows, expected)
-        report = compare(compiled.score(rows), expected, rows, bound_of(parsed), reference.name, slack)
+        report = compare_in_time(
+            compiled.score, reference.predict, rows, bound_of(parsed), reference.name, body=parsed.body
+        )
         if not report.passed:
             reason = f"the compiled scorer does not reproduce {reference.name}: {report.describe_worst()}"
             compiled = None
@@ -123,7 +135,7 @@ def prepare(
     if compiled is not None and parsed is not None and report is not None:
         engine = "forest" if isinstance(parsed.body, Forest) else "linear"
         reason = (
-            f"compiled {engine}: equal to {reference.name} on {report.n_rows} rows within {report.bound} "
+            f"compiled {engine}: equal to {reference.name} on {report.compared} within {report.bound} "
             f"(largest difference {report.max_ulp} ulp)"
         )
         scorer: Any = compiled
@@ -146,11 +158,12 @@ def prepare(
             parsed.classes if parsed is not None else (fallback.class_labels or class_labels(fallback.n_classes))
         )
         own_features = parsed.features if parsed is not None else reference.features
-        rows = _rows(parsed, fallback.n_features, golden_rows, reference, rng)
+        most = None if parsed is not None else MAX_PROBE_BYTES // max(len(served), 1)
+        rows = _rows(parsed, fallback.n_features, golden_rows, reference, rng, most)
         accepts_missing = _survives_missing(fallback.score, rows)
         if source.format != "onnx" and not accepts_missing:  # pragma: no cover - converters keep missing directions
             rows = _finite(rows)
-        report = compare(fallback.score(rows), reference.predict(rows), rows, bound, reference.name)
+        report = compare_in_time(fallback.score, reference.predict, rows, bound, reference.name)
         if not report.passed:
             raise ParityError(
                 f"Neither the compiled scorer nor onnxruntime reproduces {reference.name}. {reason}; "
@@ -190,7 +203,24 @@ def prepare(
     }
     artifacts[FACTS_FILE] = json.dumps(facts, indent=1, allow_nan=False).encode()
     hyperparameters = source.hyperparameters or (parsed.hyperparameters if parsed is not None else {})
-    return PreparedModel(artifacts, signature, engine, reason, report, estimator_report, hyperparameters)
+    prepared = PreparedModel(artifacts, signature, engine, reason, report, estimator_report, hyperparameters)
+    if training_rows is None:
+        return prepared
+    every = 1
+    if engine == "onnxruntime":
+        most = max(LEAST_TRAINING_ROWS, MAX_PROBE_BYTES // max(len(artifacts[served_file]), 1))
+        every = max(1, -(-len(training_rows) // most))
+    return replace(prepared, scores=_score_all(scorer, training_rows[::every]), scored_every=every)
+
+
+def _score_all(scorer: Any, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Scores of many rows, in blocks."""
+    if rows.ndim != 2 or rows.shape[1] != scorer.n_features:
+        raise UnsupportedModelError(f"Expected training rows of shape (n, {scorer.n_features}), got {rows.shape}")
+    scores = np.empty((len(rows), scorer.n_outputs), dtype=np.float64)
+    for at in range(0, len(rows), _BLOCK_ROWS):
+        scores[at : at + _BLOCK_ROWS] = scorer.score(np.ascontiguousarray(rows[at : at + _BLOCK_ROWS], np.float32))
+    return scores
 
 
 def _rows(
@@ -199,9 +229,11 @@ def _rows(
     golden_rows: NDArray[np.float32] | None,
     reference: Reference,
     rng: np.random.Generator,
+    most: int | None = None,
 ) -> NDArray[np.float32]:
-    """Golden rows first, then random ones."""
-    random = probe_rows(parsed, n_features, min(N_RANDOM_ROWS, max(64, MAX_PROBE_CELLS // n_features)), rng)
+    """Golden rows first, then random ones; of these at most `most`."""
+    n_random = min(N_RANDOM_ROWS, MAX_PROBE_CELLS // n_features, N_RANDOM_ROWS if most is None else most)
+    random = probe_rows(parsed, n_features, max(64, n_random), rng)
     if golden_rows is not None:
         golden = np.ascontiguousarray(golden_rows, dtype=np.float32)
         if golden.ndim != 2 or golden.shape[1] != n_features or not len(golden):

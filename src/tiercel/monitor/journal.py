@@ -228,6 +228,66 @@ def read_segment(path: Path, *, number: int | None = None) -> Iterator[Record]:
         at += size
 
 
+@dataclass(frozen=True, eq=False)
+class SegmentScan:
+    """Where the records of a segment are; all that is parsed are its plans.
+
+    Attributes:
+        worker, prefix: from its header; see `read_header`.
+        data: uint8, the segment's bytes, 8-aligned and a multiple of 8 long.
+        plans: by number.
+        offsets: int64, the first byte of each prediction record, in order.
+        is_sealed: nothing will follow, whatever its writer does.
+        damage: why reading stopped early, if it did; the records before are sound.
+    """
+
+    worker: int
+    prefix: str
+    data: NDArray[np.uint8]
+    plans: dict[int, PlanDeclaration]
+    offsets: NDArray[np.int64]
+    is_sealed: bool
+    damage: JournalError | None
+
+
+def scan_segment(path: Path) -> SegmentScan:
+    """Check a segment record by record, as `read_segment` does, for readers of whole columns.
+
+    Raises:
+        JournalError: not a segment. Damage behind its header is in the scan.
+        OSError: it cannot be read.
+    """
+    data = _read(path)
+    worker, prefix = _check_header(path, data)
+    plans: dict[int, PlanDeclaration] = {}
+    offsets: list[int] = []
+    at, is_reread, is_sealed = SEGMENT_HEADER_BYTES, False, False
+    damage: JournalError | None = None
+    while at <= len(data):
+        kind, size = next_record(data, at)
+        if kind < 0 and not is_reread:  # as in read_segment
+            data, is_reread = _read(path), True
+            continue
+        if kind < 0 and not _is_cut(data, at):
+            damage = JournalError(f"{path}: expected a record at byte {at}, got damaged bytes")
+        is_sealed = kind == END
+        if kind not in {PLAN, PREDICTION}:
+            break
+        if kind == PREDICTION:
+            offsets.append(at)
+        else:
+            try:
+                number, n_bytes = struct.unpack_from("=II", data.data, at + _RECORD_HEAD_BYTES)
+                text = data[at + _RECORD_HEAD_BYTES + 8 :][:n_bytes].tobytes()
+                plans[number] = PlanDeclaration.from_json(json.loads(text))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+                damage = JournalError(f"{path}: expected a plan's declaration at byte {at}, got: {error!r}")
+                break
+        at += size
+    whole = data[: len(data) // 8 * 8]
+    return SegmentScan(worker, prefix, whole, plans, np.array(offsets, np.int64), is_sealed, damage)
+
+
 def read_tables(
     directory: Path, *, rows: int = 65_536, on_damage: Callable[[JournalError], None] | None = None
 ) -> Iterator[tuple[PlanDeclaration, pa.Table]]:
@@ -388,11 +448,16 @@ def _parse(body: NDArray[np.uint8], plans: dict[int, PlanDeclaration], worker: i
         request_rows=request_rows,
         rows=body[rows_at : rows_at + 4 * n_rows * n_features].view(np.float32).reshape(n_rows, n_features).copy(),
         scores=body[scores_at:rows_at].view(np.float64).reshape(n_rows, plan.n_outputs).copy(),
-        keys=_keys(body[keys_at : keys_at + key_bytes].tobytes(), n_rows, plan.join_keys),
+        keys=parse_keys(body[keys_at : keys_at + key_bytes].tobytes(), n_rows, plan.join_keys),
     )
 
 
-def _keys(data: bytes, n_rows: int, join_keys: tuple[tuple[str, str], ...]) -> tuple[tuple[Key, ...], ...]:
+def parse_keys(data: bytes, n_rows: int, join_keys: tuple[tuple[str, str], ...]) -> tuple[tuple[Key, ...], ...]:
+    """The keys of a record's rows.
+
+    Raises:
+        ValueError, struct.error: the bytes are not those.
+    """
     if not data:
         return ((None,) * len(join_keys),) * n_rows
     rows: list[tuple[Key, ...]] = []

@@ -16,9 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from tiercel.monitor.alert_metrics import AlertCollector
 from tiercel.monitor.bases import read_bases
 from tiercel.monitor.counting import MAGNITUDE_BOUNDS, PLAN_CELLS, STAGES
+from tiercel.monitor.drift_metrics import DriftCollector, load_reports
 from tiercel.monitor.reference import ABOVE_ALL, BELOW_ALL, MISSING
+from tiercel.monitor.table_metrics import TablesCollector
 from tiercel.monitor.totals import Totals, read_totals
 from tiercel.monitor.triton import triton_text
 
@@ -56,7 +59,10 @@ def render_metrics(state_dir: Path, *, triton: bool = False) -> bytes:
     totals = read_totals(state_dir / "counters")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(TotalsCollector(totals))
+    registry.register(TablesCollector(state_dir))
     registry.register(BasesCollector(*read_bases(state_dir / "features"), now_us=time.time_ns() // 1000))
+    registry.register(DriftCollector(load_reports(state_dir)))
+    registry.register(AlertCollector.read(state_dir))
     text = generate_latest(registry)
     return text + triton_text(totals).encode() if triton else text
 
@@ -155,7 +161,7 @@ class TotalsCollector(Collector):
         )
         yield self._labelled(
             "tiercel_replies",
-            "Replies of the general path.",
+            "Replies of the general path, and errors of the compiled one.",
             "status",
             {status: f"replies_{status}" for status in ("2xx", "3xx", "4xx", "5xx")},
         )
@@ -216,7 +222,7 @@ class TotalsCollector(Collector):
             "tiercel_journal_segments",
             "What happened to segments.",
             "event",
-            {event: f"segments_{event}" for event in ("prepared", "failed", "sealed", "removed")},
+            {event: f"segments_{event}" for event in ("prepared", "failed", "sealed", "removed", "removed_unread")},
         )
         yield CounterMetricFamily(
             "tiercel_spans_dropped",

@@ -2,7 +2,7 @@
 
 The event loop only stores into memory. The keeper makes the next segment before it is needed (allocated block by block, so
 never sparse), keeps the pages that will be written next mapped writable, has those that were written go to the disk and
-unmaps them, syncs and trims full segments, and removes the oldest when the journal outgrows its bound. When it cannot keep
+unmaps them, syncs and trims full segments, and removes the oldest when the journal outgrows its bound, those in the prediction table before others. When it cannot keep
 up - the disk is full or slow - the event loop finds no segment, drops the record and counts it.
 
 All of this may run on the event loop's own core, where whatever takes long at a time delays requests. So the keeper goes
@@ -30,6 +30,7 @@ import numpy as np
 from tiercel._hot.journal import END, PREDICTION, SEGMENT_HEADER_BYTES, Journal, fault_in, next_record, start_writing
 from tiercel.monitor.allocation import map_new_file
 from tiercel.monitor.directories import is_live, worker_directories
+from tiercel.monitor.prediction_ledger import unread_segments
 from tiercel.priority import stand_back
 
 if TYPE_CHECKING:
@@ -230,8 +231,9 @@ class SegmentKeeper:
             self._count("segments_sealed")
 
     def _make_room(self, size: int) -> None:
-        """Remove the oldest segments nobody writes until `size` more bytes stay within the bound.
+        """Remove segments nobody writes until `size` more bytes stay within the bound.
 
+        Those that are in the prediction table go first, the oldest of them before others; then the rest, likewise.
         Other workers may do the same at the same time: what one of them removed first counts as removed.
         """
         removable: list[tuple[Path, int]] = []
@@ -245,15 +247,25 @@ class SegmentKeeper:
                     total += n_bytes
                     if directory in dead or (mine and int(path.stem) not in self._segments):
                         removable.append((path, n_bytes))
-        for path, n_bytes in removable:
-            if total <= self._settings.max_bytes:
-                break
-            with contextlib.suppress(OSError):
-                self._remove(path, n_bytes)
-                total -= n_bytes
-                self._count("segments_removed")
+        if total > self._settings.max_bytes:
+            unread = self._unread({path for path, _ in removable})
+            # What is in the prediction table goes first; what is not goes too when the bound leaves no choice.
+            for path, n_bytes in sorted(removable, key=lambda each: each[0] in unread):
+                with contextlib.suppress(OSError):
+                    self._remove(path, n_bytes)
+                    total -= n_bytes
+                    self._count("segments_removed")
+                    if path in unread:
+                        self._count("segments_removed_unread")
+                if total <= self._settings.max_bytes:
+                    break
         for directory in dead:
             _remove_if_empty(directory)
+
+    def _unread(self, paths: set[Path]) -> set[Path]:
+        """Those that are not wholly in the prediction table."""
+        by_name = {f"{path.parent.name}/{path.stem}": path for path in paths}
+        return {by_name[name] for name in unread_segments(self._directory.parent.parent, set(by_name))}
 
     def _remove(self, path: Path, n_bytes: int) -> None:
         """Unlink a segment, its cached pages given back step by step before: all at once they cost milliseconds."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _TOTALS, _LOCK = "totals.msgpack", "fold.lock"
 _FORMAT = "tiercel-totals-1"
 _MAX_TRIES = 8
+#: Among the sources: workers that are gone and were folded.
+GONE = ""
 #: Of a plan, in `Totals.by_version`.
 _SECTIONS = ("plan", "features", "scores", "durations_ns")
 
@@ -109,6 +111,25 @@ def read_totals(directory: Path) -> Totals:
         if _identity(directory / _TOTALS) == before:  # nobody folded meanwhile
             break
     return totals
+
+
+def read_sources(directory: Path) -> dict[str, Totals]:
+    """As `read_totals`, but by who counted: the name of a worker start's directory, or `GONE` for those folded into one.
+
+    Who takes differences must know whether a count is absent because nobody has it or because a file cannot be read.
+    """
+    sources: dict[str, Totals] = {}
+    for _ in range(_MAX_TRIES):
+        before = _identity(directory / _TOTALS)
+        gone, folded = _read_file(directory / _TOTALS)
+        sources = {GONE: gone}
+        for worker in worker_directories(directory):
+            if worker.name not in folded:
+                sources[worker.name] = Totals()
+                _add_directory(sources[worker.name], worker, lives=False)
+        if _identity(directory / _TOTALS) == before:
+            break
+    return sources
 
 
 def fold(directory: Path) -> int:

@@ -5,10 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tiercel.serving.ladder import Reason, Rung
+
 if TYPE_CHECKING:
+    from typing import Self
+
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel.serving.deadline import Deadline
+    from tiercel.serving.ladder import Choice
     from tiercel.types import Tier
+
+# Flags of a journal record: see PredictionFlag in prediction.pxd.
+DEGRADED, CHALLENGER, SHADOW = 4, 8, 16
+_RUNG_BITS = {Rung.FALLBACK: 1 << 8, Rung.LAST_SCORE: 2 << 8, Rung.DEFAULT: 3 << 8}
+_REASON_BITS = {
+    Reason.DEADLINE: 1 << 12, Reason.OVERLOADED: 2 << 12, Reason.UNAVAILABLE: 3 << 12, Reason.FAILED: 4 << 12
+}  # fmt: skip
+
+
+def degrade_flags(rung: Rung, reason: Reason) -> int:
+    """Of the record of an answer that somebody else gave."""
+    return DEGRADED | _RUNG_BITS[rung] | _REASON_BITS[reason]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +46,14 @@ class Question:
     def has_lists(self) -> bool:
         """Whether any list was sent, even of one row."""
         return any(type(column) is list for column in (*self.entities.values(), *self.features.values()))
+
+    def first_rows(self, n: int) -> Question:
+        """The first `n` rows of it: lists are cut, scalars stay."""
+        entities, features = (
+            {name: column[:n] if type(column) is list else column for name, column in columns.items()}
+            for columns in (self.entities, self.features)
+        )
+        return Question(entities, features, self.now_us)
 
     def narrowed(self, plan: ServingPlan, asked: ServingPlan | None) -> Question:
         """What another model than the `asked` one understands of it. What neither knows stays, and is refused."""
@@ -77,6 +102,16 @@ class Served:
     degraded: Degraded | None = None
     arm: str = "champion"
     is_declared: bool = False
+
+    @classmethod
+    def instead(
+        cls, prepared: Prepared, deadline: Deadline | None, choice: Choice, label: str, age_us: int | None = None
+    ) -> Self:
+        """What somebody answers instead of the version of this `label`; `age_us`: of a last score."""
+        why = choice.reason or Reason.UNAVAILABLE
+        flags = degrade_flags(choice.rung, why)
+        degraded = Degraded(choice.rung.value, label, why.value, age_us)
+        return cls(prepared, deadline, flags, degraded, is_declared=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ this curve, so there is nothing to configure.
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_right
 from itertools import pairwise
@@ -68,6 +69,16 @@ class CostCurve:
         if n_rows < len(self._p50):
             return self._p50[n_rows] * self.ratio
         return (self._p50[-1] + (n_rows - len(self._p50) + 1) * self._slopes[0]) * self.ratio
+
+    def hoped_us(self, n_rows: int) -> float:
+        """What `us` said before anything was observed."""
+        return self.us(n_rows) / self.ratio
+
+    def unlearned(self) -> CostCurve:
+        """The same curve before anything was observed."""
+        fresh = copy.copy(self)
+        fresh.ratio = 1.0
+        return fresh
 
     def rows_within(self, us: float) -> int:
         """The most rows with `self.us(rows) <= us`, at most the largest size measured; 0: none."""
@@ -136,6 +147,14 @@ class _LearnedCurve(CostCurve):
         self._spread = math.log(2) / 3  # mean absolute difference of logarithms
         self._n_seen = 0
         super().__init__(self._points())
+
+    def hoped_us(self, n_rows: int) -> float:
+        """As little as before the first batch."""
+        return min(self.us(n_rows), self._GUESS_US * n_rows)
+
+    def unlearned(self) -> CostCurve:
+        """One that knows nothing."""
+        return _LearnedCurve()
 
     def observe(self, n_rows: int, us: float) -> None:
         """Follow what a batch of `n_rows` took; `ratio` stays 1, the curve itself moves."""

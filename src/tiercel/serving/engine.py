@@ -375,6 +375,7 @@ class Engine:
             is_plain=declared.challenger_weight == 0 and declared.shadow is None and declared.last_score_max_age_s == 0,
             needs_us=None if loaded.profile is None else needs_us(loaded.profile),
             default_budget_us=None if declared.deadline_ms is None else int(1000 * declared.deadline_ms),
+            has_stand_in=declared.has_stand_in,
         )
 
     def _pin(self, name: str, version: int) -> ServingPlan:

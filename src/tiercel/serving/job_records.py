@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tiercel.errors import JobNotFoundError, JobStorageError
+from tiercel.errors import DeadlineError, JobNotFoundError, JobStorageError
 
 #: Microseconds since the epoch in hexadecimal, so that ids sort by time, and 64 random bits, so that none can be guessed.
 _ID = re.compile(r"[0-9a-f]{14}-[0-9a-f]{16}", re.ASCII)
@@ -62,10 +62,28 @@ class Job:
     created_us: int
     question_bytes: int
     question_sha256: str
+    due_us: int | None = None  # since the epoch: nobody wants results that are not there by then
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` restores an equal job."""
-        return {**asdict(self), "classes": list(self.classes)}
+        data = {**asdict(self), "classes": list(self.classes)}
+        if self.due_us is None:
+            del data["due_us"]  # as it was written before there was such a thing
+        return data
+
+    def require_time(self, now_us: int) -> None:
+        """Refuse to go on with a job that is not wanted any more.
+
+        Raises:
+            DeadlineError: it is past its deadline.
+        """
+        if self.due_us is not None and now_us > self.due_us:
+            raise DeadlineError(
+                f"Expected the job's results by {to_iso(self.due_us)}, as its deadline_ms said, they are not complete at "
+                f"{to_iso(now_us)}. Send it again with more time, or without a deadline",
+                budget_us=self.due_us - self.created_us,
+                needed_us=now_us - self.created_us,
+            )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Job:
@@ -184,6 +202,7 @@ class JobStatus:
             "rows": self.job.n_rows,
             "rows_done": self.rows_done,
             "created": to_iso(self.job.created_us),
+            "due": None if self.job.due_us is None else to_iso(self.job.due_us),
             "started": None if self.started_us is None else to_iso(self.started_us),
             "finished": None if self.finished_us is None else to_iso(self.finished_us),
             "error": None if self.error is None else self.error.to_json(),

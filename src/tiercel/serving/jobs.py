@@ -19,7 +19,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from tiercel.errors import CapacityError, JobStateError, JobStorageError, RequestError
+from tiercel.errors import CapacityError, DeadlineError, JobStateError, JobStorageError, RequestError
 from tiercel.serving.job_claim import Claim
 from tiercel.serving.job_files import (
     ATTEMPT_FILE,
@@ -89,7 +89,15 @@ class JobStore:
 
     # -- for those who ask --------------------------------------------------------------------------------------------
 
-    def submit(self, question: Question, *, model: str, version: int, classes: tuple[str, ...] = ()) -> Job:
+    def submit(
+        self,
+        question: Question,
+        *,
+        model: str,
+        version: int,
+        classes: tuple[str, ...] = (),
+        due_us: int | None = None,
+    ) -> Job:
         """Accept a job. On return it is on disk and will be run.
 
         Args:
@@ -97,9 +105,11 @@ class JobStore:
             model: who will answer.
             version: likewise.
             classes: of a multiclass model.
+            due_us: since the epoch; by then it is finished, or fails. None: it takes as long as it takes.
 
         Raises:
             RequestError: the question cannot be stored faithfully, or is larger than the store.
+            DeadlineError: it will not be finished by `due_us`, as measured.
             CapacityError: too much waits already.
             JobStorageError: the disk is full, or not ours to write. Nothing was accepted and nothing is left of it.
         """
@@ -107,7 +117,8 @@ class JobStore:
         try:
             self._make_directories()
             self._require_room(0)  # before anything is written for nothing
-            return self._write(question, model, version, classes, n_rows, is_single)
+            self._require_time(n_rows, due_us)
+            return self._write(question, model, version, classes, n_rows, is_single, due_us)
         except OSError as error:
             raise JobStorageError(
                 f"The job cannot be stored in {self.path}: {error.strerror or error}. Nothing was accepted. Free space or "
@@ -260,7 +271,14 @@ class JobStore:
         make_directory(self._finished)
 
     def _write(
-        self, question: Question, model: str, version: int, classes: tuple[str, ...], n_rows: int, is_single: bool
+        self,
+        question: Question,
+        model: str,
+        version: int,
+        classes: tuple[str, ...],
+        n_rows: int,
+        is_single: bool,
+        due_us: int | None,
     ) -> Job:
         job_id = new_id()
         unfinished = self.path / f"{NEW}{job_id}"
@@ -278,6 +296,7 @@ class JobStore:
                 created_us=time.time_ns() // 1000,
                 question_bytes=n_bytes,
                 question_sha256=sha256,
+                due_us=due_us,
             )
             write_new(unfinished / JOB_FILE, [seal(job.to_json())])
             sync_directory(unfinished)
@@ -321,6 +340,26 @@ class JobStore:
                 f"of at most {limits.max_open} jobs and {limits.max_open_bytes} bytes. There should be room in "
                 f"{wait_us / 1e6:.1f} s",
                 predicted_wait_us=wait_us,
+            )
+
+    def _require_time(self, n_rows: int, due_us: int | None) -> None:
+        """Refuse what would be finished too late.
+
+        Raises:
+            DeadlineError: see `submit`.
+        """
+        if due_us is None:
+            return
+        ahead = self.open_jobs()
+        wait_us = self._shelf.pace().wait_us(len(ahead) + 1, sum(job.n_rows for job in ahead) + n_rows)
+        left_us = due_us - time.time_ns() // 1000
+        if wait_us > left_us:
+            raise DeadlineError(
+                f"Expected {wait_us / 1000:.3f} ms for a batch job of {n_rows} rows behind {len(ahead)} others, as measured, "
+                f"got {max(left_us, 0) / 1000:.3f} ms of its deadline_ms. Nothing was accepted. Allow more time, or leave "
+                f"the deadline out and ask for the results later",
+                budget_us=max(left_us, 0),
+                needed_us=wait_us,
             )
 
     # -- looking ------------------------------------------------------------------------------------------------------

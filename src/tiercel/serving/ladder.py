@@ -18,8 +18,8 @@ from tiercel.errors import (
     DeadlineError,
     ModelError,
     NotFoundError,
-    ParityError,
     RequestError,
+    ScoreError,
     StoreError,
     TierDeniedError,
 )
@@ -153,7 +153,7 @@ def reason_of(refusal: Exception) -> Reason:
     if isinstance(refusal, DeadlineError | TierDeniedError):
         return Reason.DEADLINE
     if type(refusal) is ModelError or isinstance(
-        refusal, ParityError
+        refusal, ScoreError
     ):  # it was asked: what cannot be loaded has a class
         return Reason.FAILED
     if isinstance(refusal, ModelError | StoreError | NotFoundError):

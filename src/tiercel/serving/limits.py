@@ -3,12 +3,13 @@
 A worker is one event loop, so a tier's "slots" are not threads. What can run out, and who bounds it:
 
 - **realtime** is answered inline, in the turn that read it. It has no queue of ours, hence nothing to partition: its queue
-  is the kernel's. It can only be late because the loop is, which `LoopLag` would see; the server does not ask it yet.
-- **near-realtime** waits in a queue with an admission of its own (by deadline). What it takes from the others is the
-  loop's time (requests are parsed, vectors assembled, replies written there) and memory. A `Partition` bounds the second.
-  Nothing bounds the first yet: `LoopShare` is for that and is not wired, because the time of the general path outside of
-  what it is told of counts as realtime there, and the share of a busy worker fell to its minimum and stayed.
-- **batch** runs in other processes. What it takes here is the submission of jobs, which the job store bounds.
+  is the kernel's.
+- **near-realtime** waits in a queue with an admission of its own (by deadline, of which `http/socket_wait.py` takes what a
+  request waited unread). What it takes from the others is the loop's time - some 20 us a request on the compiled path -
+  and memory, of which a `Partition` bounds what the general path holds.
+- **batch** runs in other processes. What it takes here is the submission of jobs: they are written down one after the other
+  in a thread beside the loop, which gets the interpreter back within a switch interval, and another `Partition` bounds how
+  many wait for that. (How many jobs wait to be run is the job store's.)
 
 A realtime request never asks for a place in a `Partition`, so the others cannot take one from it. They can still delay it.
 """
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from tiercel.errors import CapacityError
-from tiercel.serving.loop_lag import PERIOD_US
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Bodies are decoded at about this rate (JSON to Python values; the slowest format).
 DECODED_BYTES_PER_US: Final = 50
+#: About what writing a job down takes, synced; measured from the first on.
+SUBMISSION_US: Final = 10_000
 #: Whoever is told to come back later than this will not.
 MAX_RETRY_S: Final = 600
 
@@ -105,6 +107,10 @@ class Stay:
         self._partition: Partition | None = partition
         self.n_bytes, self.begin_ns = n_bytes, begin_ns
 
+    def is_in(self, partition: Partition) -> bool:
+        """Whether it is a place there, and not left."""
+        return self._partition is partition
+
     def leave(self) -> None:
         """Give the place back."""
         partition, self._partition = self._partition, None
@@ -141,30 +147,12 @@ class PartitionLimits:
 class Limits:
     """What one worker holds to.
 
-    `realtime_slack_us`: a realtime request that waited longer before it was read is late already. `turn_us`: how long
-    the others may keep the loop to themselves (`LoopShare`). None: no model is served in this tier.
+    `has_realtime`: whether a model is served in that tier.
     """
 
-    realtime_slack_us: int | None
-    turn_us: int
+    has_realtime: bool
     near_realtime: PartitionLimits
     batch: PartitionLimits
-
-    def refuse_late(self, lag_us: int) -> None:
-        """Refuse a realtime request that waited too long before it was read.
-
-        Args:
-            lag_us: of `LoopLag`.
-
-        Raises:
-            CapacityError: it did.
-        """
-        if self.realtime_slack_us is not None and lag_us > self.realtime_slack_us:
-            raise CapacityError(
-                f"Expected the worker to be at most {self.realtime_slack_us / 1000:.3g} ms behind for a realtime answer in "
-                f"time, it is {lag_us / 1000:.3g} ms behind. Send less, or add workers.",
-                predicted_wait_us=lag_us,
-            )
 
 
 def derive_limits(profiles: Mapping[str, TierProfile], n_cores: int, max_body_bytes: int) -> Limits:
@@ -175,14 +163,8 @@ def derive_limits(profiles: Mapping[str, TierProfile], n_cores: int, max_body_by
         n_cores: that this worker's threads may use.
         max_body_bytes: of one request.
     """
-    realtime = [each for each in profiles.values() if each.tier is Tier.REALTIME]
     near = [each for each in profiles.values() if each.tier is Tier.NEAR_REALTIME]
-    # The lag is known up to a period of its timer; less than one cannot be told from none.
-    slack_us = min((max(each.deadline_us - each.p99_us - PERIOD_US, PERIOD_US) for each in realtime), default=None)
     near_us = max((each.deadline_us for each in near), default=Tier.NEAR_REALTIME.budget_us or 0)
-    # A request may wait for the rest of the turn it came in and for its place in the next. Two turns of the others are half
-    # of what the tightest realtime model can wait; the other half is for the realtime requests ahead of it.
-    turn_us = max((near_us if slack_us is None else slack_us) // 4, 500)
     # Little's law: more than a deadline's worth of answers cannot be waiting and in time. This is a bound of memory behind
     # the queue's own admission, which knows each request's cost; so the fastest model counts, and twice.
     # Of models whose cost nobody knows, the queue learns it; until then nothing can be derived.
@@ -191,11 +173,11 @@ def derive_limits(profiles: Mapping[str, TierProfile], n_cores: int, max_body_by
     # What the loop could not decode within a deadline would be late; a few of the largest must fit in any case.
     near_bytes = max(near_us * DECODED_BYTES_PER_US, 4 * max_body_bytes)
     return Limits(
-        slack_us,
-        turn_us,
+        any(each.tier is Tier.REALTIME for each in profiles.values()),
         PartitionLimits(max_near, near_bytes, max((each.p99_us for each in near), default=near_us)),
-        # One is being written down while the next is read; a job takes seconds, its submission milliseconds.
-        PartitionLimits(2, 2 * max_body_bytes, 10_000),
+        # They are written down one after the other, so these are as many as are done within what a near-realtime answer may
+        # take; longer nobody should wait to be told that his job is accepted.
+        PartitionLimits((Tier.NEAR_REALTIME.budget_us or 0) // SUBMISSION_US, 4 * max_body_bytes, SUBMISSION_US),
     )
 
 
@@ -203,15 +185,17 @@ def describe(limits: Limits) -> list[str]:
     """The limits that a worker enforces, in words, one line for each tier; printed when a server starts."""
     near = limits.near_realtime
     realtime = (
-        "realtime: no model is served in it"
-        if limits.realtime_slack_us is None
-        else "realtime: answered inline, never queued"
+        "realtime: no model is served in it" if not limits.has_realtime else "realtime: answered inline, never queued"
     )
     others = (
         f"near-realtime: at most {near.max_running} requests with {near.max_bytes / 2**20:.3g} MiB of bodies at once, "
         f"each taken only where its measured cost fits its deadline"
     )
-    jobs = "batch: jobs run in a process of their own"
+    batch = limits.batch
+    jobs = (
+        f"batch: at most {batch.max_running} submissions with {batch.max_bytes / 2**20:.3g} MiB of bodies at once, written down "
+        f"one after the other; jobs run in a process of their own"
+    )
     return [realtime, others, jobs]
 
 

@@ -31,9 +31,11 @@ import numpy as np
 
 from tiercel.errors import CapacityError, DeadlineError, ModelError, TiercelError
 from tiercel.serving.admission import Admission
+from tiercel.serving.batch_scoring import copy_of, score_parts
 from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.pace import Pace
 from tiercel.serving.schedule import Lines, advance, next_batch
+from tiercel.serving.waiters import CallWaiter, FutureWaiter
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -45,37 +47,21 @@ if TYPE_CHECKING:
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.cost import CostCurve
     from tiercel.serving.schedule import Waiting
+    from tiercel.serving.waiters import AnswerCall, Waiter
 
 log = logging.getLogger("tiercel.serving")
 
 BUDGET_US = Tier.NEAR_REALTIME.budget_us or 0
 #: Members of a failed batch that fail alone, before the others are not tried any more.
 MAX_STRIKES = 3
+#: How long the event loop is waited for before its work is done by `poll`.
+PATIENCE_NS = 1_000_000
+#: What was learned so long ago, and asked for so often since, is doubted: who is refused for it would never teach otherwise.
+DOUBT_NS, DOUBT_ASKED = 250_000_000, 16
 #: A batch that is so much later than foreseen hangs; its waiters are told, since nothing can interrupt it.
 STUCK_NS = 1_000_000_000
 
 _BY_DUE = attrgetter("due_ns")
-
-
-class _Waiter(asyncio.Future["NDArray[np.float64]"]):
-    """One accepted request: the future its client awaits, and the rows that are still to be scored."""
-
-    def __init__(self, batcher: Batcher, rows: NDArray[np.float32], due_ns: int, *, loop: Any) -> None:
-        super().__init__(loop=loop)
-        self.batcher = batcher
-        self.rows = rows
-        self.due_ns = due_ns
-        self.rest = self.unscored = len(rows)  # not in a batch yet; not scored yet
-        self.is_large = False
-        self.is_suspect = False
-        self.scores: NDArray[np.float64] | None = None  # of a request in several parts
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """The client is gone: leave the queue at once. What runs already is scored, and dropped."""
-        if not super().cancel(msg=msg):
-            return False
-        self.batcher._cancelled(self)  # noqa: SLF001 - one unit with its batcher
-        return True
 
 
 class _Trial:
@@ -89,7 +75,7 @@ class _Trial:
 class _Suspect:
     """One member of a failed batch: rows `start` to `stop` of a request."""
 
-    def __init__(self, waiter: _Waiter, start: int, stop: int, trial: _Trial) -> None:
+    def __init__(self, waiter: Waiter, start: int, stop: int, trial: _Trial) -> None:
         self.waiter, self.start, self.stop, self.trial = waiter, start, stop, trial
         self.due_ns, self.rest = waiter.due_ns, stop - start
 
@@ -97,13 +83,13 @@ class _Suspect:
 class _Batch:
     """What is being scored."""
 
-    def __init__(
-        self, parts: list[tuple[_Waiter, int, int]], began_ns: int, ends_ns: int, trial: _Trial | None
-    ) -> None:
+    def __init__(self, parts: list[tuple[Waiter, int, int]], began_ns: int, ends_ns: int, trial: _Trial | None) -> None:
         self.parts = parts
         self.n_rows = sum(stop - start for _, start, stop in parts)
         self.began_ns, self.ends_ns = began_ns, ends_ns
         self.trial = trial
+        self.done: Future[Any] | None = None  # once it is scored
+        self.done_ns = 0
 
 
 class Batcher:
@@ -155,16 +141,18 @@ class Batcher:
         self._budget_us = budget_us
         self._counters, self._told_rows = counters, 0
         self._pace = Pace(cost, budget_us)
-        self._small: list[_Waiter] = []
-        self._large: list[_Waiter] = []
+        self._small: list[Waiter] = []
+        self._large: list[Waiter] = []
         self._alone: list[_Suspect] = []
         self._lines = Lines(self._small, self._large, self._alone)
         self._admission = Admission(self._lines, self._pace)
         self._running: _Batch | None = None
         self._is_stuck = False
-        self._is_woken = False
+        self._is_woken, self._woken_ns = False, 0
+        self._is_busy = False  # who is told something may come back with the next request, and poll
         self._is_closing = False
         self._n_open = 0  # accepted and not answered
+        self._learned_ns = self._n_asked = 0  # when a batch was last learned from, and how many asked for that since
         self._drained = asyncio.Event()
         self._watch: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -194,11 +182,17 @@ class Batcher:
     def predicted_wait_us(self, n_rows: int = 1) -> int:
         """When `n_rows` that come now, behind everything that waits, would be done."""
         now_ns = self._clock()
+        if self._is_doubtful(now_ns):
+            return self.need_us(n_rows)
         return int(self._free_ns(now_ns) - now_ns + self._pace.terms.all_ns(self._lines.n_rows + n_rows)) // 1000
 
     def need_us(self, n_rows: int = 1) -> int:
         """What scoring `n_rows` takes where nothing else waits."""
-        return int(self._pace.terms.all_ns(n_rows)) // 1000
+        self._n_asked += 1
+        needed_ns = int(self._pace.terms.all_ns(n_rows))
+        if self._is_doubtful(self._clock()):
+            needed_ns = min(needed_ns, self._pace.hoped_ns(n_rows))
+        return needed_ns // 1000
 
     def submit(self, rows: NDArray[np.float32], due_ns: int) -> asyncio.Future[NDArray[np.float64]]:
         """Have `rows` scored by `due_ns`.
@@ -220,10 +214,28 @@ class Batcher:
             raise ValueError(f"Expected float32 rows of {self.n_features} features, got {rows.dtype} {rows.shape}")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        waiter = _Waiter(self, np.ascontiguousarray(rows), due_ns, loop=self._loop)
+        waiter = FutureWaiter(self._cancelled, np.ascontiguousarray(rows), due_ns, loop=self._loop)
         if waiter.rest == 0:
             waiter.set_result(np.empty((0, self.n_outputs)))
-            return waiter
+        else:
+            self._accept(waiter)
+        return waiter
+
+    def submit_call(self, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall) -> CallWaiter:
+        """As `submit`, for C-contiguous rows of which there is at least one; `answer` is called instead of a future's end.
+
+        `answer(scores, None)` or `answer(None, error)` comes once, from the event loop and not from within this call, unless
+        what is returned is cancelled before.
+        """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        waiter = CallWaiter(self._cancelled, rows, due_ns, answer)
+        self._accept(waiter)
+        return waiter
+
+    def _accept(self, waiter: Waiter) -> None:
+        """Put a request in line. Raises as `submit`."""
+        due_ns = waiter.due_ns
         self._admit(waiter)
         line = self._large if waiter.is_large else self._small
         if not line or line[-1].due_ns <= due_ns:
@@ -234,7 +246,22 @@ class Batcher:
         self._tell_rows()
         self._n_open += 1
         self._wake()
-        return waiter
+
+    def poll(self) -> None:
+        """Do now what the event loop has been asked to do: take back a batch that is scored, start the next.
+
+        PERF: libuv calls back between rounds of reading, and a round takes as many as 48 x 1024 ready sockets: seconds, in
+        which the requests that are read would wait for a batch that nobody starts. So whoever reads them calls this. Rounds
+        that are short are let be: all they read shares a batch.
+        """
+        if self._is_busy:
+            return
+        batch, now_ns = self._running, self._clock()
+        if batch is None:
+            if self._is_woken and now_ns - self._woken_ns > PATIENCE_NS:
+                self._start_next()
+        elif batch.done is not None and now_ns - batch.done_ns > PATIENCE_NS:
+            self._end(batch, batch.done)
 
     async def close(self, *, drain: bool = True) -> None:
         """Refuse new requests, and return when all accepted ones are answered. May be called again.
@@ -254,13 +281,18 @@ class Batcher:
 
     # Who is let in
 
-    def _admit(self, waiter: _Waiter) -> None:
+    def _admit(self, waiter: Waiter) -> None:
         """Refuse, or return."""
         now_ns, n, terms = self._clock(), waiter.rest, self._pace.terms
         if self._is_closing:
             self.refused["closing"] += 1
             raise self._shut("closing")
+        self._n_asked += 1
         left_ns, needed_ns = waiter.due_ns - now_ns, terms.all_ns(n)
+        if needed_ns > left_ns >= self._pace.hoped_ns(n) and self._is_doubtful(now_ns):
+            self._pace.doubt()
+            terms = self._pace.terms
+            needed_ns = terms.all_ns(n)
         if needed_ns > left_ns:
             self.refused["deadline"] += 1
             raise DeadlineError(
@@ -296,33 +328,41 @@ class Batcher:
         """When the next batch can start, as foreseen."""
         return now_ns if self._running is None else max(now_ns, self._running.ends_ns)
 
+    def _is_doubtful(self, now_ns: int) -> bool:
+        """Whether nothing happens here that would show how long batches take now, though many want to know."""
+        is_idle = self._running is None and not self._lines.n_rows
+        return is_idle and self._n_asked > DOUBT_ASKED and now_ns - self._learned_ns >= DOUBT_NS
+
     # Batches
 
     def _wake(self) -> None:
         if self._running is None and not self._is_woken and self._loop is not None:
-            self._is_woken = True
+            self._is_woken, self._woken_ns = True, self._clock()
             self._loop.call_soon(self._start_next)
 
     def _start_next(self) -> None:
         """Start a batch, if none runs and somebody waits."""
-        self._is_woken = False
-        while self._running is None and (self._small or self._large or self._alone):
-            now_ns = self._clock()
-            self._expire(now_ns)
-            chosen = next_batch(self._lines, now_ns, self._pace.terms)
-            if chosen:
-                self._start(chosen, now_ns)
+        self._is_woken, self._is_busy = False, True
+        try:
+            while self._running is None and (self._small or self._large or self._alone):
+                now_ns = self._clock()
+                self._expire(now_ns)
+                chosen = next_batch(self._lines, now_ns, self._pace.terms)
+                if chosen:
+                    self._start(chosen, now_ns)
+        finally:
+            self._is_busy = False
         if not self._lines.n_rows:
             self._admission.is_tight = False
 
     def _start(self, chosen: list[tuple[Waiting, int]], now_ns: int) -> None:
-        parts: list[tuple[_Waiter, int, int]] = []
+        parts: list[tuple[Waiter, int, int]] = []
         trial = None
         for item, take in chosen:
             if isinstance(item, _Suspect):
                 parts.append((item.waiter, item.start, item.stop))
                 trial = item.trial
-            elif isinstance(item, _Waiter):
+            elif isinstance(item, FutureWaiter | CallWaiter):
                 start = len(item.rows) - item.rest
                 parts.append((item, start, start + take))
         lines = self._lines
@@ -334,7 +374,7 @@ class Batcher:
         batch = _Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         try:
             done = self._executor.submit(
-                _run, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
+                score_parts, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
             )
         except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
             for waiter, _, _ in parts:
@@ -347,6 +387,7 @@ class Batcher:
 
     def _hand_back(self, batch: _Batch, done: Future[Any]) -> None:
         """From the scoring thread to the event loop."""
+        batch.done_ns, batch.done = self._clock(), done
         try:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._end, batch, done)
@@ -355,8 +396,10 @@ class Batcher:
 
     def _end(self, batch: _Batch, done: Future[Any]) -> None:
         """Answer a batch's waiters and start the next."""
+        if batch is not self._running:
+            return  # `poll` was first
         now_ns = self._clock()
-        self._running, self._is_stuck = None, False
+        self._running, self._is_stuck, self._is_busy = None, False, True
         error = None if done.cancelled() else done.exception()
         if done.cancelled():
             for waiter, _, _ in batch.parts:
@@ -381,7 +424,7 @@ class Batcher:
         if batch.trial is not None:
             batch.trial.has_passed = True
 
-    def _answer(self, waiter: _Waiter, start: int, stop: int, scores: NDArray[np.float64], now_ns: int) -> None:
+    def _answer(self, waiter: Waiter, start: int, stop: int, scores: NDArray[np.float64], now_ns: int) -> None:
         if waiter.done():
             return
         if stop - start == len(waiter.rows):
@@ -399,6 +442,7 @@ class Batcher:
         self._close_one()
 
     def _learn(self, batch: _Batch, scored_ns: int, now_ns: int) -> None:
+        self._learned_ns, self._n_asked = now_ns, 0
         self.batches += 1
         self.rows += batch.n_rows
         self.batch_sizes[(batch.n_rows - 1).bit_length()] += 1
@@ -436,19 +480,19 @@ class Batcher:
                 for suspect in [each for each in self._alone if each.trial is trial]:
                     self._fail_scoring(suspect.waiter, error)
 
-    def _fail_scoring(self, waiter: _Waiter, error: BaseException) -> None:
+    def _fail_scoring(self, waiter: Waiter, error: BaseException) -> None:
         """Each waiter gets an error of its own: a shared one would gather the tracebacks of all who await it."""
         if waiter.done():
             return
         self.failed += 1
         try:
-            own = _copy_of(error, len(waiter.rows))
+            own = copy_of(error, len(waiter.rows))
         except Exception:  # noqa: BLE001 - an error that cannot even be told; who waits must hear something
             own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}")
         own.__cause__ = error
         self._fail(waiter, own)
 
-    def _fail(self, waiter: _Waiter, error: TiercelError) -> None:
+    def _fail(self, waiter: Waiter, error: TiercelError) -> None:
         if waiter.done():
             return
         self._withdraw(waiter)
@@ -469,7 +513,7 @@ class Batcher:
                     break
                 self._drop(first.waiter if isinstance(first, _Suspect) else first, now_ns)
 
-    def _drop(self, waiter: _Waiter, now_ns: int) -> None:
+    def _drop(self, waiter: Waiter, now_ns: int) -> None:
         self.expired += 1
         left_us = (waiter.due_ns - now_ns) // 1000
         needed_us = self._pace.terms.all_ns(waiter.unscored) // 1000
@@ -483,12 +527,12 @@ class Batcher:
             ),
         )
 
-    def _cancelled(self, waiter: _Waiter) -> None:
+    def _cancelled(self, waiter: Waiter) -> None:
         self.cancelled += 1
         self._withdraw(waiter)
         self._close_one()
 
-    def _withdraw(self, waiter: _Waiter) -> None:
+    def _withdraw(self, waiter: Waiter) -> None:
         """Take what still waits of it out of the lines."""
         if waiter.rest:
             line = self._large if waiter.is_large else self._small
@@ -512,7 +556,7 @@ class Batcher:
             self._counters.set("near_realtime_waiting_rows", max(0, waiting + difference))
             self._told_rows += difference
 
-    def _count(self, waiter: _Waiter, n_rows: int) -> None:
+    def _count(self, waiter: Waiter, n_rows: int) -> None:
         if waiter.is_large:
             self._lines.other_rows += n_rows
         else:
@@ -553,38 +597,3 @@ class Batcher:
                 self._drop(waiter, now_ns)
         self._expire(now_ns)
         self._look_in(1000 * self._budget_us)
-
-
-def _copy_of(error: BaseException, n_rows: int) -> TiercelError:
-    if isinstance(error, TiercelError):
-        kind, arguments, state = error.__reduce__()[1]
-        own: TiercelError = kind.__new__(kind, *arguments)
-        own.args = arguments
-        own.__dict__.update(state)
-        return own
-    return ModelError(f"The model failed to score {n_rows} rows: {type(error).__name__}: {error}")
-
-
-def _run(
-    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-    parts: list[NDArray[np.float32]],
-    n_outputs: int,
-    clock_ns: Callable[[], int],
-) -> tuple[NDArray[np.float64], int]:
-    """In a scoring thread: (scores of all parts, nanoseconds it took).
-
-    Raises:
-        ModelError: what came back is not scores of these rows.
-        Exception: the scorer's.
-    """
-    began_ns = clock_ns()
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    scores: Any = score(rows)
-    took_ns = clock_ns() - began_ns
-    if not isinstance(scores, np.ndarray):
-        raise ModelError(f"Expected a float64 array of scores from the model, got {type(scores).__name__}")
-    if scores.shape != (len(rows), n_outputs) or scores.dtype != np.float64:
-        raise ModelError(
-            f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
-        )
-    return scores, took_ns

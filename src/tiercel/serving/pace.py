@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 BATCH_SHARE = 1 / 4
 #: Weight of one observation of what a batch takes besides scoring.
 WEIGHT = 1 / 16
+#: Twice the usual and this is the most that one batch's time besides scoring counts as.
+STALL_NS = 1_000_000
 #: The best size of a batch is looked for again after so many; after each of the first, which teach the most.
 RESIZE_EVERY = 16
 FIRST_BATCHES = 64
@@ -32,6 +34,7 @@ class Pace:
         self._cost, self._budget_us = cost, budget_us
         self._overhead_ns = self._spread_ns = 0.0  # of a batch besides scoring: mean, and mean difference from it
         self._n_learned = 0
+        self._doubted: tuple[CostCurve, float, float] | None = None  # what was learned, until the next batch
         self._resize()
 
     @property
@@ -44,10 +47,28 @@ class Pace:
         """What a batch takes besides scoring: waiting for a thread and for the event loop."""
         return int(self._overhead_ns + 2 * self._spread_ns)
 
+    def hoped_ns(self, n_rows: int) -> int:
+        """What `n_rows` would take if what was learned were no longer so."""
+        return int(1000 * self._cost.hoped_us(n_rows))
+
+    def doubt(self) -> None:
+        """Forget what was learned until the next batch shows whether it still holds."""
+        if self._doubted is None:
+            self._doubted = self._cost, self._overhead_ns, self._spread_ns
+            self._cost, self._overhead_ns, self._spread_ns = self._cost.unlearned(), 0.0, 0.0
+            self._resize()
+
     def learn(self, n_rows: int, scored_ns: int, other_ns: int) -> None:
         """A batch took `scored_ns` to score, and `other_ns` besides, from its start to its answers."""
+        if self._doubted is not None:
+            cost, overhead_ns, spread_ns = self._doubted
+            if 2 * (scored_ns + other_ns) >= 1000 * cost.typical_us(n_rows) + overhead_ns:  # it does hold
+                self._cost, self._overhead_ns, self._spread_ns = cost, overhead_ns, spread_ns
+                self._resize()
+            self._doubted = None
         self._cost.observe(n_rows, max(scored_ns, 1) / 1000)
-        difference = min(max(0, other_ns), 250 * self._budget_us) - self._overhead_ns  # one stall is not the next one's
+        # One stall is not the next one's: what is much more than usual counts as a little more than usual.
+        difference = min(max(0, other_ns), 2 * self._overhead_ns + STALL_NS) - self._overhead_ns
         self._overhead_ns += WEIGHT * difference
         self._spread_ns += WEIGHT * (abs(difference) - self._spread_ns)
         self._n_learned += 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tiercel._hot.plan import ServingPlan
     from tiercel.monitor.counting import WorkerCounters
+    from tiercel.serving.waiters import AnswerCall, CallWaiter
 
 #: Scoring threads of a worker. Two: while one version scores, another need not wait for all of it.
 N_THREADS = 2
@@ -61,6 +62,15 @@ class Queues:
     async def score(self, plan: ServingPlan, rows: NDArray[np.float32], due_ns: int) -> NDArray[np.float64]:
         """Scores of `rows` by `due_ns`. Raises as `Batcher.submit` and its future."""
         return await self.of(plan).submit(rows, due_ns)
+
+    def submit_call(self, plan: ServingPlan, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall) -> CallWaiter:
+        """As `Batcher.submit_call`."""
+        return self.of(plan).submit_call(rows, due_ns, answer)
+
+    def poll(self) -> None:
+        """`Batcher.poll` of every queue."""
+        for _, _, batcher in list(self._batchers.values()):
+            batcher.poll()
 
     def wait_us(self, plan: ServingPlan, n_rows: int) -> int:
         """What `n_rows` of a plan would wait for now, their own scoring included."""

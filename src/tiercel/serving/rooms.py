@@ -1,4 +1,4 @@
-"""The partition of a worker's near-realtime tier, as the models it serves give it; known before a body is read."""
+"""The partitions of a worker's near-realtime and batch tiers, as the models it serves give them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_BODY_BYTES: Final = 4 << 20
 
 
 class Rooms:
-    """Room for near-realtime requests. Batch jobs have the job store's, realtime requests need none.
+    """Room for near-realtime requests and for submissions of batch jobs; realtime requests need none.
 
     Args:
         engine: whose models are served.
@@ -45,6 +45,8 @@ class Rooms:
         self.limits: Limits = derive_limits({}, n_cores, max_body_bytes)
         near = self.limits.near_realtime
         self._near = Partition("the near-realtime tier", near.max_running, near.max_bytes, near.held_us)
+        batch = self.limits.batch
+        self._batch = Partition("the batch tier", batch.max_running, batch.max_bytes, batch.held_us)
 
     def follow(self, routes: Routes) -> None:
         """Hold to what the models that are served now give. Who is inside stays."""
@@ -66,9 +68,18 @@ class Rooms:
         Raises:
             CapacityError: there is none.
         """
-        if tier != Tier.NEAR_REALTIME:
+        if tier not in {Tier.NEAR_REALTIME, Tier.BATCH}:
             return None
-        return self._near.enter(self._near.max_bytes // self._near.max_running if n_bytes is None else n_bytes)
+        room = self._batch if tier == Tier.BATCH else self._near
+        return room.enter(room.max_bytes // room.max_running if n_bytes is None else n_bytes)
+
+    def enter_job(self, stay: Stay | None, n_bytes: int) -> Stay | None:
+        """A place for submitting a job, to be left; None: the `stay` that its request has already is one. Raises as `enter`."""
+        return None if self.is_job(stay) else self._batch.enter(n_bytes)
+
+    def is_job(self, stay: Stay | None) -> bool:
+        """Whether a place is one for submitting a job."""
+        return stay is not None and stay.is_in(self._batch)
 
     def _tier_profile(self, name: str, tier: Tier, measured: CostProfile) -> TierProfile:
         declared = self._declared.get(name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tiercel.errors import (
@@ -19,22 +18,22 @@ from tiercel.errors import (
     InvalidNameError,
     ModelUnavailableError,
     NotFoundError,
-    ParityError,
     RequestError,
+    ScoreError,
     TiercelError,
     TierDeniedError,
 )
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
-from tiercel.serving.answers import Answer, Degraded, Question, Served
+from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served
 from tiercel.serving.asked import Asked, require_time
 from tiercel.serving.cost import CostCurve
-from tiercel.serving.entity_key import keys_of
 from tiercel.serving.guard import Guard
-from tiercel.serving.ladder import Candidate, Reason, Rung, can_degrade, choose
+from tiercel.serving.ladder import Candidate, Rung, can_degrade, choose
 from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fits, check, fallback_misfits
-from tiercel.serving.last_scores import LastScores
+from tiercel.serving.question_check import require_answerable
 from tiercel.serving.queues import Queues
+from tiercel.serving.ready_answers import ReadyAnswers
 from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key, is_finite
 from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
 from tiercel.serving.shadow import ShadowQueue
@@ -46,28 +45,22 @@ if TYPE_CHECKING:
 
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel._hot.reply import ReplyIds
-    from tiercel.serving.deadline import Budget, Deadline
+    from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
-    from tiercel.serving.limits import Limits
+    from tiercel.serving.limits import Limits, Stay
+    from tiercel.serving.ready_answers import ReadyAnswer
+    from tiercel.serving.waiters import AnswerCall, CallWaiter
     from tiercel.settings import ModelSettings
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
 
 log = logging.getLogger("tiercel.serving")
 
-#: Of the last scores of all models in one worker.
-LAST_SCORES_BYTES = 64 << 20
 MAX_SHADOWS = 1024
 #: Longer than this nothing is scored where other requests wait.
 INLINE_US = Tier.REALTIME.budget_us or 0
-_NO_STAY = nullcontext()
-
-# Flags of a journal record: see PredictionFlag in prediction.pxd.
-DEGRADED, CHALLENGER, SHADOW = 4, 8, 16
-_RUNG_BITS = {Rung.FALLBACK: 1 << 8, Rung.LAST_SCORE: 2 << 8, Rung.DEFAULT: 3 << 8}
-_REASON_BITS = {
-    Reason.DEADLINE: 1 << 12, Reason.OVERLOADED: 2 << 12, Reason.UNAVAILABLE: 3 << 12, Reason.FAILED: 4 << 12
-}  # fmt: skip
+QUEUED_US = Tier.NEAR_REALTIME.budget_us or 0
+_NO_STAY: AbstractContextManager[None] = nullcontext()
 
 
 class Router:
@@ -102,7 +95,7 @@ class Router:
         self._routes: object = None
         self._fits: dict[tuple[str, int, str, int], bool] = {}  # see `_may_stand_in`
         self._guards: dict[str, Guard] = {}
-        self._last_scores = LastScores(LAST_SCORES_BYTES)
+        self._ready = ReadyAnswers()
         self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle, count=self._counters.add)
         self._told: set[tuple[str, type[Exception]]] = set()
 
@@ -123,7 +116,7 @@ class Router:
         self._follow_routes()
         return self._rooms.limits
 
-    def enter(self, reference: str, n_bytes: int | None) -> AbstractContextManager[object]:
+    def enter(self, reference: str, n_bytes: int | None) -> AbstractContextManager[Stay | None]:
         """A place for a request with a body of `n_bytes` (None: it does not say), asked for before that is read.
 
         Raises:
@@ -137,6 +130,23 @@ class Router:
             self._counters.add("refused_capacity")
             raise
         return _NO_STAY if stay is None else stay
+
+    def enter_job(self, stay: Stay | None, n_bytes: int) -> AbstractContextManager[Stay | None]:
+        """A place for a request that turned out to be a job, whatever its model's tier; `stay` is what `enter` gave it.
+
+        Raises:
+            CapacityError: there is none.
+        """
+        try:
+            found = self._rooms.enter_job(stay, n_bytes)
+        except CapacityError:
+            self._counters.add("refused_capacity")
+            raise
+        return _NO_STAY if found is None else found
+
+    def is_job(self, stay: Stay | None) -> bool:
+        """Whether the request that was given this place can only become a job."""
+        return self._rooms.is_job(stay)
 
     async def find(self, reference: str) -> ServingPlan:
         """The plan that a reference ("name", "name@alias", "name:version") names.
@@ -182,6 +192,33 @@ class Router:
             prepared.stage_us(),
             served.deadline,
         )
+
+    def compiled_fallback(self, champion: ServingPlan) -> ServingPlan | None:
+        """The fallback of a champion, where the compiled path may ask it in its place."""
+        declared = self._declared.get(champion.model)
+        if declared is None or declared.fallback is None:
+            return None
+        plan = self._engine.find_plan(declared.fallback)
+        if plan is None or not plan.is_plain or (plan.model, plan.version) == (champion.model, champion.version):
+            return None
+        return plan if self._may_stand_in(champion, declared.fallback, plan) else None
+
+    def submit(self, prepared: Prepared, due_ns: int, answer: AnswerCall) -> CallWaiter:
+        """Queue a question that the compiled path assembled (`plan.is_queued`); `answer` gets its scores, or an error, once.
+
+        Raises:
+            CapacityError, DeadlineError: refused, and nobody else was asked.
+        """
+        self._follow_routes()
+        return self._queues.submit_call(prepared.plan, prepared.rows(), due_ns, answer)
+
+    def poll(self) -> None:
+        """See `Batcher.poll`; for whoever reads many requests without giving way to the event loop."""
+        self._queues.poll()
+
+    def outlasts_tier(self, prepared: Prepared) -> bool:
+        """Whether so many rows cannot be promised within their tier's bound."""
+        return self._needs_long(prepared.plan, prepared.n_rows) is not None
 
     async def plan_for_job(self, reference: str, tier: Tier | None) -> ServingPlan | None:
         """The plan of a question that becomes a job: it asks for that, or its model has no other tier. Else None.
@@ -257,12 +294,7 @@ class Router:
         # What somebody asked of a certain version by its number or alias is not what the model answers.
         if declared is None or not served.is_declared or served.degraded is not None:
             return
-        if declared.last_score_max_age_s > 0:
-            keys = keys_of(question.entities, served.prepared.n_rows)
-            if keys is not None:
-                now_us = time.monotonic_ns() // 1000
-                rows = [_row(score) for score in served.prepared.scores()]
-                self._last_scores.put_rows(plan.model, keys, plan.version, rows, now_us)
+        self._ready.remember(declared, served.prepared, question)
         if declared.shadow is not None:
             self._offer_shadow(declared.shadow, plan, question)
 
@@ -280,7 +312,7 @@ class Router:
         asked = Asked.of(budget, Tier.REALTIME if champion is None else Tier(champion.tier), declared)
         blamed: tuple[int, Exception] | None = None
         plans: dict[int, ServingPlan] = {}  # by place in `candidates`
-        ready: dict[int, tuple[Any, int | None]] = {}  # likewise
+        ready: dict[int, ReadyAnswer] = {}  # likewise
         if champion is None:
             candidates = [Candidate(Rung.CHAMPION, declared.name, None, 0, refusal)]
         else:
@@ -293,20 +325,25 @@ class Router:
             left_us, deadline = asked.left_us(), asked.deadline  # one moment for the look and the choice
             if len(candidates) == 1 and not candidates[0].fits(left_us):
                 await self._add_fallback(declared, champion, question, asked, candidates, plans)
-                ready = self._add_ready_answers(declared, champion, question, candidates)
+                if champion is not None and declared.has_stand_in:
+                    require_answerable(champion, question)
+                    ready = self._ready.offer(declared, champion, question, candidates)
                 left_us = asked.left_us()
             choice = choose(candidates, left_us, None if deadline is None else deadline.budget_us)
             place = candidates.index(choice.candidate)
             if place in ready:
-                return self._served_ready(choice.rung, choice.reason, ready[place], champion, question, asked)
+                return ready[place].serve(choice, candidates[0].label, question, asked)
             plan = plans[place]
             try:
                 if choice.rung is Rung.CHAMPION:
                     prepared = await self._score(plan, question, asked)
+                    if declared.has_stand_in:
+                        _require_finite(prepared)
                     if blamed is not None:  # the question was right after all
                         self._settle(declared.name, *blamed)
                     return Served(prepared, asked.deadline, is_declared=True)
                 prepared = await self._score(plan, question.narrowed(plan, champion), asked)
+                _require_finite(prepared)
             except Exception as error:
                 # What a stand-in finds wrong with a question says nothing about the question: it was put to another model.
                 if choice.rung is Rung.CHAMPION and not can_degrade(error):
@@ -315,7 +352,7 @@ class Router:
                 # Without its frames: they lead back to the candidates, and only the collector would free them.
                 candidates[place] = choice.candidate.refused(error.with_traceback(None))
                 continue
-            return _degraded(prepared, asked.deadline, choice.rung, choice.reason, candidates[0].label)
+            return Served.instead(prepared, asked.deadline, choice, candidates[0].label)
 
     def _tell(self, candidate: Candidate, error: Exception) -> None:
         """Say once for each version and kind of failure why it did not answer: clients hear of it in one word."""
@@ -357,12 +394,16 @@ class Router:
 
     def _due_ns(self, plan: ServingPlan, n_rows: int, begin_ns: int) -> int:
         """When a queued question is due that nobody set a deadline for."""
-        budget_us = Tier.NEAR_REALTIME.budget_us or 0
-        needed_us = int(max(plan.need_us(n_rows), self._queues.need_us(plan, n_rows)))
-        if 2 * needed_us <= budget_us:
-            return begin_ns + 1000 * budget_us
+        needed_us = self._needs_long(plan, n_rows)
+        if needed_us is None:
+            return begin_ns + 1000 * QUEUED_US
         # So many rows cannot keep the tier's bound: they are done when they are done.
         return time.monotonic_ns() + 2000 * (self._queues.wait_us(plan, n_rows) + needed_us)
+
+    def _needs_long(self, plan: ServingPlan, n_rows: int) -> int | None:
+        """What so many rows take, in microseconds, where that is too long for their tier's bound."""
+        needed_us = int(max(plan.need_us(n_rows), self._queues.need_us(plan, n_rows)))
+        return None if 2 * needed_us <= QUEUED_US else needed_us
 
     # -- the ladder ---------------------------------------------------------------------------------------------------
 
@@ -414,45 +455,6 @@ class Router:
             fits = not fallback_misfits(champion.model, _known(champion), reference, _known(plan))
             self._fits[key] = fits
         return fits
-
-    def _add_ready_answers(
-        self, declared: ModelSettings, champion: ServingPlan | None, question: Question, candidates: list[Candidate]
-    ) -> dict[int, tuple[Any, int | None]]:
-        """Answers that need no model; returns {place: (scores, age)}. They are given in the champion's name."""
-        ready: dict[int, tuple[Any, int | None]] = {}
-        if champion is None:
-            return ready
-        if declared.last_score_max_age_s > 0:
-            keys = keys_of(question.entities, question.n_rows)
-            max_age_us = int(1e6 * declared.last_score_max_age_s)
-            now_us = time.monotonic_ns() // 1000
-            found = None if not keys else self._last_scores.get_rows(declared.name, keys, now_us, max_age_us)
-            if found and len(found[0].scores) == champion.n_outputs:
-                ready[len(candidates)] = [each.scores for each in found], max(each.age_us for each in found)
-                candidates.append(Candidate(Rung.LAST_SCORE, declared.name, found[0].version))
-        if declared.default_score is not None and champion.n_outputs == 1:
-            ready[len(candidates)] = declared.default_score, None
-            candidates.append(Candidate(Rung.DEFAULT, declared.name, None))
-        return ready
-
-    def _served_ready(
-        self,
-        rung: Rung,
-        reason: Reason | None,
-        ready: tuple[Any, int | None],
-        champion: ServingPlan | None,
-        question: Question,
-        asked: Asked,
-    ) -> Served:
-        assert champion is not None  # noqa: S101 - ready answers are offered only beside one
-        scores, age_us = ready
-        n_rows = question.n_rows if question.has_lists else -1
-        prepared = champion.blank(question.entities, n_rows, asked.begin_ns)
-        prepared.give_scores(scores)
-        served = _degraded(prepared, asked.deadline, rung, reason, f"{champion.model}:{champion.version}")
-        if served.degraded is None or age_us is None:
-            return served
-        return replace(served, degraded=replace(served.degraded, age_us=age_us))
 
     # -- arms ---------------------------------------------------------------------------------------------------------
 
@@ -559,28 +561,24 @@ def _known(plan: ServingPlan) -> KnownVersion:
     return KnownVersion(plan.signature, plan.join_keys, frozenset(features))
 
 
-def _degraded(
-    prepared: Prepared, deadline: Deadline | None, rung: Rung, reason: Reason | None, instead_of: str
-) -> Served:
-    why = reason or Reason.UNAVAILABLE
-    flags = DEGRADED | _RUNG_BITS[rung] | _REASON_BITS[why]
-    return Served(prepared, deadline, flags, Degraded(rung.value, instead_of, why.value), is_declared=True)
-
-
 def _require_finite(prepared: Prepared) -> None:
-    """A challenger's score must be a number.
+    """Refuse scores that are no numbers, where another can answer.
 
     Raises:
-        ParityError: it is not.
+        ScoreError: there is one.
     """
-    if not is_finite(prepared.scores()):
-        raise ParityError(f"Expected finite scores of version {prepared.plan.version}, got others")
+    scores = prepared.scores()
+    if is_finite(scores):
+        return
+    row = next(i for i, score in enumerate(scores) if not is_finite([score]))
+    where = "" if prepared.is_single else f" for row {row}"
+    raise ScoreError(
+        f"Expected finite scores of model '{prepared.plan.model}' version {prepared.plan.version}, got {scores[row]}{where}. "
+        f"Ask within the range of its training data, or register a version that scores it",
+        row=None if prepared.is_single else row,
+    )
 
 
 def _is_inline(plan: ServingPlan, n_rows: int) -> bool:
     """Whether so many rows may be scored where other requests wait, as the compiled path judges: reading is done there."""
     return plan.is_inline and plan.score_us(n_rows) <= INLINE_US
-
-
-def _row(score: Any) -> list[float]:
-    return score if isinstance(score, list) else [score]

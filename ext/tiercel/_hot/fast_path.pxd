@@ -1,0 +1,57 @@
+# fast_path.pxd - what all connections of a server share: the way to the plans, the output buffer, refusals to repeat.
+#
+# Owns   : the output buffer. Whoever fills it flushes it before anything else can run (protocol.pyx).
+# Lends  : request bodies to plans for the call.
+# GIL    : held throughout; a plan's work on a large body releases it.
+# Threads: all calls on the thread of the event loop.
+from tiercel._hot.counters cimport WorkerCounters
+from tiercel._hot.http cimport Head
+from tiercel._hot.output cimport Output
+from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
+from tiercel._hot.reply cimport ReplyIds
+from tiercel._hot.reply_head cimport HeadWriter
+from tiercel._hot.tensors cimport TensorTallies
+from tiercel._hot.typedefs cimport int64_t, uint8_t
+
+
+# A refusal that was just given, for as long as its words stay true of other questions: under overload it is what is said most.
+#
+# Owns   : references. Immutable.
+cdef class Refusal:
+    cdef ServingPlan plan
+    cdef bytes reply
+    cdef object headers                    # the list of uvicorn's headers that is in it
+    cdef str code, cell                    # to be counted with it
+    cdef int status, kind, source
+    cdef int64_t budget_us, until_ns, slack_ns
+    cdef Py_ssize_t n_rows
+
+    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers)
+
+
+# What all connections of a server share.
+cdef class FastPath:
+    cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
+    cdef readonly Py_ssize_t max_body_bytes, max_connections
+    cdef readonly bint hands_on_traced     # requests of a trace are the general path's
+    cdef object _engine, _hand_on, _refuse
+    cdef public object queue               # see fast_path.pyi; None: what needs a queue is handed on
+    cdef public Refusal late, full         # of a question whose time is over, of one that found no room; or None
+    cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
+    cdef bint _was_late
+    cdef int64_t _polled_ns
+    cdef ReplyIds _ids
+    cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path
+    cdef Output _out
+    cdef object _routes                    # the Routes that _plan was found in
+    cdef bytes _reference
+    cdef ServingPlan _plan                 # plan of _reference, or None
+    cdef HeadWriter _heads
+    cdef TensorTallies _tallies
+
+    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
+    cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept
+    cdef int _complete(self, Prepared prepared, scores, bint close) except -1
+    cdef bint _answer(
+        self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close, tuple told
+    )

@@ -1,0 +1,159 @@
+"""What all connections of a server share, and how they answer; see fast_path.pxd. Owner: tiercel.http.native."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdlib cimport free
+from libc.string cimport memcmp
+
+from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
+from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
+from tiercel._hot.output cimport Output, put, reserve
+from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Assembled, Prepared, ServingPlan, dispose
+from tiercel._hot.prediction cimport Stopwatch
+from tiercel._hot.reply cimport ReplyIds
+from tiercel._hot.reply_head cimport HeadWriter
+from tiercel._hot.tensors cimport TensorRequest, TensorTallies
+from tiercel._hot.typedefs cimport int64_t, uint8_t
+
+cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
+# Of a longer question that a stand-in is to answer the general path looks at so many rows (serving/question_check.py).
+cdef enum:
+    CHECKED_ROWS = 64
+
+
+cdef class Refusal:
+    def __init__(
+        self, Prepared asked not None, bytes reply not None, headers, *, int status, str code not None, str cell not None,
+        int64_t until_ns, int64_t slack_ns,
+    ):
+        self.plan, self.kind, self.n_rows = asked.plan, asked.kind, asked.n_rows
+        self.budget_us, self.source = asked.budget_us, asked._watch.budget_source
+        self.reply, self.headers, self.status, self.code, self.cell = reply, headers, status, code, cell
+        self.until_ns, self.slack_ns = until_ns, slack_ns
+
+    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers):
+        return (
+            asked.plan is self.plan and asked.kind == self.kind and asked.n_rows == self.n_rows
+            and asked._watch.budget_source == self.source
+            and asked._asked.due_ns - asked._arrival.begun_ns == 1000 * self.budget_us
+            and asked._asked.due_ns - now_ns <= self.slack_ns and now_ns < self.until_ns
+            and headers is self.headers
+        )
+
+
+cdef class FastPath:
+    def __init__(
+        self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
+        Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
+        WorkerCounters counters=None, bint hands_on_traced=False, TensorTallies tallies=None,
+    ):
+        self._engine = engine
+        self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
+        self.idle_timeout_s = idle_timeout_s
+        self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
+        self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
+        self._counters = WorkerCounters() if counters is None else counters
+        self._tallies = TensorTallies() if tallies is None else tallies
+        self.hands_on_traced = hands_on_traced
+        self._reference, self._heads = b"", HeadWriter()
+
+    def __dealloc__(self):
+        free(self._out.data)
+
+    @property
+    def answered(self):
+        """Requests this path answered."""
+        return self._counters.cells[<int>WORKER_ANSWERED]
+
+    cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length):
+        """The plan of a reference, or None. Most requests name what the one before named."""
+        routes = self._engine.routes
+        if (
+            routes is not self._routes
+            or length != PyBytes_GET_SIZE(self._reference)
+            or memcmp(PyBytes_AS_STRING(self._reference), reference, <size_t>length) != 0
+        ):
+            self._reference = PyBytes_FromStringAndSize(<const char*>reference, length)
+            name, _, version = self._reference.decode("ascii").partition("/versions/")
+            self._plan = routes.by_reference.get(f"{name}:{version}" if version else name)
+            self._routes = routes
+        return self._plan
+
+    cdef bint _answer(
+        self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close, tuple told
+    ):
+        """Append the reply to one body to the output buffer; False to hand the request on (`_was_late`: for that reason).
+
+        told: what the reply says behind its own fields, by kind of body, or None.
+        """
+        cdef Output* out = &self._out
+        cdef Py_ssize_t start = out.size, length, room = self._heads.room()
+        cdef Stopwatch watch
+        cdef TensorRequest tensors
+        cdef TensorRequest* request = &tensors if head.kind == BODY_TENSORS else NULL
+        tensors.header_length = head.header_length
+        if not reserve(out, room):
+            return False
+        # The body goes where the longest head would end; the head is written once its length is known.
+        out.size += room
+        if head.content_length >= RELEASE_GIL_BYTES:
+            with nogil:
+                length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
+        else:
+            length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
+        self._was_late = length == -2
+        if length < 0 or (told is not None and not _extend(out, start + room, head.kind, told)):
+            out.size = start
+            return False
+        length = out.size - start - room
+        if request is not NULL:
+            self._heads.write_tensors(out, start, length, tensors.json_bytes, close)
+            self._tallies.of(plan.model, plan.version).add(&watch, tensors.n_rows, arrival.wall_us, arrival.begun_ns)
+        else:
+            self._heads.write(out, start, length, head.kind, &watch, close)
+        self._counters.cells[<int>WORKER_ANSWERED] += 1
+        return True
+
+    cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept:
+        """Whether a plan would answer a body if it had the time; False: not, or only the general path can tell.
+
+        For who answers instead and does not read all of it: a client's mistake must not depend on how busy a server is.
+        """
+        cdef Assembled asked
+        cdef Stopwatch watch
+        cdef Arrival ample = arrival[0]
+        cdef Py_ssize_t most = min(self._ids.max_rows, <Py_ssize_t>CHECKED_ROWS)
+        ample.begun_ns = NEVER_NS // 2      # whatever its budget, it is not late
+        if not plan._assemble_body(
+            body, head.content_length, head.kind, &ample, most, NEVER_NS, 0, &asked, &watch, NULL
+        ):
+            return False
+        dispose(&asked)
+        return True
+
+    cdef int _complete(self, Prepared prepared, scores, bint close) except -1:
+        """Append the reply to a question that was scored elsewhere. Raises as Prepared.give_scores."""
+        cdef Output* out = &self._out
+        cdef Py_ssize_t start = out.size, length, room = self._heads.room()
+        cdef Py_ssize_t most = prepared.plan._form.most_bytes(prepared.n_rows)
+        prepared.give_scores(scores)
+        if not reserve(out, room + most):
+            raise MemoryError(f"No memory for a reply of {prepared.n_rows} rows")
+        length = prepared._reply_into(<char*>out.data + start + room, prepared.kind, self._ids, 0)
+        self._heads.write(out, start, length, prepared.kind, &prepared._watch, close)
+        self._counters.cells[<int>WORKER_ANSWERED] += 1
+        self._counters.cells[<int>NEAR_REALTIME_REQUESTS] += 1
+        return 0
+
+
+cdef bint _extend(Output* out, Py_ssize_t start, int kind, tuple told):
+    """Add to the fields of the reply at `start`, which is the last in `out`; see http/payload.py."""
+    cdef bytes more
+    if kind == BODY_JSON:
+        out.size -= 1       # "}"
+        more = told[0]
+    elif kind == BODY_MSGPACK:
+        out.data[start] += 1    # a map of less than 15
+        more = told[1]
+    else:
+        return False
+    return put(out, PyBytes_AS_STRING(more), PyBytes_GET_SIZE(more))

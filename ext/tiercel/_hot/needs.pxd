@@ -1,0 +1,47 @@
+# needs.pxd - what answering takes: as it was measured, and as it is now. Inline functions only.
+from libc.math cimport fabs
+
+from tiercel._hot.typedefs cimport int64_t
+
+
+# In nanoseconds; zeros: not measured.
+cdef struct Needs:
+    int64_t read_ns        # of the rows of one request
+    int64_t score_ns       # of a request
+    int64_t row_ns         # ... and of each of its rows
+    double seen_ns         # of scoring one row inline: what it took lately,
+    double spread_ns       # ... and the mean difference from that
+    int64_t seen_at_ns     # of the monotonic clock: when that was last seen,
+    int64_t n_asked        # ... and how often it was asked for since
+
+
+# What was seen so long ago, and asked for so often since, is doubted, and one request is let in that it would keep out: who
+# is refused for it is not scored, so it would never be seen to be quick again.
+cdef enum:
+    DOUBT_NS = 250_000_000
+    DOUBT_ASKED = 16
+
+
+cdef inline bint is_doubted(const Needs* needs, int64_t now_ns) noexcept nogil:
+    return needs.n_asked > DOUBT_ASKED and now_ns - needs.seen_at_ns >= DOUBT_NS
+
+
+# What scoring takes besides its rows: as measured, or as it is now where that is slower and not in doubt.
+cdef inline int64_t score_ns(Needs* needs, int64_t now_ns) noexcept nogil:
+    needs.n_asked += 1
+    if is_doubted(needs, now_ns):
+        return needs.score_ns
+    return max(needs.score_ns, <int64_t>(needs.seen_ns + 4 * needs.spread_ns) - needs.row_ns)
+
+
+# One row was scored inline. Means of about the last 64; a stall of the host counts as no more than 20 times the usual.
+cdef inline void observe(Needs* needs, int64_t took_ns, int64_t now_ns) noexcept nogil:
+    cdef double usual = <double>(needs.score_ns + needs.row_ns), difference
+    if usual <= 0:      # nothing was measured, so nothing is decided by it
+        return
+    if is_doubted(needs, now_ns) and 2 * took_ns <= needs.seen_ns:
+        needs.seen_ns, needs.spread_ns = took_ns, took_ns / 4.0     # the doubt was right
+    needs.seen_at_ns, needs.n_asked = now_ns, 0
+    difference = min(<double>took_ns, 20 * max(usual, needs.seen_ns)) - needs.seen_ns
+    needs.seen_ns += difference / 64
+    needs.spread_ns += (fabs(difference) - needs.spread_ns) / 64

@@ -1,0 +1,159 @@
+"""`tiercel drift --test`: rows as wholes, drawn from the prediction table."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from tiercel.cli.console import console, print_json, print_table, progress
+from tiercel.cli.durations import shown_moment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import duckdb
+
+    from tiercel.monitor.journal import PlanDeclaration
+    from tiercel.monitor.multivariate import MultivariateReport
+    from tiercel.registry import ModelVersion
+    from tiercel.settings import MonitorSettings
+
+_STYLES = {"drift": "bold red", "stable": "green"}
+_STAGES = {"classifier": "Train on exchanged labels", "mmd": "Compare rows"}
+
+
+def compare_rows(
+    project_dir: str,
+    model: str,
+    test: str,
+    against: str,
+    length_us: int,
+    end_us: int | None,
+    *,
+    rows: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Test and print.
+
+    Args:
+        project_dir: of the project.
+        model: NAME, NAME@ALIAS or NAME:VERSION.
+        test: "classifier" or "mmd".
+        against: "previous" or "last-week".
+        length_us: of the window.
+        end_us: of the window; None: now.
+        rows: drawn of either side; None: as by default.
+        seed: of the draw.
+        as_json: instead of a table.
+
+    Raises:
+        TiercelError: as `multivariate_report`, the registry and the prediction table.
+    """
+    from tiercel.monitor.multivariate import ROWS, multivariate_report
+    from tiercel.priority import stand_back
+    from tiercel.project import Project
+    from tiercel.registry import parse_reference
+
+    stand_back()  # before DuckDB starts its threads, which take after this one
+    end_us = time.time_ns() // 1000 if end_us is None else end_us
+    with Project(project_dir) as project:
+        version = project.registry.get(*parse_reference(model))
+        with (
+            _connect(project.settings.state_dir, project.settings.monitor, version.name) as connection,
+            progress() as at,
+        ):
+            report = multivariate_report(
+                connection, _declared(project.settings.state_dir, version), test,
+                begin_us=end_us - length_us, end_us=end_us, against=against,
+                most_rows=ROWS if rows is None else rows, seed=seed,
+                progress=lambda done, total: at(_STAGES[test], done, total),
+            )  # fmt: skip
+    if as_json:
+        print_json({**report.to_json(), "command": _command(report)})
+    else:
+        _print(report)
+
+
+def _connect(state_dir: Path, settings: MonitorSettings, model: str) -> duckdb.DuckDBPyConnection:
+    from tiercel.monitor.outcomes import open_outcomes
+    from tiercel.monitor.predictions import PredictionTable
+
+    PredictionTable(state_dir, settings).convert()
+    return open_outcomes(state_dir, settings, model=model)
+
+
+def _declared(state_dir: Path, version: ModelVersion) -> PlanDeclaration:
+    """What the version declared when it answered; what was registered, where it never did."""
+    from tiercel.monitor.journal import PlanDeclaration
+    from tiercel.monitor.prediction_ledger import TableLedger
+    from tiercel.monitor.predictions import PREDICTIONS
+
+    signature = version.facts.signature
+    known = TableLedger.read(state_dir / PREDICTIONS).versions.get(f"{version.name}:{version.version}")
+    return PlanDeclaration.from_json(
+        {"model": version.name, "version": version.version, "service": None, "service_fingerprint": None, "base": None}
+        | (
+            known
+            or {
+                "features": signature.features, "join_keys": (), "n_outputs": signature.n_outputs,
+                "task": signature.task.value, "classes": signature.classes,
+            }
+        )
+    )  # fmt: skip
+
+
+def _print(report: MultivariateReport) -> None:
+    from tiercel.monitor.drift_words import WORDS
+
+    style = _STYLES.get(report.verdict, "yellow")
+    what = "domain classifier" if report.test == "classifier" else "maximum mean discrepancy"
+    console.print(
+        f"[bold]{escape(report.model)}[/] version [bold]{report.version}[/] against {WORDS[report.against]}, {what}: "
+        f"[{style}]{report.verdict}[/]"
+    )
+    console.print(f"  {report.meaning}", markup=False)
+    for name, begin_us, end_us, n, n_requests in (
+        ("window", report.begin_us, report.end_us, report.n_rows, report.n_requests),
+        (
+            "compared with", report.reference_begin_us, report.reference_end_us, report.n_reference,
+            report.n_reference_requests,
+        ),
+    ):  # fmt: skip
+        span = f"{shown_moment(begin_us)} to {shown_moment(end_us)} UTC"
+        console.print(f"  {name}: {span}, {n:,} rows of {n_requests:,} requests")
+    if report.statistic is not None and report.effect is not None:
+        name = "AUC" if report.measure == "auc" else "MMD^2"
+        limit = "" if report.chance_limit is None else f", chance stays below {report.chance_limit:.4g} 99 times of 100"
+        effect = f" (effect {report.effect:+.4f})" if report.measure == "auc" else ""
+        console.print(
+            f"  {name} {report.statistic:.4g}{effect}, p = {report.p_value:.4g} "
+            f"among {report.n_exchanges:,} exchanges of requests{limit}"
+        )
+    for note in report.notes:
+        console.print(f"  [yellow]note[/]: {escape(note)}")
+    if report.features:
+        name = "AUC lost" if report.measure == "auc" else "MMD^2 lost"
+        print_table(
+            "What tells them apart", ("feature", name, "what changed"),
+            [(each.name, f"{each.loss:.2g}", each.change) for each in report.features],
+        )  # fmt: skip
+        console.print(f"[dim]{name}: when the feature's values are shuffled; features that tell the same share it[/]")
+    console.print(f"[dim]again: {escape(_command(report))}[/]")
+
+
+def _command(report: MultivariateReport) -> str:
+    """A command that tests the same rows again."""
+    end = datetime.fromtimestamp(report.end_us // 1_000_000, tz=UTC).replace(microsecond=report.end_us % 1_000_000)
+    length_us = report.end_us - report.begin_us
+    return shlex.join(
+        [
+            "tiercel", "drift", f"{report.model}:{report.version}", "--test", report.test, "--against", report.against,
+            "--window", f"{length_us // 1_000_000}s", "--end", end.isoformat(), "--rows", str(report.most_rows),
+            "--seed", str(report.seed),
+        ]
+    )  # fmt: skip

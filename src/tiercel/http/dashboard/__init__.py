@@ -1,0 +1,1 @@
+"""Pages on the admin port: which models serve, how fast, how well, and what wants somebody's attention."""

@@ -1,0 +1,92 @@
+"""How well models did and what it was worth, for pages: the reports of `tiercel performance`, made when somebody looks.
+
+They read the prediction table as it is. Bringing it up to date is the control process's other work.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from tiercel.types import Task
+
+if TYPE_CHECKING:
+    from tiercel.monitor.business import GroupValue, ValueReport
+    from tiercel.monitor.intervals import Estimate
+    from tiercel.monitor.performance import GroupPerformance, PerformanceReport
+    from tiercel.registry import ModelVersion
+    from tiercel.settings import Settings
+
+#: How far back, by the length of a window: about as many windows as a chart shows well.
+SPANS = {"7d": (7 * 86_400_000_000, 6 * 3_600_000_000), "30d": (30 * 86_400_000_000, 86_400_000_000)}
+_PREDICTIONS = "predictions"  # `tiercel.monitor.predictions.PREDICTIONS`
+#: Roles in the order they are shown in; `tiercel.monitor.outcomes.ARMS`.
+ROLES = ("champion", "challenger", "shadow")
+#: The figure that stands for a model where there is room for one.
+HEADLINE = {Task.BINARY: ("auc", "AUC"), Task.REGRESSION: ("mae", "MAE")}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's reports; `value` is None where nothing is said of money, and `value_problem` why it cannot be told."""
+
+    performance: PerformanceReport
+    value: ValueReport | None
+    value_problem: str = ""
+
+    def of(self, version: int, arm: str = "champion") -> GroupPerformance | None:
+        """A version's figures."""
+        return self.performance.find(version, arm)
+
+    def worth(self, version: int, arm: str = "champion") -> GroupValue | None:
+        """A version's money."""
+        groups = () if self.value is None else self.value.groups
+        return next((g for g in groups if (g.key.version, g.key.arm) == (version, arm)), None)
+
+    def headline(self, version: int, arm: str = "champion") -> tuple[str, Estimate] | None:
+        """The title and the figure that stand for a version."""
+        group, name = self.of(version, arm), HEADLINE.get(self.performance.task)
+        if group is None or name is None or name[0] not in group.metrics:
+            return None
+        return name[1], group.metrics[name[0]]
+
+
+def judge(settings: Settings, version: ModelVersion, *, span: str = "7d", as_of_us: int | None = None) -> Judged | None:
+    """The reports of a model; None where the prediction table has nothing of it.
+
+    Args:
+        settings: the project.
+        version: any of its versions: says what it predicts.
+        span: one of `SPANS`.
+        as_of_us: what came later is not looked at; None: now.
+
+    Raises:
+        TableError, OutcomesError, DefinitionError: as `performance_report`.
+    """
+    name, task = version.name, version.facts.signature.task
+    if not (settings.state_dir / _PREDICTIONS / f"model={quote(name, safe='')}").is_dir():
+        return None
+    # With them come a database and a file format, which the page that first asks for this need not wait for.
+    from tiercel.monitor.business import value_report
+    from tiercel.monitor.outcomes import open_outcomes
+    from tiercel.monitor.performance import choose_cohort, performance_report
+
+    as_of_us = time.time_ns() // 1000 if as_of_us is None else as_of_us
+    value_settings = settings.model(name).value
+    span_us, window_us = SPANS[span]
+    maturity_us = None if value_settings.label_maturity_s is None else round(value_settings.label_maturity_s * 1e6)
+    # One thread: what is behind a page must not take a second core from who answers requests.
+    with open_outcomes(settings.state_dir, settings.monitor, model=name, threads=1) as connection:
+        cohort, delay = choose_cohort(
+            connection, name, task, as_of_us=as_of_us, maturity_us=maturity_us, span_us=span_us, window_us=window_us
+        )
+        performance = performance_report(
+            connection, name, task, cohort, as_of_us=as_of_us, settings=value_settings, delay=delay
+        )
+        try:
+            value = value_report(connection, name, task, cohort, value_settings, as_of_us=as_of_us)
+        except Exception as error:  # noqa: BLE001 - figures are worth showing without money
+            return Judged(performance, None, str(error))
+    return Judged(performance, value)

@@ -1,0 +1,179 @@
+"""Where the compiled path's questions wait that are scored in batches: their door to the router's queues."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgpack
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from tiercel._hot.fast_path import Refusal
+from tiercel.errors import CapacityError, DeadlineError, TiercelError
+from tiercel.http import payload
+from tiercel.http.socket_wait import SocketWait
+from tiercel.http.status import body_of, headers_of, request_id_of, status_of
+from tiercel.serving.answers import Degraded, degrade_flags
+from tiercel.serving.asked import require_time
+from tiercel.serving.deadline import Deadline
+from tiercel.serving.ladder import Reason, Rung, reason_of
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from tiercel._hot.fast_path import FastPath, Place
+    from tiercel._hot.plan import Prepared, ServingPlan
+    from tiercel._hot.protocol import HotProtocol
+    from tiercel.monitor.counting import WorkerCounters
+    from tiercel.serving.router import Router
+
+log = logging.getLogger("tiercel.http")
+
+#: What a fallback is left of the deadline of a question that waits, and at most a quarter of that.
+MARGIN_NS = 5_000_000
+#: Versions that others stood in for, and are remembered with it. No plan is: it would keep its base from going.
+MAX_STAND_INS = 100
+#: How long a refusal is given again without a look: a queue that is full, and a time that is over.
+FULL_NS = 1_000_000
+LATE_NS = 1_000_000_000
+#: By the kind of a question's body: an error is in the request's own format.
+_MEDIA = (payload.JSON, payload.MSGPACK)
+
+
+class QueueDoor:
+    """What `FastPath.queue` is in a server; see `tiercel._hot.fast_path.Queue`.
+
+    Args:
+        router: whose queues these are.
+        path: whose requests wait.
+        counters: of the worker.
+
+    Threads: the event loop's only.
+    """
+
+    def __init__(self, router: Router, path: FastPath, counters: WorkerCounters) -> None:
+        self._router, self._path, self._counters = router, path, counters
+        self._wait: SocketWait | None = None
+        self._stand_ins: dict[tuple[str, int, str], tuple[tuple[bytes, bytes], int]] = {}
+
+    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | str | None:
+        """Queue a question; a question that finds no room is refused here, unless somebody else may answer it."""
+        due_ns = asked.due_ns
+        if asked.plan.has_stand_in:  # who is asked when the queue gives up needs time, too
+            due_ns -= min(MARGIN_NS, 250 * asked.budget_us)
+        try:
+            return self._router.submit(asked, due_ns, partial(hot.complete, asked))
+        except CapacityError as error:
+            if asked.plan.has_stand_in:
+                return "overloaded"
+            reply = self.refusal(asked, error, hot, close)
+            if close:  # which says so, and nobody else's is to
+                return reply
+            now_ns = time.monotonic_ns()
+            self._path.full = Refusal(
+                asked,
+                reply,
+                hot.server_state.default_headers,
+                status=status_of(error),
+                code=error.code,
+                cell="refused_capacity",
+                until_ns=now_ns + FULL_NS,
+                slack_ns=asked.due_ns - now_ns,
+            )
+            return reply
+        except DeadlineError as error:
+            if asked.plan.has_stand_in:
+                return "deadline"
+            # Without a deadline of its own, a question that takes longer than its tier promises is given that time.
+            if not asked.is_asked and self._router.outlasts_tier(asked):
+                return None
+            return self.refusal(asked, error, hot, close)
+
+    def stand_in(self, plan: ServingPlan, reason: str, /) -> tuple[ServingPlan, tuple[bytes, bytes], int] | None:
+        """See `tiercel._hot.fast_path.Queue`."""
+        fallback = self._router.compiled_fallback(plan)
+        if fallback is None:
+            return None
+        known = self._stand_ins.get((plan.model, plan.version, reason))
+        if known is None:
+            degraded = Degraded(Rung.FALLBACK.value, f"{plan.model}:{plan.version}", reason)
+            more = {"degraded": degraded.to_json()}
+            # As `payload.extend` has it.
+            told = b"," + orjson.dumps(more)[1:], msgpack.packb("degraded") + msgpack.packb(more["degraded"])
+            if len(self._stand_ins) >= MAX_STAND_INS:
+                self._stand_ins.clear()
+            known = told, degrade_flags(Rung.FALLBACK, Reason(reason))
+            self._stand_ins[plan.model, plan.version, reason] = known
+        return fallback, *known
+
+    def reason(self, error: Exception, /) -> str:
+        """See there."""
+        return reason_of(error).value
+
+    def poll(self, loop: asyncio.AbstractEventLoop, /) -> None:
+        """Keep the queues moving while nothing but reading happens, and see how far behind reading is."""
+        if self._wait is None:
+            self._wait = SocketWait(loop)
+        self._path.socket_wait_ns = self._wait.probe()
+        self._router.poll()
+
+    def close(self) -> None:
+        """The event loop is about to end."""
+        self._path.late = self._path.full = None
+        if self._wait is not None:
+            self._wait.close()
+            self._wait = None
+
+    def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
+        """Refuse a question whose deadline is too near, or over."""
+        plan, deadline = asked.plan, Deadline(asked.due_ns - 1000 * asked.budget_us, asked.budget_us, asked.source)
+        is_over = deadline.remaining_us() <= 0
+        try:
+            require_time(deadline, plan.need_us(asked.n_rows), plan.model)
+        except DeadlineError as error:
+            reply = self.refusal(asked, error, hot, close)
+            if is_over and not close:  # once it is over, the words do not depend on how long
+                self._path.late = Refusal(
+                    asked,
+                    reply,
+                    hot.server_state.default_headers,
+                    status=status_of(error),
+                    code=error.code,
+                    cell="refused_deadline",
+                    until_ns=time.monotonic_ns() + LATE_NS,
+                    slack_ns=0,
+                )
+            return reply
+        return None
+
+    def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:
+        """The same reply that `PredictEndpoint` would give."""
+        if isinstance(error, DeadlineError):
+            self._counters.add("refused_deadline")
+            error = DeadlineError(str(error), budget_us=asked.budget_us, needed_us=error.needed_us)
+        elif isinstance(error, CapacityError):
+            self._counters.add("refused_capacity")
+        kind, headers = _MEDIA[asked.kind], []
+        if isinstance(error, TiercelError):
+            request_id = request_id_of(())  # its head is gone
+            status, code = status_of(error), error.code
+            body, headers = body_of(error, request_id), headers_of(error, request_id)
+        else:
+            status, code = 500, "internal_error"
+            body = {"error": "The server failed; its log has the reason", "code": code}
+        if status == 500:
+            log.error("Prediction failed", exc_info=error)
+        self._counters.count_reply(status, code)
+        content = payload.encode(body, kind)
+        told = [
+            *hot.server_state.default_headers,
+            (b"content-type", kind.encode()),
+            (b"content-length", str(len(content)).encode()),
+            *headers,
+        ]
+        if close:
+            told.append((b"connection", b"close"))
+        return b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % each for each in told), b"\r\n", content])

@@ -1,0 +1,50 @@
+"""Scoring the rows of several requests at once, and telling each of them what went wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiercel.errors import ModelError, TiercelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+
+def copy_of(error: BaseException, n_rows: int) -> TiercelError:
+    """An error of its own for each of those who share a failed batch; `n_rows` are its rows."""
+    if isinstance(error, TiercelError):
+        kind, arguments, state = error.__reduce__()[1]
+        own: TiercelError = kind.__new__(kind, *arguments)
+        own.args = arguments
+        own.__dict__.update(state)
+        return own
+    return ModelError(f"The model failed to score {n_rows} rows: {type(error).__name__}: {error}")
+
+
+def score_parts(
+    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    parts: list[NDArray[np.float32]],
+    n_outputs: int,
+    clock_ns: Callable[[], int],
+) -> tuple[NDArray[np.float64], int]:
+    """In a scoring thread: (scores of all parts, nanoseconds it took).
+
+    Raises:
+        ModelError: what came back is not scores of these rows.
+        Exception: the scorer's.
+    """
+    began_ns = clock_ns()
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    scores: Any = score(rows)
+    took_ns = clock_ns() - began_ns
+    if not isinstance(scores, np.ndarray):
+        raise ModelError(f"Expected a float64 array of scores from the model, got {type(scores).__name__}")
+    if scores.shape != (len(rows), n_outputs) or scores.dtype != np.float64:
+        raise ModelError(
+            f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
+        )
+    return scores, took_ns

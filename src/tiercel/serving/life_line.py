@@ -1,0 +1,53 @@
+"""How a helper process of the control process hears that it must end: SIGTERM, or the end of its standard input."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+from typing import Any
+
+log = logging.getLogger("tiercel.serving")
+
+
+class ProcessStop:
+    """SIGTERM, or the end of standard input: whoever started this process is gone.
+
+    Args:
+        life_line: descriptor that is closed at the other end when that process ends.
+    """
+
+    def __init__(self, life_line: int) -> None:
+        self._life_line = life_line
+        self._is_told = False
+        self._reading, self._writing = socket.socketpair()
+        for end in (self._reading, self._writing):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until told to end; whether that is so."""
+        if not self._is_told:
+            ends: list[Any] = [self._reading, self._life_line]
+            ready, _, _ = select.select(ends, [], [], seconds)
+            if self._life_line in ready and not os.read(self._life_line, 4096):
+                log.warning("The control process is gone: stopping")
+                self._is_told = True
+        return self._is_told
+
+    def _on_signal(self, _signum: int, _frame: object) -> None:
+        self._is_told = True
+
+
+def read_line(descriptor: int) -> bytes | None:
+    """The first line, unbuffered: what follows it is the other end's silence. None: there is none."""
+    data = b""
+    while not data.endswith(b"\n"):
+        block = os.read(descriptor, 1 << 16)
+        if not block:
+            return None
+        data += block
+    return data

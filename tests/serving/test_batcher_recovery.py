@@ -1,0 +1,124 @@
+"""Queues that learned of a slow host, or are called back from within: nobody is refused for ever, nobody is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from tiercel.errors import DeadlineError
+from tiercel.serving.cost import CostCurve
+from tiercel.serving.near_realtime import DOUBT_ASKED, DOUBT_NS, Batcher
+
+MS = 1_000_000
+ROW = np.ones((1, 1), np.float32)
+
+
+class Threads:
+    """An executor that scores when told, and takes as long as told."""
+
+    def __init__(self):
+        self.now, self.takes_ns, self.waiting = 10**12, MS, []
+
+    def submit(self, score, *args):
+        done = Future()
+        self.waiting.append((done, score, args))
+        return done
+
+    def run(self):
+        done, score, args = self.waiting.pop(0)
+        done.set_result(score(*args))
+
+    def score(self, rows):
+        self.now += self.takes_ns
+        return rows.astype(np.float64)
+
+
+def batcher_of(threads, cost):
+    return Batcher(threads.score, cost, threads, n_features=1, n_outputs=1, clock_ns=lambda: threads.now)
+
+
+def measured():
+    return CostCurve([(1, 1000, 1200)])
+
+
+@pytest.mark.parametrize("curve", [measured, CostCurve.unmeasured], ids=["measured", "unmeasured"])
+def test_a_host_that_was_slow_is_tried_again(curve):
+    """Once all are refused for what was learned of a slow host, one is let in now and then; a quick answer ends it."""
+
+    async def main():
+        threads = Threads()
+        batcher = batcher_of(threads, curve())
+
+        async def ask():
+            threads.now += 10 * MS
+            try:
+                answer = batcher.submit(ROW, threads.now + 15 * MS)
+            except DeadlineError:
+                return "refused"
+            await asyncio.sleep(0)
+            threads.run()
+            await answer
+            return "answered"
+
+        assert await ask() == "answered"
+        threads.takes_ns = 40 * MS
+        first = [await ask() for _ in range(200)]
+        assert "refused" in first
+        still = first[first.index("refused") :]
+        # One in so many is tried while the host is slow, and what it shows is not forgotten for it.
+        assert still.count("answered") <= len(still) // min(DOUBT_ASKED, DOUBT_NS // (10 * MS)) + 1
+        threads.takes_ns = MS
+        later = [await ask() for _ in range(100)]
+        assert later[-50:] == ["answered"] * 50
+        assert later.index("answered") <= 2 * DOUBT_ASKED + DOUBT_NS // (10 * MS)
+
+    asyncio.run(main())
+
+
+def test_what_was_measured_is_not_doubted():
+    """A deadline that the measured cost does not fit is refused however often it is asked for."""
+
+    async def main():
+        threads = Threads()
+        batcher = batcher_of(threads, measured())
+        for _ in range(100):
+            threads.now += 10 * MS
+            with pytest.raises(DeadlineError):
+                batcher.submit(ROW, threads.now + MS // 2)
+
+    asyncio.run(main())
+
+
+def test_who_hears_that_it_is_over_may_ask_and_poll():
+    """Requests that come from within the refusals of others, and polls, start no batch beside the one that is started."""
+
+    async def main():
+        threads, told = Threads(), []
+        batcher = batcher_of(threads, measured())
+
+        def ask(name):
+            batcher.submit_call(ROW, threads.now + 900 * MS, lambda _scores, _error: told.append(name))
+
+        def first(_scores, error):
+            assert isinstance(error, DeadlineError)
+            ask("third")
+            threads.now += 2 * MS
+
+        def second(_scores, _error):
+            batcher.poll()
+            ask("fourth")
+
+        for each in (first, second):
+            batcher.submit_call(ROW, threads.now + 3 * MS, each)
+        threads.now += 5 * MS
+        await asyncio.sleep(0)
+        while threads.waiting:
+            threads.run()
+            await asyncio.sleep(0.001)
+        assert sorted(told) == ["fourth", "third"]
+        assert batcher._n_open == 0
+
+    asyncio.run(main())
