@@ -7,6 +7,7 @@ import gc
 import math
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -758,3 +759,27 @@ def test_a_scorer_that_hangs_fails_its_waiters(threads, monkeypatch):
         await batcher.close()
 
     asyncio.run(main())
+
+
+def test_batches_leave_nothing_for_the_collector():
+    """What was answered is freed at once: with the collector off, no rows of earlier batches are left."""
+
+    async def main():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(affine, CostCurve(((1, 100, 200),)), executor, n_features=N_FEATURES, n_outputs=1)
+            kept = []
+            for _ in range(20):
+                rows = np.zeros((1, N_FEATURES), np.float32)
+                kept.append(weakref.ref(rows))
+                answered = asyncio.Event()
+                batcher.submit_call(rows, time.monotonic_ns() + 10_000 * MS, lambda *_, told=answered: told.set())
+                del rows
+                await answered.wait()
+            await batcher.close()
+            return [each for each in kept[:-1] if each() is not None]
+
+    gc.disable()
+    try:
+        assert asyncio.run(main()) == []
+    finally:
+        gc.enable()

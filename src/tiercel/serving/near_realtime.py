@@ -396,6 +396,7 @@ class Batcher:
 
     def _end(self, batch: _Batch, done: Future[Any]) -> None:
         """Answer a batch's waiters and start the next."""
+        batch.done = None  # it leads back to the batch, and what only the collector frees makes long pauses
         if batch is not self._running:
             return  # `poll` was first
         now_ns = self._clock()
