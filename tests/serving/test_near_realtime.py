@@ -766,7 +766,7 @@ def test_batches_leave_nothing_for_the_collector():
 
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(affine, CostCurve(((1, 100, 200),)), executor, n_features=N_FEATURES, n_outputs=1)
+            batcher = Batcher(scores_of, CostCurve(((1, 100, 200),)), executor, n_features=N_FEATURES, n_outputs=2)
             kept = []
             for _ in range(20):
                 rows = np.zeros((1, N_FEATURES), np.float32)
