@@ -39,7 +39,12 @@ fallback = "smal"
 """
 ENTITIES = {"customer_id": 5, "shop": "a", "country": "nl"}
 BODY = {"entities": ENTITIES, "features": {"amount": 0.5}}
-QUICK, MIDDLING, SLOW = 150.0, 12_000.0, 300_000.0  # microseconds of one prediction, as the profiles have it
+QUICK, MIDDLING, SLUGGISH, SLOW = (
+    150.0,
+    12_000.0,
+    45_000.0,
+    300_000.0,
+)  # microseconds of one prediction, as the profiles have it
 
 
 def profile(total_us, score_us):
@@ -78,7 +83,7 @@ def directory(tmp_path_factory):
             version = project.register(model, name=name, training_set=training_set, alias=alias, measure=False)
             store.put(version.manifest_digest, profile(total_us, score * total_us))
 
-        add("slow", MIDDLING)
+        add("slow", SLUGGISH)
         add("small", QUICK, alias=None)
         add("small", QUICK)
         for name, alias in (("split", "challenger"), ("watched", "next")):
@@ -162,7 +167,7 @@ def test_no_time_out_under_load(server):
         try:
             with httpx.Client(base_url=server.url, timeout=30) as client:
                 for _ in range(60):
-                    reply = client.post("/predict/slow", json={**BODY, "deadline_ms": 11})
+                    reply = client.post("/predict/slow", json={**BODY, "deadline_ms": 40})
                     replies.append((reply.status_code, reply.json().get("degraded", {}).get("by")))
         except Exception as error:
             failures.append(error)
