@@ -436,7 +436,7 @@ def test_the_control_plane_runs_jobs(project, monkeypatch):
             assert plane._runner.pid is None
             first = store.submit(question(3), model="fraud", version=1)
             await until(lambda: store.status(first.id).finished_us)
-            killed = plane._runner._process
+            killed = plane._runner._kept.process
             killed.kill()
             second = store.submit(question(3), model="fraud", version=1)
             await until(lambda: store.status(second.id).finished_us)
@@ -447,7 +447,7 @@ def test_the_control_plane_runs_jobs(project, monkeypatch):
             assert (await client.post(f"/api/jobs/{first.id}/cancel")).json()["code"] == "job_finished"
             assert (await client.get("/api/jobs/x")).status_code == 404
             assert (await client.get("/api/jobs?limit=0")).json()["code"] == "invalid_request"
-            return plane._runner._process
+            return plane._runner._kept.process
 
     process = asyncio.run(story())
     assert process.returncode is not None
@@ -480,7 +480,7 @@ def test_a_runner_that_dies_is_started_ever_later(project, monkeypatch, caplog):
         runner = JobRunner(project.settings, store, command)
         task = asyncio.create_task(runner.keep())
         await asyncio.sleep(seconds)
-        process = runner._process
+        process = runner._kept.process
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return process

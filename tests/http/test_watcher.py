@@ -83,7 +83,7 @@ def test_one_that_dies_at_once_is_started_ever_later(settings):
 
     async def story(kept):
         await until(lambda: kept.n_restarts >= 3)
-        assert kept._back_off() == pytest.approx(0.02 * 2**kept._n_failures / 2)
+        assert kept._kept.back_off() == pytest.approx(0.02 * 2**kept._kept.n_failures / 2)
 
     keep(settings, "import sys; sys.exit(3)", story)
 
