@@ -11,24 +11,18 @@ It gives way to every process that somebody waits for, and is the first to go wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import re
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tiercel.errors import RegistryUnavailableError, TiercelError
-from tiercel.priority import stand_back
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
-from tiercel.serving.handover import RunnerHandover
 from tiercel.serving.job_records import JobError
 from tiercel.serving.jobs import JobStore
-from tiercel.serving.life_line import ProcessStop, read_line
+from tiercel.serving.life_line import begin_child
 
 if TYPE_CHECKING:
     from tiercel._hot.plan import ServingPlan
@@ -210,21 +204,10 @@ def job_error(error: TiercelError, chunk: Chunk | None) -> JobError:
 
 def main(life_line: int = 0) -> int:
     """Take the settings from the descriptor and run jobs; returns the exit status."""
-    for each in (signal.SIGINT, signal.SIGHUP):  # the supervisor decides what they mean
-        signal.signal(each, signal.SIG_IGN)
-    stop = ProcessStop(life_line)
-    stand_back()
-    with contextlib.suppress(OSError):  # not Linux
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
-    line = read_line(life_line)
-    if line is None:
+    begun = begin_child(life_line, "batch", OOM_SCORE)
+    if begun is None:
         return 0
-    handover = RunnerHandover.from_message(json.loads(line))
-    logging.basicConfig(
-        level=logging.INFO if handover.verbose else logging.WARNING,
-        format="%(asctime)s batch %(levelname)s %(name)s: %(message)s",
-    )
-    settings = handover.settings
+    settings, stop = begun
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     try:
         Runner(settings, JobStore(settings.state_dir), registry).run(stop)

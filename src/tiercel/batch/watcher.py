@@ -8,18 +8,12 @@ moment, the next one goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiercel.priority import stand_back
-from tiercel.serving.handover import RunnerHandover
-from tiercel.serving.life_line import ProcessStop, read_line
+from tiercel.serving.life_line import ProcessStop, begin_child
 
 if TYPE_CHECKING:
     from tiercel.settings import Settings
@@ -59,21 +53,11 @@ def run(settings: Settings, stop: ProcessStop) -> None:
 
 def main(life_line: int = 0) -> int:
     """Take the settings from the descriptor and watch; returns the exit status."""
-    for each in (signal.SIGINT, signal.SIGHUP):  # the supervisor decides what they mean
-        signal.signal(each, signal.SIG_IGN)
-    stop = ProcessStop(life_line)
-    stand_back()
-    with contextlib.suppress(OSError):  # not Linux
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
-    line = read_line(life_line)
-    if line is None:
+    begun = begin_child(life_line, "watch", OOM_SCORE)
+    if begun is None:
         return 0
-    handover = RunnerHandover.from_message(json.loads(line))
-    logging.basicConfig(
-        level=logging.INFO if handover.verbose else logging.WARNING,
-        format="%(asctime)s watch %(levelname)s %(name)s: %(message)s",
-    )
-    run(handover.settings, stop)
+    settings, stop = begun
+    run(settings, stop)
     return 0
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import select
 import signal
 import socket
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiercel.priority import stand_back
+from tiercel.serving.handover import RunnerHandover
+
+if TYPE_CHECKING:
+    from tiercel.settings import Settings
 
 log = logging.getLogger("tiercel.serving")
 
@@ -51,3 +60,31 @@ def read_line(descriptor: int) -> bytes | None:
             return None
         data += block
     return data
+
+
+def begin_child(life_line: int, name: str, oom_score: int) -> tuple[Settings, ProcessStop] | None:
+    """The first steps of a helper process: it stands back, and takes its settings from the descriptor.
+
+    Args:
+        life_line: where the settings come as one JSON line; its end tells the process to end.
+        name: in its log.
+        oom_score: added to what the kernel weighs when it must kill something for want of memory; 1000 is the most.
+
+    Returns:
+        The settings, and how it hears that it must end. None: it was told to end before it began.
+    """
+    for each in (signal.SIGINT, signal.SIGHUP):  # the supervisor decides what they mean
+        signal.signal(each, signal.SIG_IGN)
+    stop = ProcessStop(life_line)
+    stand_back()
+    with contextlib.suppress(OSError):  # not Linux
+        Path("/proc/self/oom_score_adj").write_text(str(oom_score), encoding="ascii")
+    line = read_line(life_line)
+    if line is None:
+        return None
+    handover = RunnerHandover.from_message(json.loads(line))
+    logging.basicConfig(
+        level=logging.INFO if handover.verbose else logging.WARNING,
+        format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s",
+    )
+    return handover.settings, stop
