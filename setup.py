@@ -42,7 +42,7 @@ def headers(source: Path, seen: set[Path] | None = None) -> set[Path]:
         return set()
     seen.add(source)
     text = source.read_text()
-    found = {HOT / name for name in re.findall(r"\b\w+\.h\b", text) if (HOT / name).exists()}
+    found = {HOT / name for name in re.findall(r"\b\w+\.(?:h|pxi)\b", text) if (HOT / name).exists()}
     imported = {HOT / f"{name}.pxd" for name in re.findall(r"tiercel\._hot\.(\w+) cimport", text)}
     for other in [*found, *imported, source.with_suffix(".pxd")]:
         found |= headers(other, seen)
