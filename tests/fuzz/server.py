@@ -10,15 +10,18 @@ import asyncio
 import logging
 import re
 from functools import cache
+from struct import unpack
 
 import uvicorn
 from tests.fuzz.connection import DATE, Transport, feed, full_at, pieces
-from tests.fuzz.world import BODY, JSON, SETTINGS, settled, world
+from tests.fuzz.world import BODY, JSON, NEEDS_US, SETTINGS, settled, world
 from uvicorn.server import ServerState
 
 from tiercel.http.app import DataPlane
 from tiercel.http.native import NativeHttp
 
+BUDGET = re.compile(rb'budget_ms(?:":(\d+(?:\.\d+)?)|\xcb(.{8}))', re.DOTALL)
+CLOSE_US = 5_000_000  # more than any build takes for an input
 REPLY = re.compile(rb"HTTP/1\.1 (?=\d{3} )")
 logging.getLogger("uvicorn.error").disabled = True  # a line for each malformed request
 
@@ -94,12 +97,22 @@ def _is_early(split, whole):
     return split_before == whole_before and split_last[:1] == b"4" == whole_last[:1]
 
 
-def _still_waits(whole, general):
-    """Whether llhttp refuses the begun last head, which the fast path judges line by line and has no whole line of."""
-    written, closed, _ = whole
+def _still_waits(fast, general):
+    """Whether llhttp refuses the begun last head, which the fast path judges line by line and has no whole line of.
+
+    Of one connection either may read it: what comes with a request for the general path stays there, what comes after its
+    answer does not.
+    """
+    written, closed, _ = fast
     rest = general[0].removeprefix(written)
     refused = REPLY.split(rest)[1:]
     return not closed and general[1] and general[0].startswith(written) and len(refused) == 1 and refused[0][:1] == b"4"
+
+
+def _is_close(served):
+    """Whether a deadline was refused that is hardly longer than the plan's need: the milliseconds before it is read decide."""
+    budgets_ms = [float(text) if text else unpack(">d", packed)[0] for text, packed in BUDGET.findall(served[0])]
+    return any(budget_ms * 1000 < NEEDS_US[0] + CLOSE_US for budget_ms in budgets_ms)
 
 
 def check(data: bytes) -> None:
@@ -114,10 +127,11 @@ def check(data: bytes) -> None:
     split = serve(pieces(stream, seed), full_at=full_at(seed))
     whole = serve([stream])
     general = serve([stream], fast=False)
-    if any(b"deadline_exceeded" in each[0] for each in (split, whole, general)):
+    served = (split, whole, general)
+    if any(b"deadline_exceeded" in each[0] for each in served):
         # A refusal tells what time is left, in as many digits as that takes; that all refuse is what can be compared.
-        assert all(b"deadline_exceeded" in each[0] for each in (split, whole, general))
+        assert all(b"deadline_exceeded" in each[0] for each in served) or any(map(_is_close, served)), served
         return
-    assert whole[:2] == general[:2] or _still_waits(whole, general)
+    assert whole[:2] == general[:2] or _still_waits(whole, general), (whole, general)
     assert general[2] == 0
-    assert split[:2] == whole[:2] or _is_early(split, whole)
+    assert split[:2] == whole[:2] or _is_early(split, whole) or _still_waits(split, whole), (split, whole)
