@@ -52,6 +52,10 @@ cdef struct Assembled:
     int64_t age_us         # of the oldest stored value that has a time; -1: none
     int64_t due_ns         # of the monotonic clock; NEVER_NS: nobody asked for a deadline
     int64_t score_ns       # what scoring is measured to take
+    const uint8_t* request # for the record: the body as it came, borrowed; NULL: none
+    Py_ssize_t request_bytes
+    int64_t request_header # of tensors, as TensorRequest has it
+    uint32_t request_kind  # RequestKind
     Py_ssize_t n_rows
     int explain            # Explain of payload.h
     bint many              # lists were sent
@@ -76,11 +80,13 @@ cdef class ServingPlan:
     cdef TensorForm _tensors
     cdef bint _is_compiled, _records, _accepts_missing
     cdef readonly bint is_kept             # answers are journaled: they can be explained later
+    cdef bint _keeps_requests              # ... in its records
     cdef readonly str tier
     cdef readonly bint is_inline           # may be scored where other requests wait
     cdef readonly bint is_plain            # False: answer_into() hands everything on
     cdef readonly bint is_queued           # prepare_body() makes questions for a queue
     cdef readonly bint has_stand_in        # somebody else may answer what its queue refuses or fails
+    cdef readonly bint is_strict           # a reply is sent once its record is durable: who calls answer_into() sees to it
     cdef readonly object scorer
     cdef Needs _needs
     cdef int64_t _default_budget_us        # of requests that name none; -1: none
@@ -138,6 +144,8 @@ cdef class Prepared:
     cdef readonly bint is_scored
     cdef readonly int kind                 # of a body's: 0 JSON, 1 msgpack
     cdef dict _entities                    # join keys; None: they are in `_asked.keys` already
+    cdef dict _features                    # beside them
+    cdef bytes _request                    # what `_asked.request` points into
     cdef Assembled _asked
     cdef bint _has_scratch
     cdef Arrival _arrival
@@ -153,6 +161,7 @@ cdef class Prepared:
     cdef Py_ssize_t _put_explanation(self, char* text, Py_ssize_t length, int kind, const char* id, Py_ssize_t id_size) except -1
     cdef int _ask(self, bint is_full, ReasonForm form) except -1
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1
+    cdef int _keep_question(self) except -1
     cdef int _hold(self, ServingPlan plan, Py_ssize_t n_rows) except -1
     cdef int _begin(self) except -1
 
