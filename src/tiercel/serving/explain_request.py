@@ -17,7 +17,9 @@ EXPLAIN_FIELDS: Final = frozenset({"explain", "locale", "k"})
 REASONS: Final = "reasons"
 FULL: Final = "full"
 #: More reasons than these are a table, which `"explain": "full"` is.
-MAX_REASONS: Final = 50
+MAX_REASONS: Final = 16
+#: Of an explanation, what there is one of for each row.
+_BY_ROW: Final = ("contributions", "standard_error")
 _LOCALE = re.compile(r"[A-Za-z]{2,8}(?:[-_][A-Za-z0-9]{1,8}){0,3}")
 
 
@@ -59,6 +61,28 @@ def parse_explain(fields: Mapping[str, Any], where: str) -> ExplainRequest | Non
     if "k" in fields and (type(k) is not int or not 1 <= k <= MAX_REASONS):
         raise _refusal(f"Expected {where}.k to be a number of reasons from 1 to {MAX_REASONS}, got {_show(k)}")
     return ExplainRequest(explain == FULL, locale, k)
+
+
+def by_row(told: Mapping[str, Any], n_rows: int) -> list[dict[str, Any]]:
+    """An explanation of many rows as one of each: what is the same for all of them stands in each.
+
+    Args:
+        told: "explanation" and, where there are any, "reasons", as a reply carries them.
+        n_rows: of the request. A single row's lists are not nested.
+    """
+    shared = dict(told["explanation"])
+    apart = {"reasons": told.get("reasons"), **{name: shared.pop(name, None) for name in _BY_ROW}}
+
+    def of(name: str, row: int) -> Any:
+        values = apart[name]
+        is_nested = type(values) is list and (name != "reasons" or values == [] or type(values[0]) is not dict)
+        return values[row] if is_nested else values
+
+    rows = []
+    for row in range(n_rows):
+        mine = {name: of(name, row) for name in apart}
+        rows.append({name: value for name, value in mine.items() if value is not None} | shared)
+    return rows
 
 
 def _refusal(text: str) -> RequestError:
