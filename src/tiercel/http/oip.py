@@ -138,7 +138,7 @@ class Infer:
         explain = parse_explain(_explain_parameters(request), "$.parameters")
         if explain is None and EXPLANATION in binary:
             raise RequestError(
-                f'Expected $.parameters.explain ("{REASONS}" or "{FULL}") beside output '{EXPLANATION}', got none',
+                f"Expected $.parameters.explain ({REASONS} or {FULL}) beside output '{EXPLANATION}', got none",
                 code="invalid_explain",
             )
         if explain is not None:
