@@ -59,6 +59,13 @@ default_score = 0.02               # then this
 challenger_weight = 0.1            # of the entities, by a hash of their keys, are answered by the challenger
 shadow = "challenger"              # this alias scores what the champion answered, in spare time; recorded, not sent
 
+[models.fraud.explain]             # why its scores are what they are; all optional
+policy = "reasons.toml"            # what versions are registered with from now on: features to reasons, in words
+kind = "auto"                      # contributions: "interventional", "path_dependent", "linear"; "auto": as the model can
+k = 4                              # reasons told at most, instead of the policy's own number
+locale = "en"                      # spoken where a request names none, instead of the policy's own
+audit = "default"                  # "strict": the record of a prediction is durable before its reply
+
 [models.fraud.value]               # what its predictions are for; all optional
 threshold = 0.3                    # a score at or above it is a positive decision
 unit = "EUR"                       # of money
@@ -96,6 +103,9 @@ OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative"
 #: What alerts are about, and of these what somebody is woken for.
 ALERT_CLASSES = ("pipeline", "population", "concept", "impact")
 PAGING_CLASSES = ("pipeline", "impact")
+#: Ways to attribute a score, and how sure its record is before the reply.
+EXPLAIN_KINDS = ("auto", "interventional", "path_dependent", "linear")
+AUDITS = ("default", "strict")
 #: Of segments and of metrics per model.
 MAX_NAMED_SQL = 20
 #: Smallest and largest value of each number under [server]; [control] has a port too.
@@ -112,6 +122,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (1, 256),
     "deadline_ms": (0.001, 3_600_000),
     "last_score_max_age_s": (0, 31_536_000),
+    "k": (1, 16),
     "label_maturity_s": (0, 315_360_000),  # ten years
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
@@ -207,6 +218,21 @@ class ValueSettings:
 
 
 @dataclass(frozen=True)
+class ExplainSettings:
+    """How a model's scores are explained. None leaves it to the version's reason policy.
+
+    `policy` is a path relative to the project: what versions are registered with from now on. `audit` is "strict" where a
+    prediction's record must be durable before its reply.
+    """
+
+    policy: str | None = None
+    kind: str = "auto"
+    k: int | None = None
+    locale: str | None = None
+    audit: str = "default"
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How one registered model is served: what stands in for it when time is short, and who else is tried out."""
 
@@ -218,6 +244,7 @@ class ModelSettings:
     challenger_weight: float = 0.0
     shadow: str | None = None
     value: ValueSettings = field(default_factory=ValueSettings)
+    explain: ExplainSettings = field(default_factory=ExplainSettings)
 
     @property
     def has_stand_in(self) -> bool:
@@ -304,8 +331,9 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
     for name in tables:
         table = dict(_table(path, tables, name, known, "models."))
         value = _value(path, f"models.{name}.value", table.pop("value", {}))
+        explain = _explain(path, f"models.{name}.explain", table.pop("explain", {}))
         values = _values(path, f"models.{name}", ModelSettings, table)
-        models.append(ModelSettings(name, value=value, **values))
+        models.append(ModelSettings(name, value=value, explain=explain, **values))
     return tuple(models)
 
 
@@ -330,6 +358,18 @@ def _value(path: Path, name: str, table: Any) -> ValueSettings:
     return ValueSettings(**values)
 
 
+def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
+    """[models.NAME.explain]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
+    values = _values(path, name, ExplainSettings, table)
+    for key, known in (("kind", EXPLAIN_KINDS), ("audit", AUDITS)):
+        if values.get(key, known[0]) not in known:
+            raise DefinitionError(f"{path}: expected {name}.{key} to be one of {', '.join(known)}, got {values[key]!r}")
+    return ExplainSettings(**values)
+
+
 def _named_sql(path: Path, name: str, table: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(table, dict):
         raise DefinitionError(f"{path}: expected [{name}] to be a table of names and SQL, got {table!r}")
@@ -351,6 +391,7 @@ def _values(
         | MonitorSettings
         | TracingSettings
         | ModelSettings
+        | ExplainSettings
         | ValueSettings
     ],
     table: dict[str, Any],
