@@ -5,6 +5,7 @@ name = "flights"
 
 [state]
 path = ".tiercel"                  # relative to the project, or absolute
+keep_bases = 2                     # older bases of each service: to roll back to, and for replays of what was read from them
 
 [registry]
 url = "sqlite:///..."              # any SQLAlchemy URL; default: registry.db in the state directory
@@ -33,6 +34,12 @@ port = 8001
 enabled = true                     # keep a record of every prediction
 max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
 segment_bytes = 16777216           # of one file; a worker holds two in memory
+keep_requests = true               # records have the request, so that a replay asks it again; never while [monitor] masks anything
+
+[receipts]
+enabled = true                     # keep each record, bound to what it followed from, after the journal lets go of it
+retention_days = 365.0
+max_bytes = 10737418240            # the oldest days are removed beyond it
 
 [monitor]
 retention_days = 90.0              # of predictions and labels
@@ -64,7 +71,7 @@ policy = "reasons.toml"            # what versions are registered with from now 
 kind = "auto"                      # contributions: "interventional", "path_dependent", "linear"; "auto": as the model can
 k = 4                              # reasons told at most, instead of the policy's own number
 locale = "en"                      # spoken where a request names none, instead of the policy's own
-audit = "default"                  # "strict": the record of a prediction is durable before its reply
+audit = "strict"                   # a reply is sent only once its record is on disk; "default": it is there soon after
 
 [models.fraud.value]               # what its predictions are for; all optional
 threshold = 0.3                    # a score at or above it is a positive decision
@@ -103,9 +110,12 @@ OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative"
 #: What alerts are about, and of these what somebody is woken for.
 ALERT_CLASSES = ("pipeline", "population", "concept", "impact")
 PAGING_CLASSES = ("pipeline", "impact")
-#: Ways to attribute a score, and how sure its record is before the reply.
+#: Ways to attribute a score.
 EXPLAIN_KINDS = ("auto", "interventional", "path_dependent", "linear")
+#: When a reply may be sent: at once, or once its record is durable.
 AUDITS = ("default", "strict")
+#: MANIFEST describes each of them.
+MAX_KEPT_BASES = 1000
 #: Of segments and of metrics per model.
 MAX_NAMED_SQL = 20
 #: Smallest and largest value of each number under [server]; [control] has a port too.
@@ -171,6 +181,16 @@ class JournalSettings:
     enabled: bool = True
     max_bytes: int = 1 << 30
     segment_bytes: int = 1 << 24
+    keep_requests: bool = True
+
+
+@dataclass(frozen=True)
+class ReceiptSettings:
+    """What is kept of each prediction beyond the journal, to be replayed and exported."""
+
+    enabled: bool = True
+    retention_days: float = 365.0
+    max_bytes: int = 10 << 30
 
 
 @dataclass(frozen=True)
@@ -247,6 +267,11 @@ class ModelSettings:
     explain: ExplainSettings = field(default_factory=ExplainSettings)
 
     @property
+    def is_strict(self) -> bool:
+        """Whether a reply is sent only once its record is durable."""
+        return self.explain.audit == "strict"
+
+    @property
     def has_stand_in(self) -> bool:
         """Whether anybody is declared to answer instead of the champion."""
         return self.fallback is not None or self.last_score_max_age_s > 0 or self.default_score is not None
@@ -265,11 +290,18 @@ class Settings:
     journal: JournalSettings = field(default_factory=JournalSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    receipts: ReceiptSettings = field(default_factory=ReceiptSettings)
     models: tuple[ModelSettings, ...] = ()
+    keep_bases: int = 2
 
     def model(self, name: str) -> ModelSettings:
         """What is set for a registered model; the defaults where nothing is."""
         return next((each for each in self.models if each.name == name), ModelSettings(name))
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether records have the request: not while any name is masked, for a request has values as they were sent."""
+        return self.journal.keep_requests and not self.monitor.hash_columns and not self.monitor.drop_columns
 
     @property
     def features_dir(self) -> Path:
@@ -295,21 +327,25 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "models"}
+    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "receipts", "models"}
     _refuse_unknown(path, "", data, known)
     project = _table(path, data, "project", {"name"})
-    state = _table(path, data, "state", {"path"})
+    state = _table(path, data, "state", {"path", "keep_bases"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
     journal = _table(path, data, "journal", {item.name for item in fields(JournalSettings)})
     monitor = _table(path, data, "monitor", {item.name for item in fields(MonitorSettings)})
     tracing = _table(path, data, "tracing", {item.name for item in fields(TracingSettings)})
+    receipts = _table(path, data, "receipts", {item.name for item in fields(ReceiptSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
     if not state_path.strip() or (root / state_path).resolve() == root:
         raise DefinitionError(f"{path}: expected state.path to name a directory of its own, got {state_path!r}")
-    return Settings(
+    keep_bases = _typed(path, "state.keep_bases", state.get("keep_bases", Settings.keep_bases), int)
+    if not 0 <= keep_bases <= MAX_KEPT_BASES:
+        raise DefinitionError(f"{path}: expected state.keep_bases from 0 to {MAX_KEPT_BASES}, got {keep_bases}")
+    settings = Settings(
         project_dir=root,
         name=_typed(path, "project.name", project.get("name", root.name), str),
         state_dir=root / state_path,
@@ -319,8 +355,17 @@ def load_settings(project_dir: Path) -> Settings:
         journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
         monitor=MonitorSettings(**_values(path, "monitor", MonitorSettings, monitor)),
         tracing=TracingSettings(**_values(path, "tracing", TracingSettings, tracing)),
+        receipts=ReceiptSettings(**_values(path, "receipts", ReceiptSettings, receipts)),
         models=_models(path, data.get("models", {})),
+        keep_bases=keep_bases,
     )
+    for model in settings.models:
+        if model.is_strict and not settings.journal.enabled:
+            raise DefinitionError(
+                f'{path}: expected journal.enabled with models.{model.name}.explain.audit = "strict", got it off: there would '
+                f"be no record to make durable"
+            )
+    return settings
 
 
 def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
@@ -335,6 +380,17 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
         values = _values(path, f"models.{name}", ModelSettings, table)
         models.append(ModelSettings(name, value=value, explain=explain, **values))
     return tuple(models)
+
+
+def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
+    """[models.NAME.explain]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
+    values = _values(path, name, ExplainSettings, table)
+    if values.get("audit", AUDITS[0]) not in AUDITS:
+        raise DefinitionError(f"{path}: expected {name}.audit to be of {', '.join(AUDITS)}, got {values['audit']!r}")
+    return ExplainSettings(**values)
 
 
 def _value(path: Path, name: str, table: Any) -> ValueSettings:
@@ -390,6 +446,7 @@ def _values(
         | JournalSettings
         | MonitorSettings
         | TracingSettings
+        | ReceiptSettings
         | ModelSettings
         | ExplainSettings
         | ValueSettings

@@ -50,6 +50,10 @@ cdef struct Assembled:
     int64_t age_us         # of the oldest stored value that has a time; -1: none
     int64_t due_ns         # of the monotonic clock; NEVER_NS: nobody asked for a deadline
     int64_t score_ns       # what scoring is measured to take
+    const uint8_t* request # for the record: the body as it came, borrowed; NULL: none
+    Py_ssize_t request_bytes
+    int64_t request_header # of tensors, as TensorRequest has it
+    uint32_t request_kind  # RequestKind
     Py_ssize_t n_rows
     bint many              # lists were sent
     bint is_late           # not assembled, because it would have been late
@@ -71,11 +75,13 @@ cdef class ServingPlan:
     cdef ReplyForm _form
     cdef TensorForm _tensors
     cdef bint _is_compiled, _records, _accepts_missing
+    cdef bint _keeps_requests              # ... in its records
     cdef readonly str tier
     cdef readonly bint is_inline           # may be scored where other requests wait
     cdef readonly bint is_plain            # False: answer_into() hands everything on
     cdef readonly bint is_queued           # prepare_body() makes questions for a queue
     cdef readonly bint has_stand_in        # somebody else may answer what its queue refuses or fails
+    cdef readonly bint is_strict           # a reply is sent once its record is durable: who calls answer_into() sees to it
     cdef readonly object scorer
     cdef Needs _needs
     cdef int64_t _default_budget_us        # of requests that name none; -1: none
@@ -128,6 +134,8 @@ cdef class Prepared:
     cdef readonly bint is_scored
     cdef readonly int kind                 # of a body's: 0 JSON, 1 msgpack
     cdef dict _entities                    # join keys; None: they are in `_asked.keys` already
+    cdef dict _features                    # beside them
+    cdef bytes _request                    # what `_asked.request` points into
     cdef Assembled _asked
     cdef bint _has_scratch
     cdef Arrival _arrival
@@ -136,6 +144,7 @@ cdef class Prepared:
     # The reply of a scored question at `text`, which has room for it (`_form.most_bytes`), recorded; returns its length.
     cdef Py_ssize_t _reply_into(self, char* text, int kind, ReplyIds ids, uint32_t flags) except -1
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1
+    cdef int _keep_question(self) except -1
     cdef int _hold(self, ServingPlan plan, Py_ssize_t n_rows) except -1
     cdef int _begin(self) except -1
 

@@ -1,10 +1,11 @@
 """Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.engine."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.math cimport NAN, isfinite
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+import msgpack
 import numpy as np
 
 from tiercel._hot.assembler cimport RELEASE_GIL_ROWS, Assembler
@@ -13,8 +14,8 @@ from tiercel._hot.needs cimport observe, score_ns
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.payload cimport BODY_TENSORS, Body, Column
 from tiercel._hot.prediction cimport (
-    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, N_STAGES, PREDICTION_DEGRADED, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE,
-    STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
+    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, MAX_REQUEST_BYTES_MANY, N_STAGES, PREDICTION_DEGRADED, PREDICTION_MANY,
+    REQUEST_QUESTION, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
 from tiercel._hot.recorder cimport PlanRecorder
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
@@ -34,6 +35,13 @@ cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
 cdef int64_t INLINE_NS = 1000 * Tier.REALTIME.budget_us
 # What a queued request is given that names no deadline.
 cdef int64_t QUEUED_NS = 1000 * Tier.NEAR_REALTIME.budget_us
+
+
+# More values than these are not packed for the record: it would not keep them, and packing holds up others.
+cdef enum:
+    MOST_CELLS = 16384
+
+cdef object pack = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
 
 
 cdef inline void _lap(Stopwatch* watch, int stage) noexcept nogil:
@@ -58,6 +66,7 @@ cdef class ServingPlan:
         needs_us: (reading, scoring, scoring of each row) of one request as measured, in microseconds; None: not measured.
         default_budget_us: the deadline of a request that names none; None: no deadline.
         has_stand_in: whether another model, or a default, may answer what its queue refuses or fails.
+        is_strict: whether a reply may be sent only once its record is durable.
 
     Raises:
         SchemaMismatchError: the signature names a feature the service does not have, or a transform is not there.
@@ -66,7 +75,7 @@ cdef class ServingPlan:
     def __init__(
         self, str model, int version, signature, scorer, schema=None, base=None, *, transforms=(), PlanRecorder recorder=None,
         str tier="realtime", bint is_inline=True, bint is_plain=True, needs_us=None, default_budget_us=None,
-        bint has_stand_in=False,
+        bint has_stand_in=False, bint is_strict=False,
     ):
         self.model, self.version, self.signature, self.schema, self.base = model, version, signature, schema, base
         self.n_features, self.n_outputs = len(signature.features), signature.n_outputs
@@ -89,12 +98,14 @@ cdef class ServingPlan:
                 f"{self.n_outputs} outputs, got {recorder.n_features} and {recorder.n_outputs}"
             )
         self._recorder, self._records = recorder, recorder is not None
+        self._keeps_requests = recorder is not None and recorder.keeps_requests
         self.vectors = VectorProgram(f"Model '{model}' version {version}", signature, schema, base, transforms)
         self._assembler = Assembler(model, version, schema, self.vectors, self._accepts_missing)
         self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs, tier)
         self._tensors = TensorForm(model, version, self.vectors, self.n_outputs, tier)
         self.tier, self.is_inline, self.is_plain, self.scorer = tier, is_inline, is_inline and is_plain, scorer
-        self.is_queued, self.has_stand_in = is_plain and not is_inline and tier == Tier.NEAR_REALTIME, has_stand_in
+        self.is_strict, self.has_stand_in = is_strict, has_stand_in
+        self.is_queued = is_plain and not is_inline and tier == Tier.NEAR_REALTIME and not is_strict
         if needs_us is not None:
             self._needs.read_ns, self._needs.score_ns, self._needs.row_ns = [int(1000 * each) for each in needs_us]
         self._default_budget_us = -1 if default_budget_us is None else default_budget_us
@@ -209,6 +220,8 @@ cdef class ServingPlan:
         cdef bint done = False, is_read
         cdef Py_ssize_t n_fields = self.vectors.body_reader.n_fields
         out.is_late = False
+        out.request, out.request_bytes, out.request_kind = data, size, <uint32_t>kind + 1
+        out.request_header = -1 if request is NULL else request.header_length
         watch.at[0] = monotonic_ns()
         body.columns, body.given = few_columns, few_given
         if n_fields > FEW_FIELDS:
@@ -291,6 +304,45 @@ cdef class ServingPlan:
             return None
         prepared.plan, prepared.kind, prepared._has_scratch, prepared._arrival = self, kind, done, arrival[0]
         prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
+        prepared._asked.request = NULL      # the body is the connection's, and goes before the question is answered
+        if self._keeps_requests and size <= MAX_REQUEST_BYTES_MANY:
+            prepared._request = PyBytes_FromStringAndSize(<const char*>data, size)
+            prepared._asked.request = <const uint8_t*>PyBytes_AS_STRING(prepared._request)
+        return prepared
+
+    def prepare_again(
+        self, const unsigned char[::1] body not None, int kind, int64_t now_us, Py_ssize_t max_rows, *, int64_t header_length=-1
+    ):
+        """The question of a body (kind 0: JSON, 1: msgpack, 2: tensors) that was answered before: its rows, to be scored.
+
+        Whatever its deadline is, it is not late.
+
+        Args:
+            now_us: the time of the read, unless the body says another.
+            max_rows: that a body may have.
+            header_length: of tensors: how long the JSON before them is; -1: all of it.
+
+        Returns:
+            A question, or None: this plan would not answer the body as it is.
+        Threads: safe.
+        """
+        cdef Prepared prepared = Prepared.__new__(Prepared)
+        cdef TensorRequest request
+        if body.shape[0] == 0 or kind not in (0, 1, 2):
+            return None
+        request.header_length = header_length
+        prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = now_us, 0, -1
+        prepared._arrival.read_ns = monotonic_ns()
+        prepared._arrival.begun_ns, prepared._arrival.default_us = NEVER_NS // 2, -1
+        prepared._arrival.budget_source = BUDGET_NONE
+        if not self._assemble_body(
+            &body[0], body.shape[0], kind, &prepared._arrival, max_rows, NEVER_NS, 0, &prepared._asked, &prepared._watch,
+            &request if kind == BODY_TENSORS else NULL,
+        ):
+            return None
+        prepared.plan, prepared.kind, prepared._has_scratch = self, kind, True
+        prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
+        prepared._asked.request = NULL
         return prepared
 
     cdef int64_t _due_ns(
@@ -319,6 +371,8 @@ cdef class ServingPlan:
             prediction.stage_ns[stage] = watch.at[stage + 1] - watch.at[stage]
         prediction.rows, prediction.scores = asked.scratch.rows, asked.scratch.scores
         prediction.keys, prediction.key_bytes = asked.keys.data, <size_t>asked.keys.size
+        prediction.request, prediction.request_bytes = asked.request, <size_t>asked.request_bytes
+        prediction.request_header, prediction.request_kind = asked.request_header, asked.request_kind
         self._recorder.record(&prediction)
 
     # -- from Python values ----------------------------------------------------------------------------------------
@@ -370,7 +424,7 @@ cdef class ServingPlan:
         if n_rows == 0:
             raise RequestError("Expected at least one row, got an empty list")
         prepared._hold(self, n_rows)
-        prepared._entities, prepared._asked.now_us = entities, now_us
+        prepared._entities, prepared._features, prepared._asked.now_us = entities, features, now_us
         prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = wall_us(), 0, -1
         # What came before this - the rest of the body, the event loop, decoding - counts as parsing.
         prepared._watch.at[1] = monotonic_ns()
@@ -381,17 +435,18 @@ cdef class ServingPlan:
         )
         return prepared
 
-    def blank(self, dict entities, Py_ssize_t n_rows=-1, int64_t read_ns=0):
+    def blank(self, dict entities, Py_ssize_t n_rows=-1, int64_t read_ns=0, dict features=None):
         """A question that nothing was read for: every feature is missing. For answers that need no features.
 
         Args:
             entities: join keys, for the record.
             n_rows: -1: one row, asked for without lists.
+            features: of the question, for the record.
         """
         cdef Prepared prepared = Prepared.__new__(Prepared)
         cdef Py_ssize_t i
         prepared._hold(self, n_rows)
-        prepared._entities, prepared._asked.age_us = entities, -1
+        prepared._entities, prepared._features, prepared._asked.age_us = entities, features or {}, -1
         prepared._arrival.wall_us = prepared._asked.now_us = wall_us()
         prepared._arrival.flags, prepared._arrival.budget_us = 0, -1
         for i in range(1, <Py_ssize_t>STAGE_SCORE + 1):

@@ -148,5 +148,19 @@ cdef class Prepared:
         if self._entities is not None:
             self._asked.keys.size = 0
             self.plan._assembler.put_keys(self.n_rows, self._entities, &self._asked.keys)
+            self._keep_question()
         self.plan._record(&self._asked, &self._watch, &self._arrival, number, flags | self._arrival.flags)
+        return 0
+
+    cdef int _keep_question(self) except -1:
+        """Have the record keep what was asked, as the plan understood it."""
+        self._asked.request, self._asked.request_kind, self._asked.request_header = NULL, <uint32_t>REQUEST_QUESTION, -1
+        if not self.plan._keeps_requests or self.n_rows * (len(self._entities) + len(self._features)) > MOST_CELLS:
+            return 0
+        try:
+            self._request = pack({"entities": self._entities, "features": self._features})
+        except Exception:       # a value that msgpack has no form for: it is not kept, and the record says so
+            return 0
+        self._asked.request = <const uint8_t*>PyBytes_AS_STRING(self._request)
+        self._asked.request_bytes = PyBytes_GET_SIZE(self._request)
         return 0
