@@ -74,6 +74,7 @@ cdef class ReasonForm:
     cdef Py_ssize_t most_bytes(self, Py_ssize_t n_rows, bint full) noexcept nogil
 
     # Write the members at `out`, which has room; returns their length.
+    # n_rows         : at least 1.
     # kind           : BODY_JSON or BODY_MSGPACK.
     # rows, phi      : n_rows * n_features each; phi are contributions to the margin of `output` (0 <= output < n_outputs).
     # single         : the request had no lists, so n_rows is 1 and "reasons" is one list.
@@ -88,7 +89,8 @@ cdef class ReasonForm:
         Py_ssize_t output, double expected, bint full, const double* standard_error, int* n_members,
     ) noexcept nogil
 
-    # The explanation (one member) of a prediction that has none: of an Absence; or one to fetch later, under the reply's id.
+    # The explanation (one member) of a prediction that has none: of an Absence; or one to fetch later, under the reply's id
+    # of 16 to 64 bytes.
     cdef Py_ssize_t write_absent_into(self, char* out, int kind, int absence) noexcept nogil
     cdef Py_ssize_t write_later_into(self, char* out, int kind, const char* id, Py_ssize_t id_size) noexcept nogil
 

@@ -15,7 +15,7 @@ from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t
 
 
 MOST_REASONS = MAX_K
-SHARE_UNIT = 1 / SHARES
+SHARE_UNIT = 1.0 / <double>SHARES
 #: By Absence.
 WHYS = (
     "a contribution is not a finite number",
@@ -58,6 +58,8 @@ cdef class ReasonForm:
         signs, outputs = list(signs), list(outputs)
         pack = msgpack.packb
         self._kept = []
+        if not features:
+            raise ValueError("Expected at least one feature")
         codes = [code for code, _, _ in reasons]
         if codes != sorted(set(codes)):
             raise ValueError(f"Expected reasons in the order of their codes, none twice, got {codes}")
@@ -150,28 +152,24 @@ cdef class ReasonForm:
         """
         cdef int n_members = 0
         cdef Py_ssize_t n_rows = rows.shape[0], most, size
-        cdef const double* errors = NULL
-        cdef const feature_t* first_row = NULL
-        cdef const double* first_phi = NULL
         cdef char* out
         shape = (n_rows, self.n_features)
+        if n_rows == 0:
+            raise ValueError("Expected at least one row")
         if (rows.shape[0], rows.shape[1]) != shape or (phi.shape[0], phi.shape[1]) != shape:
             raise ValueError(f"Expected rows and contributions of {self.n_features} features each, as many of both")
         if standard_error is not None and (standard_error.shape[0], standard_error.shape[1]) != shape:
             raise ValueError(f"Expected standard errors of {n_rows} rows and {self.n_features} features")
         if kind not in (BODY_JSON, BODY_MSGPACK) or not 0 <= output < self.n_outputs or (single and n_rows != 1):
             raise ValueError(f"Expected JSON or msgpack, one of {self.n_outputs} outputs, and one row where single")
-        if n_rows and self.n_features:
-            first_row, first_phi = &rows[0, 0], &phi[0, 0]
-            if standard_error is not None:
-                errors = &standard_error[0, 0]
         most = self.most_bytes(n_rows, full)
         out = <char*>PyMem_RawMalloc(most)
         if out is NULL:
             raise MemoryError(f"No memory for the reasons of {n_rows} rows")
         try:
             size = self.write_into(
-                out, kind, first_row, first_phi, n_rows, single, output, expected, full, errors, &n_members
+                out, kind, &rows[0, 0], &phi[0, 0], n_rows, single, output, expected, full,
+                NULL if standard_error is None else &standard_error[0, 0], &n_members,
             )
             return PyBytes_FromStringAndSize(out, size), n_members
         finally:
@@ -197,8 +195,8 @@ cdef class ReasonForm:
     def find_later(self, int kind, bytes id):
         """What write_later_into() writes. For tests."""
         cdef char out[MOST_ABSENT_BYTES]
-        if kind not in (BODY_JSON, BODY_MSGPACK) or len(id) > 64:
-            raise ValueError("Expected JSON or msgpack and an id of at most 64 bytes")
+        if kind not in (BODY_JSON, BODY_MSGPACK) or not 16 <= len(id) <= 64:
+            raise ValueError("Expected JSON or msgpack and an id of 16 to 64 bytes")
         return out[:self.write_later_into(out, kind, PyBytes_AS_STRING(id), len(id))]
 
     def most(self, Py_ssize_t n_rows, bint full):
@@ -229,7 +227,7 @@ cdef class ReasonForm:
             n_told = self.choose(rows + r * self.n_features, phi + r * self.n_features, output, expected, told)
             n_failed += n_told < 0
             at = self._put_reasons(at, kind, told, n_told)
-        if n_failed == n_rows and n_rows:
+        if n_failed == n_rows:
             n_members[0] = 1
             return self.write_absent_into(out, kind, ABSENT_NOT_FINITE)
         n_members[0] = 2

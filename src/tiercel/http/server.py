@@ -76,7 +76,9 @@ def serve(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     ids = make_ids(settings.server)
     number = int(name.rpartition("-")[2])
-    recorder = Recorder(settings.state_dir, number, ids.prefix, settings.journal)
+    recorder = Recorder(
+        settings.state_dir, number, ids.prefix, settings.journal, keeps_requests=settings.keeps_requests
+    )
     feedback = FeedbackEndpoint(settings, recorder.counters, worker=number)
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     tracing = None
