@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MOST_US: Final = 60_000_000
 #: Requests that may wait for the one thread.
 MOST_WAITING: Final = 16
+#: ... and when the next one may come back.
+RETRY_US: Final = 1_000_000
 
 
 class RecordedExplanations:
@@ -58,7 +60,8 @@ class RecordedExplanations:
         """
         if self._n_waiting >= MOST_WAITING:
             raise CapacityError(
-                f"Expected at most {MOST_WAITING} explanations of earlier predictions at a time, got one more. Try again later"
+                f"Expected at most {MOST_WAITING} explanations of earlier predictions at a time, got one more. Try again later",
+                predicted_wait_us=RETRY_US,
             )
         self._n_waiting += 1
         loop = asyncio.get_running_loop()
