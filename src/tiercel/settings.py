@@ -373,17 +373,6 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
     return tuple(models)
 
 
-def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
-    """[models.NAME.explain]."""
-    if not isinstance(table, dict):
-        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
-    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
-    values = _values(path, name, ExplainSettings, table)
-    if values.get("audit", AUDITS[0]) not in AUDITS:
-        raise DefinitionError(f"{path}: expected {name}.audit to be of {', '.join(AUDITS)}, got {values['audit']!r}")
-    return ExplainSettings(**values)
-
-
 def _value(path: Path, name: str, table: Any) -> ValueSettings:
     """[models.NAME.value]."""
     if not isinstance(table, dict):
