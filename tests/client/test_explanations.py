@@ -13,7 +13,13 @@ from tiercel.client import AsyncClient, Client, Explanation, Prediction, Predict
 from tiercel.errors import ProtocolError, RequestError, ServerNotFoundError
 
 ID = "0123456789abcdef1"
-REPLY = {"id": ID, "model": "late", "version": 3, "tier": "realtime", "features": {"oldest_age_ms": None, "missing": []}}
+REPLY = {
+    "id": ID,
+    "model": "late",
+    "version": 3,
+    "tier": "realtime",
+    "features": {"oldest_age_ms": None, "missing": []},
+}
 REASON = {"code": "R01", "text": "It left late", "features": ["dep_delay"], "contribution": 0.25}
 TOLD = {
     "method": "exact", "kind": "interventional", "scale": "margin", "output": "1", "expected": -1.5, "reference": "ab",
@@ -57,7 +63,12 @@ def test_nothing_asked_nothing_sent():
 
 def test_many_rows():
     """Of many rows there is a tuple of reasons and a mapping of contributions for each; None where a row has none."""
-    told = {**TOLD, "contributions": [{"hour": 1.0}, None], "standard_error": [{"hour": 0.1}, None], "method": "sampled"}
+    told = {
+        **TOLD,
+        "contributions": [{"hour": 1.0}, None],
+        "standard_error": [{"hour": 0.1}, None],
+        "method": "sampled",
+    }
     body = {**REPLY, "scores": [0.5, 0.6], "reasons": [[REASON], None], "explanation": told}
     client, _ = exchange((200, body | {"features": {}}))
     made = client.predict("late", features={"hour": [7, 8]}, explain="full")
@@ -136,7 +147,9 @@ def test_what_is_no_explanation(told):
         client.predict("late", features={"hour": 7}, explain="full")
 
 
-@pytest.mark.parametrize("reasons", ["R01", {}, [1], [{}], [{**REASON, "features": "x"}], [{**REASON, "contribution": "x"}]])
+@pytest.mark.parametrize(
+    "reasons", ["R01", {}, [1], [{}], [{**REASON, "features": "x"}], [{**REASON, "contribution": "x"}]]
+)
 def test_what_are_no_reasons(reasons):
     """So are reasons that are none."""
     client, _ = exchange((200, {**REPLY, "score": 0.5, "reasons": reasons, "explanation": TOLD}))

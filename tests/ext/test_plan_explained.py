@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.explained import FEATURES, INTERCEPT, MEAN, REFERENCE, WEIGHTS, contributions, explanations_of, plan_of
-from tests.support.explained import signature_of
+from tests.support.explained import (
+    FEATURES,
+    INTERCEPT,
+    MEAN,
+    REFERENCE,
+    WEIGHTS,
+    contributions,
+    explanations_of,
+    plan_of,
+    signature_of,
+)
 from tiercel._hot.explained import Explanations
 from tiercel._hot.plan import ServingPlan
 from tiercel._hot.reply import ReplyIds
@@ -70,7 +79,9 @@ number = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.none()
 def test_both_paths_give_the_same_bytes(rows, single, mode, kind, task):
     """An explained reply of the compiled path is the general path's, whatever is asked, but for the id."""
     plan = plan_of(task)
-    columns = dict(zip(FEATURES, rows[0] if single else [list(column) for column in zip(*rows, strict=True)], strict=True))
+    columns = dict(
+        zip(FEATURES, rows[0] if single else [list(column) for column in zip(*rows, strict=True)], strict=True)
+    )
     body = {"features": columns, "explain": mode}
     reply = answer(plan, body, kind)
     assert without_id(reply, kind) == without_id(general(plan, body, kind), kind)
@@ -86,7 +97,9 @@ def test_contributions_are_those_of_the_model(kind):
     told = decode(answer(plan_of(), {"features": ROW, "explain": "full"}, kind), kind)
     explanation = told["explanation"]
     assert explanation["contributions"] == contributions(ROW.values())
-    assert explanation["expected"] + sum(explanation["contributions"].values()) == pytest.approx(told["score"], abs=1e-12)
+    assert explanation["expected"] + sum(explanation["contributions"].values()) == pytest.approx(
+        told["score"], abs=1e-12
+    )
     assert explanation["expected"] == pytest.approx(float(WEIGHTS @ MEAN) + INTERCEPT)
     assert (explanation["method"], explanation["kind"], explanation["scale"]) == ("exact", "linear", "margin")
     assert explanation["reference"] == REFERENCE
@@ -127,9 +140,7 @@ def test_the_class_that_is_explained():
     assert both["explanation"]["output"] == "x"
 
 
-@pytest.mark.parametrize(
-    "value", ["all", "", "Reasons", 1, True, None, [], {}, "reasons\0"], ids=repr
-)
+@pytest.mark.parametrize("value", ["all", "", "Reasons", 1, True, None, [], {}, "reasons\0"], ids=repr)
 @pytest.mark.parametrize("kind", [0, 1])
 def test_another_word_is_refused(value, kind):
     """What is no way to ask for an explanation is handed on, and refused there in words."""

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 
 import httpx
 import msgpack
 import numpy as np
 import pytest
 from tests.http.test_tiers import Engine, Jobs
-from tests.support.explained import FEATURES, WEIGHTS, LinearVersion, contributions, explanations_of, plan_of, signature_of
+from tests.support.explained import (
+    FEATURES,
+    WEIGHTS,
+    LinearVersion,
+    contributions,
+    explanations_of,
+    plan_of,
+    signature_of,
+)
 from tiercel._hot.explained import Explanations
 from tiercel._hot.reply import ReplyIds
 
@@ -23,7 +30,6 @@ from tiercel.monitor.recording import JOURNAL, Recorder
 from tiercel.serving import explaining, recorded
 from tiercel.serving.explain_request import ExplainRequest
 from tiercel.settings import JournalSettings, ModelSettings, ServerSettings
-from tiercel.types import Task
 
 ROW = {"a": 3.0, "b": 0.5, "c": 5.0}
 MANY = {"a": [3.0, 1.0], "b": [0.5, None], "c": [5.0, 3.0]}
@@ -236,12 +242,16 @@ def test_v1_explains_each_instance(which):
 
 
 def test_v1_options():
-    """"explain", "locale" and "k" are those of our own protocol; other fields and words are refused."""
+    """ "explain", "locale" and "k" are those of our own protocol; other fields and words are refused."""
     body = {"instances": [ROW]}
     told = post(plan_of(), V1, {**body, "explain": "reasons", "k": 2}).json()["explanations"][0]
     assert len(told["reasons"]) == 2
     assert "contributions" not in told
-    for wrong, code in (({"explain": "no"}, "invalid_explain"), ({"why": 1}, "unknown_field"), ({"k": 0}, "invalid_explain")):
+    for wrong, code in (
+        ({"explain": "no"}, "invalid_explain"),
+        ({"why": 1}, "unknown_field"),
+        ({"k": 0}, "invalid_explain"),
+    ):
         reply = post(plan_of(), V1, body | wrong)
         assert (reply.status_code, reply.json()["code"]) == (400, code)
     assert post(plan_of(), "/v1/models/line:predict", {**body, "explain": "full"}).json()["code"] == "unknown_field"
@@ -278,8 +288,13 @@ def test_oip_has_an_output_more():
 
 def test_oip_binary():
     """Asked for as binary it is Triton's: a length of four bytes before each text, behind the scores."""
-    request = infer({"explain": "reasons", "k": 1}, outputs=[{"name": "score", "parameters": {"binary_data": True}},
-                                                             {"name": "explanation", "parameters": {"binary_data": True}}])
+    request = infer(
+        {"explain": "reasons", "k": 1},
+        outputs=[
+            {"name": "score", "parameters": {"binary_data": True}},
+            {"name": "explanation", "parameters": {"binary_data": True}},
+        ],
+    )
     reply = post(plan_of(), "/v2/models/line/infer", request)
     at = int(reply.headers["inference-header-content-length"])
     head = json.loads(reply.content[:at])

@@ -124,10 +124,10 @@ def explain_here(prepared: Prepared, asked: ExplainRequest) -> None:
     """
     explanations = prepared.plan.explanations
     explainer = explanations.explainer
-    form = None
+    form = explanations.form
     if explainer is not None and (asked.locale is not None or asked.k is not None):
         form = explainer.form_of(asked.locale, asked.k)
-    if explanations.is_inline:
+    if explanations.is_inline or form is None:
         prepared.explain(is_full=asked.is_full, form=form)
         return
     began_ns = time.monotonic_ns()
@@ -137,7 +137,7 @@ def explain_here(prepared: Prepared, asked: ExplainRequest) -> None:
         found.expected,
         found.output,
         is_full=asked.is_full,
-        form=explanations.form if form is None else form,
+        form=form,
         standard_error=found.standard_error,
         took_ns=time.monotonic_ns() - began_ns,
     )

@@ -142,9 +142,7 @@ def _make(
 ) -> tuple[Any, str | None, ReasonPolicy]:
     settings = None if declared is None else declared.explain
     golden = Golden.from_bytes(artifacts[GOLDEN_FILE]).rows
-    files = load_explanation_files(
-        artifacts, model.signature, settings, golden_rows=golden, owner=f"version {label}"
-    )
+    files = load_explanation_files(artifacts, model.signature, settings, golden_rows=golden, owner=f"version {label}")
     explainer = make_explainer(
         model.scorer if model.body is None else model.body,
         model.signature,
