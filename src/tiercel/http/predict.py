@@ -155,6 +155,7 @@ class PredictEndpoint:
         places.close()
         served = await while_connected(self._router.serve(reference, question, budget, request.tier), receive)
         content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
+        await self._router.make_durable(reference, served)
         more: dict[str, Any] = {}
         if served.degraded is not None:
             more["degraded"] = served.degraded.to_json()

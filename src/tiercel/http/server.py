@@ -102,6 +102,7 @@ def serve(
             jobs=jobs,
             feedback=feedback,
             tracing=tracing,
+            commit=recorder.commit,
         )
         config = uvicorn.Config(
             plane,
