@@ -8,6 +8,7 @@ import click
 
 from tiercel import __version__
 from tiercel.cli.alerts import alerts
+from tiercel.cli.audit import audit
 from tiercel.cli.bench import bench
 from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
@@ -18,6 +19,7 @@ from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
 from tiercel.cli.performance import performance
 from tiercel.cli.registry import history, models, promote, register, rollback
+from tiercel.cli.replay import replay
 from tiercel.cli.serve import predict, serve
 from tiercel.cli.sql import sql
 from tiercel.cli.why import why
@@ -52,6 +54,8 @@ for command in (
     predict,
     explain,
     why,
+    replay,
+    audit,
     feedback,
     sql,
     jobs,

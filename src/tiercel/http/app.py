@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.native import NativeHttp
     from tiercel.http.tracing import Tracing
+    from tiercel.monitor.group_commit import GroupCommit
     from tiercel.settings import ModelSettings, ServerSettings
 
 PREDICT = "/predict/"
@@ -55,7 +56,11 @@ class DataPlane:
         jobs: JobEndpoints | None = None,
         feedback: FeedbackEndpoint | None = None,
         tracing: Tracing | None = None,
+<<<<<<< HEAD
         journal: Path | None = None,
+=======
+        commit: GroupCommit | None = None,
+>>>>>>> efceb3b73cfbcb1e67cf731e6a9680b203b95dfc
     ) -> None:
         self._engine = engine
         self._worker = worker
@@ -69,9 +74,12 @@ class DataPlane:
             counters,
             max_body_bytes=settings.max_body_bytes,
             n_cores=cores_of_worker(settings.workers, is_pinned=settings.pin_cores),
+            commit=commit,
         )
         if native is not None:
             native.queue_with(self._router)
+            if commit is not None:
+                native.audit_with(commit)
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._explanations = None
         if journal is not None:

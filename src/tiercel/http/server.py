@@ -102,7 +102,11 @@ def serve(
             jobs=jobs,
             feedback=feedback,
             tracing=tracing,
+<<<<<<< HEAD
             journal=settings.state_dir / JOURNAL,
+=======
+            commit=recorder.commit,
+>>>>>>> efceb3b73cfbcb1e67cf731e6a9680b203b95dfc
         )
         config = uvicorn.Config(
             plane,
