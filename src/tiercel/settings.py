@@ -5,6 +5,7 @@ name = "flights"
 
 [state]
 path = ".tiercel"                  # relative to the project, or absolute
+keep_bases = 2                     # older bases of each service: to roll back to, and for replays of what was read from them
 
 [registry]
 url = "sqlite:///..."              # any SQLAlchemy URL; default: registry.db in the state directory
@@ -33,12 +34,16 @@ port = 8001
 enabled = true                     # keep a record of every prediction
 max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
 segment_bytes = 16777216           # of one file; a worker holds two in memory
+keep_requests = true               # records have the request, so that a replay asks it again; never while [monitor] masks anything
 
 [monitor]
 retention_days = 90.0              # of predictions and labels
 predictions_max_bytes = 10737418240    # of the prediction table; the oldest days are removed beyond it
 hash_columns = ["customer_id"]     # join keys and features that the prediction table has as salted hashes only
 drop_columns = ["email"]           # ... and those that it does not have
+receipts = true                    # keep each record, bound to what it followed from, after the journal lets go of it
+receipts_days = 365.0              # that is, how long predictions can be replayed and exported
+receipts_max_bytes = 10737418240   # the oldest days are removed beyond it
 enabled = true                     # the control process watches: windows, labels, drift, performance, money, alerts
 false_alarms_per_quarter = 1.0     # accepted per model version; every threshold follows from it
 interval_s = 60.0                  # a window is recorded, and looked at for broken feeds, this often
@@ -58,6 +63,13 @@ last_score_max_age_s = 3600.0      # then the last score of the same entity, up 
 default_score = 0.02               # then this
 challenger_weight = 0.1            # of the entities, by a hash of their keys, are answered by the challenger
 shadow = "challenger"              # this alias scores what the champion answered, in spare time; recorded, not sent
+
+[models.fraud.explain]             # why its scores are what they are; all optional
+policy = "reasons.toml"            # what versions are registered with from now on: features to reasons, in words
+kind = "auto"                      # contributions: "interventional", "path_dependent", "linear"; "auto": as the model can
+k = 4                              # reasons told at most, instead of the policy's own number
+locale = "en"                      # spoken where a request names none, instead of the policy's own
+audit = "strict"                   # a reply is sent only once its record is on disk; "default": it is there soon after
 
 [models.fraud.value]               # what its predictions are for; all optional
 threshold = 0.3                    # a score at or above it is a positive decision
@@ -96,6 +108,12 @@ OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative"
 #: What alerts are about, and of these what somebody is woken for.
 ALERT_CLASSES = ("pipeline", "population", "concept", "impact")
 PAGING_CLASSES = ("pipeline", "impact")
+#: Ways to attribute a score.
+EXPLAIN_KINDS = ("auto", "interventional", "path_dependent", "linear")
+#: When a reply may be sent: at once, or once its record is durable.
+AUDITS = ("default", "strict")
+#: MANIFEST describes each of them.
+MAX_KEPT_BASES = 1000
 #: Of segments and of metrics per model.
 MAX_NAMED_SQL = 20
 #: Smallest and largest value of each number under [server]; [control] has a port too.
@@ -112,10 +130,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (1, 256),
     "deadline_ms": (0.001, 3_600_000),
     "last_score_max_age_s": (0, 31_536_000),
+    "k": (1, 16),
     "label_maturity_s": (0, 315_360_000),  # ten years
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
     "retention_days": (0.01, 36_500),
+    "receipts_days": (0.01, 36_500),
+    "receipts_max_bytes": (1 << 20, 1 << 50),
     "false_alarms_per_quarter": (1e-6, 1e6),
     "interval_s": (0.1, 3600),
     "window_s": (0.1, 604_800),
@@ -160,6 +181,7 @@ class JournalSettings:
     enabled: bool = True
     max_bytes: int = 1 << 30
     segment_bytes: int = 1 << 24
+    keep_requests: bool = True
 
 
 @dataclass(frozen=True)
@@ -170,6 +192,9 @@ class MonitorSettings:
     predictions_max_bytes: int = 10 << 30
     hash_columns: tuple[str, ...] = ()
     drop_columns: tuple[str, ...] = ()
+    receipts: bool = True
+    receipts_days: float = 365.0
+    receipts_max_bytes: int = 10 << 30
     enabled: bool = True
     false_alarms_per_quarter: float = 1.0
     interval_s: float = 60.0
@@ -207,6 +232,21 @@ class ValueSettings:
 
 
 @dataclass(frozen=True)
+class ExplainSettings:
+    """How a model's scores are explained. None leaves it to the version's reason policy.
+
+    `policy` is a path relative to the project: what versions are registered with from now on. `audit` is "strict" where a
+    prediction's record must be durable before its reply.
+    """
+
+    policy: str | None = None
+    kind: str = "auto"
+    k: int | None = None
+    locale: str | None = None
+    audit: str = "default"
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How one registered model is served: what stands in for it when time is short, and who else is tried out."""
 
@@ -218,6 +258,12 @@ class ModelSettings:
     challenger_weight: float = 0.0
     shadow: str | None = None
     value: ValueSettings = field(default_factory=ValueSettings)
+    explain: ExplainSettings = field(default_factory=ExplainSettings)
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a reply is sent only once its record is durable."""
+        return self.explain.audit == "strict"
 
     @property
     def has_stand_in(self) -> bool:
@@ -239,10 +285,16 @@ class Settings:
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
     models: tuple[ModelSettings, ...] = ()
+    keep_bases: int = 2
 
     def model(self, name: str) -> ModelSettings:
         """What is set for a registered model; the defaults where nothing is."""
         return next((each for each in self.models if each.name == name), ModelSettings(name))
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether records have the request: not while any name is masked, for a request has values as they were sent."""
+        return self.journal.keep_requests and not self.monitor.hash_columns and not self.monitor.drop_columns
 
     @property
     def features_dir(self) -> Path:
@@ -271,7 +323,7 @@ def load_settings(project_dir: Path) -> Settings:
     known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "models"}
     _refuse_unknown(path, "", data, known)
     project = _table(path, data, "project", {"name"})
-    state = _table(path, data, "state", {"path"})
+    state = _table(path, data, "state", {"path", "keep_bases"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
@@ -282,7 +334,10 @@ def load_settings(project_dir: Path) -> Settings:
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
     if not state_path.strip() or (root / state_path).resolve() == root:
         raise DefinitionError(f"{path}: expected state.path to name a directory of its own, got {state_path!r}")
-    return Settings(
+    keep_bases = _typed(path, "state.keep_bases", state.get("keep_bases", Settings.keep_bases), int)
+    if not 0 <= keep_bases <= MAX_KEPT_BASES:
+        raise DefinitionError(f"{path}: expected state.keep_bases from 0 to {MAX_KEPT_BASES}, got {keep_bases}")
+    settings = Settings(
         project_dir=root,
         name=_typed(path, "project.name", project.get("name", root.name), str),
         state_dir=root / state_path,
@@ -293,7 +348,15 @@ def load_settings(project_dir: Path) -> Settings:
         monitor=MonitorSettings(**_values(path, "monitor", MonitorSettings, monitor)),
         tracing=TracingSettings(**_values(path, "tracing", TracingSettings, tracing)),
         models=_models(path, data.get("models", {})),
+        keep_bases=keep_bases,
     )
+    for model in settings.models:
+        if model.is_strict and not settings.journal.enabled:
+            raise DefinitionError(
+                f'{path}: expected journal.enabled with models.{model.name}.explain.audit = "strict", got it off: there would '
+                f"be no record to make durable"
+            )
+    return settings
 
 
 def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
@@ -304,8 +367,9 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
     for name in tables:
         table = dict(_table(path, tables, name, known, "models."))
         value = _value(path, f"models.{name}.value", table.pop("value", {}))
+        explain = _explain(path, f"models.{name}.explain", table.pop("explain", {}))
         values = _values(path, f"models.{name}", ModelSettings, table)
-        models.append(ModelSettings(name, value=value, **values))
+        models.append(ModelSettings(name, value=value, explain=explain, **values))
     return tuple(models)
 
 
@@ -330,6 +394,18 @@ def _value(path: Path, name: str, table: Any) -> ValueSettings:
     return ValueSettings(**values)
 
 
+def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
+    """[models.NAME.explain]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
+    values = _values(path, name, ExplainSettings, table)
+    for key, known in (("kind", EXPLAIN_KINDS), ("audit", AUDITS)):
+        if values.get(key, known[0]) not in known:
+            raise DefinitionError(f"{path}: expected {name}.{key} to be one of {', '.join(known)}, got {values[key]!r}")
+    return ExplainSettings(**values)
+
+
 def _named_sql(path: Path, name: str, table: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(table, dict):
         raise DefinitionError(f"{path}: expected [{name}] to be a table of names and SQL, got {table!r}")
@@ -351,6 +427,7 @@ def _values(
         | MonitorSettings
         | TracingSettings
         | ModelSettings
+        | ExplainSettings
         | ValueSettings
     ],
     table: dict[str, Any],

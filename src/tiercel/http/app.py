@@ -14,17 +14,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.http import payload
+from tiercel.http.explanations import ExplanationEndpoint
 from tiercel.http.features import FeaturesEndpoint
 from tiercel.http.predict import PredictEndpoint, make_ids, respond
 from tiercel.http.protocols import protocol_routes
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.engine import Engine, keep_current
 from tiercel.serving.limits import describe
+from tiercel.serving.recorded import RecordedExplanations
 from tiercel.serving.rooms import cores_of_worker
 from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.native import NativeHttp
     from tiercel.http.tracing import Tracing
+    from tiercel.monitor.group_commit import GroupCommit
     from tiercel.settings import ModelSettings, ServerSettings
 
 PREDICT = "/predict/"
@@ -52,6 +56,11 @@ class DataPlane:
         jobs: JobEndpoints | None = None,
         feedback: FeedbackEndpoint | None = None,
         tracing: Tracing | None = None,
+<<<<<<< HEAD
+        journal: Path | None = None,
+=======
+        commit: GroupCommit | None = None,
+>>>>>>> efceb3b73cfbcb1e67cf731e6a9680b203b95dfc
     ) -> None:
         self._engine = engine
         self._worker = worker
@@ -65,10 +74,16 @@ class DataPlane:
             counters,
             max_body_bytes=settings.max_body_bytes,
             n_cores=cores_of_worker(settings.workers, is_pinned=settings.pin_cores),
+            commit=commit,
         )
         if native is not None:
             native.queue_with(self._router)
+            if commit is not None:
+                native.audit_with(commit)
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
+        self._explanations = None
+        if journal is not None:
+            self._explanations = ExplanationEndpoint(RecordedExplanations(journal, self._router.find), counters)
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
@@ -77,6 +92,7 @@ class DataPlane:
                 *protocol_routes(
                     engine, self._router, settings, counters, os.environ, None if native is None else native.tallies
                 ),
+                *(() if self._explanations is None else self._explanations.routes()),
                 *(() if jobs is None else jobs.routes()),
                 *(() if feedback is None else [Route("/feedback", feedback, methods=["POST"])]),
             ],
@@ -110,6 +126,8 @@ class DataPlane:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await self._router.close()
+            if self._explanations is not None:
+                self._explanations.close()
             if self._native is not None:
                 self._native.close()
 
@@ -120,7 +138,8 @@ class DataPlane:
         text = {
             404: (
                 "Expected /predict/{model}, /features/{service}, /v2/..., /v1/models/..., /invocations, "
-                "/get-online-features, /feedback, /jobs/{id}, /ping, /livez or /readyz, got another path"
+                "/get-online-features, /feedback, /jobs/{id}, /predictions/{id}/explanation, /ping, /livez or /readyz, got "
+                "another path"
             ),
             405: "Expected another method on this path",
         }.get(status, detail)

@@ -28,6 +28,11 @@ from tiercel.registry.names import CHAMPION, parse_reference
 from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served
 from tiercel.serving.asked import Asked, require_time
 from tiercel.serving.cost import CostCurve
+<<<<<<< HEAD
+from tiercel.serving.explaining import Explaining
+=======
+from tiercel.serving.durable_answers import make_durable
+>>>>>>> efceb3b73cfbcb1e67cf731e6a9680b203b95dfc
 from tiercel.serving.guard import Guard
 from tiercel.serving.ladder import Candidate, Rung, can_degrade, choose
 from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fits, check, fallback_misfits
@@ -45,8 +50,10 @@ if TYPE_CHECKING:
 
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel._hot.reply import ReplyIds
+    from tiercel.monitor.group_commit import GroupCommit
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
+    from tiercel.serving.explain_request import ExplainRequest
     from tiercel.serving.limits import Limits, Stay
     from tiercel.serving.ready_answers import ReadyAnswer
     from tiercel.serving.waiters import AnswerCall, CallWaiter
@@ -73,6 +80,7 @@ class Router:
         counters: of the worker.
         max_body_bytes: of one request.
         n_cores: that the worker's threads may use.
+        commit: makes records durable; None: models that need that do not answer.
 
     Threads: the event loop's only.
     """
@@ -86,8 +94,9 @@ class Router:
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
         n_cores: int = 1,
+        commit: GroupCommit | None = None,
     ) -> None:
-        self._engine, self._ids = engine, ids
+        self._engine, self._ids, self._commit = engine, ids, commit
         self._counters = WorkerCounters() if counters is None else counters
         self._declared = {each.name: each for each in declared}
         self._queues = Queues(self._cost_of, self._counters)
@@ -96,6 +105,7 @@ class Router:
         self._fits: dict[tuple[str, int, str, int], bool] = {}  # see `_may_stand_in`
         self._guards: dict[str, Guard] = {}
         self._ready = ReadyAnswers()
+        self._explaining = Explaining()
         self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle, count=self._counters.add)
         self._told: set[tuple[str, type[Exception]]] = set()
 
@@ -161,37 +171,32 @@ class Router:
         """Answer what was accepted; refuse the rest."""
         await self._shadows.close()
         await self._queues.close()
+        self._explaining.close()
 
     # -- answering ----------------------------------------------------------------------------------------------------
 
-    async def answer(self, reference: str, question: Question, budget: Budget) -> Answer:
-        """Score what is asked, and record it.
+    async def answer(
+        self, reference: str, question: Question, budget: Budget, explain: ExplainRequest | None = None
+    ) -> Answer:
+        """Score what is asked, explain it where that is asked too, and record it.
 
         Raises:
             RequestError: the question does not fit the model.
             NotFoundError: no such model, version, alias or entity.
             DeadlineError, CapacityError: it cannot be answered in time, or there is no room.
         """
+<<<<<<< HEAD
+        served = await self.serve(reference, question, budget, explain=explain)
+        number = served.prepared.record(self._ids, served.flags)
+=======
         served = await self.serve(reference, question, budget)
         prepared, plan = served.prepared, served.prepared.plan
         age_us = prepared.oldest_age_us
         number = prepared.record(self._ids, served.flags)
+        await self.make_durable(reference, served)
+>>>>>>> efceb3b73cfbcb1e67cf731e6a9680b203b95dfc
         self.after(served, question)
-        return Answer(
-            number,
-            plan.model,
-            plan.version,
-            Tier(plan.tier),
-            prepared.scores(),
-            prepared.is_single,
-            plan.signature.classes,
-            None if age_us is None else age_us / 1000,
-            dict(prepared.missing()),
-            served.degraded,
-            served.arm,
-            prepared.stage_us(),
-            served.deadline,
-        )
+        return Answer.of(served, number, is_explained=explain is not None)
 
     def compiled_fallback(self, champion: ServingPlan) -> ServingPlan | None:
         """The fallback of a champion, where the compiled path may ask it in its place."""
@@ -199,7 +204,12 @@ class Router:
         if declared is None or declared.fallback is None:
             return None
         plan = self._engine.find_plan(declared.fallback)
-        if plan is None or not plan.is_plain or (plan.model, plan.version) == (champion.model, champion.version):
+        if (
+            plan is None
+            or not plan.is_plain
+            or plan.is_strict
+            or (plan.model, plan.version) == (champion.model, champion.version)
+        ):
             return None
         return plan if self._may_stand_in(champion, declared.fallback, plan) else None
 
@@ -241,7 +251,14 @@ class Router:
                 return None
         return plan if plan.tier == Tier.BATCH else None
 
-    async def serve(self, reference: str, question: Question, budget: Budget, tier: Tier | None = None) -> Served:
+    async def serve(
+        self,
+        reference: str,
+        question: Question,
+        budget: Budget,
+        tier: Tier | None = None,
+        explain: ExplainRequest | None = None,
+    ) -> Served:
         """Score what is asked, to be answered by the caller, who then calls `after`. Raises as `answer`.
 
         Args:
@@ -250,6 +267,7 @@ class Router:
             budget: of the request.
             tier: that it asks for; None: its model's. A faster tier than the model's is refused by the ladder's means: it
                 is a deadline.
+            explain: what the reply is to say beside the scores. It takes what they leave of the budget, and fails nothing.
         """
         if tier is not None and tier.budget_us is not None and budget.budget_us is None:
             budget = budget.with_us(tier.budget_us, 1, "$.tier", "$.tier")
@@ -263,6 +281,8 @@ class Router:
             raise
         if served.degraded is not None:
             self._counters.add(f"degraded_{served.degraded.by}")
+        if explain is not None:
+            await self._explaining.explain(served, explain)
         return served
 
     async def _serve(self, reference: str, question: Question, budget: Budget) -> Served:
@@ -286,6 +306,18 @@ class Router:
         except InvalidNameError:  # `find` says what is wrong
             return None, False
         return self._declared.get(name), selector is None or selector == CHAMPION
+
+    async def make_durable(self, reference: str, served: Served) -> None:
+        """Return once an answer may be given: at once, or where its model is strict when its record is durable.
+
+        Called right after the answer is recorded.
+
+        Raises:
+            AuditUnavailableError: it may not be given.
+        """
+        declared, _ = self._settings_of(reference)
+        if served.prepared.plan.is_strict or (declared is not None and declared.is_strict):
+            await make_durable(served.prepared, self._commit)
 
     def after(self, served: Served, question: Question) -> None:
         """What may be done once the reply is written: remember the score, let the shadow score too. Never raises."""
