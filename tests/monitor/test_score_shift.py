@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from tests.monitor.samples import HOUR_US, clustered, sample
 
 from tiercel.monitor.row_samples import empty_sample
 from tiercel.monitor.score_shift import LEAST_REQUESTS, shift_of_samples
+from tiercel.types import Attributions
 
 WEIGHTS = np.array([0.5, -2.0, 0.0])
 NAMES = ("a", "b", "c")
@@ -22,9 +22,8 @@ def explain(rows, weights=WEIGHTS, expected=0.25, error=None):
     assert rows.dtype == np.float32
     values = np.where(np.isnan(rows), 0.0, rows).astype(np.float64) * weights
     spread = None if error is None else np.full(values.shape, error)
-    return SimpleNamespace(
-        values=values, expected=expected, kind="linear", scale="margin", output=None, standard_error=spread
-    )
+    method = "exact" if error is None else "sampled"
+    return Attributions(values, expected, method, "linear", "margin", standard_error=spread)
 
 
 def shift(window, beside, explain=explain, **kwargs):
@@ -42,30 +41,13 @@ def test_parts_add_up_to_the_shift():
     margins = [0.25 + (rows.astype(np.float32) @ WEIGHTS).mean() for rows in (now, before)]
     assert (found.margin, found.reference_margin) == pytest.approx(tuple(margins))
     assert found.shift == pytest.approx(margins[0] - margins[1])
-    assert sum(each.shift for each in found.features) + found.unattributed == pytest.approx(found.shift, abs=1e-12)
+    assert sum(each.shift for each in found.features) == pytest.approx(found.shift, abs=1e-12)
     assert [each.name for each in found.features] == ["b", "a", "c"]
     expected = [(now[:, i].mean() - before[:, i].mean()) * WEIGHTS[i] for i in (1, 0, 2)]
     assert [each.shift for each in found.features] == pytest.approx(expected, abs=1e-6)
     assert found.features[2].shift == 0  # it moved most of all, and moved nothing
     assert (found.kind, found.scale, found.n_rows, found.n_reference) == ("linear", "margin", 400, 300)
     json.dumps(found.to_json(), allow_nan=False)
-
-
-def test_what_is_expected_may_depend_on_the_row():
-    """An expectation per row: its difference is no feature's part and is told by itself."""
-    found = shift(
-        sample(normal(100, (1, 0, 0))),
-        sample(normal(100)),
-        lambda rows: explain(rows, expected=np.where(rows[:, 2] > 0, 1.0, 0.0)),
-    )
-    assert found.unattributed == pytest.approx(0.0)  # the third column is the same in both
-    other = shift(
-        sample(normal(100, (0, 0, 9))),
-        sample(normal(100)),
-        lambda rows: explain(rows, expected=np.where(rows[:, 2] > 0, 1.0, 0.0)),
-    )
-    assert other.unattributed == pytest.approx(other.shift)
-    assert other.unattributed > 0.3
 
 
 def test_errors_are_those_of_repeated_draws():

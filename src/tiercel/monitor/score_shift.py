@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tiercel.monitor.journal import PlanDeclaration
     from tiercel.monitor.row_samples import RowSample
     from tiercel.monitor.training_rows import TrainingRows
+    from tiercel.types import Attributions
+
+    Explain = Callable[[NDArray[np.float32]], Attributions]
 
 #: Rows of either side that are explained by default.
 ROWS: Final = 2_000
@@ -40,38 +43,6 @@ LEAST_REQUESTS: Final = 20
 CERTAIN: Final = 3.0
 #: Features that sentences name.
 N_NAMED: Final = 3
-
-
-class Attributed(Protocol):
-    """Attributions of rows, as the models' explainers give them (`tiercel.types.Attributions`)."""
-
-    @property
-    def values(self) -> NDArray[np.float64]:
-        """Float64 (n, n_features)."""
-
-    @property
-    def expected(self) -> Any:
-        """What the values are added to: a number, or float64 (n,)."""
-
-    @property
-    def kind(self) -> str:
-        """How they were made: "interventional", "path_dependent", "linear" or "permutation"."""
-
-    @property
-    def scale(self) -> str:
-        """Of what they are parts: "margin" or "probability"."""
-
-    @property
-    def output(self) -> str | None:
-        """The class that they are of; None where there is one output."""
-
-    @property
-    def standard_error(self) -> NDArray[np.float64] | None:
-        """Of sampled values, float64 (n, n_features); None of exact ones."""
-
-
-if TYPE_CHECKING:
-    Explain = Callable[[NDArray[np.float32]], Attributed]
 
 
 @dataclass(frozen=True)
@@ -116,9 +87,7 @@ class ScoreShift:
         margin, reference_margin: mean of what the attributions add up to; None where nothing was explained.
         shift, standard_error: of it.
         score, reference_score: mean score that was answered for these rows; None where that is not known.
-        features: all of them, the largest part first; empty where nothing was explained. They and `unattributed` add up
-            to `shift`.
-        unattributed: difference of what is expected; 0 unless that depends on the row.
+        features: all of them, the largest part first; empty where nothing was explained. They add up to `shift`.
         meaning: one sentence.
         notes: what a reader must know, in sentences.
     """
@@ -146,7 +115,6 @@ class ScoreShift:
     score: float | None
     reference_score: float | None
     features: tuple[FeatureShift, ...]
-    unattributed: float
     meaning: str
     notes: tuple[str, ...]
 
@@ -237,7 +205,7 @@ def shift_of_samples(
     found: tuple[FeatureShift, ...] = ()
     kind, scale, output = "", "", None
     margins: tuple[float, float] | None = None
-    error, unattributed = math.nan, 0.0
+    error = math.nan
     if not problem:
         now, before = (explain(np.ascontiguousarray(side.values, np.float32)) for side in (window, beside))
         kind, scale, output = now.kind, now.scale, now.output
@@ -245,7 +213,6 @@ def shift_of_samples(
         sides = [_Side.of(sample, each) for sample, each in ((window, now), (beside, before))]
         margins = sides[0].mean, sides[1].mean
         error = math.hypot(sides[0].error, sides[1].error)
-        unattributed = sides[0].expected - sides[1].expected
     scores = [_mean_score(side) for side in (window, beside)]
     return ScoreShift(
         model=model,
@@ -271,7 +238,6 @@ def shift_of_samples(
         score=scores[0],
         reference_score=scores[1],
         features=found,
-        unattributed=unattributed,
         meaning=problem
         or describe_shift_of_score(found, margins or (0.0, 0.0), error, (scores[0], scores[1]), scale, against),
         notes=_notes(window, beside),
@@ -314,25 +280,23 @@ def describe_shift_of_score(
 
 @dataclass(frozen=True)
 class _Side:
-    """Mean of the margins of one sample, its standard error, and the mean of what is expected."""
+    """Mean of the margins of one sample, and its standard error."""
 
     mean: float
     error: float
-    expected: float
 
     @classmethod
-    def of(cls, sample: RowSample, attributed: Attributed) -> _Side:
-        expected = np.broadcast_to(np.asarray(attributed.expected, np.float64), (sample.n,))
-        margins = attributed.values.sum(axis=1) + expected
-        return cls(float(margins.mean()), float(_errors(margins[:, None], sample.requests)[0]), float(expected.mean()))
+    def of(cls, sample: RowSample, attributed: Attributions) -> _Side:
+        margins = attributed.values.sum(axis=1) + attributed.expected
+        return cls(float(margins.mean()), float(_errors(margins[:, None], sample.requests)[0]))
 
 
 def _by_feature(
     features: Sequence[str],
     window: RowSample,
     beside: RowSample,
-    now: Attributed,
-    before: Attributed,
+    now: Attributions,
+    before: Attributions,
     against: str,
 ) -> tuple[FeatureShift, ...]:
     """All features, the largest part first."""
