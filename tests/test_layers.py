@@ -47,6 +47,7 @@ DOORS = {
     "fast_path": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
     "decimal": set(),
+    "reasons": {"tiercel.explain.reasons"},
     "reply": {"tiercel.http.predict", "tiercel.serving.measure", "tiercel.serving.router"},
     "counters": {"tiercel.monitor.counting"},
     "journal": {"tiercel.monitor.segments", "tiercel.monitor.journal"},

@@ -5,17 +5,19 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
 
     TiercelError
     ├── DefinitionError            a project's features.py or tiercel.toml is wrong
+    │   └── ReasonPolicyError      its reasons.toml is; `code` says how
     ├── SourceError                a data source cannot be read or does not hold what a view needs
     ├── StoreError                 the feature store on disk
     │   ├── BaseCorruptError       a sealed base is not the file its MANIFEST describes
     │   ├── SchemaMismatchError    rows were written under another schema than the reader expects
     │   ├── NotMaterializedError   nothing was published yet
+    │   ├── BaseNotKeptError       an older base that was removed since
     │   └── UnsupportedLmdbError   the installed lmdb wheel does not export what the reader needs
     ├── RequestError               what the caller sent is wrong; `code` says how
     ├── NotFoundError              a name or key that does not exist
     │   ├── EntityNotFoundError, ServiceNotFoundError
     │   ├── ModelNotFoundError, VersionNotFoundError, AliasNotFoundError
-    │   └── JobNotFoundError, AlertNotFoundError
+    │   └── JobNotFoundError, AlertNotFoundError, ReceiptNotFoundError
     ├── JobStateError              a batch job is not in the state that was asked for; `code` says how
     ├── AlertStateError            an alert is not in the state that was asked for
     ├── JobsDisabledError          nothing would run a batch job
@@ -50,6 +52,10 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── CalibrationError       too few labels, or of one class, to learn what scores mean
     │   ├── ConceptStateError      a concept monitor's file is damaged, foreign, or of another format
     │   └── OutcomesError          predictions and their labels cannot be read as figures need them
+    ├── ReceiptError               what a prediction is to be proved with
+    │   ├── ReceiptCorruptError    a receipt or an export was edited, cut short, or is foreign
+    │   ├── NotReplayableError     a receipt does not say what is needed to ask again
+    │   └── AuditUnavailableError  a record cannot be made durable, and the model answers only with one that is
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
         ├── ClientConnectionError, ClientTimeoutError, ProtocolError
@@ -86,6 +92,32 @@ class DefinitionError(TiercelError):
     code = "invalid_definition"
 
 
+class ReasonPolicyError(DefinitionError):
+    """A reason policy is wrong, or does not fit the model it is for.
+
+    Args:
+        message: expected, got, where, what to do.
+        code: stable name, one of `CODES`.
+    """
+
+    CODES: ClassVar[frozenset[str]] = frozenset(
+        {
+            "policy_unreadable",  # no such file, too large, not TOML, of another format
+            "policy_setting",  # a key or value that cannot stand there
+            "missing_locale_text",  # a text without the words of a locale that others have
+            "duplicate_code",
+            "feature_without_reason",
+            "feature_in_two_reasons",  # ... or in a reason and in a list of features that are never told
+            "unknown_feature",
+            "unknown_output",  # `adverse` for a class that the model does not have, or none for one that it has
+        }
+    )
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class SourceError(TiercelError):
     """A source cannot be read, or lacks a column or type that a view needs."""
 
@@ -102,6 +134,12 @@ class BaseCorruptError(StoreError):
     """A sealed base file is truncated, altered or foreign; it is never made live."""
 
     code = "base_corrupt"
+
+
+class BaseNotKeptError(StoreError):
+    """An older base is needed that was removed when newer ones were published."""
+
+    code = "base_not_kept"
 
 
 class SchemaMismatchError(StoreError):
@@ -156,6 +194,7 @@ class RequestError(TiercelError):
             "unsupported_media_type",
             "invalid_name",  # a model, version or alias that cannot be one
             "invalid_deadline",  # negative, zero, not a number, or absurd
+            "invalid_explain",  # an explanation asked for in another way than there is
             "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
             "invalid_label",  # feedback whose label is none, is not finite, or is missing
             "invalid_id",  # feedback for what cannot be the id of a reply
@@ -219,6 +258,12 @@ class AlertNotFoundError(NotFoundError):
     """No alert has this id."""
 
     code = "alert_not_found"
+
+
+class ReceiptNotFoundError(NotFoundError):
+    """No record is kept of the prediction with this id: it is past retention, was never recorded, or was of another server."""
+
+    code = "receipt_not_found"
 
 
 class AlertStateError(TiercelError):
@@ -461,6 +506,45 @@ class OutcomesError(MonitorError):
     """The relation `outcomes` is missing, lacks a column, or cannot be read."""
 
     code = "outcomes_unreadable"
+
+
+class ReceiptError(TiercelError):
+    """Base of errors about receipts, replays and audits."""
+
+    code = "receipt_error"
+
+
+class ReceiptCorruptError(ReceiptError):
+    """A receipt, or an export of receipts, was edited, cut short, or is foreign; the message says where."""
+
+    code = "receipt_corrupt"
+
+
+class NotReplayableError(ReceiptError):
+    """A prediction cannot be made again: what it was made by is gone, or is no longer what it was; `code` says which.
+
+    Args:
+        message: what is missing, and what is kept all the same.
+        code: stable name, one of `CODES`.
+    """
+
+    CODES: ClassVar[frozenset[str]] = frozenset(
+        {
+            "version_removed",  # the registry does not have the model or version any more
+            "version_changed",  # ... has another one under its number
+            "request_changed",  # the plan does not answer the request that it answered
+        }
+    )
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class AuditUnavailableError(ReceiptError):
+    """A strict model's record cannot be made durable, so it does not answer."""
+
+    code = "audit_unavailable"
 
 
 class MissingExtraError(TiercelError):

@@ -126,6 +126,7 @@ class Project:
             allow_empty=allow_empty,
             progress=progress,
             on_view=on_view,
+            n_kept=self.settings.keep_bases,
         )
 
     def get_historical_features(self, labels: Any, service: str, **options: Any) -> TrainingSet:

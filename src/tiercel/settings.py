@@ -5,6 +5,7 @@ name = "flights"
 
 [state]
 path = ".tiercel"                  # relative to the project, or absolute
+keep_bases = 2                     # older bases of each service: to roll back to, and for replays of what was read from them
 
 [registry]
 url = "sqlite:///..."              # any SQLAlchemy URL; default: registry.db in the state directory
@@ -33,6 +34,12 @@ port = 8001
 enabled = true                     # keep a record of every prediction
 max_bytes = 1073741824             # of all workers together; the oldest segments are removed beyond it
 segment_bytes = 16777216           # of one file; a worker holds two in memory
+keep_requests = true               # records have the request, so that a replay asks it again; never while [monitor] masks anything
+
+[receipts]
+enabled = true                     # keep each record, bound to what it followed from, after the journal lets go of it
+retention_days = 365.0
+max_bytes = 10737418240            # the oldest days are removed beyond it
 
 [monitor]
 retention_days = 90.0              # of predictions and labels
@@ -58,6 +65,13 @@ last_score_max_age_s = 3600.0      # then the last score of the same entity, up 
 default_score = 0.02               # then this
 challenger_weight = 0.1            # of the entities, by a hash of their keys, are answered by the challenger
 shadow = "challenger"              # this alias scores what the champion answered, in spare time; recorded, not sent
+
+[models.fraud.explain]             # why its scores are what they are; all optional
+policy = "reasons.toml"            # what versions are registered with from now on: features to reasons, in words
+kind = "auto"                      # contributions: "interventional", "path_dependent", "linear"; "auto": as the model can
+k = 4                              # reasons told at most, instead of the policy's own number
+locale = "en"                      # spoken where a request names none, instead of the policy's own
+audit = "strict"                   # a reply is sent only once its record is on disk; "default": it is there soon after
 
 [models.fraud.value]               # what its predictions are for; all optional
 threshold = 0.3                    # a score at or above it is a positive decision
@@ -96,6 +110,12 @@ OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative"
 #: What alerts are about, and of these what somebody is woken for.
 ALERT_CLASSES = ("pipeline", "population", "concept", "impact")
 PAGING_CLASSES = ("pipeline", "impact")
+#: Ways to attribute a score.
+EXPLAIN_KINDS = ("auto", "interventional", "path_dependent", "linear")
+#: When a reply may be sent: at once, or once its record is durable.
+AUDITS = ("default", "strict")
+#: MANIFEST describes each of them.
+MAX_KEPT_BASES = 1000
 #: Of segments and of metrics per model.
 MAX_NAMED_SQL = 20
 #: Smallest and largest value of each number under [server]; [control] has a port too.
@@ -112,6 +132,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (1, 256),
     "deadline_ms": (0.001, 3_600_000),
     "last_score_max_age_s": (0, 31_536_000),
+    "k": (1, 16),
     "label_maturity_s": (0, 315_360_000),  # ten years
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
@@ -160,6 +181,16 @@ class JournalSettings:
     enabled: bool = True
     max_bytes: int = 1 << 30
     segment_bytes: int = 1 << 24
+    keep_requests: bool = True
+
+
+@dataclass(frozen=True)
+class ReceiptSettings:
+    """What is kept of each prediction beyond the journal, to be replayed and exported."""
+
+    enabled: bool = True
+    retention_days: float = 365.0
+    max_bytes: int = 10 << 30
 
 
 @dataclass(frozen=True)
@@ -207,6 +238,21 @@ class ValueSettings:
 
 
 @dataclass(frozen=True)
+class ExplainSettings:
+    """How a model's scores are explained. None leaves it to the version's reason policy.
+
+    `policy` is a path relative to the project: what versions are registered with from now on. `audit` is "strict" where a
+    prediction's record must be durable before its reply.
+    """
+
+    policy: str | None = None
+    kind: str = "auto"
+    k: int | None = None
+    locale: str | None = None
+    audit: str = "default"
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How one registered model is served: what stands in for it when time is short, and who else is tried out."""
 
@@ -218,6 +264,12 @@ class ModelSettings:
     challenger_weight: float = 0.0
     shadow: str | None = None
     value: ValueSettings = field(default_factory=ValueSettings)
+    explain: ExplainSettings = field(default_factory=ExplainSettings)
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a reply is sent only once its record is durable."""
+        return self.explain.audit == "strict"
 
     @property
     def has_stand_in(self) -> bool:
@@ -238,11 +290,18 @@ class Settings:
     journal: JournalSettings = field(default_factory=JournalSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    receipts: ReceiptSettings = field(default_factory=ReceiptSettings)
     models: tuple[ModelSettings, ...] = ()
+    keep_bases: int = 2
 
     def model(self, name: str) -> ModelSettings:
         """What is set for a registered model; the defaults where nothing is."""
         return next((each for each in self.models if each.name == name), ModelSettings(name))
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether records have the request: not while any name is masked, for a request has values as they were sent."""
+        return self.journal.keep_requests and not self.monitor.hash_columns and not self.monitor.drop_columns
 
     @property
     def features_dir(self) -> Path:
@@ -268,21 +327,25 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "models"}
+    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "receipts", "models"}
     _refuse_unknown(path, "", data, known)
     project = _table(path, data, "project", {"name"})
-    state = _table(path, data, "state", {"path"})
+    state = _table(path, data, "state", {"path", "keep_bases"})
     registry = _table(path, data, "registry", {"url"})
     server = _table(path, data, "server", {item.name for item in fields(ServerSettings)})
     control = _table(path, data, "control", {item.name for item in fields(ControlSettings)})
     journal = _table(path, data, "journal", {item.name for item in fields(JournalSettings)})
     monitor = _table(path, data, "monitor", {item.name for item in fields(MonitorSettings)})
     tracing = _table(path, data, "tracing", {item.name for item in fields(TracingSettings)})
+    receipts = _table(path, data, "receipts", {item.name for item in fields(ReceiptSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
     if not state_path.strip() or (root / state_path).resolve() == root:
         raise DefinitionError(f"{path}: expected state.path to name a directory of its own, got {state_path!r}")
-    return Settings(
+    keep_bases = _typed(path, "state.keep_bases", state.get("keep_bases", Settings.keep_bases), int)
+    if not 0 <= keep_bases <= MAX_KEPT_BASES:
+        raise DefinitionError(f"{path}: expected state.keep_bases from 0 to {MAX_KEPT_BASES}, got {keep_bases}")
+    settings = Settings(
         project_dir=root,
         name=_typed(path, "project.name", project.get("name", root.name), str),
         state_dir=root / state_path,
@@ -292,8 +355,17 @@ def load_settings(project_dir: Path) -> Settings:
         journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
         monitor=MonitorSettings(**_values(path, "monitor", MonitorSettings, monitor)),
         tracing=TracingSettings(**_values(path, "tracing", TracingSettings, tracing)),
+        receipts=ReceiptSettings(**_values(path, "receipts", ReceiptSettings, receipts)),
         models=_models(path, data.get("models", {})),
+        keep_bases=keep_bases,
     )
+    for model in settings.models:
+        if model.is_strict and not settings.journal.enabled:
+            raise DefinitionError(
+                f'{path}: expected journal.enabled with models.{model.name}.explain.audit = "strict", got it off: there would '
+                f"be no record to make durable"
+            )
+    return settings
 
 
 def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
@@ -304,9 +376,21 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
     for name in tables:
         table = dict(_table(path, tables, name, known, "models."))
         value = _value(path, f"models.{name}.value", table.pop("value", {}))
+        explain = _explain(path, f"models.{name}.explain", table.pop("explain", {}))
         values = _values(path, f"models.{name}", ModelSettings, table)
-        models.append(ModelSettings(name, value=value, **values))
+        models.append(ModelSettings(name, value=value, explain=explain, **values))
     return tuple(models)
+
+
+def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
+    """[models.NAME.explain]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
+    values = _values(path, name, ExplainSettings, table)
+    if values.get("audit", AUDITS[0]) not in AUDITS:
+        raise DefinitionError(f"{path}: expected {name}.audit to be of {', '.join(AUDITS)}, got {values['audit']!r}")
+    return ExplainSettings(**values)
 
 
 def _value(path: Path, name: str, table: Any) -> ValueSettings:
@@ -330,6 +414,18 @@ def _value(path: Path, name: str, table: Any) -> ValueSettings:
     return ValueSettings(**values)
 
 
+def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
+    """[models.NAME.explain]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
+    values = _values(path, name, ExplainSettings, table)
+    for key, known in (("kind", EXPLAIN_KINDS), ("audit", AUDITS)):
+        if values.get(key, known[0]) not in known:
+            raise DefinitionError(f"{path}: expected {name}.{key} to be one of {', '.join(known)}, got {values[key]!r}")
+    return ExplainSettings(**values)
+
+
 def _named_sql(path: Path, name: str, table: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(table, dict):
         raise DefinitionError(f"{path}: expected [{name}] to be a table of names and SQL, got {table!r}")
@@ -350,7 +446,9 @@ def _values(
         | JournalSettings
         | MonitorSettings
         | TracingSettings
+        | ReceiptSettings
         | ModelSettings
+        | ExplainSettings
         | ValueSettings
     ],
     table: dict[str, Any],

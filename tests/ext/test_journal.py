@@ -74,7 +74,7 @@ def test_records_follow_their_declaration():
     assert int.from_bytes(count, "little") == 2
     for number, (kind, body) in zip((5, 6), predictions, strict=True):
         assert kind == PREDICTION
-        assert PREDICTION_HEAD.unpack_from(body) == (number, 11, 12, 13, 14, 0, 1, 2, 3, 4, 7, 3, 0, 2, 2, 12)
+        assert PREDICTION_HEAD.unpack_from(body) == (number, 11, 12, 13, 14, 0, 1, 2, 3, 4, 7, 3, 0, 2, 2, 12, 0, 0, -1)
         rest = body[PREDICTION_HEAD.size :]
         assert rest == scores.tobytes() + rows.tobytes() + KEY * 2 + bytes(4)
     assert worker.get("journal_records") == 2
@@ -127,7 +127,7 @@ def test_large_requests_are_split_by_rows(n_rows, with_keys):
     for kind, body in records(data):
         if kind == PREDICTION:
             head = PREDICTION_HEAD.unpack_from(body)
-            first, n, total, key_bytes = head[12:]
+            first, n, total, key_bytes = head[12:16]
             assert (first, total, key_bytes) == (at, n_rows, n * len(KEY) * with_keys)
             assert len(body) + 16 <= RECORD_BYTES
             part = np.frombuffer(body, np.float64, n * N_OUTPUTS, PREDICTION_HEAD.size)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tests.monitor.recorders import SCHEMA, key_bytes, make_recorder
 
 from tiercel.monitor import prediction_columns
-from tiercel.monitor.journal import PREDICTION_HEAD, PlanDeclaration, read_journal, scan_segment, segment_paths
+from tiercel.monitor.journal import PlanDeclaration, read_journal, scan_segment, segment_paths
 from tiercel.monitor.prediction_columns import TAKEN, SegmentColumns, column_names, shape_of
+from tiercel.monitor.prediction_record import HEADS
 from tiercel.types import Signature, Task
 
 
@@ -23,13 +24,15 @@ def declaration(features=("a",), classes=("no", "yes"), n_outputs=1, join_keys=(
 
 def test_heads_are_laid_out_as_the_journal_says():
     """The columns' idea of a record's head is the compiled journal's, field by field."""
-    head = prediction_columns._HEAD
-    assert head.itemsize == PREDICTION_HEAD.size
-    packed = PREDICTION_HEAD.pack(1, 2, 3, -4, 5, *range(6, 11), 11, 12, 13, 14, 15, 16)
-    (read,) = np.frombuffer(packed, head).tolist()
-    assert read[:5] == (1, 2, 3, -4, 5)
-    assert read[5].tolist() == list(range(6, 11))
-    assert read[6:] == (11, 12, 13, 14, 15, 16)
+    for segment_format, layout in HEADS.items():
+        head = prediction_columns._HEADS[segment_format]
+        assert head.itemsize == layout.size
+        rest = (11, 12, 13, 14, 15, 16, 17, 18, 19)[: 6 if segment_format == 1 else 9]
+        packed = layout.pack(1, 2, 3, -4, 5, *range(6, 11), *rest)
+        (read,) = np.frombuffer(packed, head).tolist()
+        assert read[:5] == (1, 2, 3, -4, 5)
+        assert read[5].tolist() == list(range(6, 11))
+        assert read[6:] == rest
 
 
 PLANS = [

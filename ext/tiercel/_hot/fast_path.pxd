@@ -36,6 +36,7 @@ cdef class FastPath:
     cdef readonly bint hands_on_traced     # requests of a trace are the general path's
     cdef object _engine, _hand_on, _refuse
     cdef public object queue               # see fast_path.pyi; None: what needs a queue is handed on
+    cdef public object audit               # see fast_path.pyi; None: what is strict is handed on
     cdef public Refusal late, full         # of a question whose time is over, of one that found no room; or None
     cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
     cdef bint _was_late

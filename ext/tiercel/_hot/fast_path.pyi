@@ -40,6 +40,20 @@ class Queue(Protocol):
     def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:
         """The whole reply to a question that was accepted, and failed."""
 
+class Audit(Protocol):
+    """Who knows when records are durable; all of it on the event loop's thread, none of it raises."""
+
+    def hold(self, hot: HotProtocol, held: bytes, kind: int, close: bool, /) -> object:
+        """Call `hot.release(held, ...)` once, later: when everything that is recorded by now is durable, or cannot be.
+
+        Args:
+            kind: of the request's body.
+            close: no other request of the connection will be answered.
+        """
+
+    def refusal(self, hot: HotProtocol, kind: int, close: bool, /) -> bytes:
+        """The whole reply to a request whose record cannot be made durable."""
+
 class Refusal:
     """The refusal of a question, to be given again to others like it.
 
@@ -87,6 +101,7 @@ class FastPath:
     max_body_bytes: int
     max_connections: int
     queue: Queue | None
+    audit: Audit | None
     late: Refusal | None
     full: Refusal | None
     socket_wait_ns: int

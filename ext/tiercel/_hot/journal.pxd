@@ -5,8 +5,11 @@
 #     u32 length of the record in bytes, u32 kind       commit word, stored last; 0: nothing was written here (yet)
 #     u64 checksum of all following words, seeded with the commit word
 #     PLAN: u32 plan, u32 bytes of JSON, JSON padded with zeros
-#     PRED: see PredictionHead; then scores, rows, keys, each padded to 8
+#     PRED: see PredictionHead; then scores, rows, keys, request, each padded to 8. Of several records of one request the
+#           first has the request.
 #     END : u64 PRED records in this segment; nothing follows
+#
+# Format 1 of segments had no request: its PredictionHead ends with key_bytes.
 #
 # In native byte order; the header's magic tells. A plan's PLAN record stands before its first PRED record in each segment.
 # A process killed anywhere leaves whole records and then zeros: what follows the last commit word does not count.
@@ -39,6 +42,8 @@ cdef struct PredictionHead:
     int32_t n_rows                  # in this record
     int32_t request_rows
     uint32_t key_bytes
+    uint32_t request_kind, request_bytes
+    int64_t request_header
 
 
 cdef struct Segment:
@@ -63,6 +68,7 @@ cdef struct PlanMark:
     const uint8_t* declaration      # borrowed; JSON
     size_t declaration_bytes
     uint64_t declared_in            # sequence of the segment that has it; starts as 0, sequences start at 1
+    bint keeps_requests
 
 
 cdef class Journal:

@@ -6,7 +6,9 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from tiercel._hot.prediction cimport KEY_ABSENT, Prediction
+from tiercel._hot.prediction cimport (
+    KEY_ABSENT, MAX_REQUEST_BYTES_MANY, MAX_REQUEST_BYTES_ONE, REQUEST_TOO_LARGE, REQUEST_WITHHELD, Prediction,
+)
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
@@ -24,7 +26,11 @@ cdef extern from "record.h" nogil:
 SEGMENT_HEADER_BYTES = HEADER_BYTES
 RECORD_BYTES = MAX_RECORD_BYTES
 #: struct format of a PRED record's body up to its arrays; offset 16 in the record.
-PREDICTION_HEAD = struct.Struct("=Q4q5qIIiiiI")
+PREDICTION_HEAD = struct.Struct("=Q4q5qIIiiiIIIq")
+#: The same of segments of format 1.
+PREDICTION_HEAD_1 = struct.Struct("=Q4q5qIIiiiI")
+#: What a record keeps of a request at most: of one row, of many.
+REQUEST_BYTES_ONE, REQUEST_BYTES_MANY = MAX_REQUEST_BYTES_ONE, MAX_REQUEST_BYTES_MANY
 PLAN, PREDICTION, END = KIND_PLAN, KIND_PREDICTION, KIND_END
 
 
@@ -125,11 +131,14 @@ cdef class Journal:
         cdef size_t size, written = 0
         cdef int32_t row = 0, first
         cdef bint whole = prediction.n_rows == 1
+        cdef size_t request_bytes = _kept_bytes(mark, prediction)
         self._bytes = 0
+        if whole and sizeof(PredictionHead) + 32 + row_bytes + prediction.key_bytes + request_bytes > MAX_RECORD_BYTES:
+            request_bytes = 0       # the record matters more
         while True:
             # The rows from `first` that fit one record.
             first, keys_from = row, keys
-            size = sizeof(PredictionHead) + 24      # the padding of three arrays
+            size = sizeof(PredictionHead) + 32 + request_bytes      # the padding of four arrays
             if whole:
                 row, keys = 1, keys_end
                 size += row_bytes + prediction.key_bytes
@@ -146,7 +155,8 @@ cdef class Journal:
                 return APPEND_TOO_LARGE
             if not self._reserve(mark, size):
                 return APPEND_NO_SEGMENT
-            _write(self._current, mark, prediction, first, row - first, keys_from, keys - keys_from)
+            _write(self._current, mark, prediction, first, row - first, keys_from, keys - keys_from, request_bytes)
+            request_bytes = 0       # the first record has it
             written += size
             self._bytes = written
             if row >= prediction.n_rows:
@@ -221,9 +231,17 @@ cdef inline const uint8_t* _after_keys(const uint8_t* at, const uint8_t* end, in
     return at
 
 
+cdef inline size_t _kept_bytes(const PlanMark* mark, const Prediction* prediction) noexcept nogil:
+    """How much of the request a record keeps: all of it, or nothing."""
+    cdef size_t most = MAX_REQUEST_BYTES_ONE if prediction.n_rows == 1 else MAX_REQUEST_BYTES_MANY
+    if not mark.keeps_requests or prediction.request is NULL or prediction.request_bytes > most:
+        return 0
+    return prediction.request_bytes
+
+
 cdef inline void _write(
     Segment* segment, const PlanMark* mark, const Prediction* prediction, int32_t first, int32_t n_rows,
-    const uint8_t* keys, size_t key_bytes,
+    const uint8_t* keys, size_t key_bytes, size_t request_bytes,
 ) noexcept nogil:
     cdef uint8_t* start = segment.base + segment.used
     cdef PredictionHead* head = <PredictionHead*>start
@@ -239,6 +257,10 @@ cdef inline void _write(
     head.plan, head.flags = mark.plan, prediction.flags
     head.first_row, head.n_rows, head.request_rows = first, n_rows, prediction.n_rows
     head.key_bytes = <uint32_t>key_bytes
+    head.request_kind, head.request_bytes = prediction.request_kind, <uint32_t>request_bytes
+    head.request_header = prediction.request_header
+    if first == 0 and request_bytes == 0 and prediction.request_kind != 0:
+        head.request_kind |= <uint32_t>REQUEST_TOO_LARGE if mark.keeps_requests else <uint32_t>REQUEST_WITHHELD
     memcpy(at, prediction.scores + <size_t>first * mark.n_outputs, score_bytes)
     at += score_bytes
     # The segment was zeros, so padding needs no store.
@@ -247,6 +269,9 @@ cdef inline void _write(
     if key_bytes:
         memcpy(at, keys, key_bytes)
     at += _padded(key_bytes)
+    if request_bytes:
+        memcpy(at, prediction.request, request_bytes)
+        at += _padded(request_bytes)
     size = at - start
     commit = size | (<uint64_t>KIND_PREDICTION << 32)
     head.checksum = tiercel_checksum(<uint64_t*>(start + 16), (size - 16) // 8, commit)

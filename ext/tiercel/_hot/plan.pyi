@@ -26,6 +26,7 @@ class ServingPlan:
     is_plain: bool
     is_queued: bool
     has_stand_in: bool
+    is_strict: bool
     scorer: Any
     def __init__(
         self,
@@ -44,6 +45,7 @@ class ServingPlan:
         needs_us: tuple[float, float, float] | None = None,
         default_budget_us: int | None = None,
         has_stand_in: bool = False,
+        is_strict: bool = False,
     ) -> None: ...
     @property
     def join_keys(self) -> frozenset[str]: ...
@@ -60,7 +62,9 @@ class ServingPlan:
     def prepare(
         self, entities: dict[str, Any], features: dict[str, Any], now_us: int, read_ns: int = 0
     ) -> Prepared: ...
-    def blank(self, entities: dict[str, Any], n_rows: int = -1, read_ns: int = 0) -> Prepared: ...
+    def blank(
+        self, entities: dict[str, Any], n_rows: int = -1, read_ns: int = 0, features: dict[str, Any] | None = None
+    ) -> Prepared: ...
     def answer(
         self,
         body: bytes | bytearray | memoryview,
@@ -71,6 +75,9 @@ class ServingPlan:
         budget_us: int = -1,
         header_length: int = -1,
     ) -> bytes | None: ...
+    def prepare_again(
+        self, body: bytes | bytearray | memoryview, kind: int, now_us: int, max_rows: int, *, header_length: int = -1
+    ) -> Prepared | None: ...
 
 class Prepared:
     plan: ServingPlan

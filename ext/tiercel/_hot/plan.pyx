@@ -1,23 +1,29 @@
 """Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.engine."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport NAN, isfinite
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.math cimport NAN, isfinite, isnan
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+import msgpack
 import numpy as np
 
 from tiercel._hot.assembler cimport RELEASE_GIL_ROWS, Assembler
 from tiercel._hot.clock cimport monotonic_ns, wall_us
+from tiercel._hot.explained cimport (
+    EXPLAINED_EXACT, EXPLAINED_LATER, EXPLAINED_NONE, EXPLAINED_NOT, EXPLAINED_SAMPLED, WHY_NOT_KEPT, WHY_OWN, WHY_READY,
+    Explained, Explanations, forget, own_words,
+)
 from tiercel._hot.needs cimport observe, score_ns
 from tiercel._hot.output cimport Output, reserve
-from tiercel._hot.payload cimport BODY_TENSORS, Body, Column
+from tiercel._hot.payload cimport BODY_JSON, BODY_TENSORS, EXPLAIN_FULL, EXPLAIN_NOT, Body, Column
 from tiercel._hot.prediction cimport (
-    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, N_STAGES, PREDICTION_DEGRADED, PREDICTION_MANY, STAGE_COMPUTE, STAGE_PARSE,
-    STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
+    BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, MAX_REQUEST_BYTES_MANY, N_STAGES, PREDICTION_DEGRADED, PREDICTION_MANY,
+    REQUEST_QUESTION, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
+from tiercel._hot.reasons cimport ReasonForm
 from tiercel._hot.recorder cimport PlanRecorder
-from tiercel._hot.reply cimport ReplyForm, ReplyIds
+from tiercel._hot.reply cimport ID_BYTES, ReplyForm, ReplyIds, Text, write_id
 from tiercel._hot.scorer cimport SCORE_OK, Scorer, ScoreStatus
 from tiercel._hot.tensors cimport TensorForm, TensorRequest, free_tensors
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint32_t, uint64_t
@@ -34,6 +40,15 @@ cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
 cdef int64_t INLINE_NS = 1000 * Tier.REALTIME.budget_us
 # What a queued request is given that names no deadline.
 cdef int64_t QUEUED_NS = 1000 * Tier.NEAR_REALTIME.budget_us
+# What explaining may take of a request that names none, however many rows it has.
+cdef int64_t MOST_EXPLAIN_NS = 1_000_000_000
+
+
+# More values than these are not packed for the record: it would not keep them, and packing holds up others.
+cdef enum:
+    MOST_CELLS = 16384
+
+cdef object pack = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
 
 
 cdef inline void _lap(Stopwatch* watch, int stage) noexcept nogil:
@@ -58,6 +73,8 @@ cdef class ServingPlan:
         needs_us: (reading, scoring, scoring of each row) of one request as measured, in microseconds; None: not measured.
         default_budget_us: the deadline of a request that names none; None: no deadline.
         has_stand_in: whether another model, or a default, may answer what its queue refuses or fails.
+        explanations: how it explains; None: it does not.
+        is_strict: whether a reply may be sent only once its record is durable.
 
     Raises:
         SchemaMismatchError: the signature names a feature the service does not have, or a transform is not there.
@@ -66,7 +83,7 @@ cdef class ServingPlan:
     def __init__(
         self, str model, int version, signature, scorer, schema=None, base=None, *, transforms=(), PlanRecorder recorder=None,
         str tier="realtime", bint is_inline=True, bint is_plain=True, needs_us=None, default_budget_us=None,
-        bint has_stand_in=False,
+        bint has_stand_in=False, Explanations explanations=None, bint is_strict=False,
     ):
         self.model, self.version, self.signature, self.schema, self.base = model, version, signature, schema, base
         self.n_features, self.n_outputs = len(signature.features), signature.n_outputs
@@ -89,15 +106,26 @@ cdef class ServingPlan:
                 f"{self.n_outputs} outputs, got {recorder.n_features} and {recorder.n_outputs}"
             )
         self._recorder, self._records = recorder, recorder is not None
+        self._keeps_requests = recorder is not None and recorder.keeps_requests
         self.vectors = VectorProgram(f"Model '{model}' version {version}", signature, schema, base, transforms)
         self._assembler = Assembler(model, version, schema, self.vectors, self._accepts_missing)
         self._form = ReplyForm(model, version, signature.features, signature.classes, self.n_outputs, tier)
         self._tensors = TensorForm(model, version, self.vectors, self.n_outputs, tier)
         self.tier, self.is_inline, self.is_plain, self.scorer = tier, is_inline, is_inline and is_plain, scorer
-        self.is_queued, self.has_stand_in = is_plain and not is_inline and tier == Tier.NEAR_REALTIME, has_stand_in
+        self.is_strict, self.has_stand_in = is_strict, has_stand_in
+        self.is_queued = is_plain and not is_inline and tier == Tier.NEAR_REALTIME and not is_strict
         if needs_us is not None:
             self._needs.read_ns, self._needs.score_ns, self._needs.row_ns = [int(1000 * each) for each in needs_us]
         self._default_budget_us = -1 if default_budget_us is None else default_budget_us
+        self.is_kept = recorder is not None and recorder.journal is not None
+        if explanations is None:
+            explanations = Explanations(self.n_features, self.n_outputs)
+        if explanations.n_features != self.n_features or explanations.n_outputs != self.n_outputs:
+            raise SchemaMismatchError(
+                f"Model '{model}' version {version}: expected explanations of {self.n_features} features and "
+                f"{self.n_outputs} outputs, got {explanations.n_features} and {explanations.n_outputs}"
+            )
+        self.explanations = explanations
 
     @property
     def join_keys(self):
@@ -154,8 +182,11 @@ cdef class ServingPlan:
         Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil:
         cdef Assembled asked
+        cdef Explained explained
+        cdef char id[ID_BYTES]
         cdef uint64_t number
         cdef Py_ssize_t length = -1, most
+        explained.method, explained.phi, explained.standard_error = EXPLAINED_NOT, NULL, NULL
         if not self.is_plain or not self._assemble_body(
             data, size, kind, arrival, ids.max_rows, INLINE_NS, 0, &asked, watch, request
         ):
@@ -163,7 +194,12 @@ cdef class ServingPlan:
         if watch.at[3] + asked.score_ns > asked.due_ns:
             dispose(&asked)
             return -2
-        elif self._is_compiled:
+        if asked.explain != EXPLAIN_NOT and not (
+            self.explanations.is_inline and asked.score_ns + self.explanations.need_ns(asked.n_rows) <= INLINE_NS
+        ):
+            dispose(&asked)     # the general path has threads for it
+            return -1
+        if self._is_compiled:
             if self._scorer.score_rows(asked.scratch.rows, asked.n_rows, self.n_features, asked.scratch.scores) == SCORE_OK:
                 length = 0
         else:
@@ -177,6 +213,10 @@ cdef class ServingPlan:
             length = -1
         if length == 0:
             most = self._form.most_bytes(asked.n_rows) if request is NULL else self._tensors.most_bytes(asked.n_rows, request)
+            if asked.explain != EXPLAIN_NOT:
+                explained.is_full = asked.explain == EXPLAIN_FULL
+                self._explain(&asked, self._explain_due_ns(&asked, arrival.begun_ns), &explained, watch)
+                most += self.explanations.most_bytes(self.explanations.form, &explained, asked.n_rows)
             if not reserve(out, most):
                 length = -1
         if length == 0:
@@ -186,6 +226,11 @@ cdef class ServingPlan:
                     <char*>out.data + out.size, kind, ids, number, not asked.many, asked.n_rows, asked.scratch.scores,
                     asked.age_us, asked.scratch.n_missing,
                 )
+                if explained.method != EXPLAINED_NOT:
+                    length = self.explanations.write_into(
+                        self.explanations.form, <char*>out.data + out.size, length, kind, asked.scratch.rows, asked.n_rows,
+                        not asked.many, &explained, NULL, id, write_id(id, ids._prefix, number),
+                    )
             else:
                 length = self._tensors.write_into(
                     <char*>out.data + out.size, request, ids, number, asked.n_rows, asked.scratch.scores, asked.age_us,
@@ -195,8 +240,25 @@ cdef class ServingPlan:
             _lap(watch, STAGE_REPLY)
             if self._records:
                 self._record(&asked, watch, arrival, number, arrival.flags)
+        forget(&explained)
         dispose(&asked)
         return length
+
+    cdef void _explain(self, const Assembled* asked, int64_t due_ns, Explained* explained, Stopwatch* watch) noexcept nogil:
+        cdef int64_t began_ns = monotonic_ns()
+        if began_ns + self.explanations.need_ns(asked.n_rows) <= due_ns or not self.explanations._has_compiled:
+            self.explanations.explain(asked.scratch.rows, asked.scratch.scores, asked.n_rows, explained)
+        elif self.is_kept:
+            explained.method = EXPLAINED_LATER
+        else:
+            explained.method, explained.why = EXPLAINED_NONE, WHY_NOT_KEPT
+        watch.explain_ns = max(<int64_t>1, monotonic_ns() - began_ns)
+
+    cdef int64_t _explain_due_ns(self, const Assembled* asked, int64_t begun_ns) noexcept nogil:
+        cdef int64_t bound_ns = INLINE_NS if self.is_inline else QUEUED_NS
+        if asked.due_ns != NEVER_NS:
+            return asked.due_ns
+        return begun_ns + min(asked.n_rows * bound_ns, MOST_EXPLAIN_NS)
 
     cdef bint _assemble_body(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
@@ -209,7 +271,9 @@ cdef class ServingPlan:
         cdef bint done = False, is_read
         cdef Py_ssize_t n_fields = self.vectors.body_reader.n_fields
         out.is_late = False
-        watch.at[0] = monotonic_ns()
+        out.request, out.request_bytes, out.request_kind = data, size, <uint32_t>kind + 1
+        out.request_header = -1 if request is NULL else request.header_length
+        watch.at[0], watch.explain_ns = monotonic_ns(), 0
         body.columns, body.given = few_columns, few_given
         if n_fields > FEW_FIELDS:
             block = malloc(n_fields * (sizeof(Column) + 1))
@@ -223,7 +287,7 @@ cdef class ServingPlan:
             is_read = self._tensors.read(data, size, max_rows, &body, request)
             body.budget_us = request.timeout_us
         if is_read:
-            out.many = body.n_rows >= 0
+            out.many, out.explain = body.n_rows >= 0, body.explain
             out.n_rows = body.n_rows if out.many else 1
             out.now_us = arrival.wall_us if body.now_us < 0 else body.now_us
             _lap(watch, STAGE_PARSE)
@@ -289,8 +353,51 @@ cdef class ServingPlan:
             )
         if not done and not prepared._asked.is_late:
             return None
+        if prepared._asked.explain != EXPLAIN_NOT:      # whoever awaits the scores explains them: the general path
+            if done:
+                dispose(&prepared._asked)
+            return None
         prepared.plan, prepared.kind, prepared._has_scratch, prepared._arrival = self, kind, done, arrival[0]
         prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
+        prepared._asked.request = NULL      # the body is the connection's, and goes before the question is answered
+        if self._keeps_requests and size <= MAX_REQUEST_BYTES_MANY:
+            prepared._request = PyBytes_FromStringAndSize(<const char*>data, size)
+            prepared._asked.request = <const uint8_t*>PyBytes_AS_STRING(prepared._request)
+        return prepared
+
+    def prepare_again(
+        self, const unsigned char[::1] body not None, int kind, int64_t now_us, Py_ssize_t max_rows, *, int64_t header_length=-1
+    ):
+        """The question of a body (kind 0: JSON, 1: msgpack, 2: tensors) that was answered before: its rows, to be scored.
+
+        Whatever its deadline is, it is not late.
+
+        Args:
+            now_us: the time of the read, unless the body says another.
+            max_rows: that a body may have.
+            header_length: of tensors: how long the JSON before them is; -1: all of it.
+
+        Returns:
+            A question, or None: this plan would not answer the body as it is.
+        Threads: safe.
+        """
+        cdef Prepared prepared = Prepared.__new__(Prepared)
+        cdef TensorRequest request
+        if body.shape[0] == 0 or kind not in (0, 1, 2):
+            return None
+        request.header_length = header_length
+        prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = now_us, 0, -1
+        prepared._arrival.read_ns = monotonic_ns()
+        prepared._arrival.begun_ns, prepared._arrival.default_us = NEVER_NS // 2, -1
+        prepared._arrival.budget_source = BUDGET_NONE
+        if not self._assemble_body(
+            &body[0], body.shape[0], kind, &prepared._arrival, max_rows, NEVER_NS, 0, &prepared._asked, &prepared._watch,
+            &request if kind == BODY_TENSORS else NULL,
+        ):
+            return None
+        prepared.plan, prepared.kind, prepared._has_scratch = self, kind, True
+        prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
+        prepared._asked.request = NULL
         return prepared
 
     cdef int64_t _due_ns(
@@ -319,6 +426,8 @@ cdef class ServingPlan:
             prediction.stage_ns[stage] = watch.at[stage + 1] - watch.at[stage]
         prediction.rows, prediction.scores = asked.scratch.rows, asked.scratch.scores
         prediction.keys, prediction.key_bytes = asked.keys.data, <size_t>asked.keys.size
+        prediction.request, prediction.request_bytes = asked.request, <size_t>asked.request_bytes
+        prediction.request_header, prediction.request_kind = asked.request_header, asked.request_kind
         self._recorder.record(&prediction)
 
     # -- from Python values ----------------------------------------------------------------------------------------
@@ -370,7 +479,7 @@ cdef class ServingPlan:
         if n_rows == 0:
             raise RequestError("Expected at least one row, got an empty list")
         prepared._hold(self, n_rows)
-        prepared._entities, prepared._asked.now_us = entities, now_us
+        prepared._entities, prepared._features, prepared._asked.now_us = entities, features, now_us
         prepared._arrival.wall_us, prepared._arrival.flags, prepared._arrival.budget_us = wall_us(), 0, -1
         # What came before this - the rest of the body, the event loop, decoding - counts as parsing.
         prepared._watch.at[1] = monotonic_ns()
@@ -381,17 +490,18 @@ cdef class ServingPlan:
         )
         return prepared
 
-    def blank(self, dict entities, Py_ssize_t n_rows=-1, int64_t read_ns=0):
+    def blank(self, dict entities, Py_ssize_t n_rows=-1, int64_t read_ns=0, dict features=None):
         """A question that nothing was read for: every feature is missing. For answers that need no features.
 
         Args:
             entities: join keys, for the record.
             n_rows: -1: one row, asked for without lists.
+            features: of the question, for the record.
         """
         cdef Prepared prepared = Prepared.__new__(Prepared)
         cdef Py_ssize_t i
         prepared._hold(self, n_rows)
-        prepared._entities, prepared._asked.age_us = entities, -1
+        prepared._entities, prepared._features, prepared._asked.age_us = entities, features or {}, -1
         prepared._arrival.wall_us = prepared._asked.now_us = wall_us()
         prepared._arrival.flags, prepared._arrival.budget_us = 0, -1
         for i in range(1, <Py_ssize_t>STAGE_SCORE + 1):
@@ -402,6 +512,31 @@ cdef class ServingPlan:
             prepared._asked.scratch.rows[i] = NAN
         for i in range(self.n_features):
             prepared._asked.scratch.n_missing[i] = <int32_t>prepared.n_rows
+        return prepared
+
+    def recall(self, const feature_t[:, ::1] rows not None, scores, *, bint is_single):
+        """A question of rows that were scored before, with their scores: to be explained as it would have been then.
+
+        Args:
+            rows: float32 (n, n_features) as recorded, n at least 1; one where `is_single`.
+            scores: float64 (n, n_outputs).
+            is_single: no list was sent.
+
+        Raises:
+            StoreError: other shapes.
+        """
+        cdef Py_ssize_t row, i, n_rows = rows.shape[0]
+        cdef Prepared prepared
+        if rows.shape[1] != self.n_features or n_rows < 1 or (is_single and n_rows > 1):
+            raise StoreError(f"Expected rows of {self.n_features} features, got {n_rows} rows of {rows.shape[1]}")
+        prepared = self.blank({}, -1 if is_single else n_rows)
+        if self.n_features:
+            memcpy(prepared._asked.scratch.rows, &rows[0, 0], n_rows * self.n_features * sizeof(feature_t))
+        for i in range(self.n_features):
+            prepared._asked.scratch.n_missing[i] = 0
+            for row in range(n_rows):
+                prepared._asked.scratch.n_missing[i] += isnan(rows[row, i])
+        prepared.give_scores(scores)
         return prepared
 
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1:

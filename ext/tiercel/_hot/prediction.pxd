@@ -45,6 +45,22 @@ cdef enum:
     KEY_ABSENT = 0xFFFF     # length of a join key that is null or was not sent
 
 
+# What a record keeps of the request as it came. Part of the journal's format: numbers stay what they are.
+cdef enum RequestKind:
+    REQUEST_NONE = 0            # nobody had one
+    REQUEST_JSON = 1            # a body, as it came; kind of a body + 1
+    REQUEST_MSGPACK = 2
+    REQUEST_TENSORS = 3
+    REQUEST_QUESTION = 4        # msgpack of {"entities": {...}, "features": {...}}: what a protocol's request came to
+    REQUEST_TOO_LARGE = 256     # ... of this kind, but not kept: larger than records keep, or not to be packed
+    REQUEST_WITHHELD = 512      # ... of this kind, but not kept: the settings say so
+
+
+cdef enum:
+    MAX_REQUEST_BYTES_ONE = 4096        # of one row; a larger request is not kept
+    MAX_REQUEST_BYTES_MANY = 65536      # of many
+
+
 cdef struct Prediction:
     uint64_t number         # with ReplyIds.prefix it is the reply's id
     int64_t received_us     # wall clock, microseconds since the epoch
@@ -60,6 +76,10 @@ cdef struct Prediction:
     # tiercel.features.keys encodes a last key part. KEY_ABSENT has no bytes.
     const uint8_t* keys
     size_t key_bytes
+    const uint8_t* request  # as it came; NULL: there is none
+    size_t request_bytes
+    int64_t request_header  # of tensors: bytes of JSON before them, -1: all of it
+    uint32_t request_kind   # RequestKind
 
 
 # Who asked for a deadline.
@@ -73,5 +93,6 @@ cdef enum BudgetSource:
 # The stages of one request as it goes: monotonic nanoseconds before the first, then at the end of each; and its deadline.
 cdef struct Stopwatch:
     int64_t at[6]
+    int64_t explain_ns      # of STAGE_REPLY, what explaining took; 0: nobody asked
     int64_t budget_us       # meaningful unless source is BUDGET_NONE
     int budget_source

@@ -11,6 +11,9 @@
 # Its connection waits with it: what comes meanwhile is kept and not looked at, so order holds. The queue calls
 # complete(), once; when the client goes away first, the question is withdrawn. Infer requests of such a model are handed on.
 #
+# A model that is strict (`plan.is_strict`) is answered here, and its reply held: the connection waits, as above, until the
+# record is durable. Then release() sends the reply, or what refuses it.
+#
 # Limits : a request's head and body have a deadline each, counted from their first byte however they trickle; an idle
 #          connection and a peer that does not read its replies have another. At most max_connections connections.
 #          A head is at most MAX_HEAD_BYTES, a body at most max_body_bytes; what is larger is handed on unread.
@@ -56,7 +59,7 @@ cdef enum Phase:
     PHASE_HEAD          # part of a head is here
     PHASE_BODY          # a head and part of its body are here
     PHASE_PAUSED        # the peer does not read: requests may be waiting in the buffer
-    PHASE_WAITING       # a request is in a queue: what follows it may be in the buffer
+    PHASE_WAITING       # a request is in a queue, or its reply is held: what follows it may be in the buffer
     PHASE_AWAY          # handed on, refused or closed
 
 
@@ -65,7 +68,7 @@ cdef enum Outcome:
     OUTCOME_PARTIAL     # an incomplete request is left
     OUTCOME_HAND_ON     # the next request is not for this path
     OUTCOME_PAUSED      # the transport is full
-    OUTCOME_WAITING     # the last request that was taken waits for its batch
+    OUTCOME_WAITING     # the last request that was taken waits for its batch, or its reply is held
 
 
 cdef class HotProtocol:
@@ -78,6 +81,7 @@ cdef class HotProtocol:
     cdef int _n_marks
     cdef Prepared _asked                   # the question that waits, or None
     cdef object _place                     # ... its place in the queue
+    cdef bytes _held                       # the reply that waits for its record, or None
     cdef bytes _request                    # ... its bytes, where somebody else may have to answer it
     cdef Py_ssize_t _needed                # bytes of it that are worth another look
     cdef double _deadline, _timer_at       # seconds of the monotonic clock
@@ -89,6 +93,10 @@ cdef class HotProtocol:
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
     cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, bint is_new, Py_ssize_t* consumed) except *
     cdef Outcome _park(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
+        Py_ssize_t* consumed,
+    ) except *
+    cdef Outcome _hold(
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
         Py_ssize_t* consumed,
     ) except *

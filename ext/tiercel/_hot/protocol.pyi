@@ -26,3 +26,5 @@ class HotProtocol:
     def shutdown(self) -> None: ...
     def complete(self, asked: Prepared, scores: Any, error: Exception | None, /) -> None:
         """Answer a question that waited: with its scores, or with `error`."""
+    def release(self, held: bytes, refusal: bytes | None, /) -> None:
+        """Send the reply that was held, or what refuses it."""

@@ -4,7 +4,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from tiercel._hot.clock cimport monotonic_ns, wall_us
-from tiercel._hot.counters cimport WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
+from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.output cimport put
@@ -145,7 +145,7 @@ cdef class HotProtocol:
         self.server_state.connections.discard(self)
         self._phase = PHASE_AWAY
         self._fd = -1
-        self._buffer = self._asked = self._place = self._request = None
+        self._buffer = self._asked = self._place = self._request = self._held = None
         self._n_marks = 0
         self._transport = None
         if self._timer is not None:
@@ -267,6 +267,12 @@ cdef class HotProtocol:
                 )
                 if outcome != OUTCOME_DONE:
                     break
+            elif plan.is_strict:
+                outcome = self._hold(
+                    plan, data + offset, &head, &arrival, self._draining and offset + total == size, &offset
+                )
+                if outcome != OUTCOME_DONE:
+                    break
             elif not path._answer(
                 plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size, None
             ) and not (path._was_late and self._stand_in(
@@ -328,6 +334,47 @@ cdef class HotProtocol:
         self._asked, self._place, self.begun_ns = prepared, place, self._read_at(consumed[0], arrival.read_ns)
         self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
         return OUTCOME_WAITING
+
+    cdef Outcome _hold(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
+        Py_ssize_t* consumed,
+    ) except *:
+        """Answer a request whose record must be durable first: OUTCOME_WAITING, or _HAND_ON; _DONE when it is refused."""
+        cdef FastPath path = self.path
+        cdef bytes held
+        if path.audit is None:
+            return OUTCOME_HAND_ON
+        self._flush()
+        if not path._answer(plan, request + head.head_length, head, arrival, close, None):
+            return OUTCOME_HAND_ON
+        held = PyBytes_FromStringAndSize(<const char*>path._out.data, path._out.size)
+        path._out.size = 0
+        consumed[0] += head.head_length + head.content_length
+        if plan._recorder is None or not plan._recorder.is_recorded:
+            path._counters.cells[<int>WORKER_ANSWERED] -= 1
+            told = path.audit.refusal(self, head.kind, close)
+            if not put(&path._out, PyBytes_AS_STRING(<bytes?>told), PyBytes_GET_SIZE(<bytes>told)):
+                raise MemoryError("No memory for a refusal")
+            return OUTCOME_DONE
+        self._held, self.begun_ns = held, self._read_at(consumed[0], arrival.read_ns)
+        path.audit.hold(self, held, head.kind, close)
+        return OUTCOME_WAITING
+
+    def release(self, bytes held not None, bytes refusal):
+        """Send the reply that is held or, where its record is not durable, what refuses it; then go on."""
+        cdef FastPath path = self.path
+        if held is not self._held or self._phase != PHASE_WAITING:
+            return      # its client is gone
+        self._held = None
+        if refusal is not None:
+            path._counters.cells[<int>WORKER_ANSWERED] -= 1
+            held = refusal
+        path._out.size = 0
+        if not put(&path._out, PyBytes_AS_STRING(held), PyBytes_GET_SIZE(held)):
+            self._transport.abort()
+            raise MemoryError("No memory for a reply")
+        self._flush()
+        self._go_on()
 
     cdef bint _stand_in(
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason

@@ -17,6 +17,8 @@ cdef class PlanRecorder:
     cdef readonly WorkerCounters worker     # or None
     cdef readonly Journal journal           # or None
     cdef readonly bytes declaration
+    cdef readonly bint keeps_requests       # whoever has none of a request at hand need not make it
+    cdef readonly bint is_recorded          # the last record is in the journal
     cdef bint _counts, _journals
     cdef PlanMark _mark
     cdef object __weakref__

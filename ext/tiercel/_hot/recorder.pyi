@@ -17,6 +17,8 @@ class PlanRecorder:
     worker: WorkerCounters | None
     journal: Journal | None
     declaration: bytes
+    keeps_requests: bool
+    is_recorded: bool
     def __init__(
         self,
         counters: PlanCounters | None = None,
@@ -25,6 +27,7 @@ class PlanRecorder:
         plan: int = 0,
         declaration: bytes = b"",
         n_keys: int = 0,
+        keeps_requests: bool = True,
     ) -> None: ...
     def add(
         self,
@@ -40,4 +43,7 @@ class PlanRecorder:
         flags: int = 0,
         keys: bytes = b"",
         repeat: int = 1,
+        request: bytes = b"",
+        request_kind: int = 0,
+        request_header: int = -1,
     ) -> None: ...

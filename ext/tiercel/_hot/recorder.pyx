@@ -26,11 +26,12 @@ cdef class PlanRecorder:
         plan: number of the declaration, unique in the journal.
         declaration: JSON that says what the plan is.
         n_keys: join keys per row.
+        keeps_requests: whether records have the request, as far as it is small enough.
     """
 
     def __cinit__(
         self, PlanCounters counters=None, WorkerCounters worker=None, Journal journal=None, unsigned int plan=0,
-        bytes declaration=b"", Py_ssize_t n_keys=0,
+        bytes declaration=b"", Py_ssize_t n_keys=0, bint keeps_requests=True,
     ):
         if journal is not None and (worker is None or counters is None):
             raise ValueError("Expected counters and a worker's counters beside a journal")
@@ -39,6 +40,7 @@ cdef class PlanRecorder:
         self.counters, self.worker, self.journal, self.declaration = counters, worker, journal, declaration
         self.n_keys = n_keys
         self._counts, self._journals = counters is not None, journal is not None
+        self.keeps_requests = self._mark.keeps_requests = self._journals and keeps_requests
         if counters is not None:
             self.n_features, self.n_outputs = counters.n_features, counters.n_outputs
         self._mark.plan = plan
@@ -50,6 +52,7 @@ cdef class PlanRecorder:
     cdef void record(self, const Prediction* prediction) noexcept nogil:
         cdef AppendStatus status
         cdef uint64_t* cells
+        self.is_recorded = False
         if not self._counts:
             return
         self.counters.count(prediction)
@@ -59,6 +62,7 @@ cdef class PlanRecorder:
         cells = self.worker.cells
         cells[JOURNAL_BYTES] += self.journal._bytes
         if status == APPENDED:
+            self.is_recorded = True
             cells[JOURNAL_RECORDS] += 1
         elif status == APPEND_TOO_LARGE:
             cells[JOURNAL_TOO_LARGE] += 1
@@ -68,7 +72,8 @@ cdef class PlanRecorder:
     def add(
         self, const float[:, ::1] rows not None, const double[:, ::1] scores not None, *, unsigned long long number=0,
         int64_t received_us=0, now_us=None, int64_t oldest_age_us=-1, int64_t total_ns=0, stage_ns=(0, 0, 0, 0, 0),
-        unsigned int flags=0, bytes keys=b"", unsigned int repeat=1,
+        unsigned int flags=0, bytes keys=b"", unsigned int repeat=1, bytes request=b"", unsigned int request_kind=0,
+        int64_t request_header=-1,
     ):
         """Record one request from Python, as a plan does it from compiled code. For tests, benchmarks and Python paths.
 
@@ -77,6 +82,7 @@ cdef class PlanRecorder:
             scores: float64 (n_rows, n_outputs).
             keys: as in prediction.pxd.
             repeat: record it so many times, with numbers counting up; for benchmarks.
+            request, request_kind, request_header: as in prediction.pxd.
 
         Raises:
             ValueError: shapes that are not the plan's.
@@ -99,6 +105,9 @@ cdef class PlanRecorder:
         prediction.rows = &rows[0, 0] if rows.shape[1] else NULL
         prediction.scores = &scores[0, 0] if scores.shape[1] else NULL
         prediction.keys, prediction.key_bytes = <const uint8_t*>PyBytes_AS_STRING(keys), PyBytes_GET_SIZE(keys)
+        prediction.request = <const uint8_t*>PyBytes_AS_STRING(request) if request else NULL
+        prediction.request_bytes, prediction.request_kind = PyBytes_GET_SIZE(request), request_kind
+        prediction.request_header = request_header
         with nogil:
             for i in range(repeat):
                 self.record(&prediction)

@@ -61,6 +61,7 @@ def write_base(
     catalog: str,
     progress: Progress | None = None,
     lock_timeout_s: float = 60.0,
+    n_kept: int = N_KEPT,
 ) -> Manifest:
     """Build, verify and publish the next base of a service; returns its manifest.
 
@@ -75,6 +76,7 @@ def write_base(
         catalog: digest of the definitions they were computed by.
         progress: called with (rows done, rows in all); every row counts twice, once loaded and once verified.
         lock_timeout_s: how long to wait for another writer of this service.
+        n_kept: older bases that stay.
 
     Raises:
         SourceError: a table does not fit the schema: columns, types, null or duplicate keys, codes.
@@ -111,7 +113,7 @@ def write_base(
             temporary.replace(directory / base_name(sequence))
             content = json.dumps(dictionaries, ensure_ascii=False).encode()
             write_durably(directory / categories_name(sequence), content)
-            kept = () if current is None else (_without_previous(current), *current.previous)[:N_KEPT]
+            kept = () if current is None else (_without_previous(current), *current.previous)[:n_kept]
             manifest = Manifest(
                 schema=schema,
                 sequence=sequence,

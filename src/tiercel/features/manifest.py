@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST_NAME = "MANIFEST"
 LOCK_NAME = ".lock"
-#: Older bases kept on disk for rollback.
+#: Older bases kept on disk, to roll back to and for replays, where nobody says otherwise; [state] keep_bases.
 N_KEPT = 2
 
 _BASE_NAME = re.compile(r"base-(\d{6,12})\.mdb")

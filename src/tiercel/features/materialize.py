@@ -17,7 +17,7 @@ from tiercel.features import dictionary
 from tiercel.features.base import write_base
 from tiercel.features.compute import ComputedView, compute_views
 from tiercel.features.files import locked
-from tiercel.features.manifest import read_manifest
+from tiercel.features.manifest import N_KEPT, read_manifest
 from tiercel.features.sources import ComputeLimits, connect, first_line, quote_name
 from tiercel.types import DType
 
@@ -42,6 +42,7 @@ def materialize(
     limits: ComputeLimits | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_view: Callable[[ComputedView], None] | None = None,
+    n_kept: int = N_KEPT,
 ) -> list[Manifest]:
     """Compute what is not computed yet and publish a new base for each service.
 
@@ -56,6 +57,7 @@ def materialize(
         limits: memory and threads of DuckDB.
         progress: called with (stage, done, total); total is rows while a base is written.
         on_view: called with each view's result, which counts the rows that were left out.
+        n_kept: older bases of each service that stay.
 
     Raises:
         ServiceNotFoundError: no such service.
@@ -75,6 +77,7 @@ def materialize(
             limits=limits or ComputeLimits(),
             progress=progress,
             on_view=on_view,
+            n_kept=n_kept,
         )
 
 
@@ -88,6 +91,7 @@ def _materialize(
     limits: ComputeLimits,
     progress: Callable[[str, int, int], None] | None,
     on_view: Callable[[ComputedView], None] | None,
+    n_kept: int,
 ) -> list[Manifest]:
     schemas = [catalog.service(name) for name in (catalog.services if services is None else services)]
     schemas = [schema for schema in schemas if schema.groups]  # nothing to store for request features alone
@@ -101,7 +105,15 @@ def _materialize(
     try:
         return [
             _publish(
-                connection, schema, by_name, state_dir, as_of_us, catalog.digest, progress, allow_empty=allow_empty
+                connection,
+                schema,
+                by_name,
+                state_dir,
+                as_of_us,
+                catalog.digest,
+                progress,
+                allow_empty=allow_empty,
+                n_kept=n_kept,
             )
             for schema in schemas
         ]
@@ -119,6 +131,7 @@ def _publish(
     progress: Callable[[str, int, int], None] | None,
     *,
     allow_empty: bool,
+    n_kept: int,
 ) -> Manifest:
     tables, categories = [], {}
     for done, group in enumerate(schema.groups):
@@ -149,6 +162,7 @@ def _publish(
         as_of_us=as_of_us,
         catalog=catalog_digest,
         progress=report,
+        n_kept=n_kept,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from tiercel._hot.reader import BaseFile, GroupReader
 from tiercel._hot.walk import BaseWalk
-from tiercel.errors import BaseCorruptError, RequestError, SchemaMismatchError, StoreError
+from tiercel.errors import BaseCorruptError, BaseNotKeptError, RequestError, SchemaMismatchError, StoreError
 from tiercel.features.keys import KeyValue, encode_keys
 from tiercel.features.layout import RowLayout, Value
 from tiercel.features.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -146,6 +146,33 @@ class OnlineBase:
                     f"Expected {error.filename}, which MANIFEST names, got no such file. Materialize again"
                 ) from None
             return cls(file, manifest, categories)
+
+    @classmethod
+    def open_kept(cls, directory: Path, name: str, *, sha256: str | None = None) -> OnlineBase:
+        """Open the current base of a service or one of the older ones that are kept, for replays.
+
+        Args:
+            directory: as for `open`.
+            name: file name of the base.
+            sha256: of the file, where it is known: another base of this name is not the one.
+
+        Raises:
+            BaseNotKeptError: there is no such base any more.
+            NotMaterializedError, BaseCorruptError, UnsupportedLmdbError: as `open`.
+        """
+        manifest = read_manifest(directory)
+        for kept in (manifest, *manifest.previous):
+            if kept.base_name == name and sha256 in {None, kept.sha256}:
+                try:
+                    file = _open_checked(directory / kept.base_name, kept, verify=True)
+                    return cls(file, kept, _read_categories(directory / kept.categories_name, kept))
+                except FileNotFoundError:  # a publish was faster
+                    break
+        there = ", ".join(each.base_name for each in (manifest, *manifest.previous))
+        raise BaseNotKeptError(
+            f"Expected base {name} of service '{manifest.service}' in {directory}, got {there}. It was removed when newer ones "
+            f"were published: keep more with [state] keep_bases"
+        )
 
     def group_reader(
         self, group_index: int, columns: Sequence[str], slots: Sequence[int], wide: Mapping[str, int] | None = None

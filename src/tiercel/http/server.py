@@ -15,7 +15,7 @@ from tiercel.http.native import NativeHttp
 from tiercel.http.predict import make_ids
 from tiercel.http.supervised import SupervisedServer
 from tiercel.http.tracing import Tracing
-from tiercel.monitor.recording import Recorder
+from tiercel.monitor.recording import JOURNAL, Recorder
 from tiercel.priority import ask_for_short_slices
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
@@ -76,7 +76,9 @@ def serve(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     ids = make_ids(settings.server)
     number = int(name.rpartition("-")[2])
-    recorder = Recorder(settings.state_dir, number, ids.prefix, settings.journal)
+    recorder = Recorder(
+        settings.state_dir, number, ids.prefix, settings.journal, keeps_requests=settings.keeps_requests
+    )
     feedback = FeedbackEndpoint(settings, recorder.counters, worker=number)
     registry = Registry.for_state(settings.state_dir, url=settings.registry_url)
     tracing = None
@@ -100,6 +102,7 @@ def serve(
             jobs=jobs,
             feedback=feedback,
             tracing=tracing,
+            journal=settings.state_dir / JOURNAL,
         )
         config = uvicorn.Config(
             plane,

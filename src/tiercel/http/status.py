@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tiercel.errors import (
     AlertStateError,
+    AuditUnavailableError,
     CapacityError,
     DeadlineError,
     InvalidNameError,
@@ -45,6 +46,7 @@ STATUS: dict[type[TiercelError], int] = {
     AlertStateError: 409,
     JobStorageError: 503,
     MonitorStorageError: 503,
+    AuditUnavailableError: 503,
     JobsDisabledError: 501,  # asking again changes nothing: a setting has to
 }
 #: As proxies and clients name a request.

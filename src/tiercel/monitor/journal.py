@@ -12,15 +12,28 @@ import json
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tiercel._hot.journal import END, PLAN, PREDICTION, PREDICTION_HEAD, SEGMENT_HEADER_BYTES, next_record
+from tiercel._hot.journal import END, PLAN, PREDICTION, SEGMENT_HEADER_BYTES, next_record
 from tiercel.errors import JournalError
 from tiercel.monitor.directories import worker_directories
-from tiercel.monitor.segments import SEGMENT_FORMAT, SEGMENT_HEAD, SEGMENT_MAGIC, SEGMENT_SUFFIX
+from tiercel.monitor.prediction_record import (
+    HEADS,
+    REASONS,
+    RECORD_HEAD_BYTES,
+    RUNGS,
+    UNKNOWN,
+    Key,
+    PlanDeclaration,
+    Record,
+    SentRequest,
+    parse_keys,
+    parse_record,
+)
+from tiercel.monitor.segments import READABLE_FORMATS, SEGMENT_FORMAT, SEGMENT_HEAD, SEGMENT_MAGIC, SEGMENT_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,127 +41,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+__all__ = [
+    "REASONS",
+    "RUNGS",
+    "UNKNOWN",
+    "Key",
+    "PlanDeclaration",
+    "Record",
+    "SegmentScan",
+    "SentRequest",
+    "parse_keys",
+    "read_journal",
+    "read_segment",
+    "read_tables",
+    "scan_segment",
+    "segment_paths",
+]
+
 _MAX_SEGMENT_BYTES = 1 << 31
 #: Holds a segment's first declaration and record, unless they are of thousands of features.
 _FIRST_BYTES = 1 << 16
-_RECORD_HEAD_BYTES, _END_BYTES = 16, 24
-_KEY_LENGTH = struct.Struct("=H")
-_KEY_ABSENT = 0xFFFF
-_STAGES = ("parse", "read", "compute", "score", "reply")
-#: Bits of a record's flags, as in `ext/tiercel/_hot/prediction.pxd`: bits 8..11 are a rung, bits 12..15 a reason.
-_FAST, _MANY, _DEGRADED, _CHALLENGER, _SHADOW = 1, 2, 4, 8, 16
-_RUNG_SHIFT, _REASON_SHIFT, _NUMBER = 8, 12, 15
-RUNGS = {1: "fallback", 2: "last_score", 3: "default"}
-REASONS = {1: "deadline", 2: "overloaded", 3: "unavailable", 4: "failed"}
-#: A rung or reason that this version has no name for, or that was not given.
-UNKNOWN = "unknown"
-
-Key = int | str | None
-
-
-@dataclass(frozen=True)
-class PlanDeclaration:
-    """What answered, as the journal says it.
-
-    join_keys: (name, "int64" or "string") in sorted order. tier: "realtime" too where the journal is older than tiers.
-    """
-
-    model: str
-    version: int
-    service: str | None
-    service_fingerprint: str | None
-    base: str | None
-    features: tuple[str, ...]
-    join_keys: tuple[tuple[str, str], ...]
-    n_outputs: int
-    task: str
-    classes: tuple[str, ...]
-    tier: str = "realtime"
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PlanDeclaration:
-        """From a PLAN record.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is not one.
-        """
-        return cls(
-            model=str(data["model"]),
-            version=int(data["version"]),
-            service=data["service"],
-            service_fingerprint=data["service_fingerprint"],
-            base=data["base"],
-            features=tuple(map(str, data["features"])),
-            join_keys=tuple((str(name), str(dtype)) for name, dtype in data["join_keys"]),
-            n_outputs=int(data["n_outputs"]),
-            task=str(data["task"]),
-            classes=tuple(map(str, data["classes"])),
-            tier=str(data.get("tier", "realtime")),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """One answered request, or some rows of a large one.
-
-    Attributes:
-        id: the reply's id.
-        first_row: place of `rows[0]` in the request; other records hold the others of `request_rows`.
-        stage_ns: int64 per stage: parse, read, compute, score, reply.
-        rows: float32 (n_rows, n_features), as scored; NaN is missing.
-        scores: float64 (n_rows, n_outputs).
-        keys: per row, per join key of the plan; None is null or was not sent.
-        flags: as written; the properties say what they mean.
-    """
-
-    plan: PlanDeclaration
-    worker: int
-    id: str
-    received_us: int
-    now_us: int
-    oldest_age_us: int | None
-    total_ns: int
-    stage_ns: tuple[int, ...]
-    flags: int
-    first_row: int
-    request_rows: int
-    rows: NDArray[np.float32]
-    scores: NDArray[np.float64]
-    keys: tuple[tuple[Key, ...], ...]
-
-    @property
-    def is_fast(self) -> bool:
-        """Answered by the compiled protocol."""
-        return bool(self.flags & _FAST)
-
-    @property
-    def is_many(self) -> bool:
-        """Lists were sent."""
-        return bool(self.flags & _MANY)
-
-    @property
-    def degraded(self) -> str | None:
-        """The rung that answered instead of the asked model: one of `RUNGS`, or "unknown"; None: the model itself."""
-        if not self.flags & _DEGRADED:
-            return None
-        return RUNGS.get(self.flags >> _RUNG_SHIFT & _NUMBER, UNKNOWN)
-
-    @property
-    def degrade_reason(self) -> str | None:
-        """Why: one of `REASONS`, or "unknown"; None when not degraded."""
-        if not self.flags & _DEGRADED:
-            return None
-        return REASONS.get(self.flags >> _REASON_SHIFT & _NUMBER, UNKNOWN)
-
-    @property
-    def arm(self) -> str:
-        """Whose share of the entities this is: "champion" or "challenger"."""
-        return "challenger" if self.flags & _CHALLENGER else "champion"
-
-    @property
-    def is_shadow(self) -> bool:
-        """Scored beside the answer and not sent."""
-        return bool(self.flags & _SHADOW)
+_END_BYTES = 24
 
 
 def read_journal(directory: Path, *, on_damage: Callable[[JournalError], None] | None = None) -> Iterator[Record]:
@@ -190,7 +103,8 @@ def read_segment(path: Path, *, number: int | None = None) -> Iterator[Record]:
         OSError: it cannot be read.
     """
     data = _read(path)
-    worker, prefix = _check_header(path, data)
+    worker, prefix, segment_format = _check_header(path, data)
+    head = HEADS[segment_format]
     plans: dict[int, PlanDeclaration] = {}
     at = SEGMENT_HEADER_BYTES
     n_read = 0
@@ -212,7 +126,7 @@ def read_segment(path: Path, *, number: int | None = None) -> Iterator[Record]:
             )
         if kind == 0:
             return
-        body = data[at + _RECORD_HEAD_BYTES : at + size]
+        body = data[at + RECORD_HEAD_BYTES : at + size]
         try:
             if kind == END:
                 return
@@ -220,8 +134,8 @@ def read_segment(path: Path, *, number: int | None = None) -> Iterator[Record]:
                 plan_number, n_bytes = struct.unpack_from("=II", body.data)
                 plans[plan_number] = PlanDeclaration.from_json(json.loads(body[8 : 8 + n_bytes].tobytes()))
             elif kind == PREDICTION:
-                if number is None or PREDICTION_HEAD.unpack_from(body.data)[0] == number:
-                    yield _parse(body, plans, worker, prefix)
+                if number is None or head.unpack_from(body.data)[0] == number:
+                    yield parse_record(body, plans, worker, prefix, segment_format)
                 n_read += 1
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
             raise JournalError(f"{path}: expected a record of this format at byte {at}, got: {error!r}") from error
@@ -234,6 +148,7 @@ class SegmentScan:
 
     Attributes:
         worker, prefix: from its header; see `read_header`.
+        segment_format: likewise.
         data: uint8, the segment's bytes, 8-aligned and a multiple of 8 long.
         plans: by number.
         offsets: int64, the first byte of each prediction record, in order.
@@ -248,6 +163,7 @@ class SegmentScan:
     offsets: NDArray[np.int64]
     is_sealed: bool
     damage: JournalError | None
+    segment_format: int = SEGMENT_FORMAT
 
 
 def scan_segment(path: Path) -> SegmentScan:
@@ -258,7 +174,7 @@ def scan_segment(path: Path) -> SegmentScan:
         OSError: it cannot be read.
     """
     data = _read(path)
-    worker, prefix = _check_header(path, data)
+    worker, prefix, segment_format = _check_header(path, data)
     plans: dict[int, PlanDeclaration] = {}
     offsets: list[int] = []
     at, is_reread, is_sealed = SEGMENT_HEADER_BYTES, False, False
@@ -277,15 +193,15 @@ def scan_segment(path: Path) -> SegmentScan:
             offsets.append(at)
         else:
             try:
-                number, n_bytes = struct.unpack_from("=II", data.data, at + _RECORD_HEAD_BYTES)
-                text = data[at + _RECORD_HEAD_BYTES + 8 :][:n_bytes].tobytes()
+                number, n_bytes = struct.unpack_from("=II", data.data, at + RECORD_HEAD_BYTES)
+                text = data[at + RECORD_HEAD_BYTES + 8 :][:n_bytes].tobytes()
                 plans[number] = PlanDeclaration.from_json(json.loads(text))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
                 damage = JournalError(f"{path}: expected a plan's declaration at byte {at}, got: {error!r}")
                 break
         at += size
     whole = data[: len(data) // 8 * 8]
-    return SegmentScan(worker, prefix, whole, plans, np.array(offsets, np.int64), is_sealed, damage)
+    return SegmentScan(worker, prefix, whole, plans, np.array(offsets, np.int64), is_sealed, damage, segment_format)
 
 
 def read_tables(
@@ -373,7 +289,7 @@ def read_header(path: Path) -> tuple[int, str]:
     Raises:
         JournalError: not a segment. OSError: it cannot be read.
     """
-    return _check_header(path, _read(path, SEGMENT_HEADER_BYTES))
+    return _check_header(path, _read(path, SEGMENT_HEADER_BYTES))[:2]
 
 
 def first_number(path: Path) -> int | None:
@@ -387,7 +303,7 @@ def first_number(path: Path) -> int | None:
     while at <= len(data):
         kind, size = next_record(data, at)
         if kind == PREDICTION:
-            number: int = PREDICTION_HEAD.unpack_from(data.data, at + _RECORD_HEAD_BYTES)[0]
+            number: int = struct.unpack_from("=Q", data.data, at + RECORD_HEAD_BYTES)[0]  # of every format
             return number
         if kind != PLAN:
             break
@@ -395,87 +311,35 @@ def first_number(path: Path) -> int | None:
     return None
 
 
-def _check_header(path: Path, data: NDArray[np.uint8]) -> tuple[int, str]:
-    """Worker number and id prefix."""
+class _Header(NamedTuple):
+    worker: int
+    prefix: str
+    segment_format: int
+
+
+def _check_header(path: Path, data: NDArray[np.uint8]) -> _Header:
     if len(data) < SEGMENT_HEADER_BYTES:
         raise JournalError(f"{path}: expected a journal segment, got {len(data)} bytes")
     magic, segment_format, header_bytes, _, _, _, prefix, worker, _ = SEGMENT_HEAD.unpack_from(data.data)
     if magic != SEGMENT_MAGIC:
         raise JournalError(f"{path}: expected a journal segment of tiercel, got something else")
-    if segment_format != SEGMENT_FORMAT or header_bytes != SEGMENT_HEADER_BYTES:
+    if segment_format not in READABLE_FORMATS or header_bytes != SEGMENT_HEADER_BYTES:
+        known = " or ".join(map(str, READABLE_FORMATS))
         raise JournalError(
-            f"{path}: expected journal format {SEGMENT_FORMAT}, got {segment_format}. Read it with the tiercel that wrote it"
+            f"{path}: expected journal format {known}, got {segment_format}. Read it with the tiercel that wrote it"
         )
     try:
-        return worker, prefix.rstrip(b"\0").decode("ascii")
+        return _Header(worker, prefix.rstrip(b"\0").decode("ascii"), segment_format)
     except UnicodeDecodeError as error:
         raise JournalError(f"{path}: expected an id prefix in its header, got {prefix!r}") from error
 
 
 def _is_cut(data: NDArray[np.uint8], at: int) -> bool:
     """Whether what is at `at` is the beginning of a record that the file's end cut off."""
-    if len(data) - at >= _RECORD_HEAD_BYTES:
+    if len(data) - at >= RECORD_HEAD_BYTES:
         (size,) = struct.unpack_from("=I", data.data, at)
         if size <= len(data) - at:
             return False
     end = len(data) - _END_BYTES
     is_sealed = end % 8 == 0 and end >= SEGMENT_HEADER_BYTES and next_record(data, end) == (END, _END_BYTES)
     return not is_sealed and bool(len(data) < SEGMENT_HEAD.unpack_from(data.data)[3])
-
-
-def _parse(body: NDArray[np.uint8], plans: dict[int, PlanDeclaration], worker: int, prefix: str) -> Record:
-    head = PREDICTION_HEAD.unpack_from(body.data)
-    number, received_us, now_us, oldest_age_us, total_ns = head[:5]
-    plan_number, flags, first_row, n_rows, request_rows, key_bytes = head[10:]
-    plan = plans[plan_number]
-    n_features = len(plan.features)
-    scores_at = PREDICTION_HEAD.size
-    rows_at = scores_at + 8 * n_rows * plan.n_outputs
-    keys_at = rows_at + -(-4 * n_rows * n_features // 8) * 8
-    if n_rows < 1 or not 0 <= first_row <= request_rows - n_rows or keys_at + -(-key_bytes // 8) * 8 != len(body):
-        raise ValueError("sizes that do not fit the record")
-    return Record(
-        plan=plan,
-        worker=worker,
-        id=f"{prefix}{number:x}",
-        received_us=received_us,
-        now_us=now_us,
-        oldest_age_us=None if oldest_age_us < 0 else oldest_age_us,
-        total_ns=total_ns,
-        stage_ns=tuple(head[5:10]),
-        flags=flags,
-        first_row=first_row,
-        request_rows=request_rows,
-        rows=body[rows_at : rows_at + 4 * n_rows * n_features].view(np.float32).reshape(n_rows, n_features).copy(),
-        scores=body[scores_at:rows_at].view(np.float64).reshape(n_rows, plan.n_outputs).copy(),
-        keys=parse_keys(body[keys_at : keys_at + key_bytes].tobytes(), n_rows, plan.join_keys),
-    )
-
-
-def parse_keys(data: bytes, n_rows: int, join_keys: tuple[tuple[str, str], ...]) -> tuple[tuple[Key, ...], ...]:
-    """The keys of a record's rows.
-
-    Raises:
-        ValueError, struct.error: the bytes are not those.
-    """
-    if not data:
-        return ((None,) * len(join_keys),) * n_rows
-    rows: list[tuple[Key, ...]] = []
-    at = 0
-    for _ in range(n_rows):
-        row: list[Key] = []
-        for _, dtype in join_keys:
-            (length,) = _KEY_LENGTH.unpack_from(data, at)
-            at += _KEY_LENGTH.size
-            if length == _KEY_ABSENT:
-                row.append(None)
-                continue
-            part = data[at : at + length]
-            at += length
-            if len(part) != length or (dtype == "int64" and length != 8):
-                raise ValueError("a key that does not fit the record")
-            row.append(int.from_bytes(part, "big") - (1 << 63) if dtype == "int64" else part.decode("utf-8"))
-        rows.append(tuple(row))
-    if at != len(data):
-        raise ValueError("more keys than join keys")
-    return tuple(rows)

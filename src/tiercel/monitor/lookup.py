@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tiercel.errors import JournalError, NotFoundError, RequestError
@@ -64,6 +65,26 @@ def find_record(directory: Path, prediction_id: str) -> Record:
     raise NotFoundError(
         f"Expected prediction {prediction_id} under {directory}. {_absence(directory, segments, number)}"
     )
+
+
+def find_records(directory: Path, prediction_id: str) -> list[Record]:
+    """All records of an answered request, by their first rows: a large one has several. Some rows may have been dropped.
+
+    Arguments and errors as `find_record`.
+    """
+    first = find_record(directory, prediction_id)
+    found, n_rows = {first.first_row: first}, len(first.rows)
+    if n_rows < first.request_rows:
+        prefix, number = prediction_id[:16], int(prediction_id[16:], 16)
+        for _, path in _by_distance(_segments_of(directory, prefix, []), number):
+            with suppress(FileNotFoundError, JournalError):  # what was dropped is missing either way
+                for record in read_segment(path, number=number):
+                    if record.is_shadow == first.is_shadow and record.first_row not in found:
+                        found[record.first_row] = record
+                        n_rows += len(record.rows)
+            if n_rows >= first.request_rows:
+                break
+    return [found[row] for row in sorted(found)]
 
 
 def _segments_of(directory: Path, prefix: str, damages: list[JournalError]) -> list[tuple[int | None, Path]]:

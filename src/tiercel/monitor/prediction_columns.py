@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from tiercel.errors import JournalError
-from tiercel.monitor.journal import REASONS, RUNGS, UNKNOWN, parse_keys
+from tiercel.monitor.prediction_record import REASONS, RECORD_HEAD_BYTES, RUNGS, UNKNOWN, parse_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,25 +30,23 @@ if TYPE_CHECKING:
 
     from tiercel.monitor.journal import Key, PlanDeclaration, SegmentScan
 
-#: A record's fields behind its own head of 16 bytes; what `journal.PREDICTION_HEAD` is to `struct`.
-_HEAD = np.dtype(
-    [
-        ("number", "=u8"),
-        ("received_us", "=i8"),
-        ("now_us", "=i8"),
-        ("oldest_age_us", "=i8"),
-        ("total_ns", "=i8"),
-        ("stage_ns", "=i8", 5),
-        ("plan", "=u4"),
-        ("flags", "=u4"),
-        ("first_row", "=i4"),
-        ("n_rows", "=i4"),
-        ("request_rows", "=i4"),
-        ("key_bytes", "=u4"),
-    ]
-)
-_RECORD_HEAD_BYTES = 16
-_SCORES_AT = _RECORD_HEAD_BYTES + _HEAD.itemsize
+#: A record's fields behind its own head of 16 bytes; what `prediction_record.HEADS` are to `struct`. By segment format.
+_FIELDS = [
+    ("number", "=u8"),
+    ("received_us", "=i8"),
+    ("now_us", "=i8"),
+    ("oldest_age_us", "=i8"),
+    ("total_ns", "=i8"),
+    ("stage_ns", "=i8", 5),
+    ("plan", "=u4"),
+    ("flags", "=u4"),
+    ("first_row", "=i4"),
+    ("n_rows", "=i4"),
+    ("request_rows", "=i4"),
+    ("key_bytes", "=u4"),
+]
+_REQUEST_FIELDS = [("request_kind", "=u4"), ("request_bytes", "=u4"), ("request_header", "=i8")]
+_HEADS = {1: np.dtype(_FIELDS), 2: np.dtype([*_FIELDS, *_REQUEST_FIELDS])}
 _DEGRADED, _CHALLENGER, _SHADOW = 4, 8, 16
 _RUNG_SHIFT, _REASON_SHIFT, _NUMBER = 8, 12, 15
 _DEFAULT_RUNG = next(number for number, name in RUNGS.items() if name == "default")
@@ -138,11 +136,11 @@ class SegmentColumns:
     def __init__(self, scan: SegmentScan) -> None:
         self._scan, self.damage = scan, scan.damage
         words = scan.data.view(np.uint64)
-        places = scan.offsets // 8 + _RECORD_HEAD_BYTES // 8
-        n_words = _HEAD.itemsize // 8
-        self.heads = (
-            words[places[:, None] + np.arange(n_words)].view(_HEAD)[:, 0] if len(places) else np.zeros(0, _HEAD)
-        )
+        places = scan.offsets // 8 + RECORD_HEAD_BYTES // 8
+        head = _HEADS[scan.segment_format]
+        self._scores_at = RECORD_HEAD_BYTES + head.itemsize
+        n_words = head.itemsize // 8
+        self.heads = words[places[:, None] + np.arange(n_words)].view(head)[:, 0] if len(places) else np.zeros(0, head)
         sound = self._sound()
         if not sound.all():
             first = int(np.argmin(sound))
@@ -164,8 +162,9 @@ class SegmentColumns:
             n_features[of_plan], n_outputs[of_plan] = len(plan.features), plan.n_outputs
         n_rows = heads["n_rows"].astype(np.int64)
         size = self._scan.data.view(np.uint32)[self._scan.offsets // 4].astype(np.int64)
-        expected = _SCORES_AT + 8 * n_rows * n_outputs + -(-4 * n_rows * n_features // 8) * 8
-        expected += -(-heads["key_bytes"].astype(np.int64) // 8) * 8
+        expected = self._scores_at + 8 * n_rows * n_outputs + -(-4 * n_rows * n_features // 8) * 8
+        for name in {"key_bytes", "request_bytes"} & set(heads.dtype.names or ()):
+            expected += -(-heads[name].astype(np.int64) // 8) * 8
         first = heads["first_row"].astype(np.int64)
         fits: NDArray[np.bool_] = (
             known & (n_rows >= 1) & (first >= 0) & (first <= heads["request_rows"] - n_rows) & (size == expected)
@@ -196,7 +195,7 @@ class SegmentColumns:
         of_row = np.repeat(np.arange(len(records)), n_rows)
         place = np.arange(len(of_row)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
         data = self._scan.data
-        scores_at = offsets + _SCORES_AT
+        scores_at = offsets + self._scores_at
         rows_at = scores_at + 8 * n_rows * plan.n_outputs
         starts = scores_at[of_row] // 8 + place * plan.n_outputs
         scores = data.view(np.float64)[starts[:, None] + np.arange(plan.n_outputs)]

@@ -20,6 +20,7 @@ from tiercel.monitor.totals import fold
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tiercel.monitor.reference import Reference
@@ -42,6 +43,7 @@ class Recorder:
         worker: its number among the workers.
         prefix: what the ids of this worker's replies begin with; 16 characters.
         settings: of the journal.
+        keeps_requests: whether records have the request; `Settings.keeps_requests`.
 
     Attributes:
         counters: the worker's own counts (`WorkerCounters`).
@@ -50,7 +52,10 @@ class Recorder:
     Threads: `for_plan` in any; `close` once, after the event loop's last record.
     """
 
-    def __init__(self, state_dir: Path, worker: int, prefix: str, settings: JournalSettings) -> None:
+    def __init__(
+        self, state_dir: Path, worker: int, prefix: str, settings: JournalSettings, *, keeps_requests: bool = True
+    ) -> None:
+        self._keeps_requests = keeps_requests
         name = worker_name(worker)
         self._who: dict[str, Any] = {"worker": worker, "pid": os.getpid(), "started_us": time.time_ns() // 1000}
         self._lock = threading.Lock()
@@ -99,6 +104,7 @@ class Recorder:
         base_name: str | None = None,
         reference: Reference | None = None,
         tier: Tier = Tier.REALTIME,
+        bindings: Mapping[str, str | int | float | None] | None = None,
     ) -> PlanRecorder:
         """Where a plan leaves its predictions.
 
@@ -113,9 +119,13 @@ class Recorder:
             reference: the version's, if it has one of these features; without it features are counted as present, missing
                 or infinite only.
             tier: the one it answers in.
+            bindings: what else its answers follow from, for the declaration; others are declared anew.
         """
         with self._lock:
-            key = (model, version, None if schema is None else schema.fingerprint, base_name, tier)
+            bound = dict(sorted((bindings or {}).items()))
+            key = (
+                model, version, None if schema is None else schema.fingerprint, base_name, tier, tuple(bound.items())
+            )  # fmt: skip
             recorder = self._recorders.get(key)
             if recorder is None:
                 counters = self._plan_counters(model, version, signature, reference, tier)
@@ -134,6 +144,7 @@ class Recorder:
                     "n_outputs": signature.n_outputs,
                     "task": signature.task.value,
                     "classes": list(signature.classes),
+                    "bindings": bound,
                 }
                 recorder = PlanRecorder(
                     counters,
@@ -142,6 +153,7 @@ class Recorder:
                     self._n_plans,
                     json.dumps(declaration, separators=(",", ":")).encode(),
                     len(join_keys),
+                    self._keeps_requests,
                 )
                 self._recorders[key] = recorder
             return recorder

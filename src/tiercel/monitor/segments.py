@@ -47,7 +47,9 @@ log = logging.getLogger("tiercel.monitor")
 
 SEGMENT_SUFFIX = ".log"
 SEGMENT_MAGIC = b"tiercelJ"
-SEGMENT_FORMAT = 1
+SEGMENT_FORMAT = 2
+#: Format 1 has no requests in its records.
+READABLE_FORMATS = (1, 2)
 #: magic, format, header bytes, segment bytes, sequence, start of the segment (us), id prefix, worker, pid, reserved.
 SEGMENT_HEAD = struct.Struct("=8sIIQQq16sII192x")
 #: How far ahead of the event loop pages are kept writable: what it writes in a few rounds at full speed.
@@ -336,7 +338,7 @@ def trim_segment(path: Path) -> None:
         if len(head) < SEGMENT_HEADER_BYTES:
             return
         magic, segment_format, header_bytes, full_bytes = SEGMENT_HEAD.unpack(head)[:4]
-        if (magic, segment_format, header_bytes) != (SEGMENT_MAGIC, SEGMENT_FORMAT, SEGMENT_HEADER_BYTES):
+        if (magic, header_bytes) != (SEGMENT_MAGIC, SEGMENT_HEADER_BYTES) or segment_format not in READABLE_FORMATS:
             return
         if EMPTY_BYTES < size != full_bytes:  # trimmed or sealed already
             return

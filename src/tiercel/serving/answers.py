@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -135,3 +136,11 @@ class Answer:
     arm: str = "champion"
     stage_us: dict[str, float] = field(default_factory=dict)
     deadline: Deadline | None = None
+    explanation: dict[str, Any] | None = None  # "reasons" and "explanation" as replies carry them; None: nobody asked
+
+
+def explanation_of(prepared: Prepared, prediction_id: str) -> dict[str, Any]:
+    """What the reply of this id says of an explained question beside its scores, as plain JSON values."""
+    told: dict[str, Any] = json.loads(prepared.explanation(prediction_id))
+    del told["id"]
+    return told

@@ -36,6 +36,7 @@ from tiercel.monitor.reference import find_reference
 from tiercel.priority import stand_back
 from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
+from tiercel.serving.bindings import bindings_of
 from tiercel.serving.routes import ModelRoutes, Routes
 from tiercel.types import Tier, categories_digest
 
@@ -102,6 +103,7 @@ class Engine:
         self._loaded: dict[tuple[str, int], _Loaded] = {}
         self._pinned: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._generation = -1
+        self._planning_seq = 0  # the registry's generation that plans are made at
         self._refreshed_s = 0.0
         self.watch_problems: tuple[str, ...] = ()  # why the watch itself cannot look, if so
         self._failed: dict[str, str] = {}  # what could not be loaded -> why, so that it is logged once
@@ -173,7 +175,7 @@ class Engine:
         """Bring routes up to date with the disk and the registry. Slow; call it in a thread while serving."""
         with self._refresh_lock:
             problems: list[str] = []
-            generation = self._registry.generation()
+            self._planning_seq = generation = self._registry.generation()
             services = self._open_services(problems)
             routed = self._route_models(services, problems)
             self._generation = generation
@@ -352,14 +354,21 @@ class Engine:
     def _wire(self, loaded: _Loaded, base: OnlineBase | None) -> ServingPlan:
         record, model = loaded.record, loaded.model
         schema = None if base is None else base.schema
+        declared = self._settings.model(record.name)
         recorder = None
         if self._recorder is not None:
             base_name = None if base is None else base.manifest.base_name
             recorder = self._recorder.for_plan(
-                record.name, record.version, model.signature, schema, base_name, loaded.reference, loaded.tier
+                record.name,
+                record.version,
+                model.signature,
+                schema,
+                base_name,
+                loaded.reference,
+                loaded.tier,
+                bindings_of(record, base, self._planning_seq, declared),
             )
         transforms = () if schema is None else self._transforms[schema.fingerprint]
-        declared = self._settings.model(record.name)
         return ServingPlan(
             record.name,
             record.version,
@@ -376,6 +385,7 @@ class Engine:
             needs_us=None if loaded.profile is None else needs_us(loaded.profile),
             default_budget_us=None if declared.deadline_ms is None else int(1000 * declared.deadline_ms),
             has_stand_in=declared.has_stand_in,
+            is_strict=declared.is_strict,
         )
 
     def _pin(self, name: str, version: int) -> ServingPlan:

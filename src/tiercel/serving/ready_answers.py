@@ -33,7 +33,7 @@ class ReadyAnswer:
     def serve(self, choice: Choice, label: str, question: Question, asked: Asked) -> Served:
         """The answer to a question instead of the version of this `label`."""
         n_rows = question.n_rows if question.has_lists else -1
-        prepared = self.champion.blank(question.entities, n_rows, asked.begin_ns)
+        prepared = self.champion.blank(question.entities, n_rows, asked.begin_ns, question.features)
         prepared.give_scores(self.scores)
         return Served.instead(prepared, asked.deadline, choice, label, self.age_us)
 

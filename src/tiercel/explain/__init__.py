@@ -1,0 +1,1 @@
+"""Why a score: reasons in words, and what would change a decision."""
