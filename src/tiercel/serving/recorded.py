@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MOST_US: Final = 60_000_000
 #: Requests that may wait for the one thread.
 MOST_WAITING: Final = 16
+#: ... and when the next one may come back.
+RETRY_US: Final = 1_000_000
 
 
 class RecordedExplanations:
@@ -58,7 +60,8 @@ class RecordedExplanations:
         """
         if self._n_waiting >= MOST_WAITING:
             raise CapacityError(
-                f"Expected at most {MOST_WAITING} explanations of earlier predictions at a time, got one more. Try again later"
+                f"Expected at most {MOST_WAITING} explanations of earlier predictions at a time, got one more. Try again later",
+                predicted_wait_us=RETRY_US,
             )
         self._n_waiting += 1
         loop = asyncio.get_running_loop()
@@ -86,7 +89,7 @@ def explain_record(plan: ServingPlan, records: Sequence[Record], asked: ExplainR
         "id", "model", "version", "score" or "scores", "reasons" and "explanation" as the reply had them.
 
     Raises:
-        JournalError: the records are not of this plan, or some rows were not recorded.
+        JournalError: the records are not of this plan.
     """
     first = records[0]
     rows, scores = np.concatenate([each.rows for each in records]), np.concatenate([each.scores for each in records])
@@ -94,11 +97,6 @@ def explain_record(plan: ServingPlan, records: Sequence[Record], asked: ExplainR
         raise JournalError(
             f"Prediction {first.id}: expected the {plan.n_features} features of model '{plan.model}' version {plan.version}, its "
             f"record has {len(first.plan.features)} others: the registry is not the one it was answered from"
-        )
-    if len(rows) != first.request_rows:
-        raise JournalError(
-            f"Prediction {first.id}: expected {first.request_rows} recorded rows, got {len(rows)}: the others were dropped, or "
-            f"removed to make room (journal.max_bytes)"
         )
     prepared = plan.recall(rows, scores, is_single=not first.is_many)
     need_us = plan.explanations.need_us(len(rows))

@@ -25,7 +25,7 @@ from tiercel.errors import (
 )
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
-from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served, explanation_of
+from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served
 from tiercel.serving.asked import Asked, require_time
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.explaining import Explaining
@@ -179,26 +179,9 @@ class Router:
             DeadlineError, CapacityError: it cannot be answered in time, or there is no room.
         """
         served = await self.serve(reference, question, budget, explain=explain)
-        prepared, plan = served.prepared, served.prepared.plan
-        age_us = prepared.oldest_age_us
-        number = prepared.record(self._ids, served.flags)
+        number = served.prepared.record(self._ids, served.flags)
         self.after(served, question)
-        return Answer(
-            number,
-            plan.model,
-            plan.version,
-            Tier(plan.tier),
-            prepared.scores(),
-            prepared.is_single,
-            plan.signature.classes,
-            None if age_us is None else age_us / 1000,
-            dict(prepared.missing()),
-            served.degraded,
-            served.arm,
-            prepared.stage_us(),
-            served.deadline,
-            None if explain is None else explanation_of(prepared, number),
-        )
+        return Answer.of(served, number, is_explained=explain is not None)
 
     def compiled_fallback(self, champion: ServingPlan) -> ServingPlan | None:
         """The fallback of a champion, where the compiled path may ask it in its place."""
