@@ -57,8 +57,9 @@ _STYLES = {
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with plots.")
 @click.option(
     "--test",
-    type=click.Choice(["classifier", "mmd"]),
-    help="Compare rows as wholes instead of features one by one: can a model tell when a row is of, or how far apart are they?",
+    type=click.Choice(["classifier", "mmd", "leaves"]),
+    help="Compare rows as wholes instead of features one by one: can a model tell when a row is of, how far apart are they, "
+    "or do they end in other leaves of the model's trees?",
 )
 @click.option("--rows", type=click.IntRange(100, 20_000), help="With --test: rows drawn of either side. Default: 4000.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="With --test: of what is drawn. Default: 0.")
@@ -81,8 +82,8 @@ def drift(
 
     Without MODEL: every champion and challenger, and whatever else answered in the window.
 
-    With --test, rows of the prediction table are compared as wholes with earlier ones: that sees features that move apart
-    while each stays as it was. It takes seconds to minutes.
+    With --test, rows of the prediction table are compared as wholes with earlier ones, or with rows of the training set: that
+    sees features that move apart while each stays as it was. It takes seconds to minutes.
     """
     if test is not None:
         from tiercel.cli.drift_rows import compare_rows
@@ -92,8 +93,6 @@ def drift(
                 raise click.UsageError(f"{option} is of features one by one: leave it or --test out.")
         if model is None:
             raise click.UsageError("Name the MODEL to --test.")
-        if against == "training":
-            raise click.UsageError("Of training there are histograms and no rows: --test needs previous or last-week.")
         compare_rows(
             project_dir,
             model,
