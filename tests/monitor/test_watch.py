@@ -203,13 +203,10 @@ def test_a_feature_that_stands_still_is_a_pipeline_and_no_population(world):
 
 
 def test_part_of_a_day_that_stood_still_moves_no_population(world):
-    """The day that holds three hours of a stuck feed is no population that moved, though its values are others."""
-    for _ in range(10 * 8):
-        world.turn(100, minutes=180)
-    for _ in range(3):
-        world.turn(100, minutes=180, change=stuck)
-    for _ in range(10):
-        world.turn(100, minutes=180)
+    """The day that holds half a day of a stuck feed is no population that moved, though its values are others."""
+    for n_turns, change in ((8 * 4, None), (2, stuck), (6, None)):
+        for _ in range(n_turns):
+            world.turn(100, minutes=360, change=change)
     assert {cause for cause, _ in world.causes} == {"pipeline:source:orders:stuck"}
 
 
