@@ -45,6 +45,18 @@ def ask_for_short_slices() -> bool:
     return True
 
 
+def stand_aside() -> None:
+    """Run only while nobody else on the core wants to: for work that nobody waits for, and that holds no lock others do.
+
+    Unlike a nice thread, one of the idle class goes the moment another wakes, and does not finish its turn first. Where
+    there is no such class the thread stands back. Children and threads that it starts take after it.
+    """
+    stand_back()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+
+
 def stand_back() -> None:
     """Let others go before the calling thread. Where a thread has no priority of its own, nothing happens.
 

@@ -29,6 +29,7 @@ pin_cores = false                  # keep each worker on a core of its own
 enabled = true
 host = "127.0.0.1"                 # the admin port has no authentication: think before it is anything but loopback
 port = 8001
+allowed_origins = []               # of a proxy with a name of its own, e.g. "https://models.example": its pages may act
 
 [journal]
 enabled = true                     # keep a record of every prediction
@@ -172,6 +173,7 @@ class ControlSettings:
     enabled: bool = True
     host: str = "127.0.0.1"
     port: int = 8001
+    allowed_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -455,6 +457,12 @@ def _values(
             raise DefinitionError(
                 f"{path}: expected {name}.{key} to be an http:// or https:// URL with a host, got {values[key]!r}"
             )
+    for each in values.get("allowed_origins", ()):
+        if not _is_origin(each):
+            raise DefinitionError(
+                f'{path}: expected {name}.allowed_origins to be origins such as "https://models.example", a scheme and a '
+                f"host without a path, got {each!r}"
+            )
     for each in values.get("webhook_classes", ()):
         if each not in ALERT_CLASSES:
             raise DefinitionError(
@@ -475,6 +483,14 @@ def _is_http_url(text: str) -> bool:
         return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
     except ValueError:
         return False
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser could send this as `Origin`."""
+    if not _is_http_url(text) or not text.isascii():
+        return False
+    url = urlsplit(text)
+    return text.lower() == f"{url.scheme}://{url.netloc}".lower() and "@" not in url.netloc
 
 
 def _typed(path: Path, name: str, value: Any, expected: type) -> Any:

@@ -270,6 +270,24 @@ def test_alerts_of_versions_that_are_gone_end(turns, store):
     assert (alert.state, alert.history[-1].note) == (AlertState.RESOLVED, "the version is no longer served")
 
 
+def test_an_alert_that_no_look_can_tell_of_ends_and_says_why(turns, store):
+    """Traffic stops: it is said that looks cannot tell, after an hour of them it is over, and webhooks hear of it."""
+    opened(turns)
+    store.mark_sent(1, "opened", turns.now_us)
+    for _ in range(40):
+        turns(look(sees=()), look(sees=(), name="window"))
+    assert store.get(1).n_untold == 40  # looks of another length are not its own
+    turns.broken()
+    assert store.get(1).n_untold == 0
+    for i in range(60):
+        assert (store.get(1).state, store.get(1).n_untold) == (AlertState.OPEN, i)
+        turns(look(sees=()))
+    alert = store.get(1)
+    assert (alert.state, alert.history[-1].what) == (AlertState.RESOLVED, "resolved")
+    assert alert.history[-1].note == "too little traffic for long to tell whether it lasts"
+    assert alert.unsent[-1:] == ("resolved",)
+
+
 def test_unsent_events_leave_one_by_one(turns, store):
     """Each event waits until the webhook took it or was given up, and the history says which."""
     opened(turns)
@@ -293,6 +311,23 @@ def test_old_alerts_are_dropped(turns, store, monkeypatch):
         store.resolve(i + 1, by="ann", now_us=turns.now_us)
     turns(look(finding("concept:4"), n_confirm=1))
     assert [alert.id for alert in store.find_all(with_resolved=True)] == [5, 4, 3]
+
+
+def test_alerts_of_versions_that_nobody_asks_end(turns, store):
+    """Of outcomes there are no looks without answers: a version that is silent for long has its alerts ended."""
+    turns(look(finding("impact:fraud"), n_confirm=1))
+    turns(silent={("fraud", 2)})
+    assert store.get(1).state is AlertState.OPEN
+    turns(silent={("fraud", 1)})
+    assert store.get(1).state is AlertState.RESOLVED
+
+
+def test_alerts_of_an_older_file_are_read(turns, store):
+    """A file that does not say how many looks could not tell is as good: none."""
+    alert = opened(turns)
+    data = alert.to_json()
+    del data["n_untold"]
+    assert Alert.from_json(data) == alert
 
 
 def test_an_alert_is_the_same_after_its_file(turns, store, tmp_path):

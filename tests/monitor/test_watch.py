@@ -164,6 +164,52 @@ def test_an_empty_window_closes_nothing(world):
     assert world.causes == [("pipeline:source:orders", "open")]
 
 
+def test_an_alert_ends_when_traffic_does(world):
+    """After an hour of looks that could not tell, it is over and says so; broken still when traffic is back, it is found."""
+    for _ in range(3):
+        world.turn(change=broken)
+    for _ in range(61):
+        world.turn(0)
+    assert world.causes == [("pipeline:source:orders", "resolved")]
+    assert "too little traffic" in world.alerts[0].history[-1].note
+    for _ in range(2):
+        world.turn(change=broken)
+    assert world.causes[0] == ("pipeline:source:orders", "open")
+
+
+def stuck(X):
+    X[:, 0] = 0.25
+
+
+def test_a_feature_that_stands_still_is_a_pipeline_and_no_population(world):
+    """A feed that repeats itself pages with the second window, lasts for as long as it does, and moves no population."""
+    for _ in range(8):
+        world.turn(minutes=10)
+    world.turn(minutes=10, change=lambda X: stuck(X[150:]))  # it breaks in the middle of a window
+    world.turn(minutes=10, change=stuck)
+    world.turn(minutes=10, change=stuck)
+    cause = "pipeline:source:orders:stuck"
+    assert world.causes == [(cause, "open")]
+    (alert,) = world.alerts
+    assert (alert.finding.n, [each.name for each in alert.finding.features]) == (300, ["a"])
+    assert alert.finding.message.startswith("1 of 1 features of source orders stand still: a is 0.")
+    world.start_watch()
+    for _ in range(30):  # its history is nothing but standing still by then
+        world.turn(minutes=10, change=stuck)
+    assert world.causes == [(cause, "open")]
+    for _ in range(3):
+        world.turn(minutes=10)
+    assert world.causes == [(cause, "resolved")]
+
+
+def test_part_of_a_day_that_stood_still_moves_no_population(world):
+    """The day that holds half a day of a stuck feed is no population that moved, though its values are others."""
+    for n_turns, change in ((8 * 4, None), (2, stuck), (6, None)):
+        for _ in range(n_turns):
+            world.turn(100, minutes=360, change=change)
+    assert {cause for cause, _ in world.causes} == {"pipeline:source:orders:stuck"}
+
+
 @pytest.mark.parametrize("jump_us", [-90 * DAY_US, -HOUR_US, HOUR_US, 90 * DAY_US])
 def test_a_clock_jump_never_pages(world, jump_us):
     """Set forward or back, with bases and traffic as ever: no alert, the jump is counted, and the watch goes on."""

@@ -154,6 +154,7 @@ def _print(alert: Alert, *, as_json: bool) -> None:
     rows = [
         ("class", f"{finding.alert_class}{' (wakes somebody)' if alert.pages else ''}"),
         ("state", alert.state),
+        *([("since", _untold(alert))] if alert.n_untold and not alert.is_over else []),
         ("of", _whose(alert)),
         ("what", finding.message),
         ("window", _window(finding)),
@@ -168,6 +169,12 @@ def _print(alert: Alert, *, as_json: bool) -> None:
         ),
     ]
     print_table(f"Alert {alert.id}", ["", ""], rows)
+
+
+def _untold(alert: Alert) -> str:
+    """That it is not known whether it lasts."""
+    looks = f"{alert.n_untold} looks in a row" if alert.n_untold > 1 else "the last look"
+    return f"{shown_moment(alert.updated_us)} UTC {looks} had too little traffic to tell whether it lasts"
 
 
 def _window(finding: Finding) -> str:

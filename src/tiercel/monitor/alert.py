@@ -159,6 +159,7 @@ class Alert:
         resolved_us, silenced_until_us: None where that is not so.
         n_found: looks that found it.
         n_cleared: looks in a row that did not, since.
+        n_untold: looks in a row that could not tell, since: too little traffic.
         n_reopened: how often it came back soon after it was over: the more often, the longer it must be gone.
         history: the newest events.
         unsent: events that the webhook has not taken yet.
@@ -174,6 +175,7 @@ class Alert:
     silenced_until_us: int | None = None
     n_found: int = 0
     n_cleared: int = 0
+    n_untold: int = 0
     n_reopened: int = 0
     history: tuple[AlertEvent, ...] = ()
     unsent: tuple[str, ...] = ()
@@ -214,12 +216,13 @@ class Alert:
         Raises:
             KeyError, TypeError, ValueError: it was not written by `to_json`.
         """
-        names = [n for n in cls.__dataclass_fields__ if n not in {"finding", "state", "history", "unsent"}]
+        names = [n for n in cls.__dataclass_fields__ if n not in {"finding", "state", "history", "unsent", "n_untold"}]
         return cls(
             finding=Finding.from_json(data),
             state=AlertState(data["state"]),
             history=tuple(AlertEvent(**event) for event in data["history"]),
             unsent=tuple(map(str, data["unsent"])),
+            n_untold=int(data.get("n_untold", 0)),  # not there before it was counted
             **{name: data[name] for name in names},
         )
 

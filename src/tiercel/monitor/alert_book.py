@@ -1,7 +1,8 @@
 """Alerts and what becomes of them: plain rules over plain values, without a disk or a clock.
 
 A cause opens an alert when looks in a row found it, and only one. It is over when looks in a row that would have found an
-effect of its size did not; looks at too little traffic count for neither. What comes back soon after it was over is the same
+effect of its size did not; looks at too little traffic count for neither, and when there was nothing else for long, it is
+over too, and said to be so for want of traffic: should it last, it is found again as soon as there is some. What comes back soon after it was over is the same
 alert, and must then be gone for longer: a feed that comes and goes does not wake somebody every few minutes.
 """
 
@@ -24,6 +25,8 @@ MAX_RESOLVED = 1000
 REOPEN_LENGTHS = 24
 #: Looks that found a cause do not count as looks in a row when this many of their lengths lie between them.
 STALE_LENGTHS = 10
+#: An alert is over when so many looks in a row could not tell, over at least so long.
+REST_LOOKS, REST_US = 24, 3_600_000_000
 #: Beyond this many returns, being gone does not have to last longer.
 _MAX_DOUBLINGS = 5
 _WATCH = "watch"
@@ -92,8 +95,12 @@ class AlertBook:
             if name == look.name and cause not in found and look.would_have_found(suspicion.finding):
                 del self.suspicions[key]
         for alert in self._lasting():
-            if alert.look == look.name and alert.finding.cause not in found and look.would_have_found(alert.finding):
+            if alert.look != look.name or alert.finding.cause in found:
+                continue
+            if look.would_have_found(alert.finding):
                 self._clear(alert, look, now_us)
+            else:
+                self._keep(replace(alert, n_untold=alert.n_untold + 1))
 
     def retire(self, live: Collection[tuple[str, int]], now_us: int) -> None:
         """End alerts of versions that nobody serves any more: nothing will ever be found out about them."""
@@ -101,6 +108,21 @@ class AlertBook:
             finding = alert.finding
             if finding.version is not None and (finding.model, finding.version) not in live:
                 self._resolve(alert, now_us, _WATCH, "the version is no longer served")
+
+    def rest(self, silent: Collection[tuple[str, int]], now_us: int) -> None:
+        """End alerts that no look can tell of any more.
+
+        Args:
+            silent: versions that nobody has asked for so long that there is nothing left to judge.
+            now_us: the time.
+        """
+        for alert in self._lasting():
+            finding = alert.finding
+            n_looks = max(REST_LOOKS, -(-REST_US // _length_us(finding)))
+            if finding.version is not None and (
+                alert.n_untold >= n_looks or (finding.model, finding.version) in silent
+            ):
+                self._resolve(alert, now_us, _WATCH, "too little traffic for long to tell whether it lasts")
 
     def end_silences(self, now_us: int) -> None:
         """Let silences end whose time is over."""
@@ -172,7 +194,7 @@ class AlertBook:
         if alert is not None:
             if alert.look == look.name or _length_us(finding) < _length_us(alert.finding):
                 changed = replace(alert, finding=finding, look=look.name)
-                self._keep(replace(changed, updated_us=now_us, n_found=alert.n_found + 1, n_cleared=0))
+                self._keep(replace(changed, updated_us=now_us, n_found=alert.n_found + 1, n_cleared=0, n_untold=0))
             return
         before = self._newest(finding.cause)
         if before is not None and before.look != look.name and finding.begin_us < (before.resolved_us or 0):
@@ -210,11 +232,12 @@ class AlertBook:
                 silenced_until_us=until_us,
                 n_found=alert.n_found + n_found,
                 n_cleared=0,
+                n_untold=0,
             )
         )
 
     def _clear(self, alert: Alert, look: Look, now_us: int) -> None:
-        alert = self._keep(replace(alert, n_cleared=alert.n_cleared + 1))
+        alert = self._keep(replace(alert, n_cleared=alert.n_cleared + 1, n_untold=0))
         if alert.n_cleared >= look.n_clear << min(alert.n_reopened, _MAX_DOUBLINGS):
             self._resolve(alert, now_us, _WATCH, "")
 

@@ -80,14 +80,20 @@ class AlertStore:
     # -- what the watch says
 
     def update(
-        self, looks: Iterable[Look], now_us: int, *, live: Collection[tuple[str, int]] | None = None
+        self,
+        looks: Iterable[Look],
+        now_us: int,
+        *,
+        live: Collection[tuple[str, int]] | None = None,
+        silent: Collection[tuple[str, int]] = (),
     ) -> list[Alert]:
-        """Take what looks found, end silences, and end alerts of versions that are gone.
+        """Take what looks found, end silences, and end alerts of versions that are gone or that nobody asks.
 
         Args:
             looks: in order.
             now_us: the time.
             live: (model, version) of all that are served; None: not known.
+            silent: (model, version) of those that nobody has asked for so long that there is nothing left to judge.
 
         Returns:
             Alerts that something happened to: an event more than before.
@@ -102,6 +108,7 @@ class AlertStore:
                 book.take(look, now_us)
             if live is not None:
                 book.retire(live, now_us)
+            book.rest(silent, now_us)
             book.prune()
             return [alert for alert in book.alerts.values() if known.get(alert.id) != alert.history[-1:]]
 

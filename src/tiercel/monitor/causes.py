@@ -3,7 +3,7 @@
 A feed that breaks shows in every feature made of it, in every model that reads them, and in the scores. It is one cause,
 named by the feed. What is explained by a broken feed is not also a population that moved. Missing values tell the two apart:
 the feature store says which values it had none for, so a share of them that grew beyond chance is a pipeline's matter, and
-values that are there but distributed otherwise are the population's.
+values that are there but distributed otherwise are the population's - unless a feature stands still: see `stuck`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tiercel.monitor.alert import AlertClass, Finding, Look, TopFeature
 from tiercel.monitor.drift_words import WORDS
+from tiercel.monitor.stuck import Stillness
 from tiercel.monitor.thresholds import DISTRIBUTION_PART, share_noise
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from tiercel.monitor.bases import LiveBase
     from tiercel.monitor.drift import DriftReport, FeatureDrift
+    from tiercel.monitor.stuck import Stuck
     from tiercel.monitor.window import Window
 
 __all__ = ["Judged", "Origin", "base_look", "drift_look"]
@@ -60,6 +62,8 @@ class Judged:
         history: earlier windows of the same length. Without them it is not known how much windows vary (an hour has only
             one hour of the day), and a population is not judged.
         per_quarter: the budget the report was made with, for the command that shows it again.
+        stillness: features that stand still in the window, and those that vary.
+        excused: features that stood still in a part of the window: not a population that moved either.
     """
 
     report: DriftReport
@@ -67,6 +71,8 @@ class Judged:
     history: Sequence[Window] = ()
     per_quarter: float = 1.0
     knows_variation: bool = True
+    stillness: Stillness = field(default_factory=Stillness)
+    excused: Collection[str] = ()
 
     @property
     def name(self) -> str:
@@ -114,8 +120,15 @@ def drift_look(name: str, judged: Sequence[Judged], *, n_confirm: int = 2, n_cle
     for each in judged:
         _note_missing(each, broken, limits)
     findings += [_broken_finding(each) for each in broken.values()]
+    still: dict[str, _Still] = {}
     for each in judged:
-        is_broken = [f.name for f in each.report.features if _origin_of(each, f.name, broken) is not None]
+        _note_stuck(each, broken, still, limits)
+    findings += [_stuck_finding(each) for each in still.values()]
+    for each in judged:
+        stuck = {*each.excused, *(one.name for one in each.stillness.stuck)}
+        is_broken = [
+            f.name for f in each.report.features if f.name in stuck or _origin_of(each, f.name, broken) is not None
+        ]
         for part in (_scores(each, is_explained=bool(is_broken)), _stood_in(each), _population(each, is_broken)):
             finding, cause, of_cause = part
             if of_cause:
@@ -188,6 +201,61 @@ def _broken_finding(broken: _Broken) -> Finding:
         effect_name="growth of the share of missing values",
         threshold=limit,
         features=tuple(TopFeature(f.name, g, f.reason) for g, _, f, _ in ranked[:MAX_FEATURES]),
+        message=message,
+        command=judged.command,
+    )
+
+
+@dataclass
+class _Still:
+    """One origin's features that stand still, over all versions of a look, with whom each was found in."""
+
+    origin: Origin
+    found: list[tuple[Stuck, Judged]] = field(default_factory=list)
+
+
+def _note_stuck(
+    judged: Judged, broken: Collection[str], still: dict[str, _Still], limits: dict[str, dict[str, float]]
+) -> None:
+    """Collect features that stand still, by what they are made of; what is missing explains them where it does."""
+    if not judged.is_enough:
+        return
+    for name in judged.stillness.varied:
+        for origin in _origins(judged, name):
+            limits.setdefault(_stuck_cause(judged, origin), {})[name] = 1.0
+    for stuck in judged.stillness.stuck:
+        origins = _origins(judged, stuck.name)
+        if any(_pipeline_cause(judged, origin) in broken for origin in origins):
+            continue
+        origin = next((o for o in origins if _stuck_cause(judged, o) in still), origins[0])
+        still.setdefault(_stuck_cause(judged, origin), _Still(origin)).found.append((stuck, judged))
+
+
+def _stuck_finding(still: _Still) -> Finding:
+    ranked = sorted(still.found, key=lambda each: each[0].p_value)
+    stuck, judged = ranked[0]
+    report = judged.report
+    models = sorted({each.name for _, each in ranked})
+    names = list(dict.fromkeys(each.name for each, _ in ranked))
+    n_all = sum(still.origin in _origins(judged, each.name) for each in report.features)
+    message = (
+        f"{len(names)} of {n_all} features of {still.origin.label} stand still: {stuck.name} is {stuck.where} in all of "
+        f"{stuck.n:,} rows; {stuck.usual}. It concerns {', '.join(models)}."
+    )
+    shown = {each.name: each for each, _ in reversed(ranked)}
+    return Finding(
+        cause=_stuck_cause(judged, still.origin),
+        alert_class=AlertClass.PIPELINE,
+        model=report.model,
+        version=report.version,
+        subject=still.origin.label,
+        begin_us=report.begin_us,
+        end_us=report.end_us,
+        n=stuck.n,
+        effect=1.0,
+        effect_name="share of the values at one place",
+        threshold=1.0,
+        features=tuple(TopFeature(name, 1.0, shown[name].reason) for name in names[:MAX_FEATURES]),
         message=message,
         command=judged.command,
     )
@@ -412,6 +480,11 @@ def _pipeline_cause(judged: Judged, origin: Origin) -> str:
     """A source is the same for all that read it; what callers send is each model's own matter."""
     owner = f":{judged.report.model}" if origin.key == _REQUEST else ""
     return f"{AlertClass.PIPELINE}:{origin.key}{owner}"
+
+
+def _stuck_cause(judged: Judged, origin: Origin) -> str:
+    """Another cause than missing values of the same source: one may begin while the other lasts."""
+    return f"{_pipeline_cause(judged, origin)}:stuck"
 
 
 def _rank(feature: FeatureDrift) -> tuple[bool, float]:

@@ -6,7 +6,8 @@ waits for it. A turn has steps; whatever one of them raises is contained, counte
 Looks, and what each judges:
 
     interval   every `interval_s`          missing values, scores that are none: a broken feed shows within minutes
-    window     every `window_s`            the same with more rows, answers that were stood in for, and the population
+    window     every `window_s`            the same with more rows, answers that were stood in for, features that stand
+                                           still, and the population
     day        every day                   the same, for models that are asked rarely
     bases      every `interval_s`          whether bases are still published
     outcomes   every `performance_window_s`    of predictions whose labels have come: concept and impact
@@ -37,6 +38,7 @@ from tiercel.monitor.predictions import PredictionTable
 from tiercel.monitor.review import review
 from tiercel.monitor.routing import Router
 from tiercel.monitor.score_moves import with_moves
+from tiercel.monitor.stuck import Stillness, find_stuck
 from tiercel.monitor.thresholds import DISTRIBUTION_PART, FalseAlarmBudget, dispersion_of
 from tiercel.monitor.watch_state import BaseState, OutcomeState, WatchState
 from tiercel.monitor.windows import DAY_US, WindowStore
@@ -212,7 +214,7 @@ class Watch:
 
     def _tell(self, looks: Sequence[Look], live: Collection[tuple[str, int]] | None, now_us: int) -> None:
         with self.state.step("alerts"):
-            self._router.tell(self.alerts.update(looks, now_us, live=live))
+            self._router.tell(self.alerts.update(looks, now_us, live=live, silent=self._silent(live, now_us)))
             self._router.offer(each for each in self.alerts.find_all(with_resolved=True) if each.unsent)
 
     def close(self) -> None:
@@ -263,6 +265,15 @@ class Watch:
         answered = {key for key in self._windows.versions() if self._windows.merged(*key, begin_us, now_us) is not None}
         return answered | set(self._served)
 
+    def _silent(self, live: Collection[tuple[str, int]] | None, now_us: int) -> set[tuple[str, int]]:
+        """Versions that answered nothing for so long that no window of outcomes is left to be judged."""
+        if live is None:
+            return set()
+        since_us = now_us - (N_BEFORE + 1) * _us(self._monitor.performance_window_s)
+        newest = {key: self._windows.latest(*key) for key in self._windows.versions()}
+        answered = {key for key, window in newest.items() if window is not None and window.end_us > since_us}
+        return {key for key in newest if key not in answered}
+
     def _look_at_bases(self, now_us: int, elapsed_us: int) -> Look:
         features_dir = self._settings.features_dir
         bases, n_unreadable = read_bases(features_dir)
@@ -301,6 +312,13 @@ class Watch:
             if found is None or found.beside is None:
                 continue
             report = found.report(budget)
+            stillness = Stillness()
+            if scale.judges_population:
+                # Half of what missing values have: that of being missing less often than usual wakes nobody.
+                alpha = report.alpha * (1 - DISTRIBUTION_PART) / 2
+                known = self._stood_still(f"{model}:{version}", 2 * begin_us - end_us, end_us)
+                stillness = find_stuck(found.window, found.history, alpha, known=known)
+                self._remember_still(f"{model}:{version}", stillness, end_us)
             judged.append(
                 Judged(
                     report,
@@ -308,6 +326,8 @@ class Watch:
                     found.history,
                     per_quarter,
                     knows_variation=scale.judges_population and dispersion_of(found.history) is not None,
+                    stillness=stillness,
+                    excused=self._stood_still(f"{model}:{version}", begin_us, end_us),
                 )
             )
             if scale.judges_population or not self._reports:
@@ -335,6 +355,18 @@ class Watch:
             self._table.convert(now_us)
             finding = with_moves(finding, watched.explained, of.against, self._state_dir, self._monitor)
         return finding
+
+    def _stood_still(self, name: str, since_us: int, now_us: int) -> list[str]:
+        """Features of a version that stood still after a moment, in windows of any length."""
+        known = self.state.stuck.get(name, {})
+        return [feature for feature, at_us in known.items() if since_us < at_us <= now_us]
+
+    def _remember_still(self, name: str, stillness: Stillness, now_us: int) -> None:
+        known = self.state.stuck.pop(name, {}) | dict.fromkeys([each.name for each in stillness.stuck], now_us)
+        # Of a time to come: the clock was put back.
+        known = {feature: at_us for feature, at_us in known.items() if now_us - 2 * DAY_US < at_us <= now_us}
+        if known:
+            self.state.stuck[name] = known
 
     def _compare(self) -> None:
         """Reports that nobody is woken for: a few each turn, for their thresholds take long to find. Then all are saved."""

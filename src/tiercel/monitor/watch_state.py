@@ -93,6 +93,7 @@ class WatchState:
         looks: name -> end of the last one.
         bases: by service.
         outcomes: by "model:version:arm".
+        stuck: by "model:version": features that stood still, and the end of the newest window in which they did.
         webhook: as of `RouterStatus`.
         clock_jumps: how often the clock was found to have been set.
     """
@@ -103,6 +104,7 @@ class WatchState:
     looks: dict[str, int] = field(default_factory=dict)
     bases: dict[str, BaseState] = field(default_factory=dict)
     outcomes: dict[str, OutcomeState] = field(default_factory=dict)
+    stuck: dict[str, dict[str, int]] = field(default_factory=dict)
     webhook: dict[str, Any] = field(default_factory=dict)
     clock_jumps: int = 0
 
@@ -165,6 +167,10 @@ class WatchState:
                 looks={name: int(end_us) for name, end_us in found["looks"].items()},
                 bases={name: BaseState(**each) for name, each in found["bases"].items()},
                 outcomes={name: OutcomeState(**each) for name, each in found["outcomes"].items()},
+                stuck={
+                    name: {str(feature): int(end_us) for feature, end_us in each.items()}
+                    for name, each in found.get("stuck", {}).items()  # not there before it was looked for
+                },
                 webhook=dict(found["webhook"]),
                 clock_jumps=int(found["clock_jumps"]),
             )

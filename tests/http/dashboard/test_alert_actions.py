@@ -116,6 +116,19 @@ def test_own_names_are_accepted(host, own_host):
     require_same_origin({"host": host, "sec-fetch-site": "same-origin"}, own_host)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:8001", "models.example", "control:8001", ""])
+def test_a_proxys_origin_is_accepted_where_it_is_named(host):
+    """Whatever the proxy makes of Host: a page of a named origin may act, one of any other may not."""
+    allowed = ("https://Models.example", "http://lan.example:8080")
+    for origin in ("https://models.example", "https://models.example:443", "http://lan.example:8080"):
+        require_same_origin({"host": host, "origin": origin, "sec-fetch-site": "same-origin"}, "127.0.0.1", allowed)
+    for origin in ("http://models.example", "https://models.example:444", "https://evil.example", "null"):
+        with pytest.raises(CrossOriginError, match=r"control.allowed_origins"):
+            require_same_origin({"host": host, "origin": origin}, "127.0.0.1", allowed)
+    with pytest.raises(CrossOriginError):
+        require_same_origin({"host": host, "origin": allowed[1], "sec-fetch-site": "cross-site"}, "127.0.0.1", allowed)
+
+
 def test_a_host_that_is_none_is_refused():
     """A Host header that no address can be read from is nobody's."""
     for host in ("", "[::1", "a:b:c", "evil.example"):

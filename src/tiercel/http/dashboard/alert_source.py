@@ -30,6 +30,7 @@ class AlertRow:
         id: its number.
         kind: pipeline, population, concept or impact.
         state: open, acknowledged, silenced or resolved.
+        n_untold: looks in a row that had too little traffic to tell whether it lasts.
         top: (name, effect, reason) of what shows it, strongest first.
         moves: (name, part, reason) of what moved the mean score, the largest part first.
         history: (what, time, by, note), newest first.
@@ -56,6 +57,7 @@ class AlertRow:
     updated_us: int
     resolved_us: int | None
     silenced_until_us: int | None
+    n_untold: int
     history: Sequence[tuple[str, int, str, str]]
 
     @property
@@ -93,6 +95,7 @@ class AlertRow:
             updated_us=int(data["updated_us"]),
             resolved_us=data["resolved_us"],
             silenced_until_us=data["silenced_until_us"],
+            n_untold=int(data["n_untold"]),
             history=[(str(e["what"]), int(e["time_us"]), str(e["by"]), str(e["note"])) for e in data["history"]][::-1],
         )
 

@@ -116,7 +116,8 @@ class Dashboard:
         if self._missing:
             return respond(request, missing_page(self._missing), 501)
         try:
-            require_same_origin(request.headers, self._settings.control.host)
+            control = self._settings.control
+            require_same_origin(request.headers, control.host, control.allowed_origins)
             form = await _form(request)
             pages = await self._load()
             alert_id = str(request.path_params["id"])

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from tiercel.errors import TiercelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from starlette.requests import Request
 
@@ -85,16 +85,18 @@ def accepts_gzip(request: Request) -> bool:
     return False
 
 
-def require_same_origin(headers: Mapping[str, str], own_host: str) -> None:
+def require_same_origin(headers: Mapping[str, str], own_host: str, allowed: Collection[str] = ()) -> None:
     """Refuse a request that would change something unless a page of this server sent it.
 
     Browsers say where a form comes from (Origin, Sec-Fetch-Site), and a page elsewhere cannot make them say otherwise. It
     could have its own name resolve to this address, so the name that was asked for must be one that cannot be given away:
-    an address, this machine's name, or the configured one.
+    an address, this machine's name, or the configured one. Behind a proxy that has a name of its own pages come from an origin
+    that is configured: what stands in Host then is the proxy's matter.
 
     Args:
         headers: of the request, names in lower case.
         own_host: [control] host.
+        allowed: [control] allowed_origins.
 
     Raises:
         CrossOriginError: with what was expected.
@@ -107,12 +109,23 @@ def require_same_origin(headers: Mapping[str, str], own_host: str) -> None:
         )
     if not origin and not site:
         raise CrossOriginError(f"Expected a browser that says where the form comes from (Origin), got none. {what}")
+    if origin and _plain_origin(origin) in {_plain_origin(each) for each in allowed}:
+        return
+    behind = "Behind a proxy, name its origin in control.allowed_origins of tiercel.toml"
     if origin and origin.lower().partition("://")[2] != host.lower():
-        raise CrossOriginError(f"Expected a form from {host[:80]!r}, got one from {origin[:80]!r}. {what}")
+        raise CrossOriginError(f"Expected a form from {host[:80]!r}, got one from {origin[:80]!r}. {what}. {behind}")
     if not _is_own_name(host, own_host):
         raise CrossOriginError(
-            f"Expected this server to be asked for by its address, 'localhost' or its own name, got {host[:80]!r}. {what}"
+            f"Expected this server to be asked for by its address, 'localhost' or its own name, got {host[:80]!r}. {what}. "
+            f"{behind}"
         )
+
+
+def _plain_origin(text: str) -> str:
+    """An origin as browsers write it: lower case, without a port that goes without saying."""
+    text = text.lower()
+    scheme, _, _ = text.partition("://")
+    return text.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
 
 
 def _is_own_name(host: str, own_host: str) -> bool:
