@@ -43,7 +43,7 @@ DOORS = {
     "scorer": set(),
     "wire": {"tiercel.models.onnx_proto"},
     "http": set(),
-    "protocol": {"tiercel.http.native", "tiercel.http.queued"},
+    "protocol": {"tiercel.http.audited", "tiercel.http.native", "tiercel.http.queued"},
     "fast_path": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
     "decimal": set(),
@@ -61,6 +61,7 @@ DOORS = {
     # All but the engine and the scratch process for the name of the type alone.
     "plan": {
         "tiercel.serving.answers",
+        "tiercel.serving.durable_answers",
         "tiercel.serving.engine",
         "tiercel.serving.explaining",
         "tiercel.serving.measure",

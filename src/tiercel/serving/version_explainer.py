@@ -63,6 +63,15 @@ class VersionExplainer:
         kind: str = self._explainer.kind
         return kind
 
+    @property
+    def bound(self) -> dict[str, str | None]:
+        """What its explanations follow from, as a plan's declaration in the journal says it (`serving/bindings.py`)."""
+        return {
+            "explainer_kind": self.kind,
+            "reference_digest": self._reference,
+            "policy_digest": self._policy.digest,
+        }
+
     def form_of(self, locale: str | None = None, k: int | None = None) -> ReasonForm:
         """The form of reasons in the locale that is nearest to the one asked for, at most `k` of them."""
         policy = self._policy
@@ -150,6 +159,13 @@ def _make(
         kind="auto" if settings is None else settings.kind,
     )
     return explainer, files.reference_digest, files.policy
+
+
+def bound_by(explanations: Explanations) -> Mapping[str, str | None]:
+    """What explanations follow from, for the bindings of their plans; empty where there is no explainer."""
+    explainer = explanations.explainer
+    bound: Mapping[str, str | None] = {} if explainer is None else explainer.bound
+    return bound
 
 
 def margins_of(model: LoadedModel, compiled: Any) -> Any:
