@@ -16,6 +16,7 @@ from tiercel.cli.drift import drift
 from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
 from tiercel.cli.performance import performance
+from tiercel.cli.reasons import reasons
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.serve import predict, serve
 from tiercel.cli.sql import sql
@@ -55,6 +56,7 @@ for command in (
     jobs,
     drift,
     performance,
+    reasons,
     alerts,
     bench,
 ):
