@@ -36,16 +36,14 @@ max_bytes = 1073741824             # of all workers together; the oldest segment
 segment_bytes = 16777216           # of one file; a worker holds two in memory
 keep_requests = true               # records have the request, so that a replay asks it again; never while [monitor] masks anything
 
-[receipts]
-enabled = true                     # keep each record, bound to what it followed from, after the journal lets go of it
-retention_days = 365.0
-max_bytes = 10737418240            # the oldest days are removed beyond it
-
 [monitor]
 retention_days = 90.0              # of predictions and labels
 predictions_max_bytes = 10737418240    # of the prediction table; the oldest days are removed beyond it
 hash_columns = ["customer_id"]     # join keys and features that the prediction table has as salted hashes only
 drop_columns = ["email"]           # ... and those that it does not have
+receipts = true                    # keep each record, bound to what it followed from, after the journal lets go of it
+receipts_days = 365.0              # that is, how long predictions can be replayed and exported
+receipts_max_bytes = 10737418240   # the oldest days are removed beyond it
 enabled = true                     # the control process watches: windows, labels, drift, performance, money, alerts
 false_alarms_per_quarter = 1.0     # accepted per model version; every threshold follows from it
 interval_s = 60.0                  # a window is recorded, and looked at for broken feeds, this often
@@ -137,6 +135,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
     "retention_days": (0.01, 36_500),
+    "receipts_days": (0.01, 36_500),
+    "receipts_max_bytes": (1 << 20, 1 << 50),
     "false_alarms_per_quarter": (1e-6, 1e6),
     "interval_s": (0.1, 3600),
     "window_s": (0.1, 604_800),
@@ -185,15 +185,6 @@ class JournalSettings:
 
 
 @dataclass(frozen=True)
-class ReceiptSettings:
-    """What is kept of each prediction beyond the journal, to be replayed and exported."""
-
-    enabled: bool = True
-    retention_days: float = 365.0
-    max_bytes: int = 10 << 30
-
-
-@dataclass(frozen=True)
 class MonitorSettings:
     """What is kept of predictions and labels, what of it may be seen, how it is watched and who hears of it."""
 
@@ -201,6 +192,9 @@ class MonitorSettings:
     predictions_max_bytes: int = 10 << 30
     hash_columns: tuple[str, ...] = ()
     drop_columns: tuple[str, ...] = ()
+    receipts: bool = True
+    receipts_days: float = 365.0
+    receipts_max_bytes: int = 10 << 30
     enabled: bool = True
     false_alarms_per_quarter: float = 1.0
     interval_s: float = 60.0
@@ -290,7 +284,6 @@ class Settings:
     journal: JournalSettings = field(default_factory=JournalSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
-    receipts: ReceiptSettings = field(default_factory=ReceiptSettings)
     models: tuple[ModelSettings, ...] = ()
     keep_bases: int = 2
 
@@ -327,7 +320,7 @@ def load_settings(project_dir: Path) -> Settings:
         raise DefinitionError(f"{path}: expected TOML, got: {error}") from None
     except OSError as error:
         raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
-    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "receipts", "models"}
+    known = {"project", "state", "registry", "server", "control", "journal", "monitor", "tracing", "models"}
     _refuse_unknown(path, "", data, known)
     project = _table(path, data, "project", {"name"})
     state = _table(path, data, "state", {"path", "keep_bases"})
@@ -337,7 +330,6 @@ def load_settings(project_dir: Path) -> Settings:
     journal = _table(path, data, "journal", {item.name for item in fields(JournalSettings)})
     monitor = _table(path, data, "monitor", {item.name for item in fields(MonitorSettings)})
     tracing = _table(path, data, "tracing", {item.name for item in fields(TracingSettings)})
-    receipts = _table(path, data, "receipts", {item.name for item in fields(ReceiptSettings)})
     root = project_dir.resolve()
     state_path = _typed(path, "state.path", state.get("path", ".tiercel"), str)
     if not state_path.strip() or (root / state_path).resolve() == root:
@@ -355,7 +347,6 @@ def load_settings(project_dir: Path) -> Settings:
         journal=JournalSettings(**_values(path, "journal", JournalSettings, journal)),
         monitor=MonitorSettings(**_values(path, "monitor", MonitorSettings, monitor)),
         tracing=TracingSettings(**_values(path, "tracing", TracingSettings, tracing)),
-        receipts=ReceiptSettings(**_values(path, "receipts", ReceiptSettings, receipts)),
         models=_models(path, data.get("models", {})),
         keep_bases=keep_bases,
     )
@@ -435,7 +426,6 @@ def _values(
         | JournalSettings
         | MonitorSettings
         | TracingSettings
-        | ReceiptSettings
         | ModelSettings
         | ExplainSettings
         | ValueSettings

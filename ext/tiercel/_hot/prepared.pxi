@@ -139,6 +139,11 @@ cdef class Prepared:
         self._record(ids, number, flags)
         return size
 
+    @property
+    def is_recorded(self):
+        """Whether the record of this question is in the journal; asked right after it was answered."""
+        return self.plan._recorder is not None and self.plan._recorder.is_recorded
+
     def record(self, ReplyIds ids not None, uint32_t flags=0):
         """Record what is answered in another shape; returns its id."""
         cdef uint64_t number = ids.next()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
-from tiercel.client.explanations import Explanation
 from tiercel.client.replies import (
     FeatureRows,
     FeedbackReceipt,
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping, Sequence
     from types import TracebackType
+
+    from tiercel.client.explanations import Explanation
 
 DEFAULT_TIMEOUT_S: Final = 5.0
 
@@ -156,7 +157,8 @@ class Client:
 
         Args:
             prediction: its id, or what `predict` returned.
-            locale, k: as for `predict`.
+            locale: as for `predict`.
+            k: as for `predict`.
 
         Raises:
             RequestError: an argument is wrong. ClientError: see the module; ServerNotFoundError: there is no such record.

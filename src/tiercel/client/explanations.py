@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Values: TypeAlias = "Mapping[str, float | None]"
 
+_TEXTS = ("kind", "scale", "output", "reference", "policy", "why", "href")
 _METHODS = ("exact", "sampled", "later", "none")
 
 
@@ -80,12 +81,10 @@ def read_explanation(body: Mapping[str, Any]) -> Explanation | None:
         return Explanation(
             method,
             _reasons(body.get("reasons")),
-            *(_optional_text(told.get(name)) for name in ("kind", "scale", "output")),
-            _optional_number(told.get("expected")),
-            *(_optional_text(told.get(name)) for name in ("reference", "policy")),
-            _values(told.get("contributions")),
-            _values(told.get("standard_error")),
-            *(_optional_text(told.get(name)) for name in ("why", "href")),
+            expected=_optional_number(told.get("expected")),
+            contributions=_values(told.get("contributions")),
+            standard_error=_values(told.get("standard_error")),
+            **{name: _optional_text(told.get(name)) for name in _TEXTS},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"Expected a tiercel explanation, got {told!r:.200}: {error!r}") from error

@@ -142,7 +142,9 @@ class Infer:
                 code="invalid_explain",
             )
         if explain is not None:
-            binary.setdefault(EXPLANATION, _flag(_parameters(request), "binary_data_output", "$.parameters", default=False))
+            binary.setdefault(
+                EXPLANATION, _flag(_parameters(request), "binary_data_output", "$.parameters", default=False)
+            )
         request_id = request.get("id")
         if request_id is not None and type(request_id) is not str:
             raise RequestError(f"Expected $.id to be text, got {show(request_id)}", code="wrong_type")
@@ -207,7 +209,8 @@ def requested_outputs(request: dict[str, Any]) -> dict[str, bool]:
         name = output.get("name")
         if name not in {SCORE, EXPLANATION}:
             raise RequestError(
-                f"Expected outputs that the model has ({SCORE}, {EXPLANATION}), got {show(name)} at {where}", code="unknown_output"
+                f"Expected outputs that the model has ({SCORE}, {EXPLANATION}), got {show(name)} at {where}",
+                code="unknown_output",
             )
         if name in wanted:
             raise RequestError(f"Expected output '{name}' once, got it again at {where}", code="invalid_request")

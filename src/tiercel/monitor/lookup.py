@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tiercel.errors import JournalError, NotFoundError, RequestError
@@ -36,12 +35,7 @@ def find_record(directory: Path, prediction_id: str) -> Record:
         NotFoundError: the journal does not hold it; the message says why that may be.
         JournalError: nor can all of the segments be read that it may be in.
     """
-    match = _ID.fullmatch(prediction_id)
-    if match is None:
-        raise RequestError(
-            f'Expected the id of a reply, 17 to 32 hexadecimal digits as in its "id", got {prediction_id[:60]!r}'
-        )
-    prefix, number = match[1], int(match[2], 16)
+    prefix, number = split_id(prediction_id)
     damages: list[JournalError] = []
     segments = _segments_of(directory, prefix, damages)
     shadow: Record | None = None
@@ -68,23 +62,48 @@ def find_record(directory: Path, prediction_id: str) -> Record:
 
 
 def find_records(directory: Path, prediction_id: str) -> list[Record]:
-    """All records of an answered request, by their first rows: a large one has several. Some rows may have been dropped.
+    """All records of an answered request, in order of their rows. Arguments and errors as `find_record`.
 
-    Arguments and errors as `find_record`.
+    Raises:
+        JournalError: some of them cannot be read.
     """
     first = find_record(directory, prediction_id)
-    found, n_rows = {first.first_row: first}, len(first.rows)
-    if n_rows < first.request_rows:
-        prefix, number = prediction_id[:16], int(prediction_id[16:], 16)
-        for _, path in _by_distance(_segments_of(directory, prefix, []), number):
-            with suppress(FileNotFoundError, JournalError):  # what was dropped is missing either way
-                for record in read_segment(path, number=number):
-                    if record.is_shadow == first.is_shadow and record.first_row not in found:
-                        found[record.first_row] = record
-                        n_rows += len(record.rows)
-            if n_rows >= first.request_rows:
-                break
-    return [found[row] for row in sorted(found)]
+    if first.first_row == 0 and len(first.rows) == first.request_rows:
+        return [first]
+    prefix, number = split_id(prediction_id)
+    damages: list[JournalError] = []
+    found: dict[int, Record] = {}
+    n_rows = 0
+    for _, path in _by_distance(_segments_of(directory, prefix, damages), number):
+        try:
+            for record in read_segment(path, number=number):
+                if record.is_shadow == first.is_shadow:
+                    found[record.first_row] = record
+        except FileNotFoundError:
+            continue
+        except JournalError as error:
+            damages.append(error)
+        n_rows = sum(len(record.rows) for record in found.values())
+        if n_rows == first.request_rows:
+            return [found[row] for row in sorted(found)]
+    why = f"; {damages[0]}" if damages else ". The others were dropped, or gave way"
+    raise JournalError(
+        f"Expected {first.request_rows} rows of prediction {prediction_id} under {directory}, got {n_rows}{why}"
+    )
+
+
+def split_id(prediction_id: str) -> tuple[str, int]:
+    """What tells the worker start of a reply's id, and its number there.
+
+    Raises:
+        RequestError: it cannot be the id of a reply.
+    """
+    match = _ID.fullmatch(prediction_id)
+    if match is None:
+        raise RequestError(
+            f'Expected the id of a reply, 17 to 32 hexadecimal digits as in its "id", got {prediction_id[:60]!r}'
+        )
+    return match[1], int(match[2], 16)
 
 
 def _segments_of(directory: Path, prefix: str, damages: list[JournalError]) -> list[tuple[int | None, Path]]:

@@ -171,6 +171,41 @@ class SegmentColumns:
         )
         return fits
 
+    @property
+    def plans(self) -> dict[int, PlanDeclaration]:
+        """By number, as heads name them."""
+        return self._scan.plans
+
+    @property
+    def worker(self) -> int:
+        """Of the segment."""
+        return self._scan.worker
+
+    @property
+    def prefix(self) -> str:
+        """What the ids of the segment's records begin with."""
+        return self._scan.prefix
+
+    @property
+    def segment_format(self) -> int:
+        """Of the segment."""
+        return self._scan.segment_format
+
+    def whole_records(self, records: NDArray[np.int64]) -> pa.Array:
+        """The bytes of some records as they are in the segment, from commit word to end, as large binary.
+
+        Args:
+            records: indices, ascending.
+        """
+        starts = self._offsets[records]
+        sizes = self._scan.data.view(np.uint32)[starts // 4].astype(np.int64)
+        # Every other value is what lies between two of them: so the segment's bytes serve as they are.
+        bounds = np.append(np.stack([starts, starts + sizes], axis=1).ravel(), len(self._scan.data))
+        both = pa.Array.from_buffers(
+            pa.large_binary(), 2 * len(starts), [None, pa.py_buffer(bounds), pa.py_buffer(self._scan.data)]
+        )
+        return both.take(pa.array(np.arange(0, 2 * len(starts), 2)))
+
     def plan_of(self, record: int) -> PlanDeclaration:
         """The plan of a record."""
         return self._scan.plans[int(self.heads["plan"][record])]

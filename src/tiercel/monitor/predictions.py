@@ -30,6 +30,7 @@ from tiercel.monitor.masking import mask, read_salt, unknown_masks
 from tiercel.monitor.prediction_columns import DAY_US, SegmentColumns, column_names, day_of, shape_of
 from tiercel.monitor.prediction_ledger import SegmentEntry, TableLedger
 from tiercel.monitor.prediction_views import connect_views
+from tiercel.monitor.receipt_files import RECEIPTS, ReceiptFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,12 +132,14 @@ class _Conversion:
     """
 
     def __init__(self, state_dir: Path, directory: Path, settings: MonitorSettings, now_us: int) -> None:
+        self._receipts = ReceiptFiles(state_dir / RECEIPTS, settings)
         self._journal, self._directory, self._settings, self._now_us = state_dir / _JOURNAL, directory, settings, now_us
         self.ledger = TableLedger.read(directory)
         self._salt = read_salt(directory / _SALT) if settings.hash_columns else b""
 
     def run(self) -> int:
         remove_unfinished(self._directory)
+        remove_unfinished(self._receipts.directory)
         self._finish_removal()
         before = self.ledger.totals.rows
         live = {each.name for each in worker_directories(self._journal) if is_live(each)}  # before they are read
@@ -193,6 +196,7 @@ class _Conversion:
             grown.n_rows += n_rows
             if file not in entry.expired and entry.files.get(file) != n_rows:
                 self._write(self._directory / file, columns, records)
+        self._receipts.write(name, columns)
         grown.expired = [file for file in entry.expired if file in grown.files]
         # What is damaged in a live segment may be half written; the next reading tells.
         is_damaged = columns.damage is not None and grown.is_done
@@ -282,6 +286,7 @@ class _Conversion:
         ledger.totals.rows_removed += sum(ledger.removing.values())
         for entry in ledger.segments.values():
             entry.expired += sorted(set(entry.files) & set(ledger.removing))
+        self._receipts.retain(now_us, is_settled=is_settled)
         self._write_ledger()
         self._finish_removal()
 

@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tiercel.errors import ScoreError
 from tiercel.serving.ladder import Reason, Rung
+from tiercel.serving.rollout import is_finite
+from tiercel.types import Tier
 
 if TYPE_CHECKING:
     from typing import Self
@@ -14,7 +17,6 @@ if TYPE_CHECKING:
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel.serving.deadline import Deadline
     from tiercel.serving.ladder import Choice
-    from tiercel.types import Tier
 
 # Flags of a journal record: see PredictionFlag in prediction.pxd.
 DEGRADED, CHALLENGER, SHADOW = 4, 8, 16
@@ -138,9 +140,49 @@ class Answer:
     deadline: Deadline | None = None
     explanation: dict[str, Any] | None = None  # "reasons" and "explanation" as replies carry them; None: nobody asked
 
+    @classmethod
+    def of(cls, served: Served, prediction_id: str, *, is_explained: bool = False) -> Self:
+        """What was served and recorded under this id."""
+        prepared, plan = served.prepared, served.prepared.plan
+        age_us = prepared.oldest_age_us
+        return cls(
+            prediction_id,
+            plan.model,
+            plan.version,
+            Tier(plan.tier),
+            prepared.scores(),
+            prepared.is_single,
+            plan.signature.classes,
+            None if age_us is None else age_us / 1000,
+            dict(prepared.missing()),
+            served.degraded,
+            served.arm,
+            prepared.stage_us(),
+            served.deadline,
+            explanation_of(prepared, prediction_id) if is_explained else None,
+        )
+
 
 def explanation_of(prepared: Prepared, prediction_id: str) -> dict[str, Any]:
     """What the reply of this id says of an explained question beside its scores, as plain JSON values."""
     told: dict[str, Any] = json.loads(prepared.explanation(prediction_id))
     del told["id"]
     return told
+
+
+def require_finite(prepared: Prepared) -> None:
+    """Refuse scores that are no numbers, where another can answer.
+
+    Raises:
+        ScoreError: there is one.
+    """
+    scores = prepared.scores()
+    if is_finite(scores):
+        return
+    row = next(i for i, score in enumerate(scores) if not is_finite([score]))
+    where = "" if prepared.is_single else f" for row {row}"
+    raise ScoreError(
+        f"Expected finite scores of model '{prepared.plan.model}' version {prepared.plan.version}, got {scores[row]}{where}. "
+        f"Ask within the range of its training data, or register a version that scores it",
+        row=None if prepared.is_single else row,
+    )

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tiercel.priority import stand_back
 from tiercel.serving.deadline import TIER_DEFAULT
@@ -19,6 +19,9 @@ from tiercel.serving.ladder import Rung
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tiercel._hot.plan import Prepared
     from tiercel.serving.answers import Served
     from tiercel.serving.explain_request import ExplainRequest
@@ -31,6 +34,15 @@ INLINE_US: Final = 1000.0
 MOST_US: Final = 1_000_000
 #: Said where the reason is a bug or an exhausted machine: the log has it, the client need not.
 FAILED: Final = "the explainer failed; the server's log has the reason"
+
+
+class Attributed(NamedTuple):
+    """Contributions to one margin of some rows."""
+
+    values: NDArray[np.float64]  # (n, n_features)
+    expected: float
+    output: int
+    standard_error: NDArray[np.float64] | None
 
 
 class Explaining:
@@ -112,10 +124,10 @@ def explain_here(prepared: Prepared, asked: ExplainRequest) -> None:
     """
     explanations = prepared.plan.explanations
     explainer = explanations.explainer
-    form = None
+    form = explanations.form
     if explainer is not None and (asked.locale is not None or asked.k is not None):
         form = explainer.form_of(asked.locale, asked.k)
-    if explanations.is_inline:
+    if explanations.is_inline or form is None:
         prepared.explain(is_full=asked.is_full, form=form)
         return
     began_ns = time.monotonic_ns()
@@ -125,7 +137,7 @@ def explain_here(prepared: Prepared, asked: ExplainRequest) -> None:
         found.expected,
         found.output,
         is_full=asked.is_full,
-        form=explanations.form if form is None else form,
+        form=form,
         standard_error=found.standard_error,
         took_ns=time.monotonic_ns() - began_ns,
     )
