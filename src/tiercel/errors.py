@@ -5,6 +5,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
 
     TiercelError
     ├── DefinitionError            a project's features.py or tiercel.toml is wrong
+    │   └── ReasonPolicyError      its reasons.toml is; `code` says how
     ├── SourceError                a data source cannot be read or does not hold what a view needs
     ├── StoreError                 the feature store on disk
     │   ├── BaseCorruptError       a sealed base is not the file its MANIFEST describes
@@ -91,6 +92,32 @@ class DefinitionError(TiercelError):
     code = "invalid_definition"
 
 
+class ReasonPolicyError(DefinitionError):
+    """A reason policy is wrong, or does not fit the model it is for.
+
+    Args:
+        message: expected, got, where, what to do.
+        code: stable name, one of `CODES`.
+    """
+
+    CODES: ClassVar[frozenset[str]] = frozenset(
+        {
+            "policy_unreadable",  # no such file, too large, not TOML, of another format
+            "policy_setting",  # a key or value that cannot stand there
+            "missing_locale_text",  # a text without the words of a locale that others have
+            "duplicate_code",
+            "feature_without_reason",
+            "feature_in_two_reasons",  # ... or in a reason and in a list of features that are never told
+            "unknown_feature",
+            "unknown_output",  # `adverse` for a class that the model does not have, or none for one that it has
+        }
+    )
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class SourceError(TiercelError):
     """A source cannot be read, or lacks a column or type that a view needs."""
 
@@ -167,6 +194,7 @@ class RequestError(TiercelError):
             "unsupported_media_type",
             "invalid_name",  # a model, version or alias that cannot be one
             "invalid_deadline",  # negative, zero, not a number, or absurd
+            "invalid_explain",  # an explanation asked for in another way than there is
             "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
             "invalid_label",  # feedback whose label is none, is not finite, or is missing
             "invalid_id",  # feedback for what cannot be the id of a reply

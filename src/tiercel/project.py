@@ -15,6 +15,8 @@ import numpy as np
 
 from tiercel import models
 from tiercel.errors import InvalidFactsError, RequestError, SchemaMismatchError
+from tiercel.explain.policy_file import read_policy
+from tiercel.explain.version_files import make_explanation_files
 from tiercel.features.apply import CatalogDiff, apply
 from tiercel.features.catalog import Catalog, load_catalog
 from tiercel.features.materialize import materialize
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tiercel.explain.reference_set import Origin
     from tiercel.features.compute import ComputedView
     from tiercel.features.manifest import Manifest
     from tiercel.models import CostProfile, TierDecision
@@ -188,6 +191,8 @@ class Project:
         code_commit: str | None = None,
         alias: str | None = None,
         tier: str | Tier | None = None,
+        reasons: str | Path | bytes | None = None,
+        reference_rows: NDArray[np.float32] | None = None,
         measure: bool = True,
         reuse: bool = True,
     ) -> ModelVersion:
@@ -215,6 +220,10 @@ class Project:
             code_commit: default: the project's git commit, if it is in a repository ("-dirty" when it has changes).
             alias: "champion", "challenger", ... to point at the new version.
             tier: "realtime", "near-realtime" or "batch", where the tier that follows from the measured cost is not wanted.
+            reasons: the reason policy (`tiercel.explain.policy_file`), a path relative to the project or its bytes; kept
+                with the version. Default: the one that [models.NAME.explain] of tiercel.toml names, if any.
+            reference_rows: float32 (n, n_features): whom the version's explanations compare with; at most 100 of them are
+                drawn and kept. Default: the training set's rows.
             measure: False leaves measuring out: nothing stands against `tier`, and the first server measures.
             reuse: return the existing version when the same files were registered with the same facts before.
 
@@ -223,10 +232,13 @@ class Project:
                 overran the process that opened or measured it.
             TierDeniedError: its measured cost does not fit `tier`; the message has the numbers. Nothing is registered.
             InvalidFactsError: a fact cannot be stored, or `tier` is none.
-            SchemaMismatchError: the model takes a feature that the service does not have.
+            SchemaMismatchError: the model takes a feature that the service does not have, or reference rows are of
+                another width than it takes.
+            ReasonPolicyError: the reason policy is wrong, or does not fit the model.
             MissingExtraError: the library that trained it is not installed.
         """
         requested = None if tier is None else tier_of(tier)
+        policy, policy_name = self._policy(name, reasons)
         if training_set is not None:
             service = training_set.service.name if service is None else service
             snapshot = training_set.snapshot if snapshot is None else snapshot
@@ -259,7 +271,16 @@ class Project:
             )
         prepare = models.prepare_file if models.is_file(model) else models.prepare
         prepared = prepare(model, feature_names=feature_names, golden_rows=golden_rows, training_rows=training_rows)
-        artifacts = prepared.artifacts
+        origin: Origin = "training" if reference_rows is None else "given"
+        explanation = make_explanation_files(
+            prepared.signature,
+            policy=policy,
+            rows=training_rows if reference_rows is None else np.asarray(reference_rows, dtype=np.float32),
+            origin=origin,
+            also_known=() if schema is None else schema.features,
+            where=policy_name,
+        )
+        artifacts = {**prepared.artifacts, **explanation}
         profile = None
         if measure:
             stored = None
@@ -297,6 +318,16 @@ class Project:
             self.promote(name, version.version, alias=alias)
             version = self.registry.get(name, version.version)
         return version
+
+    def _policy(self, name: str, reasons: str | Path | bytes | None) -> tuple[bytes | None, str]:
+        """(a reason policy's file, what messages call it) for a model's next version; it can be read."""
+        if isinstance(reasons, bytes):
+            return reasons, "reasons"
+        path = self.settings.model(name).explain.policy if reasons is None else reasons
+        if path is None:
+            return None, ""
+        _, data = read_policy(self.settings.project_dir / path)
+        return data, str(path)
 
     def profile(self, version: ModelVersion) -> CostProfile | None:
         """What a version costs on this host, as measured; None where it was not."""

@@ -64,7 +64,11 @@ default_score = 0.02               # then this
 challenger_weight = 0.1            # of the entities, by a hash of their keys, are answered by the challenger
 shadow = "challenger"              # this alias scores what the champion answered, in spare time; recorded, not sent
 
-[models.fraud.explain]             # all optional
+[models.fraud.explain]             # why its scores are what they are; all optional
+policy = "reasons.toml"            # what versions are registered with from now on: features to reasons, in words
+kind = "auto"                      # contributions: "interventional", "path_dependent", "linear"; "auto": as the model can
+k = 4                              # reasons told at most, instead of the policy's own number
+locale = "en"                      # spoken where a request names none, instead of the policy's own
 audit = "strict"                   # a reply is sent only once its record is on disk; "default": it is there soon after
 
 [models.fraud.value]               # what its predictions are for; all optional
@@ -104,6 +108,8 @@ OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative"
 #: What alerts are about, and of these what somebody is woken for.
 ALERT_CLASSES = ("pipeline", "population", "concept", "impact")
 PAGING_CLASSES = ("pipeline", "impact")
+#: Ways to attribute a score.
+EXPLAIN_KINDS = ("auto", "interventional", "path_dependent", "linear")
 #: When a reply may be sent: at once, or once its record is durable.
 AUDITS = ("default", "strict")
 #: MANIFEST describes each of them.
@@ -124,6 +130,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (1, 256),
     "deadline_ms": (0.001, 3_600_000),
     "last_score_max_age_s": (0, 31_536_000),
+    "k": (1, 16),
     "label_maturity_s": (0, 315_360_000),  # ten years
     "challenger_weight": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
@@ -226,8 +233,16 @@ class ValueSettings:
 
 @dataclass(frozen=True)
 class ExplainSettings:
-    """How one model's answers are accounted for. audit: "default" or "strict"."""
+    """How a model's scores are explained. None leaves it to the version's reason policy.
 
+    `policy` is a path relative to the project: what versions are registered with from now on. `audit` is "strict" where a
+    prediction's record must be durable before its reply.
+    """
+
+    policy: str | None = None
+    kind: str = "auto"
+    k: int | None = None
+    locale: str | None = None
     audit: str = "default"
 
 
@@ -358,17 +373,6 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
     return tuple(models)
 
 
-def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
-    """[models.NAME.explain]."""
-    if not isinstance(table, dict):
-        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
-    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
-    values = _values(path, name, ExplainSettings, table)
-    if values.get("audit", AUDITS[0]) not in AUDITS:
-        raise DefinitionError(f"{path}: expected {name}.audit to be of {', '.join(AUDITS)}, got {values['audit']!r}")
-    return ExplainSettings(**values)
-
-
 def _value(path: Path, name: str, table: Any) -> ValueSettings:
     """[models.NAME.value]."""
     if not isinstance(table, dict):
@@ -388,6 +392,18 @@ def _value(path: Path, name: str, table: Any) -> ValueSettings:
     for key in ("segments", "metrics"):
         values[key] = _named_sql(path, f"{name}.{key}", table.get(key, {}))
     return ValueSettings(**values)
+
+
+def _explain(path: Path, name: str, table: Any) -> ExplainSettings:
+    """[models.NAME.explain]."""
+    if not isinstance(table, dict):
+        raise DefinitionError(f"{path}: expected [{name}] to be a table, got {table!r}")
+    _refuse_unknown(path, f"{name}.", table, {item.name for item in fields(ExplainSettings)})
+    values = _values(path, name, ExplainSettings, table)
+    for key, known in (("kind", EXPLAIN_KINDS), ("audit", AUDITS)):
+        if values.get(key, known[0]) not in known:
+            raise DefinitionError(f"{path}: expected {name}.{key} to be one of {', '.join(known)}, got {values[key]!r}")
+    return ExplainSettings(**values)
 
 
 def _named_sql(path: Path, name: str, table: Any) -> tuple[tuple[str, str], ...]:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 #: Marks "this view has no row for the entity" among a row's event times.
 NO_EVENT_US = -(2**63)
 #: Event time of a view without a timestamp: always known, never stale, no age. (The epoch itself: no feature is that old.)
@@ -244,6 +247,23 @@ class Signature:
     def from_json(cls, data: dict[str, Any]) -> Signature:
         """Inverse of `to_json`."""
         return cls(tuple(data["features"]), Task(data["task"]), tuple(data["classes"]), bool(data["accepts_missing"]))
+
+
+@dataclass(frozen=True)
+class Attributions:
+    """What each feature added to the scores of n rows of p features.
+
+    For every row `expected + values.sum()` is what the model gives on `scale`: exactly, up to rounding.
+    """
+
+    values: NDArray[np.float64]  # (n, p)
+    expected: float  # what is expected when nothing of the row is known
+    method: Literal["exact", "sampled"]
+    kind: Literal["interventional", "path_dependent", "linear", "permutation"]
+    scale: Literal["margin", "probability"]
+    output: str | None = None  # the class label, where the model has classes
+    reference: str | None = None  # digest of the reference set
+    standard_error: NDArray[np.float64] | None = None  # (n, p), sampled only
 
 
 @dataclass(frozen=True)

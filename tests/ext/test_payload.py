@@ -25,6 +25,7 @@ from tiercel.errors import TiercelError
 from tiercel.features.online import OnlineBase
 from tiercel.http import payload
 from tiercel.http.request import parse_predict
+from tiercel.serving.explaining import explain_here
 from tiercel.types import Signature, Task
 
 JSON, MSGPACK = 0, 1
@@ -76,7 +77,11 @@ def general(plan, body, kind):
     """What the general path answers, or None when it refuses."""
     try:
         request = parse_predict(payload.decode(body, KINDS[kind], MAX_ROWS), MAX_ROWS)
-        return plan.reply(request.entities, request.features, request.now_us, kind, ReplyIds(MAX_ROWS))
+        prepared = plan.prepare(request.entities, request.features, request.now_us)
+        prepared.score()
+        if request.explain is not None:
+            explain_here(prepared, request.explain)
+        return prepared.reply(kind, ReplyIds(MAX_ROWS))
     except TiercelError:
         return None
 
@@ -129,6 +134,8 @@ def bodies(draw):
     optional = draw(st.lists(st.sampled_from(["seats", "engine"]), unique=True))
     features = {name: column(name) for name in [*draw(st.permutations(["rain", "hour", "night", "cabin"])), *optional]}
     body = {"entities": entities, "features": features, "now": draw(st.integers(0, 2**62 - 1))}
+    if draw(st.booleans()):
+        body["explain"] = draw(st.sampled_from(["reasons", "full", "no", 1, None]))
     return {name: body[name] for name in draw(st.permutations(list(body)))}
 
 

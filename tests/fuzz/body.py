@@ -11,6 +11,7 @@ from tests.fuzz.world import JSON, SETTINGS, exact, new_ids, settled, world
 from tiercel.errors import TiercelError
 from tiercel.http import payload
 from tiercel.http.request import parse_predict
+from tiercel.serving.explaining import explain_here
 
 NOW_US = 1_700_000_000_000_000
 MAX_ROWS = SETTINGS.max_rows
@@ -21,7 +22,12 @@ def _general(plan, body, kind, ids):
         value = payload.decode(body, payload.JSON if kind == JSON else payload.MSGPACK, MAX_ROWS)
         request = parse_predict(value, MAX_ROWS)
         now_us = request.now_us if "now" in value else NOW_US
-        return plan.reply(request.entities, request.features, now_us, kind, ids)
+        if request.explain is None:
+            return plan.reply(request.entities, request.features, now_us, kind, ids)
+        prepared = plan.prepare(request.entities, request.features, now_us)
+        prepared.score()
+        explain_here(prepared, request.explain)
+        return prepared.reply(kind, ids)
     except TiercelError:
         return None
 

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from tests.support import stores
+from tests.support.explained import LinearVersion
+from tiercel._hot.explained import Explanations
+from tiercel._hot.linear_shap import LinearExplainer
 from tiercel._hot.plan import ServingPlan
 from tiercel._hot.reply import ReplyIds
 
@@ -88,12 +91,19 @@ def world():
         return ServingPlan(name, 1, signature, scorer, base.schema, base, **kinds)
 
     def make(**kinds):
-        numbers = ServingPlan("m", 1, Signature(("a", "b"), Task.REGRESSION), RowScorer(2, 1), **kinds)
+        two = Signature(("a", "b"), Task.REGRESSION)
+        numbers = ServingPlan("m", 1, two, RowScorer(2, 1), explanations=explanations(two), **kinds)
         return numbers, plan("s", "svc", Task.BINARY, **kinds), plan("k", "strict", Task.MULTICLASS, **kinds)
 
     def engine(plans):
         models = {each.model: ModelRoutes({1: each}, {"champion": 1}) for each in plans}
         return Engine(Routes.build(models, {}, ()))
+
+    def explanations(signature):
+        weights = np.arange(1, 1 + len(signature.features), dtype=np.float64)
+        compiled = LinearExplainer(weights=weights[None], intercept=np.zeros(1), mean=np.zeros(len(weights)), steps=[])
+        version = LinearVersion(signature, compiled)
+        return Explanations(len(weights), 1, version, version.form_of())
 
     plans = make(needs_us=NEEDS_US)
     return World(

@@ -210,7 +210,7 @@ static inline int64_t iso_us(const uint8_t *p, uint32_t size) {
     return total < 0 ? -1 : total;
 }
 
-/* ---- both formats: a body of `entities`, `features`, `now` and `deadline_ms` ---- */
+/* ---- both formats: a body of `entities`, `features`, `now`, `deadline_ms` and `explain` ---- */
 
 /* What stands under one known name. */
 static inline const uint8_t *read_column(
@@ -281,7 +281,14 @@ static inline int64_t budget_of_ms(const Cell *cell) {
     return us >= 1 && us <= MAX_BUDGET_US ? (int64_t)us : -1;
 }
 
-/* The value of one top-level field; `seen` has a bit for each of the four. */
+/* How much of an explanation is asked for, or EXPLAIN_NOT to hand on. */
+static inline int32_t explain_of(const Cell *cell) {
+    if (cell->type != CELL_TEXT) return EXPLAIN_NOT;
+    if (cell->size == 7 && memcmp(cell->as.text, "reasons", 7) == 0) return EXPLAIN_REASONS;
+    return cell->size == 4 && memcmp(cell->as.text, "full", 4) == 0 ? EXPLAIN_FULL : EXPLAIN_NOT;
+}
+
+/* The value of one top-level field; `seen` has a bit for each of the five. */
 static const uint8_t *read_part(
     const uint8_t *p, const uint8_t *end, int kind, const BodySchema *schema, const Cell *named, Body *body, int *seen
 ) {
@@ -291,6 +298,7 @@ static const uint8_t *read_part(
                      : size == 8 && memcmp(name, "features", 8) == 0 ? 2
                      : size == 3 && memcmp(name, "now", 3) == 0      ? 4
                      : size == 11 && memcmp(name, "deadline_ms", 11) == 0 ? 8
+                     : size == 7 && memcmp(name, "explain", 7) == 0  ? 16
                                                                      : 0;
     Cell cell;
     if (part == 0 || (*seen & part)) return NULL;
@@ -305,6 +313,10 @@ static const uint8_t *read_part(
     if (part == 8) {
         body->budget_us = budget_of_ms(&cell);
         return body->budget_us < 0 ? NULL : p;
+    }
+    if (part == 16) {
+        body->explain = explain_of(&cell);
+        return body->explain == EXPLAIN_NOT ? NULL : p;
     }
     if (cell.type == CELL_TEXT) {
         body->now_us = iso_us(cell.as.text, cell.size);
@@ -324,6 +336,7 @@ static inline bool read_body(const uint8_t *p, int64_t n_bytes, int kind, const 
     int seen = 0;
     body->n_rows = body->now_us = body->budget_us = -1;
     body->n_entities = body->n_features = 0;
+    body->explain = EXPLAIN_NOT;
     if (kind == BODY_MSGPACK) {
         p = msgpack_count(p, end, 0x80, 0xDE, &count);
         for (; p != NULL && count > 0; count--) {

@@ -24,6 +24,9 @@ typedef enum {
     KIND_NUMBER, /* models without a service: int, float or bool */
 } Kind;
 
+/* What a body asks to be told beside its scores. */
+enum Explain { EXPLAIN_NOT = 0, EXPLAIN_REASONS = 1, EXPLAIN_FULL = 2 };
+
 enum BodyKind { BODY_JSON = 0, BODY_MSGPACK = 1, BODY_TENSORS = 2 };
 
 /* CELL_CODE is the number of a category in place of its text; only tensors have it. */
@@ -74,6 +77,7 @@ typedef struct {
     int64_t n_rows; /* -1: no list was sent */
     int64_t now_us; /* -1: not sent */
     int64_t budget_us; /* of deadline_ms; -1: not sent */
+    int32_t explain;   /* Explain */
     int32_t n_entities, n_features;
 } Body;
 

@@ -21,6 +21,9 @@ cdef extern from "payload.h" nogil:
         BODY_JSON
         BODY_MSGPACK
         BODY_TENSORS
+        EXPLAIN_NOT
+        EXPLAIN_REASONS
+        EXPLAIN_FULL
         CELL_NULL
         CELL_TEXT
     ctypedef struct Cell:
@@ -39,6 +42,7 @@ cdef extern from "payload.h" nogil:
         int64_t n_rows
         int64_t now_us
         int64_t budget_us
+        int32_t explain           # EXPLAIN_NOT unless the body asks
         int32_t n_entities, n_features
     ctypedef struct FieldSpec:
         int32_t index             # place in the vector, -1: checked and left out

@@ -14,11 +14,13 @@
 #          none, and takes it only for a scorer that is Python.
 # Threads: safe, but for a plan with a recorder: answers that are recorded come from one thread.
 from tiercel._hot.assembler cimport Assembler
+from tiercel._hot.explained cimport Explained, Explanations
 from tiercel._hot.needs cimport Needs
 from tiercel._hot.output cimport Output
 from tiercel._hot.payload cimport Body
 from tiercel._hot.prediction cimport Stopwatch
 from tiercel._hot.recorder cimport PlanRecorder
+from tiercel._hot.reasons cimport ReasonForm
 from tiercel._hot.reply cimport ReplyForm, ReplyIds
 from tiercel._hot.scorer cimport Scorer
 from tiercel._hot.tensors cimport TensorForm, TensorRequest
@@ -55,6 +57,7 @@ cdef struct Assembled:
     int64_t request_header # of tensors, as TensorRequest has it
     uint32_t request_kind  # RequestKind
     Py_ssize_t n_rows
+    int explain            # Explain of payload.h
     bint many              # lists were sent
     bint is_late           # not assembled, because it would have been late
 
@@ -72,9 +75,11 @@ cdef class ServingPlan:
     cdef object _python_scorer
     cdef PlanRecorder _recorder            # or None
     cdef Assembler _assembler
+    cdef readonly Explanations explanations
     cdef ReplyForm _form
     cdef TensorForm _tensors
     cdef bint _is_compiled, _records, _accepts_missing
+    cdef readonly bint is_kept             # answers are journaled: they can be explained later
     cdef bint _keeps_requests              # ... in its records
     cdef readonly str tier
     cdef readonly bint is_inline           # may be scored where other requests wait
@@ -113,6 +118,11 @@ cdef class ServingPlan:
         self, const Arrival* arrival, int64_t body_budget_us, int body_source, Stopwatch* watch
     ) noexcept nogil
     cdef bint is_finite(self, const Assembled* asked) noexcept nogil
+
+    # Explain scored rows if there is time for it until `due_ns`; takes `explained` from EXPLAINED_NOT. Never fails.
+    cdef void _explain(self, const Assembled* asked, int64_t due_ns, Explained* explained, Stopwatch* watch) noexcept nogil
+    # Until when an explanation may take: the request's deadline, else the tier's bound for each row, at most a second.
+    cdef int64_t _explain_due_ns(self, const Assembled* asked, int64_t begun_ns) noexcept nogil
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1
     cdef bint _score_python(self, Scratch* scratch, Py_ssize_t n_rows) noexcept
     cdef bint _fill(self, Body* body, const uint8_t* end, int kind, Assembled* out, Stopwatch* watch) noexcept nogil
@@ -140,9 +150,16 @@ cdef class Prepared:
     cdef bint _has_scratch
     cdef Arrival _arrival
     cdef Stopwatch _watch
+    cdef Explained _explained
+    cdef ReasonForm _reasons               # of who asked for another one than the plan's; or None
+    cdef tuple _own                        # WHY_OWN: own_words(), or None
 
-    # The reply of a scored question at `text`, which has room for it (`_form.most_bytes`), recorded; returns its length.
+    # The reply of a scored question at `text`, which has room for most_bytes(), recorded; returns its length.
     cdef Py_ssize_t _reply_into(self, char* text, int kind, ReplyIds ids, uint32_t flags) except -1
+    cdef Py_ssize_t most_bytes(self) noexcept
+    # Append the explanation to the `length` bytes of a reply at `text`; returns the new length.
+    cdef Py_ssize_t _put_explanation(self, char* text, Py_ssize_t length, int kind, const char* id, Py_ssize_t id_size) except -1
+    cdef int _ask(self, bint is_full, ReasonForm form) except -1
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1
     cdef int _keep_question(self) except -1
     cdef int _hold(self, ServingPlan plan, Py_ssize_t n_rows) except -1

@@ -3,6 +3,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from tiercel._hot.explained import Explanations
+from tiercel._hot.reasons import ReasonForm
 from tiercel._hot.recorder import PlanRecorder
 from tiercel._hot.reply import ReplyIds
 from tiercel._hot.vector import VectorProgram
@@ -28,6 +30,8 @@ class ServingPlan:
     has_stand_in: bool
     is_strict: bool
     scorer: Any
+    explanations: Explanations
+    is_kept: bool
     def __init__(
         self,
         model: str,
@@ -45,6 +49,7 @@ class ServingPlan:
         needs_us: tuple[float, float, float] | None = None,
         default_budget_us: int | None = None,
         has_stand_in: bool = False,
+        explanations: Explanations | None = None,
         is_strict: bool = False,
     ) -> None: ...
     @property
@@ -62,6 +67,7 @@ class ServingPlan:
     def prepare(
         self, entities: dict[str, Any], features: dict[str, Any], now_us: int, read_ns: int = 0
     ) -> Prepared: ...
+    def recall(self, rows: NDArray[np.float32], scores: Any, *, is_single: bool) -> Prepared: ...
     def blank(
         self, entities: dict[str, Any], n_rows: int = -1, read_ns: int = 0, features: dict[str, Any] | None = None
     ) -> Prepared: ...
@@ -109,3 +115,20 @@ class Prepared:
     def reply(self, kind: int, ids: ReplyIds, flags: int = 0) -> bytes: ...
     def record(self, ids: ReplyIds, flags: int = 0) -> str: ...
     def stage_us(self) -> dict[str, float]: ...
+    @property
+    def explain_need_us(self) -> float: ...
+    def explain(self, is_full: bool = False, form: ReasonForm | None = None) -> None: ...
+    def give_attributions(
+        self,
+        values: NDArray[np.float64],
+        expected: float,
+        output: int = 0,
+        *,
+        is_full: bool = False,
+        form: ReasonForm,
+        standard_error: NDArray[np.float64] | None = None,
+        took_ns: int = 1,
+    ) -> None: ...
+    def explain_later(self) -> None: ...
+    def explain_not(self, why: str | None = None) -> None: ...
+    def explanation(self, id: str) -> bytes: ...

@@ -1,7 +1,7 @@
 """Keys and request features -> scores; see plan.pxd for the contract. Owner: tiercel.serving.engine."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.math cimport NAN, isfinite
+from libc.math cimport NAN, isfinite, isnan
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -10,15 +10,20 @@ import numpy as np
 
 from tiercel._hot.assembler cimport RELEASE_GIL_ROWS, Assembler
 from tiercel._hot.clock cimport monotonic_ns, wall_us
+from tiercel._hot.explained cimport (
+    EXPLAINED_EXACT, EXPLAINED_LATER, EXPLAINED_NONE, EXPLAINED_NOT, EXPLAINED_SAMPLED, WHY_NOT_KEPT, WHY_OWN, WHY_READY,
+    Explained, Explanations, forget, own_words,
+)
 from tiercel._hot.needs cimport observe, score_ns
 from tiercel._hot.output cimport Output, reserve
-from tiercel._hot.payload cimport BODY_TENSORS, Body, Column
+from tiercel._hot.payload cimport BODY_JSON, BODY_TENSORS, EXPLAIN_FULL, EXPLAIN_NOT, Body, Column
 from tiercel._hot.prediction cimport (
     BUDGET_BODY, BUDGET_NONE, BUDGET_TIMEOUT, MAX_REQUEST_BYTES_MANY, N_STAGES, PREDICTION_DEGRADED, PREDICTION_MANY,
     REQUEST_QUESTION, STAGE_COMPUTE, STAGE_PARSE, STAGE_READ, STAGE_REPLY, STAGE_SCORE, Prediction, Stopwatch,
 )
+from tiercel._hot.reasons cimport ReasonForm
 from tiercel._hot.recorder cimport PlanRecorder
-from tiercel._hot.reply cimport ReplyForm, ReplyIds
+from tiercel._hot.reply cimport ID_BYTES, ReplyForm, ReplyIds, Text, write_id
 from tiercel._hot.scorer cimport SCORE_OK, Scorer, ScoreStatus
 from tiercel._hot.tensors cimport TensorForm, TensorRequest, free_tensors
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint32_t, uint64_t
@@ -35,6 +40,8 @@ cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1
 cdef int64_t INLINE_NS = 1000 * Tier.REALTIME.budget_us
 # What a queued request is given that names no deadline.
 cdef int64_t QUEUED_NS = 1000 * Tier.NEAR_REALTIME.budget_us
+# What explaining may take of a request that names none, however many rows it has.
+cdef int64_t MOST_EXPLAIN_NS = 1_000_000_000
 
 
 # More values than these are not packed for the record: it would not keep them, and packing holds up others.
@@ -66,6 +73,7 @@ cdef class ServingPlan:
         needs_us: (reading, scoring, scoring of each row) of one request as measured, in microseconds; None: not measured.
         default_budget_us: the deadline of a request that names none; None: no deadline.
         has_stand_in: whether another model, or a default, may answer what its queue refuses or fails.
+        explanations: how it explains; None: it does not.
         is_strict: whether a reply may be sent only once its record is durable.
 
     Raises:
@@ -75,7 +83,7 @@ cdef class ServingPlan:
     def __init__(
         self, str model, int version, signature, scorer, schema=None, base=None, *, transforms=(), PlanRecorder recorder=None,
         str tier="realtime", bint is_inline=True, bint is_plain=True, needs_us=None, default_budget_us=None,
-        bint has_stand_in=False, bint is_strict=False,
+        bint has_stand_in=False, Explanations explanations=None, bint is_strict=False,
     ):
         self.model, self.version, self.signature, self.schema, self.base = model, version, signature, schema, base
         self.n_features, self.n_outputs = len(signature.features), signature.n_outputs
@@ -109,6 +117,15 @@ cdef class ServingPlan:
         if needs_us is not None:
             self._needs.read_ns, self._needs.score_ns, self._needs.row_ns = [int(1000 * each) for each in needs_us]
         self._default_budget_us = -1 if default_budget_us is None else default_budget_us
+        self.is_kept = recorder is not None and recorder.journal is not None
+        if explanations is None:
+            explanations = Explanations(self.n_features, self.n_outputs)
+        if explanations.n_features != self.n_features or explanations.n_outputs != self.n_outputs:
+            raise SchemaMismatchError(
+                f"Model '{model}' version {version}: expected explanations of {self.n_features} features and "
+                f"{self.n_outputs} outputs, got {explanations.n_features} and {explanations.n_outputs}"
+            )
+        self.explanations = explanations
 
     @property
     def join_keys(self):
@@ -165,8 +182,11 @@ cdef class ServingPlan:
         Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil:
         cdef Assembled asked
+        cdef Explained explained
+        cdef char id[ID_BYTES]
         cdef uint64_t number
         cdef Py_ssize_t length = -1, most
+        explained.method, explained.phi, explained.standard_error = EXPLAINED_NOT, NULL, NULL
         if not self.is_plain or not self._assemble_body(
             data, size, kind, arrival, ids.max_rows, INLINE_NS, 0, &asked, watch, request
         ):
@@ -174,7 +194,12 @@ cdef class ServingPlan:
         if watch.at[3] + asked.score_ns > asked.due_ns:
             dispose(&asked)
             return -2
-        elif self._is_compiled:
+        if asked.explain != EXPLAIN_NOT and not (
+            self.explanations.is_inline and asked.score_ns + self.explanations.need_ns(asked.n_rows) <= INLINE_NS
+        ):
+            dispose(&asked)     # the general path has threads for it
+            return -1
+        if self._is_compiled:
             if self._scorer.score_rows(asked.scratch.rows, asked.n_rows, self.n_features, asked.scratch.scores) == SCORE_OK:
                 length = 0
         else:
@@ -188,6 +213,10 @@ cdef class ServingPlan:
             length = -1
         if length == 0:
             most = self._form.most_bytes(asked.n_rows) if request is NULL else self._tensors.most_bytes(asked.n_rows, request)
+            if asked.explain != EXPLAIN_NOT:
+                explained.is_full = asked.explain == EXPLAIN_FULL
+                self._explain(&asked, self._explain_due_ns(&asked, arrival.begun_ns), &explained, watch)
+                most += self.explanations.most_bytes(self.explanations.form, &explained, asked.n_rows)
             if not reserve(out, most):
                 length = -1
         if length == 0:
@@ -197,6 +226,11 @@ cdef class ServingPlan:
                     <char*>out.data + out.size, kind, ids, number, not asked.many, asked.n_rows, asked.scratch.scores,
                     asked.age_us, asked.scratch.n_missing,
                 )
+                if explained.method != EXPLAINED_NOT:
+                    length = self.explanations.write_into(
+                        self.explanations.form, <char*>out.data + out.size, length, kind, asked.scratch.rows, asked.n_rows,
+                        not asked.many, &explained, NULL, id, write_id(id, ids._prefix, number),
+                    )
             else:
                 length = self._tensors.write_into(
                     <char*>out.data + out.size, request, ids, number, asked.n_rows, asked.scratch.scores, asked.age_us,
@@ -206,8 +240,25 @@ cdef class ServingPlan:
             _lap(watch, STAGE_REPLY)
             if self._records:
                 self._record(&asked, watch, arrival, number, arrival.flags)
+        forget(&explained)
         dispose(&asked)
         return length
+
+    cdef void _explain(self, const Assembled* asked, int64_t due_ns, Explained* explained, Stopwatch* watch) noexcept nogil:
+        cdef int64_t began_ns = monotonic_ns()
+        if began_ns + self.explanations.need_ns(asked.n_rows) <= due_ns or not self.explanations._has_compiled:
+            self.explanations.explain(asked.scratch.rows, asked.scratch.scores, asked.n_rows, explained)
+        elif self.is_kept:
+            explained.method = EXPLAINED_LATER
+        else:
+            explained.method, explained.why = EXPLAINED_NONE, WHY_NOT_KEPT
+        watch.explain_ns = max(<int64_t>1, monotonic_ns() - began_ns)
+
+    cdef int64_t _explain_due_ns(self, const Assembled* asked, int64_t begun_ns) noexcept nogil:
+        cdef int64_t bound_ns = INLINE_NS if self.is_inline else QUEUED_NS
+        if asked.due_ns != NEVER_NS:
+            return asked.due_ns
+        return begun_ns + min(asked.n_rows * bound_ns, MOST_EXPLAIN_NS)
 
     cdef bint _assemble_body(
         self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, Py_ssize_t max_rows,
@@ -222,7 +273,7 @@ cdef class ServingPlan:
         out.is_late = False
         out.request, out.request_bytes, out.request_kind = data, size, <uint32_t>kind + 1
         out.request_header = -1 if request is NULL else request.header_length
-        watch.at[0] = monotonic_ns()
+        watch.at[0], watch.explain_ns = monotonic_ns(), 0
         body.columns, body.given = few_columns, few_given
         if n_fields > FEW_FIELDS:
             block = malloc(n_fields * (sizeof(Column) + 1))
@@ -236,7 +287,7 @@ cdef class ServingPlan:
             is_read = self._tensors.read(data, size, max_rows, &body, request)
             body.budget_us = request.timeout_us
         if is_read:
-            out.many = body.n_rows >= 0
+            out.many, out.explain = body.n_rows >= 0, body.explain
             out.n_rows = body.n_rows if out.many else 1
             out.now_us = arrival.wall_us if body.now_us < 0 else body.now_us
             _lap(watch, STAGE_PARSE)
@@ -301,6 +352,10 @@ cdef class ServingPlan:
                 data, size, kind, arrival, ids.max_rows, NEVER_NS, QUEUED_NS, &prepared._asked, &prepared._watch, NULL
             )
         if not done and not prepared._asked.is_late:
+            return None
+        if prepared._asked.explain != EXPLAIN_NOT:      # whoever awaits the scores explains them: the general path
+            if done:
+                dispose(&prepared._asked)
             return None
         prepared.plan, prepared.kind, prepared._has_scratch, prepared._arrival = self, kind, done, arrival[0]
         prepared.n_rows, prepared.is_single = prepared._asked.n_rows, not prepared._asked.many
@@ -457,6 +512,31 @@ cdef class ServingPlan:
             prepared._asked.scratch.rows[i] = NAN
         for i in range(self.n_features):
             prepared._asked.scratch.n_missing[i] = <int32_t>prepared.n_rows
+        return prepared
+
+    def recall(self, const feature_t[:, ::1] rows not None, scores, *, bint is_single):
+        """A question of rows that were scored before, with their scores: to be explained as it would have been then.
+
+        Args:
+            rows: float32 (n, n_features) as recorded, n at least 1; one where `is_single`.
+            scores: float64 (n, n_outputs).
+            is_single: no list was sent.
+
+        Raises:
+            StoreError: other shapes.
+        """
+        cdef Py_ssize_t row, i, n_rows = rows.shape[0]
+        cdef Prepared prepared
+        if rows.shape[1] != self.n_features or n_rows < 1 or (is_single and n_rows > 1):
+            raise StoreError(f"Expected rows of {self.n_features} features, got {n_rows} rows of {rows.shape[1]}")
+        prepared = self.blank({}, -1 if is_single else n_rows)
+        if self.n_features:
+            memcpy(prepared._asked.scratch.rows, &rows[0, 0], n_rows * self.n_features * sizeof(feature_t))
+        for i in range(self.n_features):
+            prepared._asked.scratch.n_missing[i] = 0
+            for row in range(n_rows):
+                prepared._asked.scratch.n_missing[i] += isnan(rows[row, i])
+        prepared.give_scores(scores)
         return prepared
 
     cdef int _score(self, Scratch* scratch, Py_ssize_t n_rows) except -1:

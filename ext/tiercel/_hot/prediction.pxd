@@ -93,5 +93,6 @@ cdef enum BudgetSource:
 # The stages of one request as it goes: monotonic nanoseconds before the first, then at the end of each; and its deadline.
 cdef struct Stopwatch:
     int64_t at[6]
+    int64_t explain_ns      # of STAGE_REPLY, what explaining took; 0: nobody asked
     int64_t budget_us       # meaningful unless source is BUDGET_NONE
     int budget_source

@@ -8,6 +8,7 @@ cdef class Prepared:
         raise TypeError("Expected a question from ServingPlan.prepare or ServingPlan.blank: one of its own has no plan")
 
     def __dealloc__(self):
+        forget(&self._explained)
         if self._has_scratch:
             dispose(&self._asked)
 
@@ -114,7 +115,7 @@ cdef class Prepared:
         cdef char* text
         if kind not in (0, 1) or not self.is_scored:
             raise RequestError("Expected a scored question, and its reply as JSON (0) or msgpack (1)")
-        text = <char*>malloc(<size_t>self.plan._form.most_bytes(self.n_rows))
+        text = <char*>malloc(<size_t>self.most_bytes())
         if text is NULL:
             raise MemoryError(f"No memory for a reply of {self.n_rows} rows")
         try:
@@ -122,12 +123,19 @@ cdef class Prepared:
         finally:
             free(text)
 
+    cdef Py_ssize_t most_bytes(self) noexcept:
+        return self.plan._form.most_bytes(self.n_rows) + self.plan.explanations.most_bytes(
+            self._reasons, &self._explained, self.n_rows
+        )
+
     cdef Py_ssize_t _reply_into(self, char* text, int kind, ReplyIds ids, uint32_t flags) except -1:
+        cdef char id[ID_BYTES]
         cdef uint64_t number = ids.next()
         cdef Py_ssize_t size = self.plan._form.write_into(
             text, kind, ids, number, self.is_single, self.n_rows, self._asked.scratch.scores, self._asked.age_us,
             self._asked.scratch.n_missing,
         )
+        size = self._put_explanation(text, size, kind, id, write_id(id, ids._prefix, number))
         self._record(ids, number, flags)
         return size
 
@@ -144,7 +152,13 @@ cdef class Prepared:
 
     def stage_us(self):
         """{stage: microseconds} of an answered question; "parse" is what came before its rows were read."""
-        return {name: (self._watch.at[i + 1] - self._watch.at[i]) / 1e3 for i, name in enumerate(STAGE_NAMES)}
+        spent = {name: (self._watch.at[i + 1] - self._watch.at[i]) / 1e3 for i, name in enumerate(STAGE_NAMES)}
+        if self._watch.explain_ns > 0:      # it was part of the last stage
+            last = STAGE_NAMES[<int>STAGE_REPLY]
+            reply_us = spent.pop(last)
+            spent["explain"] = self._watch.explain_ns / 1e3
+            spent[last] = reply_us - spent["explain"]
+        return spent
 
     cdef int _record(self, ReplyIds ids, uint64_t number, uint32_t flags) except -1:
         _lap(&self._watch, STAGE_REPLY)
@@ -169,3 +183,125 @@ cdef class Prepared:
         self._asked.request = <const uint8_t*>PyBytes_AS_STRING(self._request)
         self._asked.request_bytes = PyBytes_GET_SIZE(self._request)
         return 0
+
+    # -- explaining ------------------------------------------------------------------------------------------------
+
+    @property
+    def explain_need_us(self):
+        """What explaining its rows takes, as measured, in microseconds."""
+        return self.plan.explanations.need_ns(self.n_rows) / 1000
+
+    cdef int _ask(self, bint is_full, ReasonForm form) except -1:
+        """Be explained anew."""
+        if not self.is_scored:
+            raise RequestError("Expected a scored question to explain, got one without scores")
+        if form is not None and (form.n_features != self.plan.n_features):
+            raise StoreError(f"Expected a form of {self.plan.n_features} features, got {form.n_features}")
+        forget(&self._explained)
+        self._explained.is_full = is_full
+        self._reasons = self.plan.explanations.form if form is None else form
+        return 0
+
+    def explain(self, bint is_full=False, ReasonForm form=None):
+        """Explain its scored rows here and now, by the compiled explainer; releases the GIL.
+
+        Args:
+            is_full: contributions of features too.
+            form: of the reasons; None: the plan's own.
+        """
+        cdef int64_t began_ns = monotonic_ns()
+        self._ask(is_full, form)
+        with nogil:
+            self.plan.explanations.explain(
+                self._asked.scratch.rows, self._asked.scratch.scores, self.n_rows, &self._explained
+            )
+        self._watch.explain_ns += max(<int64_t>1, monotonic_ns() - began_ns)
+
+    def give_attributions(
+        self, const double[:, ::1] values not None, double expected, Py_ssize_t output=0, *, bint is_full=False,
+        ReasonForm form not None, const double[:, ::1] standard_error=None, int64_t took_ns=1,
+    ):
+        """Take contributions that were computed elsewhere.
+
+        Args:
+            values: (n_rows, n_features), to the margin of `output`.
+            expected: the margin that they start from.
+            output: which margin.
+            is_full, form: as for `explain`.
+            standard_error: of sampled values, likewise.
+            took_ns: what computing them took.
+
+        Raises:
+            StoreError: other shapes.
+        """
+        cdef size_t n_bytes = <size_t>(self.n_rows * self.plan.n_features) * sizeof(double)
+        cdef bint fits = values.shape[0] == self.n_rows and values.shape[1] == self.plan.n_features
+        if standard_error is not None:
+            fits = fits and standard_error.shape[0] == self.n_rows and standard_error.shape[1] == self.plan.n_features
+        if not fits:
+            raise StoreError(
+                f"Expected contributions of {self.n_rows} rows and {self.plan.n_features} features, got "
+                f"{values.shape[0]} and {values.shape[1]}"
+            )
+        if not 0 <= output < form.n_outputs:
+            raise StoreError(f"Expected one of {form.n_outputs} outputs, got {output}")
+        self._ask(is_full, form)
+        self._explained.phi = <double*>malloc(n_bytes + 1)
+        if standard_error is not None:
+            self._explained.standard_error = <double*>malloc(n_bytes + 1)
+        if self._explained.phi is NULL or (standard_error is not None and self._explained.standard_error is NULL):
+            forget(&self._explained)
+            raise MemoryError(f"No memory for contributions to {self.n_rows} rows")
+        if n_bytes:
+            memcpy(self._explained.phi, &values[0, 0], n_bytes)
+            if standard_error is not None:
+                memcpy(self._explained.standard_error, &standard_error[0, 0], n_bytes)
+        self._explained.method = EXPLAINED_EXACT if standard_error is None else EXPLAINED_SAMPLED
+        self._explained.expected, self._explained.output = expected, output
+        self._watch.explain_ns += max(<int64_t>1, took_ns)
+
+    def explain_later(self):
+        """There is no time to explain it now: the reply says where to ask, or that nobody can."""
+        self._ask(True, None)
+        self._explained.method = EXPLAINED_LATER
+        if not self.plan.is_kept:
+            self._explained.method, self._explained.why = EXPLAINED_NONE, WHY_NOT_KEPT
+        self._watch.explain_ns += 1
+
+    def explain_not(self, str why=None):
+        """It cannot be explained: for this reason, or (None) because no model answered."""
+        self._ask(False, None)
+        self._explained.method, self._explained.why = EXPLAINED_NONE, WHY_READY if why is None else WHY_OWN
+        self._own = None if why is None else own_words(why[:200])
+        self._watch.explain_ns += 1
+
+    def explanation(self, str id not None):
+        """What a reply of this id says of it, as a JSON object: "id", and "reasons" and "explanation" once it is explained."""
+        cdef bytes head = b'{"id":"%b"}' % id.encode("ascii")
+        cdef bytes number = id.encode("ascii")
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(head)
+        cdef char* text
+        if len(id) > ID_BYTES:
+            raise RequestError(f"Expected an id of at most {ID_BYTES} bytes, got {len(id)}")
+        text = <char*>malloc(<size_t>(size + self.most_bytes()))
+        if text is NULL:
+            raise MemoryError(f"No memory for an explanation of {self.n_rows} rows")
+        try:
+            memcpy(text, PyBytes_AS_STRING(head), <size_t>size)
+            size = self._put_explanation(text, size, BODY_JSON, PyBytes_AS_STRING(number), PyBytes_GET_SIZE(number))
+            return PyBytes_FromStringAndSize(text, size)
+        finally:
+            free(text)
+
+    cdef Py_ssize_t _put_explanation(
+        self, char* text, Py_ssize_t length, int kind, const char* id, Py_ssize_t id_size
+    ) except -1:
+        cdef Text own[2]
+        cdef int i
+        if self._own is not None:
+            for i in range(2):
+                own[i].data, own[i].size = PyBytes_AS_STRING(<bytes>self._own[i]), PyBytes_GET_SIZE(<bytes>self._own[i])
+        return self.plan.explanations.write_into(
+            self._reasons, text, length, kind, self._asked.scratch.rows, self.n_rows, self.is_single, &self._explained, own,
+            id, id_size,
+        )

@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memmove
 
 from tiercel._hot.output cimport Output
 from tiercel._hot.payload cimport BODY_JSON
-from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, Stopwatch
+from tiercel._hot.prediction cimport BUDGET_NONE, N_STAGES, STAGE_REPLY, Stopwatch
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 # By Stage, and by BudgetSource; the latter are those of serving/deadline.py.
@@ -14,7 +14,7 @@ SOURCES = ("tier", "x-request-timeout-seconds", "x-envoy-expected-rq-timeout-ms"
 
 cdef enum:
     MAX_LENGTH_DIGITS = 20
-    FIXED_BYTES = 640       # content headers, six numbers of at most 20 + 3 digits, and their names
+    FIXED_BYTES = 704       # content headers, seven numbers of at most 20 + 3 digits, and their names
 
 cdef bytes JSON_HEADERS = b"content-type: application/json\r\ncontent-length: "
 cdef bytes MSGPACK_HEADERS = b"content-type: application/msgpack\r\ncontent-length: "
@@ -22,6 +22,7 @@ cdef bytes OCTET_HEADERS = b"content-type: application/octet-stream\r\ncontent-l
 cdef bytes JSON_LENGTH = b"\r\ninference-header-content-length: "
 cdef bytes TIMING = b"\r\nserver-timing: "
 cdef tuple TIMED = tuple([(", " if i else "").encode() + name.encode() + b";dur=" for i, name in enumerate(STAGE_NAMES)])
+cdef bytes EXPLAINED = b", explain;dur="
 cdef bytes BUDGET = b", budget;dur="
 cdef tuple BUDGETED = tuple([b';desc="%b"' % name.encode() for name in SOURCES])
 cdef bytes END = b"\r\n\r\n"
@@ -92,10 +93,15 @@ cdef inline Py_ssize_t _copy_decimal(Output* out, Py_ssize_t at, Py_ssize_t valu
 cdef Py_ssize_t _copy_timing(Output* out, Py_ssize_t at, const Stopwatch* watch) noexcept:
     """The Server-Timing header: each stage in milliseconds, with three decimals."""
     cdef int stage
+    cdef int64_t spent_ns
     at = _copy(out, at, TIMING)
     for stage in range(<int>N_STAGES):
+        spent_ns = watch.at[stage + 1] - watch.at[stage]
+        if stage == STAGE_REPLY and watch.explain_ns > 0:
+            at = _copy_ms(out, _copy(out, at, EXPLAINED), (watch.explain_ns + 500) // 1000)
+            spent_ns -= watch.explain_ns
         at = _copy(out, at, <bytes>TIMED[stage])
-        at = _copy_ms(out, at, max(0, watch.at[stage + 1] - watch.at[stage] + 500) // 1000)
+        at = _copy_ms(out, at, max(0, spent_ns + 500) // 1000)
     if watch.budget_source != BUDGET_NONE:
         at = _copy(out, at, BUDGET)
         at = _copy_ms(out, at, watch.budget_us)

@@ -565,6 +565,7 @@ static inline bool read_tensors(
     begin_tensors(request);
     body->n_rows = body->now_us = body->budget_us = -1;
     body->n_entities = body->n_features = 0;
+    body->explain = EXPLAIN_NOT; /* a request with that parameter is handed on */
     if (max_rows > INT32_MAX) max_rows = INT32_MAX; /* a product of rows and columns cannot overflow */
     reading.max_rows = max_rows;
     if (header_length > n_bytes) return false;

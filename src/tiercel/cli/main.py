@@ -14,6 +14,7 @@ from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
 from tiercel.cli.demo import demo
 from tiercel.cli.drift import drift
+from tiercel.cli.explain import explain
 from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
 from tiercel.cli.performance import performance
@@ -51,6 +52,7 @@ for command in (
     history,
     serve,
     predict,
+    explain,
     why,
     replay,
     audit,

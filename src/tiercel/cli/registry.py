@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 @click.option("--author", help="Default: your login name.")
 @click.option("--alias", help='Point this alias at the new version, e.g. "champion".')
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Default: what its measured cost gives.")
+@click.option(
+    "--reasons",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Its reason policy. Default: what [models.NAME.explain] names.",
+)
 @click.option("--no-measure", is_flag=True, help="Leave measuring to the first server.")
 @project_option
 @json_option
@@ -47,6 +52,7 @@ def register(
     author: str | None,
     alias: str | None,
     tier: str | None,
+    reasons: Path | None,
     no_measure: bool,
     project_dir: str,
     as_json: bool,
@@ -69,6 +75,7 @@ def register(
             author=author,
             alias=alias,
             tier=tier,
+            reasons=None if reasons is None else reasons.resolve(),
             measure=not no_measure,
         )
         cost = Cost.of(project, version)

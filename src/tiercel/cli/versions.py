@@ -185,6 +185,7 @@ def _cost(cost: Cost) -> list[_Line]:
         lines += [
             ("scoring one row", str(profile.score)),
             ("reading its features", None if profile.read is None else str(profile.read)),
+            ("explaining one row", None if profile.explain is None else str(profile.explain)),
             ("measured", f"{effort}, {time_text(profile.measured_us)} UTC on {profile.host}"),
         ]
     return lines

@@ -14,6 +14,16 @@ Timeouts bound each wait (to connect, to send, for the next bytes), as everywher
 """
 
 from tiercel.client.client import AsyncClient, Client
+from tiercel.client.explanations import Explanation, Reason
 from tiercel.client.replies import FeatureRows, FeedbackReceipt, Prediction, Predictions
 
-__all__ = ["AsyncClient", "Client", "FeatureRows", "FeedbackReceipt", "Prediction", "Predictions"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Explanation",
+    "FeatureRows",
+    "FeedbackReceipt",
+    "Prediction",
+    "Predictions",
+    "Reason",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
@@ -17,18 +18,22 @@ from tiercel.client.replies import (
     read_features,
     read_feedback,
     read_prediction,
+    read_recorded,
     read_reply,
     unreachable,
 )
 from tiercel.client.requests import (
     DEFAULT_URL,
     Codec,
+    Explain,
     Format,
     Moment,
     Values,
     certificates,
     check_timeout,
     check_url,
+    explain_options,
+    explanation_path,
     features_body,
     feedback_body,
     make_headers,
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping, Sequence
     from types import TracebackType
+
+    from tiercel.client.explanations import Explanation
 
 DEFAULT_TIMEOUT_S: Final = 5.0
 
@@ -95,6 +102,9 @@ class Client:
         version: int | None = None,
         alias: str | None = None,
         now: Moment | None = None,
+        explain: Explain | None = None,
+        locale: str | None = None,
+        k: int | None = None,
     ) -> Prediction | Predictions:
         """Score one row, or as many as the lists among the arguments are long. Single values then hold for all rows.
 
@@ -105,6 +115,10 @@ class Client:
             version: only with a plain name, and not together with `alias`.
             alias: likewise.
             now: the moment that ages and ttl are counted from; None: the server's clock.
+            explain: have the reply say why: "reasons", or "full" for every feature's contribution too. Where there is no
+                time for that its `explanation` is for later.
+            locale: of the reasons' texts; None: the model's own.
+            k: reasons at most; None: as many as the model's policy says.
 
         Returns:
             `Prediction` if every value was single, otherwise `Predictions`.
@@ -112,8 +126,44 @@ class Client:
         Raises:
             RequestError: an argument is wrong. ClientError: see the module.
         """
-        path = model_path(model, version, alias)
-        return read_prediction(self._post(path, predict_body(entities, features, now)))
+        path, options = model_path(model, version, alias), explain_options(explain, locale, k)
+        return read_prediction(self._post(path, predict_body(entities, features, now, options)))
+
+    def explain(
+        self,
+        model: str,
+        *,
+        entities: Mapping[str, Values] | None = None,
+        features: Mapping[str, Values] | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+        now: Moment | None = None,
+        locale: str | None = None,
+        k: int | None = None,
+    ) -> Prediction | Predictions:
+        """As `predict` with `explain="full"`, but the explanation is waited for where the reply puts it off."""
+        wanted: dict[str, Any] = {"locale": locale, "k": k}
+        made = self.predict(
+            model, entities=entities, features=features, version=version, alias=alias, now=now, explain="full", **wanted
+        )
+        if made.explanation is not None and made.explanation.method == "later":
+            return replace(made, explanation=self.explanation(made, **wanted))
+        return made
+
+    def explanation(
+        self, prediction: str | Prediction | Predictions, *, locale: str | None = None, k: int | None = None
+    ) -> Explanation:
+        """Why an earlier prediction came out so, from the server's record of it.
+
+        Args:
+            prediction: its id, or what `predict` returned.
+            locale: as for `predict`.
+            k: as for `predict`.
+
+        Raises:
+            RequestError: an argument is wrong. ClientError: see the module; ServerNotFoundError: there is no such record.
+        """
+        return read_recorded(self._get(explanation_path(prediction, locale, k)))
 
     def features(
         self,
@@ -191,7 +241,12 @@ class Client:
         self.close()
 
     def _post(self, path: str, body: dict[str, Any]) -> Reply:
-        request = self._codec.encode(self._http, path, body)
+        return self._send(self._codec.encode(self._http, path, body))
+
+    def _get(self, path: str) -> Reply:
+        return self._send(self._http.build_request("GET", path))
+
+    def _send(self, request: httpx.Request) -> Reply:
         try:
             response = self._http.send(request)
         except (httpx.HTTPError, RuntimeError) as error:
@@ -242,10 +297,40 @@ class AsyncClient:
         version: int | None = None,
         alias: str | None = None,
         now: Moment | None = None,
+        explain: Explain | None = None,
+        locale: str | None = None,
+        k: int | None = None,
     ) -> Prediction | Predictions:
         """See `Client.predict`."""
-        path = model_path(model, version, alias)
-        return read_prediction(await self._post(path, predict_body(entities, features, now)))
+        path, options = model_path(model, version, alias), explain_options(explain, locale, k)
+        return read_prediction(await self._post(path, predict_body(entities, features, now, options)))
+
+    async def explain(
+        self,
+        model: str,
+        *,
+        entities: Mapping[str, Values] | None = None,
+        features: Mapping[str, Values] | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+        now: Moment | None = None,
+        locale: str | None = None,
+        k: int | None = None,
+    ) -> Prediction | Predictions:
+        """See `Client.explain`."""
+        wanted: dict[str, Any] = {"locale": locale, "k": k}
+        made = await self.predict(
+            model, entities=entities, features=features, version=version, alias=alias, now=now, explain="full", **wanted
+        )
+        if made.explanation is not None and made.explanation.method == "later":
+            return replace(made, explanation=await self.explanation(made, **wanted))
+        return made
+
+    async def explanation(
+        self, prediction: str | Prediction | Predictions, *, locale: str | None = None, k: int | None = None
+    ) -> Explanation:
+        """See `Client.explanation`."""
+        return read_recorded(await self._get(explanation_path(prediction, locale, k)))
 
     async def features(
         self,
@@ -292,7 +377,12 @@ class AsyncClient:
         await self.close()
 
     async def _post(self, path: str, body: dict[str, Any]) -> Reply:
-        request = self._codec.encode(self._http, path, body)
+        return await self._send(self._codec.encode(self._http, path, body))
+
+    async def _get(self, path: str) -> Reply:
+        return await self._send(self._http.build_request("GET", path))
+
+    async def _send(self, request: httpx.Request) -> Reply:
         try:
             response = await self._http.send(request)
         except (httpx.HTTPError, RuntimeError) as error:

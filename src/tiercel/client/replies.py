@@ -10,6 +10,7 @@ import httpx
 import msgpack
 import orjson
 
+from tiercel.client.explanations import Explanation, read_explanation
 from tiercel.client.timing import parse_server_timing
 from tiercel.errors import (
     BadRequestError,
@@ -41,6 +42,7 @@ class Prediction:
         oldest_age_ms: age of the oldest stored value used; None when none was.
         missing: features that had no value.
         server_timing: the reply's `Server-Timing` header.
+        explanation: where one was asked for.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Prediction:
     oldest_age_ms: float | None = None
     missing: tuple[str, ...] = ()
     server_timing: str | None = None
+    explanation: Explanation | None = None
 
     @property
     def timing_ms(self) -> dict[str, float]:
@@ -72,6 +75,7 @@ class Predictions:
     oldest_age_ms: float | None = None
     missing: Mapping[str, int] | None = None
     server_timing: str | None = None
+    explanation: Explanation | None = None
 
     @property
     def timing_ms(self) -> dict[str, float]:
@@ -249,11 +253,28 @@ def _read_prediction(reply: Reply) -> Prediction | Predictions:
                 oldest_age_ms,
                 {_text(name): _integer(n) for name, n in (missing or {}).items()},
                 reply.server_timing,
+                read_explanation(body),
             )
         names = tuple(_text(name) for name in _list(missing or []))
-        return Prediction(*head, _score(body["score"]), classes, oldest_age_ms, names, reply.server_timing)
+        return Prediction(
+            *head,
+            _score(body["score"]),
+            classes,
+            oldest_age_ms,
+            names,
+            reply.server_timing,
+            read_explanation(body),
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"Expected a tiercel prediction, got {body!r:.200}: {error!r}") from error
+
+
+def read_recorded(reply: Reply) -> Explanation:
+    """Understand the explanation of an earlier prediction; ProtocolError if it is none."""
+    found = read_explanation(reply.body)
+    if found is None:
+        raise ProtocolError(f"Expected the explanation of a prediction, got {reply.body!r:.200}")
+    return found
 
 
 def read_features(reply: Reply) -> FeatureRows:

@@ -24,12 +24,15 @@ Scalar: TypeAlias = str | int | float | bool | None
 Values: TypeAlias = Any
 #: A moment: an aware datetime, microseconds since the epoch, or an ISO 8601 text that the server reads.
 Moment: TypeAlias = datetime | int | str
+#: How much of an explanation is wanted: the reasons, or every feature's contribution too.
+Explain: TypeAlias = Literal["reasons", "full"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 
 _MEDIA_TYPES: Final[Mapping[str, str]] = {"msgpack": "application/msgpack", "json": "application/json"}
 _MODEL = re.compile(r"[A-Za-z0-9_-]+")
 _MODEL_REFERENCE = re.compile(r"[A-Za-z0-9_-]+([@:][A-Za-z0-9_-]+)?")
+_ID = re.compile(r"[0-9a-f]{17,32}")
 _SERVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -120,10 +123,32 @@ def service_path(service: str) -> str:
     return f"/features/{service}"
 
 
+def explain_options(explain: str | None, locale: str | None, k: int | None) -> dict[str, Any]:
+    """The fields of a body that ask for an explanation; RequestError for what no server could accept."""
+    if explain not in (None, "reasons", "full"):
+        raise RequestError(f"Expected explain to be 'reasons' or 'full', got {explain!r:.60}", code="invalid_explain")
+    if explain is None and (locale is not None or k is not None):
+        raise RequestError("Expected locale and k only beside explain, got them without", code="invalid_explain")
+    options = {"explain": explain, "locale": locale, "k": k}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def explanation_path(prediction: Any, locale: str | None, k: int | None) -> str:
+    """The path of `explanation`; RequestError for what cannot be a prediction's id."""
+    own = getattr(prediction, "id", prediction)
+    if not isinstance(own, str) or _ID.fullmatch(own) is None:
+        raise RequestError(f"Expected a prediction or its id, got {own!r:.100}", code="invalid_id")
+    query = httpx.QueryParams(explain_options("full", locale, k))
+    return f"/predictions/{own}/explanation?{query}"
+
+
 def predict_body(
-    entities: Mapping[str, Values] | None, features: Mapping[str, Values] | None, now: Moment | None
+    entities: Mapping[str, Values] | None,
+    features: Mapping[str, Values] | None,
+    now: Moment | None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The body of `predict`; RequestError for values no server could accept."""
+    """The body of `predict`, with these options in it; RequestError for values no server could accept."""
     body: dict[str, Any] = {}
     lengths: dict[str, int] = {}
     if entities is not None:
@@ -133,7 +158,7 @@ def predict_body(
     if not body.get("entities") and not body.get("features"):
         raise RequestError("Expected entities, features or both; got neither: there is nothing to score")
     _check_lengths(lengths)
-    return _with_now(body, now)
+    return _with_now(body | dict(options or {}), now)
 
 
 def features_body(entities: Mapping[str, Values], features: Sequence[str] | None, now: Moment | None) -> dict[str, Any]:

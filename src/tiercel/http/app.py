@@ -14,17 +14,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.http import payload
+from tiercel.http.explanations import ExplanationEndpoint
 from tiercel.http.features import FeaturesEndpoint
 from tiercel.http.predict import PredictEndpoint, make_ids, respond
 from tiercel.http.protocols import protocol_routes
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.engine import Engine, keep_current
 from tiercel.serving.limits import describe
+from tiercel.serving.recorded import RecordedExplanations
 from tiercel.serving.rooms import cores_of_worker
 from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -54,6 +57,7 @@ class DataPlane:
         feedback: FeedbackEndpoint | None = None,
         tracing: Tracing | None = None,
         commit: GroupCommit | None = None,
+        journal: Path | None = None,
     ) -> None:
         self._engine = engine
         self._worker = worker
@@ -74,6 +78,9 @@ class DataPlane:
             if commit is not None:
                 native.audit_with(commit)
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
+        self._explanations = None
+        if journal is not None:
+            self._explanations = ExplanationEndpoint(RecordedExplanations(journal, self._router.find), counters)
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
@@ -82,6 +89,7 @@ class DataPlane:
                 *protocol_routes(
                     engine, self._router, settings, counters, os.environ, None if native is None else native.tallies
                 ),
+                *(() if self._explanations is None else self._explanations.routes()),
                 *(() if jobs is None else jobs.routes()),
                 *(() if feedback is None else [Route("/feedback", feedback, methods=["POST"])]),
             ],
@@ -115,6 +123,8 @@ class DataPlane:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await self._router.close()
+            if self._explanations is not None:
+                self._explanations.close()
             if self._native is not None:
                 self._native.close()
 
@@ -125,7 +135,8 @@ class DataPlane:
         text = {
             404: (
                 "Expected /predict/{model}, /features/{service}, /v2/..., /v1/models/..., /invocations, "
-                "/get-online-features, /feedback, /jobs/{id}, /ping, /livez or /readyz, got another path"
+                "/get-online-features, /feedback, /jobs/{id}, /predictions/{id}/explanation, /ping, /livez or /readyz, got "
+                "another path"
             ),
             405: "Expected another method on this path",
         }.get(status, detail)

@@ -17,14 +17,17 @@ from starlette.routing import Route
 from tiercel.errors import TiercelError
 from tiercel.http.alerts import AlertAdmin
 from tiercel.http.dashboard.app import Dashboard
+from tiercel.http.explanations import ExplanationEndpoint
 from tiercel.http.job_runner import JobRunner
 from tiercel.http.jobs import JobAdmin
 from tiercel.http.supervised import SupervisedServer
 from tiercel.http.watcher import Watcher
 from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
-from tiercel.monitor.recording import COUNTERS
+from tiercel.monitor.recording import COUNTERS, JOURNAL
 from tiercel.monitor.totals import fold
 from tiercel.serving.jobs import JobStore
+from tiercel.serving.recorded import RecordedExplanations
+from tiercel.serving.version_shelf import VersionShelf
 
 if TYPE_CHECKING:
     import socket
@@ -40,7 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("tiercel.http")
 
 CONTROL = "control"
-PATHS = "/, /models/{name}, /features, /alerts, /livez, /readyz, /metrics, /api/workers, /api/jobs or /api/alerts"
+PATHS = (
+    "/, /models/{name}, /features, /alerts, /livez, /readyz, /metrics, /api/workers, /api/jobs, /api/alerts or "
+    "/api/predictions/{id}/explanation"
+)
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
 FOLD_INTERVAL_S = 60.0
@@ -59,6 +65,10 @@ class ControlPlane:
         self._runner = JobRunner(settings, jobs)
         self._watcher = Watcher(settings)
         self._dashboard = Dashboard(settings)
+        self._shelf = VersionShelf(settings)
+        self._explanations = ExplanationEndpoint(
+            RecordedExplanations(settings.state_dir / JOURNAL, self._shelf.find_beside)
+        )
         self._processes: list[dict[str, Any]] = []
         self._starlette = Starlette(
             routes=[
@@ -68,6 +78,7 @@ class ControlPlane:
                 Route("/api/workers", self._workers, methods=["GET"]),
                 *JobAdmin(jobs).routes(),
                 *AlertAdmin(settings.state_dir).routes(),
+                *self._explanations.routes("/api"),
                 *self._dashboard.routes(),  # last: the others are found first
             ],
             exception_handlers={HTTPException: _http_error},
@@ -96,6 +107,8 @@ class ControlPlane:
                 task.cancel()
             await asyncio.gather(*keeping, return_exceptions=True)
             self._dashboard.close()
+            self._explanations.close()
+            self._shelf.close()
 
     def hear(self, message: Message) -> None:
         """Take what the supervisor says."""

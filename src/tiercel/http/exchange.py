@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tiercel.serving.answers import Answer, Question
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
+    from tiercel.serving.explain_request import ExplainRequest
     from tiercel.serving.limits import Stay
     from tiercel.serving.router import Router
     from tiercel.settings import ServerSettings
@@ -106,9 +107,11 @@ class Exchange:
             self.scope, self._receive, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s
         )
 
-    async def answer(self, reference: str, question: Question, budget: Budget) -> Answer:
+    async def answer(
+        self, reference: str, question: Question, budget: Budget, explain: ExplainRequest | None = None
+    ) -> Answer:
         """The router's answer, given up when the client goes away. Raises as `Router.answer` and `while_connected`."""
-        return await while_connected(self.host.router.answer(reference, question, budget), self._receive)
+        return await while_connected(self.host.router.answer(reference, question, budget, explain), self._receive)
 
     async def json(self, *, nan_is_null: bool = False) -> dict[str, Any]:
         """The body as a JSON object.

@@ -25,6 +25,9 @@ The reply's `parameters`: "tier", "prediction_id", "timing_us" (stage -> microse
 timed was read, and for a degraded answer "degraded" (who answered: "fallback", "last_score" or "default"),
 "degraded_instead_of", "degraded_reason" and, of a last score, "degraded_age_ms"; "arm" where the challenger answered;
 "budget_us" and "budget_from" where the request named a deadline.
+
+A request with the parameter "explain" ("reasons" or "full"; with it "locale" and "k") gets a second tensor behind the
+scores: "explanation", BYTES, one JSON object per row with what our own protocol's reply says of it.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import orjson
 from starlette.routing import Route
 
 from tiercel.errors import ModelUnavailableError, RequestError, TiercelError
@@ -50,11 +54,12 @@ from tiercel.http.exchange import (
     reference_of,
     refuse_unknown,
 )
-from tiercel.http.oip_model import SCORE, configuration, metadata, question_of, raw_tensor
+from tiercel.http.oip_model import EXPLANATION, SCORE, configuration, metadata, question_of, raw_tensor
 from tiercel.http.oip_statistics import Statistics
 from tiercel.http.request import show
 from tiercel.http.tensors import HEADER_LENGTH, Tensor, encode_reply, read_tensors, split_body
 from tiercel.serving.deadline import TIER_DEFAULT
+from tiercel.serving.explain_request import EXPLAIN_FIELDS, FULL, REASONS, by_row, parse_explain
 from tiercel.serving.rollout import CHAMPION_ARM
 
 if TYPE_CHECKING:
@@ -130,13 +135,23 @@ class Infer:
             request = as_object(payload.decode_json(bytes(text)), "$")
             refuse_unknown(request, _REQUEST_FIELDS, "$")
             tensors, binary = read_tensors(request.get("inputs"), rest), requested_outputs(request)
+        explain = parse_explain(_explain_parameters(request), "$.parameters")
+        if explain is None and EXPLANATION in binary:
+            raise RequestError(
+                f"Expected $.parameters.explain ({REASONS} or {FULL}) beside output '{EXPLANATION}', got none",
+                code="invalid_explain",
+            )
+        if explain is not None:
+            binary.setdefault(
+                EXPLANATION, _flag(_parameters(request), "binary_data_output", "$.parameters", default=False)
+            )
         request_id = request.get("id")
         if request_id is not None and type(request_id) is not str:
             raise RequestError(f"Expected $.id to be text, got {show(request_id)}", code="wrong_type")
         budget = budget_with(exchange.budget(), request)
         question = question_of(tensors, plan, inputs, host.settings.max_rows)
         parse_us = _since_us(exchange.begin_ns)
-        answer = await exchange.answer(reference, question, budget)
+        answer = await exchange.answer(reference, question, budget, explain)
         answered_us = _since_us(exchange.begin_ns)
         timing_us = {"parse": parse_us, **answer.stage_us}
         reply = encode_answer(answer, request_id, binary, {**timing_us, "total": answered_us})
@@ -168,6 +183,12 @@ def budget_with(budget: Budget, request: dict[str, Any]) -> Budget:
     return budget.with_us(timeout, 1, "timeout", "$.parameters.timeout")
 
 
+def _explain_parameters(request: dict[str, Any]) -> dict[str, Any]:
+    """What a request's parameters say of an explanation; others' parameters may have such names with null."""
+    parameters = _parameters(request)
+    return {name: parameters[name] for name in EXPLAIN_FIELDS if parameters.get(name) is not None}
+
+
 def requested_outputs(request: dict[str, Any]) -> dict[str, bool]:
     """The outputs that a request wants, all by default, and whether each is to be binary.
 
@@ -186,9 +207,10 @@ def requested_outputs(request: dict[str, Any]) -> dict[str, bool]:
         output = as_object(each, where)
         refuse_unknown(output, _OUTPUT_FIELDS, where)
         name = output.get("name")
-        if name != SCORE:
+        if name not in {SCORE, EXPLANATION}:
             raise RequestError(
-                f"Expected outputs that the model has ({SCORE}), got {show(name)} at {where}", code="unknown_output"
+                f"Expected outputs that the model has ({SCORE}, {EXPLANATION}), got {show(name)} at {where}",
+                code="unknown_output",
             )
         if name in wanted:
             raise RequestError(f"Expected output '{name}' once, got it again at {where}", code="invalid_request")
@@ -229,8 +251,11 @@ def encode_answer(
         "parameters": parameters,
     }
     scores = np.asarray(answer.scores, np.float64)
-    tensor = Tensor(SCORE, "FP64", scores.shape, scores.reshape(-1))
-    body, json_bytes = encode_reply(head, [(tensor, as_binary) for as_binary in binary.values()])
+    tensors = [(Tensor(SCORE, "FP64", scores.shape, scores.reshape(-1)), binary[SCORE])] if SCORE in binary else []
+    if answer.explanation is not None:
+        texts = [orjson.dumps(told) for told in by_row(answer.explanation, len(answer.scores))]
+        tensors.append((Tensor(EXPLANATION, "BYTES", (len(texts),), texts), binary[EXPLANATION]))
+    body, json_bytes = encode_reply(head, tensors)
     if json_bytes is None:
         return Reply(body)
     return Reply(body, kind=OCTETS, headers=[(HEADER_LENGTH, str(json_bytes).encode())])

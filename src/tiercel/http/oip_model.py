@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: The one tensor that brings a whole vector, unless the model has an input of that name.
 FEATURES: Final = "features"
 SCORE: Final = "score"
+#: The output of requests that ask for an explanation.
+EXPLANATION: Final = "explanation"
 PLATFORMS: Final = {"forest": "tiercel_forest", "linear": "tiercel_linear", "onnxruntime": "onnxruntime_onnx"}
 _DATATYPE: Final = {
     DType.FLOAT32: "FP32",

@@ -19,7 +19,7 @@ STAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "queue": ("queue",),
     "compute_input": ("parse", "read", "compute"),
     "compute_infer": ("score",),
-    "compute_output": ("reply",),
+    "compute_output": ("explain", "reply"),
 }
 
 

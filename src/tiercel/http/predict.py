@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel._hot.reply import ReplyIds
-from tiercel.errors import JobsDisabledError, TiercelError
+from tiercel.errors import JobsDisabledError, RequestError, TiercelError
 from tiercel.http import payload
 from tiercel.http.body import announced_bytes, header, read_body, read_ns_of
 from tiercel.http.presence import while_connected
@@ -142,6 +142,11 @@ class PredictEndpoint:
         question = Question(request.entities, request.features, request.now_us)
         plan = await self._router.plan_for_job(reference, request.tier)
         if plan is not None:
+            if request.explain is not None:
+                raise RequestError(
+                    "Expected a question without $.explain for a batch job: its scores are explained one by one, by their ids",
+                    code="invalid_explain",
+                )
             if self._jobs is None:
                 raise JobsDisabledError(
                     f"Expected a prediction in another tier than {Tier.BATCH}: this server takes no jobs"
@@ -153,7 +158,9 @@ class PredictEndpoint:
             self._counters.add("jobs_submitted")
             return status, payload.encode(told, kind), headers, None
         places.close()
-        served = await while_connected(self._router.serve(reference, question, budget, request.tier), receive)
+        served = await while_connected(
+            self._router.serve(reference, question, budget, request.tier, request.explain), receive
+        )
         content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
         await self._router.make_durable(reference, served)
         more: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tiercel.errors import RequestError
+from tiercel.serving.explain_request import EXPLAIN_FIELDS, ExplainRequest, parse_explain
 from tiercel.types import Tier
 
 _EMPTY: dict[str, Any] = {}
@@ -23,6 +24,7 @@ class PredictRequest:
     now_us: int
     deadline_ms: Any = None  # as it was sent
     tier: Tier | None = None
+    explain: ExplainRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ def parse_predict(data: Any, max_rows: int) -> PredictRequest:
         RequestError: not an object, an unknown top-level field, nothing to score, too many rows.
     """
     entities, features, now_us, deadline_ms, tier = _EMPTY, _EMPTY, None, None, None
+    wanted: dict[str, Any] = {}
     for key, value in _object(data).items():
         if key == "entities":
             entities = _columns(key, value, max_rows)
@@ -56,11 +59,15 @@ def parse_predict(data: Any, max_rows: int) -> PredictRequest:
             deadline_ms = value
         elif key == "tier":
             tier = _tier(value)
+        elif key in EXPLAIN_FIELDS:
+            wanted[key] = value
         else:
-            raise _unknown(key, "entities, features, now, deadline_ms, tier")
+            raise _unknown(key, "entities, features, now, deadline_ms, tier, explain, locale, k")
     if not entities and not features:
         raise RequestError('Expected "entities", "features" or both, got neither of them with anything in it')
-    return PredictRequest(entities, features, time.time_ns() // 1000 if now_us is None else now_us, deadline_ms, tier)
+    moment_us = time.time_ns() // 1000 if now_us is None else now_us
+    explain = parse_explain(wanted, "$") if wanted else None
+    return PredictRequest(entities, features, moment_us, deadline_ms, tier, explain)
 
 
 def parse_features(data: Any, max_rows: int) -> FeatureRequest:

@@ -3,13 +3,15 @@
 `GET /v1/models/{model}` answers both families of clients: KServe reads "name" and "ready", TensorFlow Serving
 "model_version_status". A label in the path is an alias. The token NaN is read as null: clients of this protocol are
 mostly Python's json module over arrays, which writes a missing number so. Infinity is refused, as no input may be
-infinite. `:explain`, `:classify` and `:regress` are not here and say so.
+infinite. `:explain` takes what `:predict` takes, and "explain", "locale" and "k" as our own protocol has them; it answers
+{"predictions": [...], "explanations": [...]}, one object per row, with "outputs" in place of the first where the request had
+"inputs". `:classify` and `:regress` are not here and say so.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
@@ -26,6 +28,7 @@ from tiercel.http.exchange import (
 )
 from tiercel.http.request import show
 from tiercel.http.rows import columns_of_inputs, columns_of_rows, question_of_columns
+from tiercel.serving.explain_request import EXPLAIN_FIELDS, FULL, by_row, parse_explain
 
 if TYPE_CHECKING:
     from tiercel.http.exchange import Exchange, Host
@@ -34,6 +37,7 @@ _TARGET = re.compile(
     r"(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?(?::(?P<verb>[^/:]+))?"
 )
 _FIELDS = ("instances", "inputs", "signature_name")
+_EXPLAIN_FIELDS = (*_FIELDS, *sorted(EXPLAIN_FIELDS))
 _SIGNATURE = "serving_default"
 
 
@@ -61,18 +65,19 @@ async def _status(exchange: Exchange) -> Reply:
 
 async def _verb(exchange: Exchange) -> Reply:
     reference, verb = _target(exchange)
-    if verb != "predict":
+    if verb not in {"predict", "explain"}:
         raise UnsupportedOperationError(
-            f"Expected :predict, got {show(':' + verb if verb else exchange.path('target'))}: explaining, classifying and "
+            f"Expected :predict or :explain, got {show(':' + verb if verb else exchange.path('target'))}: classifying and "
             f"regressing are not part of this server's V1 protocol. A classifier's probability is what :predict answers."
         )
     with exchange.enter(reference):
-        return await _predict(exchange, reference)
+        return await _predict(exchange, reference, explains=verb == "explain")
 
 
-async def _predict(exchange: Exchange, reference: str) -> Reply:
+async def _predict(exchange: Exchange, reference: str, *, explains: bool) -> Reply:
     body = await exchange.json(nan_is_null=True)
-    refuse_unknown(body, _FIELDS, "$")
+    refuse_unknown(body, _EXPLAIN_FIELDS if explains else _FIELDS, "$")
+    explain = parse_explain({"explain": FULL} | body, "$") if explains else None
     signature = body.get("signature_name")
     if signature is not None and signature not in ("", _SIGNATURE):
         raise RequestError(f"Expected signature_name '{_SIGNATURE}' or none, got {show(signature)}")
@@ -82,8 +87,11 @@ async def _predict(exchange: Exchange, reference: str) -> Reply:
     plan = await host.router.find(reference)
     read = columns_of_rows if which == "instances" else columns_of_inputs
     columns = read(body[which], plan, f"$.{which}", host.settings.max_rows)
-    answer = await exchange.answer(reference, question_of_columns(columns, plan), budget)
-    return json_reply({"predictions" if which == "instances" else "outputs": answer.scores}, answer_headers(answer))
+    answer = await exchange.answer(reference, question_of_columns(columns, plan), budget, explain)
+    reply: dict[str, Any] = {"predictions" if which == "instances" else "outputs": answer.scores}
+    if answer.explanation is not None:
+        reply["explanations"] = by_row(answer.explanation, len(answer.scores))
+    return json_reply(reply, answer_headers(answer))
 
 
 def _target(exchange: Exchange) -> tuple[str, str]:

@@ -32,6 +32,7 @@ class LoadedModel:
     engine: Engine
     reason: str
     facts: dict[str, Any]  # everything in model.json
+    body: Forest | Linear | None = None  # what a compiled scorer was made of; let it go once nothing else is
 
 
 def load(artifacts: Mapping[str, bytes], *, verify: bool = True) -> LoadedModel:
@@ -73,7 +74,7 @@ def load(artifacts: Mapping[str, bytes], *, verify: bool = True) -> LoadedModel:
         )
     if verify:
         _verify(scorer, Golden.from_bytes(_file(artifacts, GOLDEN_FILE)), bound, body)
-    return LoadedModel(scorer, signature, engine, reason, facts)
+    return LoadedModel(scorer, signature, engine, reason, facts, body)
 
 
 def _verify(scorer: Any, golden: Golden, bound: Bound, body: Forest | Linear | None) -> None:

@@ -28,7 +28,9 @@ MODULE = "tiercel.serving.measure"
 MEASURING_TIMEOUT_S, QUICK_TIMEOUT_S = 120.0, 30.0
 #: What the process says it is doing while it reads the base; what goes wrong then is not the model's fault.
 READING = "the features of its service were read"
-_NEEDED = frozenset({FACTS_FILE, GOLDEN_FILE, FALLBACK_FILE, *FILE_NAME.values()})
+#: What explanations follow from; names of `tiercel.explain`, which this package does not know.
+EXPLANATION_FILES = ("reasons.toml", "explain_reference.msgpack")
+_NEEDED = frozenset({FACTS_FILE, GOLDEN_FILE, FALLBACK_FILE, *FILE_NAME.values(), *EXPLANATION_FILES})
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ class CostProfile:
         load_ms: from bytes to a scorer that reproduced its golden rows.
         memory_mb: resident memory (MiB) that loading and first use added to a process which had the libraries loaded.
         quick: taken in a hurry when a server started.
+        explain: explaining one scored row, with its reasons; None where its scores cannot be explained, or the profile is older
+            than explanations.
     """
 
     host: HostFingerprint
@@ -162,6 +164,7 @@ class CostProfile:
     load_ms: float
     memory_mb: float
     quick: bool = False
+    explain: Quantiles | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` restores an equal profile."""
@@ -193,6 +196,7 @@ class CostProfile:
             load_ms=_number(data["load_ms"]),
             memory_mb=_number(data["memory_mb"]),
             quick=data["quick"],
+            explain=None if data.get("explain") is None else Quantiles.from_json(data["explain"]),
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tiercel.serving.ladder import Reason, Rung
+from tiercel.types import Tier
 
 if TYPE_CHECKING:
     from typing import Self
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel.serving.deadline import Deadline
     from tiercel.serving.ladder import Choice
-    from tiercel.types import Tier
 
 # Flags of a journal record: see PredictionFlag in prediction.pxd.
 DEGRADED, CHALLENGER, SHADOW = 4, 8, 16
@@ -135,3 +136,33 @@ class Answer:
     arm: str = "champion"
     stage_us: dict[str, float] = field(default_factory=dict)
     deadline: Deadline | None = None
+    explanation: dict[str, Any] | None = None  # "reasons" and "explanation" as replies carry them; None: nobody asked
+
+    @classmethod
+    def of(cls, served: Served, prediction_id: str, *, is_explained: bool = False) -> Self:
+        """What was served and recorded under this id."""
+        prepared, plan = served.prepared, served.prepared.plan
+        age_us = prepared.oldest_age_us
+        return cls(
+            prediction_id,
+            plan.model,
+            plan.version,
+            Tier(plan.tier),
+            prepared.scores(),
+            prepared.is_single,
+            plan.signature.classes,
+            None if age_us is None else age_us / 1000,
+            dict(prepared.missing()),
+            served.degraded,
+            served.arm,
+            prepared.stage_us(),
+            served.deadline,
+            explanation_of(prepared, prediction_id) if is_explained else None,
+        )
+
+
+def explanation_of(prepared: Prepared, prediction_id: str) -> dict[str, Any]:
+    """What the reply of this id says of an explained question beside its scores, as plain JSON values."""
+    told: dict[str, Any] = json.loads(prepared.explanation(prediction_id))
+    del told["id"]
+    return told

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,11 +38,13 @@ from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
 from tiercel.serving.bindings import bindings_of
 from tiercel.serving.routes import ModelRoutes, Routes
+from tiercel.serving.version_explainer import make_explanations
 from tiercel.types import Tier, categories_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tiercel._hot.explained import Explanations
     from tiercel.features.transforms import CompiledTransform
     from tiercel.models.profile import CostProfile
     from tiercel.monitor.recording import Recorder
@@ -71,6 +73,7 @@ class _Loaded:
     reference: Reference | None
     profile: CostProfile | None
     tier: Tier
+    explanations: Explanations
 
 
 class Engine:
@@ -314,7 +317,11 @@ class Engine:
                 decision = served_tier(profile, precomputed=True, requested=requested)
                 tier = decision.tier
                 log.info("model %s:%s: %s: %s", name, version, tier, decision.reason)
-            loaded = _Loaded(record, models.load(artifacts), reference, profile, tier)
+            model = models.load(artifacts)
+            declared = self._settings.model(name)
+            explanations = make_explanations(model, artifacts, declared, profile, label=f"{name}:{version}")
+            model = replace(model, body=None)
+            loaded = _Loaded(record, model, reference, profile, tier, explanations)
             self._loaded[name, version] = loaded
         return loaded
 
@@ -385,6 +392,7 @@ class Engine:
             needs_us=None if loaded.profile is None else needs_us(loaded.profile),
             default_budget_us=None if declared.deadline_ms is None else int(1000 * declared.deadline_ms),
             has_stand_in=declared.has_stand_in,
+            explanations=loaded.explanations,
             is_strict=declared.is_strict,
         )
 

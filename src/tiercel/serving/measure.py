@@ -30,6 +30,9 @@ from tiercel.models.measuring import READING
 from tiercel.models.preparing import FACTS_FILE, GOLDEN_FILE
 from tiercel.models.profile import Quantiles
 from tiercel.models.scratch import answer
+from tiercel.serving.explain_request import ExplainRequest
+from tiercel.serving.explaining import explain_here
+from tiercel.serving.version_explainer import make_explanations
 from tiercel.types import DType
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tiercel._hot.explained import Explanations
     from tiercel.features.online import OnlineBase
     from tiercel.types import RequestField, ServiceSchema, Signature
 
@@ -109,11 +113,20 @@ def measure(job: dict[str, Any], stage: Callable[[str], None]) -> dict[str, Any]
         curve.append((n_rows, quantiles.p50_us, quantiles.p99_us))
         if found.max() > _SLOW_BATCH_NS:
             break
+    explain = None
+    explanations = make_explanations(model, artifacts, label="measured")
+    if explanations.explainer is not None:
+        stage("the model's scores were explained one at a time")
+        try:
+            explain = sample(_cycled(_explain_calls(model, explanations, singles)), series)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the version is served, and says so when it is asked
+            log.warning("measured without explanations: %r", error)
     return {
         "n_samples": len(total),
         "read": None if read is None else asdict(Quantiles.of(read)),
         "score": asdict(Quantiles.of(score)),
         "total": asdict(Quantiles.of(total)),
+        "explain": None if explain is None else asdict(Quantiles.of(explain)),
         "curve": curve,
         "load_ms": load_ns / 1e6,
         "memory_mb": memory_bytes / (1 << 20),
@@ -240,6 +253,21 @@ def _read_calls(base: OnlineBase, entities: list[dict[str, Any]]) -> list[Callab
 def _each(steps: Sequence[Callable[[], object]]) -> None:
     for step in steps:
         step()
+
+
+def _explain_calls(
+    model: models.LoadedModel, explanations: Explanations, singles: list[NDArray[np.float32]]
+) -> list[Callable[[], object]]:
+    """What a server does for a scored row whose reasons are asked for, contributions among them."""
+    plan = ServingPlan("measured", 1, model.signature, model.scorer, explanations=explanations)
+    asked = ExplainRequest(is_full=True)
+
+    def explain(row: NDArray[np.float32], scores: NDArray[np.float64]) -> bytes:
+        prepared = plan.recall(row, scores, is_single=True)
+        explain_here(prepared, asked)
+        return prepared.explanation("0")
+
+    return [partial(explain, row, model.scorer.score(row)) for row in singles]
 
 
 def _cycled(calls: list[Callable[[], object]]) -> list[Callable[[], object]]:

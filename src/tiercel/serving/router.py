@@ -29,6 +29,7 @@ from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Questi
 from tiercel.serving.asked import Asked, require_time
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.durable_answers import make_durable
+from tiercel.serving.explaining import Explaining
 from tiercel.serving.guard import Guard
 from tiercel.serving.ladder import Candidate, Rung, can_degrade, choose
 from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fits, check, fallback_misfits
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from tiercel.monitor.group_commit import GroupCommit
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
+    from tiercel.serving.explain_request import ExplainRequest
     from tiercel.serving.limits import Limits, Stay
     from tiercel.serving.ready_answers import ReadyAnswer
     from tiercel.serving.waiters import AnswerCall, CallWaiter
@@ -100,6 +102,7 @@ class Router:
         self._fits: dict[tuple[str, int, str, int], bool] = {}  # see `_may_stand_in`
         self._guards: dict[str, Guard] = {}
         self._ready = ReadyAnswers()
+        self._explaining = Explaining()
         self._shadows = ShadowQueue(MAX_SHADOWS, self._is_idle, count=self._counters.add)
         self._told: set[tuple[str, type[Exception]]] = set()
 
@@ -165,38 +168,25 @@ class Router:
         """Answer what was accepted; refuse the rest."""
         await self._shadows.close()
         await self._queues.close()
+        self._explaining.close()
 
     # -- answering ----------------------------------------------------------------------------------------------------
 
-    async def answer(self, reference: str, question: Question, budget: Budget) -> Answer:
-        """Score what is asked, and record it.
+    async def answer(
+        self, reference: str, question: Question, budget: Budget, explain: ExplainRequest | None = None
+    ) -> Answer:
+        """Score what is asked, explain it where that is asked too, and record it.
 
         Raises:
             RequestError: the question does not fit the model.
             NotFoundError: no such model, version, alias or entity.
             DeadlineError, CapacityError: it cannot be answered in time, or there is no room.
         """
-        served = await self.serve(reference, question, budget)
-        prepared, plan = served.prepared, served.prepared.plan
-        age_us = prepared.oldest_age_us
-        number = prepared.record(self._ids, served.flags)
+        served = await self.serve(reference, question, budget, explain=explain)
+        number = served.prepared.record(self._ids, served.flags)
         await self.make_durable(reference, served)
         self.after(served, question)
-        return Answer(
-            number,
-            plan.model,
-            plan.version,
-            Tier(plan.tier),
-            prepared.scores(),
-            prepared.is_single,
-            plan.signature.classes,
-            None if age_us is None else age_us / 1000,
-            dict(prepared.missing()),
-            served.degraded,
-            served.arm,
-            prepared.stage_us(),
-            served.deadline,
-        )
+        return Answer.of(served, number, is_explained=explain is not None)
 
     def compiled_fallback(self, champion: ServingPlan) -> ServingPlan | None:
         """The fallback of a champion, where the compiled path may ask it in its place."""
@@ -251,7 +241,14 @@ class Router:
                 return None
         return plan if plan.tier == Tier.BATCH else None
 
-    async def serve(self, reference: str, question: Question, budget: Budget, tier: Tier | None = None) -> Served:
+    async def serve(
+        self,
+        reference: str,
+        question: Question,
+        budget: Budget,
+        tier: Tier | None = None,
+        explain: ExplainRequest | None = None,
+    ) -> Served:
         """Score what is asked, to be answered by the caller, who then calls `after`. Raises as `answer`.
 
         Args:
@@ -260,6 +257,7 @@ class Router:
             budget: of the request.
             tier: that it asks for; None: its model's. A faster tier than the model's is refused by the ladder's means: it
                 is a deadline.
+            explain: what the reply is to say beside the scores. It takes what they leave of the budget, and fails nothing.
         """
         if tier is not None and tier.budget_us is not None and budget.budget_us is None:
             budget = budget.with_us(tier.budget_us, 1, "$.tier", "$.tier")
@@ -273,6 +271,8 @@ class Router:
             raise
         if served.degraded is not None:
             self._counters.add(f"degraded_{served.degraded.by}")
+        if explain is not None:
+            await self._explaining.explain(served, explain)
         return served
 
     async def _serve(self, reference: str, question: Question, budget: Budget) -> Served:

@@ -1,0 +1,43 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tiercel._hot.explainer import Explainer
+
+TABLE_BYTES: int
+MAX_PATH_FEATURES: int
+
+class ForestExplainer(Explainer):
+    n_trees: int
+    n_units: int
+    n_alone: int
+    table_bytes: int
+    longest: int
+    work: dict[str, float]
+    def __init__(
+        self,
+        *,
+        n_features: int,
+        n_raw: int,
+        tree_start: NDArray[np.int64],
+        feature: NDArray[np.int32],
+        threshold: NDArray[np.float32],
+        left: NDArray[np.int32],
+        right: NDArray[np.int32],
+        missing_left: NDArray[np.uint8],
+        set_of: NDArray[np.int32],
+        leaf: NDArray[np.int64],
+        values: NDArray[np.float64],
+        tree_raw: NDArray[np.int32],
+        base: NDArray[np.float64],
+        set_words: NDArray[np.uint32],
+        set_start: NDArray[np.int64],
+        set_equal: NDArray[np.float32],
+        floor_negative: bool,
+        steps: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]],
+        reference: NDArray[np.float32] | None = None,
+        cover: NDArray[np.float64] | None = None,
+        table_bytes: int = ...,
+        merge_bytes: int = ...,
+    ) -> None: ...
+    def __reduce__(self) -> Any: ...

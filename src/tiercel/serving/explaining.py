@@ -1,0 +1,143 @@
+"""Who explains a scored question, and when: here and now, in a thread beside the event loop, or later.
+
+What an explanation may take is what is left of the request's deadline, else of its tier's bound for each row. Costs are
+those that were measured when the version was loaded, so the choice is made before anything is begun. A prediction never
+fails because its explanation did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tiercel.priority import stand_back
+from tiercel.serving.deadline import TIER_DEFAULT
+from tiercel.serving.ladder import Rung
+from tiercel.types import Tier
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tiercel._hot.plan import Prepared
+    from tiercel.serving.answers import Served
+    from tiercel.serving.explain_request import ExplainRequest
+
+log = logging.getLogger("tiercel.serving")
+
+#: What takes longer is explained in a thread: it would hold up everybody else.
+INLINE_US: Final = 1000.0
+#: What explaining may take where nobody set a deadline, however many rows there are.
+MOST_US: Final = 1_000_000
+#: Said where the reason is a bug or an exhausted machine: the log has it, the client need not.
+FAILED: Final = "the explainer failed; the server's log has the reason"
+
+
+class Attributed(NamedTuple):
+    """Contributions to one margin of some rows."""
+
+    values: NDArray[np.float64]  # (n, n_features)
+    expected: float
+    output: int
+    standard_error: NDArray[np.float64] | None
+
+
+class Explaining:
+    """Explains what one worker answered.
+
+    Threads: the event loop's only. Attributions that take long are computed in one thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self._beside: ThreadPoolExecutor | None = None
+        self._waiting_us = 0.0  # what the thread has before it, as measured
+        self._told: set[tuple[str, int]] = set()
+
+    async def explain(self, served: Served, asked: ExplainRequest) -> None:
+        """Have a scored question's reply say what was asked; raises nothing but its own cancellation."""
+        prepared = served.prepared
+        try:
+            await self._explain(served, asked)
+        except Exception:
+            key = prepared.plan.model, prepared.plan.version
+            if key not in self._told:  # once: a request that fails again would fill the disk
+                self._told.add(key)
+                log.exception("Model %s:%s: its predictions cannot be explained", *key)
+            prepared.explain_not(FAILED)
+
+    async def _explain(self, served: Served, asked: ExplainRequest) -> None:
+        prepared, plan = served.prepared, served.prepared.plan
+        if served.degraded is not None and served.degraded.by in {Rung.LAST_SCORE.value, Rung.DEFAULT.value}:
+            prepared.explain_not()
+            return
+        explainer = plan.explanations.explainer
+        if explainer is None:
+            prepared.explain(is_full=asked.is_full)
+            return
+        left_us = self._due_us(served) - time.monotonic_ns() / 1000
+        need_us = plan.explanations.need_us(prepared.n_rows)
+        if need_us > left_us:
+            prepared.explain_later()
+        elif plan.explanations.is_inline and need_us <= INLINE_US:
+            explain_here(prepared, asked)
+        elif self._waiting_us + need_us > left_us:
+            prepared.explain_later()
+        else:
+            await self._explain_beside(prepared, asked, need_us)
+
+    async def _explain_beside(self, prepared: Prepared, asked: ExplainRequest, need_us: float) -> None:
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(1, "tiercel-explain", stand_back)
+        work = asyncio.get_running_loop().run_in_executor(self._beside, explain_here, prepared, asked)
+        self._waiting_us += need_us
+        work.add_done_callback(lambda _: self._done(need_us))
+        # A client that leaves does not stop the thread, which still writes to the question: nobody else does then.
+        await asyncio.shield(work)
+
+    def _done(self, need_us: float) -> None:
+        self._waiting_us = max(0.0, self._waiting_us - need_us)
+
+    @staticmethod
+    def _due_us(served: Served) -> float:
+        """Until when explaining may take, on the monotonic clock."""
+        plan, n_rows, deadline = served.prepared.plan, served.prepared.n_rows, served.deadline
+        bound_us = Tier(plan.tier).budget_us or MOST_US
+        if deadline is not None and (deadline.source != TIER_DEFAULT or deadline.budget_us != bound_us):
+            return deadline.due_ns / 1000
+        # Nobody set it: the tier's is a promise about one row.
+        return served.prepared.read_ns / 1000 + min(n_rows * bound_us, MOST_US)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        if self._beside is not None:
+            self._beside.shutdown(wait=False, cancel_futures=True)
+
+
+def explain_here(prepared: Prepared, asked: ExplainRequest) -> None:
+    """Explain a scored question in the calling thread, however long it takes.
+
+    Raises:
+        Exception: what the explainer raises.
+    """
+    explanations = prepared.plan.explanations
+    explainer = explanations.explainer
+    form = explanations.form
+    if explainer is not None and (asked.locale is not None or asked.k is not None):
+        form = explainer.form_of(asked.locale, asked.k)
+    if explanations.is_inline or form is None:
+        prepared.explain(is_full=asked.is_full, form=form)
+        return
+    began_ns = time.monotonic_ns()
+    found = explainer.attribute(prepared.rows(), prepared.scores())
+    prepared.give_attributions(
+        found.values,
+        found.expected,
+        found.output,
+        is_full=asked.is_full,
+        form=form,
+        standard_error=found.standard_error,
+        took_ns=time.monotonic_ns() - began_ns,
+    )

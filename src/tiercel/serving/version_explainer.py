@@ -1,0 +1,162 @@
+"""How a version explains its scores: from its files to what its plans are given.
+
+The explainer follows from the model and its reference set, the words from its reason policy; both are files of the version.
+What cannot be made is no reason not to serve: the version then says with each explanation why there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tiercel._hot.explained import Explanations
+from tiercel.errors import TiercelError
+from tiercel.explain.reasons import ReasonForm, make_form
+from tiercel.explain.version_files import load_explanation_files
+from tiercel.models.explaining import make_explainer
+from tiercel.models.golden import Golden
+from tiercel.models.ir import Post
+from tiercel.models.preparing import GOLDEN_FILE
+from tiercel.serving.explaining import Attributed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from tiercel.explain.policy import ReasonPolicy
+    from tiercel.models import LoadedModel
+    from tiercel.models.profile import CostProfile
+    from tiercel.settings import ModelSettings
+    from tiercel.types import Signature
+
+log = logging.getLogger("tiercel.serving")
+
+#: Forms that are kept for requests which name a locale or a number of reasons: as many as a few locales have numbers.
+MOST_FORMS: Final = 64
+
+
+class VersionExplainer:
+    """What `Explanations.explainer` is in a server.
+
+    Args:
+        explainer: of `tiercel.models.explaining`.
+        policy: fits the signature.
+        signature: the version's.
+        reference: digest of the reference set; None: there is none.
+
+    Threads: safe.
+    """
+
+    def __init__(self, explainer: Any, policy: ReasonPolicy, signature: Signature, reference: str | None) -> None:
+        self._explainer, self._policy, self._signature = explainer, policy, signature
+        self._reference = reference
+        self._forms: dict[tuple[str, int], ReasonForm] = {}
+        self.compiled = explainer.compiled
+
+    @property
+    def kind(self) -> str:
+        """Of contributions, as explanations name it."""
+        kind: str = self._explainer.kind
+        return kind
+
+    def form_of(self, locale: str | None = None, k: int | None = None) -> ReasonForm:
+        """The form of reasons in the locale that is nearest to the one asked for, at most `k` of them."""
+        policy = self._policy
+        key = policy.choose_locale(locale), policy.k if k is None else k
+        form = self._forms.get(key)
+        if form is None:
+            form = make_form(
+                replace(policy, k=key[1]),
+                self._signature,
+                locale=key[0],
+                method="exact" if self.compiled is not None else "sampled",
+                kind=self.kind,
+                reference=self._reference,
+            )
+            if len(self._forms) >= MOST_FORMS:
+                self._forms.clear()
+            self._forms[key] = form
+        return form
+
+    def attribute(self, rows: NDArray[np.float32], scores: Any) -> Attributed:
+        """Contributions to the margin that is explained: of several classes the one whose scores add up to most.
+
+        Args:
+            rows: float32 (n, n_features), scored.
+            scores: of each row, a number or one per class.
+
+        Raises:
+            Exception: what the explainer raises.
+        """
+        table = np.asarray(scores, np.float64).reshape(len(rows), -1)
+        output = int(np.argmax(table.sum(axis=0))) if table.shape[1] > 1 else 0
+        found = self._explainer.explain(rows, output=output)
+        return Attributed(
+            np.ascontiguousarray(found.values, np.float64), float(found.expected), output, found.standard_error
+        )
+
+
+def make_explanations(
+    model: LoadedModel,
+    artifacts: Mapping[str, bytes],
+    declared: ModelSettings | None = None,
+    profile: CostProfile | None = None,
+    *,
+    label: str,
+) -> Explanations:
+    """How a version's plans explain. Slow where the model is large: never call it on an event loop.
+
+    Args:
+        model: the version's, just loaded.
+        artifacts: its files.
+        declared: [models.NAME].
+        profile: what explaining costs on this host; None, or without that: it is measured here, briefly.
+        label: names the version in messages.
+    """
+    n_features, n_outputs = len(model.signature.features), model.signature.n_outputs
+    try:
+        explainer, reference, policy = _make(model, artifacts, declared, label)
+        mine = VersionExplainer(explainer, policy, model.signature, reference)
+        cost_us = None if profile is None or profile.explain is None else (0.0, profile.explain.p99_us)
+        if cost_us is None:
+            explainer.measure()
+            cost_us = 0.0, float(explainer.predicted_us(1))
+        return Explanations(
+            n_features, n_outputs, mine, mine.form_of(), cost_us=cost_us, margins=margins_of(model, mine.compiled)
+        )
+    except TiercelError as error:
+        why = str(error)
+        log.warning("model %s: its scores are not explained: %s", label, error)
+    except Exception as error:  # whatever it is, the version is served
+        why = f"an explainer could not be made: {type(error).__name__}"
+        log.exception("model %s: its scores are not explained", label)
+    return Explanations(n_features, n_outputs, why=why)
+
+
+def _make(
+    model: LoadedModel, artifacts: Mapping[str, bytes], declared: ModelSettings | None, label: str
+) -> tuple[Any, str | None, ReasonPolicy]:
+    settings = None if declared is None else declared.explain
+    golden = Golden.from_bytes(artifacts[GOLDEN_FILE]).rows
+    files = load_explanation_files(artifacts, model.signature, settings, golden_rows=golden, owner=f"version {label}")
+    explainer = make_explainer(
+        model.scorer if model.body is None else model.body,
+        model.signature,
+        files.reference_rows,
+        kind="auto" if settings is None else settings.kind,
+    )
+    return explainer, files.reference_digest, files.policy
+
+
+def margins_of(model: LoadedModel, compiled: Any) -> Any:
+    """A scorer of the margins that a compiled explainer explains, in double precision; None where there is none such."""
+    body = model.body
+    if compiled is None or body is None:
+        return None
+    bare = replace(body, post=Post.IDENTITY, normalize=False, single_precision=False)
+    scorers = (each.compile() for each in (bare, replace(bare, pick=-1)))
+    return next((scorer for scorer in scorers if scorer.n_outputs == compiled.n_raw), None)
