@@ -56,7 +56,9 @@ class VersionExplainer:
     Threads: safe.
     """
 
-    def __init__(self, explainer: ModelExplainer, policy: ReasonPolicy, signature: Signature, reference: str | None) -> None:
+    def __init__(
+        self, explainer: ModelExplainer, policy: ReasonPolicy, signature: Signature, reference: str | None
+    ) -> None:
         self._explainer, self._policy, self._signature = explainer, policy, signature
         self._reference = reference
         self._forms: dict[tuple[str, int], ReasonForm] = {}
