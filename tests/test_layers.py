@@ -39,11 +39,12 @@ DOORS = {
     "linear": {"tiercel.models.ir"},
     "explainer": {"tiercel.models.explaining"},
     "shap": {"tiercel.models.explaining"},
+    "shap_layout": set(),
     "linear_shap": {"tiercel.models.explaining"},
     "scorer": set(),
     "wire": {"tiercel.models.onnx_proto"},
     "http": set(),
-    "protocol": {"tiercel.http.native", "tiercel.http.queued"},
+    "protocol": {"tiercel.http.audited", "tiercel.http.native", "tiercel.http.queued"},
     "fast_path": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
     "decimal": set(),
@@ -61,6 +62,7 @@ DOORS = {
     # All but the engine and the scratch process for the name of the type alone.
     "plan": {
         "tiercel.serving.answers",
+        "tiercel.serving.durable_answers",
         "tiercel.serving.engine",
         "tiercel.serving.explaining",
         "tiercel.serving.measure",

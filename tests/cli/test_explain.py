@@ -105,7 +105,7 @@ def test_an_earlier_prediction_is_explained_without_a_server(run, asked):
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["explain", "ffffffffffffffff1"], 1, "(not_found)"),
+        (["explain", "ffffffffffffffff1"], 1, "(receipt_not_found)"),
         (["explain", "fraud", "--url", "http://127.0.0.1:9", *ARGUMENTS], 1, "(connection_failed)"),
         (["explain", "fraud", "-k", "0", *ARGUMENTS], 2, "-k"),
         (["explain", "ffffffffffffffff1", "--locale", "?"], 1, "(invalid_explain)"),
