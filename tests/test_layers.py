@@ -68,6 +68,7 @@ DOORS = {
         "tiercel.serving.queues",
         "tiercel.serving.ready_answers",
         "tiercel.serving.replaying",
+        "tiercel.serving.explained_again",
         "tiercel.serving.recorded",
         "tiercel.serving.router",
         "tiercel.serving.routes",

@@ -373,7 +373,7 @@ class Engine:
                 base_name,
                 loaded.reference,
                 loaded.tier,
-                bindings_of(record, base, self._planning_seq, declared),
+                bindings_of(record, base, self._planning_seq, declared, loaded.explanations),
             )
         transforms = () if schema is None else self._transforms[schema.fingerprint]
         return ServingPlan(

@@ -52,8 +52,8 @@ class VersionExplainer:
     """
 
     def __init__(self, explainer: Any, policy: ReasonPolicy, signature: Signature, reference: str | None) -> None:
-        self._explainer, self._policy, self._signature = explainer, policy, signature
-        self._reference = reference
+        self._explainer, self._signature = explainer, signature
+        self.policy, self.reference = policy, reference
         self._forms: dict[tuple[str, int], ReasonForm] = {}
         self.compiled = explainer.compiled
 
@@ -65,7 +65,7 @@ class VersionExplainer:
 
     def form_of(self, locale: str | None = None, k: int | None = None) -> ReasonForm:
         """The form of reasons in the locale that is nearest to the one asked for, at most `k` of them."""
-        policy = self._policy
+        policy = self.policy
         key = policy.choose_locale(locale), policy.k if k is None else k
         form = self._forms.get(key)
         if form is None:
@@ -75,7 +75,7 @@ class VersionExplainer:
                 locale=key[0],
                 method="exact" if self.compiled is not None else "sampled",
                 kind=self.kind,
-                reference=self._reference,
+                reference=self.reference,
             )
             if len(self._forms) >= MOST_FORMS:
                 self._forms.clear()
