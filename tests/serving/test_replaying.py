@@ -21,8 +21,8 @@ from tiercel.monitor.recording import Recorder
 from tiercel.registry import Registry
 from tiercel.serving.answers import DEGRADED
 from tiercel.serving.engine import Engine
-from tiercel.serving.explained_again import ExplainedAgain
 from tiercel.serving.receipts import find_receipt, read_all
+from tiercel.serving.recorded import explain_again
 from tiercel.serving.replaying import Replayer
 from tiercel.settings import load_settings
 
@@ -67,7 +67,7 @@ class Server:
         return json.loads(self.plan().reply(request["entities"], request["features"], NOW_US, 0, self.ids))
 
     def replay(self, prediction_id):
-        replayer = Replayer(self.settings, self.registry, ExplainedAgain(self.settings))
+        replayer = Replayer(self.settings, self.registry, explain_again(self.settings))
         return replayer.replay(find_receipt(self.settings, prediction_id))
 
 

@@ -18,6 +18,7 @@ from tiercel.cli.explain import explain
 from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
 from tiercel.cli.performance import performance
+from tiercel.cli.reasons import reasons
 from tiercel.cli.registry import history, models, promote, register, rollback
 from tiercel.cli.replay import replay
 from tiercel.cli.serve import predict, serve
@@ -61,6 +62,7 @@ for command in (
     jobs,
     drift,
     performance,
+    reasons,
     alerts,
     bench,
 ):

@@ -53,7 +53,7 @@ def replay(
     for bit; what is not kept any more is named. Exit status 1: something differs, or could not be replayed at all.
     """
     from tiercel.project import Project
-    from tiercel.serving.explained_again import ExplainedAgain
+    from tiercel.serving.recorded import explain_again
     from tiercel.serving.replaying import Replayer
 
     if (prediction_id is not None) + (ids_file is not None) + is_all != 1:
@@ -61,7 +61,7 @@ def replay(
     if not is_all and not (since_us is None and until_us is None and model is None):
         raise click.UsageError("--since, --until and --model go with --all.")
     with Project(project_dir) as project:
-        replayer = Replayer(project.settings, project.registry, ExplainedAgain(project.settings))
+        replayer = Replayer(project.settings, project.registry, explain_again(project.settings))
         if prediction_id is not None:
             from tiercel.serving.receipts import find_receipt
 

@@ -27,7 +27,6 @@ from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from tiercel.http.native import NativeHttp
     from tiercel.http.tracing import Tracing
     from tiercel.monitor.group_commit import GroupCommit
-    from tiercel.settings import ModelSettings, ServerSettings
+    from tiercel.settings import ModelSettings, ServerSettings, Settings
 
 PREDICT = "/predict/"
 
@@ -56,8 +55,8 @@ class DataPlane:
         jobs: JobEndpoints | None = None,
         feedback: FeedbackEndpoint | None = None,
         tracing: Tracing | None = None,
+        project: Settings | None = None,
         commit: GroupCommit | None = None,
-        journal: Path | None = None,
     ) -> None:
         self._engine = engine
         self._worker = worker
@@ -79,8 +78,8 @@ class DataPlane:
                 native.audit_with(commit)
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._explanations = None
-        if journal is not None:
-            self._explanations = ExplanationEndpoint(RecordedExplanations(journal, self._router.find), counters)
+        if project is not None:
+            self._explanations = ExplanationEndpoint(RecordedExplanations(project, self._router.find), counters)
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),

@@ -1,16 +1,14 @@
 """What a prediction follows from beside its request, as its plan's declaration in the journal says it.
 
-model_digest        of the version's manifest: every file of it, by sha256
-ledger_seq          the registry's last event when the plan was made; with it the ledger says where every alias pointed
-base_digest         sha256 of the sealed base's file
-base_published_us   when it was published
-transforms_digest   sha256 of the service's on-demand transforms as they were applied
-default_score       what the model is declared to answer when nobody else can
-tiercel             the version that answered
+    model_digest        of the version's manifest: every file of it, by sha256
+    ledger_seq          the registry's last event when the plan was made; with it the ledger says where every alias pointed
+    base_digest         sha256 of the sealed base's file
+    base_published_us   when it was published
+    transforms_digest   sha256 of the service's on-demand transforms as they were applied
+    default_score       what the model is declared to answer when nobody else can
+    tiercel             the version that answered
 
-explainer_kind      what its explanations follow from, where it has any
-reference_digest    of the reference set
-policy_digest       of the reason policy
+and what the explanation of a reply follows from, where there is one: explainer_kind, reference_digest, policy_digest.
 """
 
 from __future__ import annotations
@@ -21,7 +19,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tiercel._hot.explained import Explanations
+    from collections.abc import Mapping
+
     from tiercel.features.online import OnlineBase
     from tiercel.registry import ModelVersion
     from tiercel.settings import ModelSettings
@@ -35,9 +34,9 @@ def bindings_of(
     base: OnlineBase | None,
     ledger_seq: int,
     declared: ModelSettings,
-    explanations: Explanations | None = None,
+    explained: Mapping[str, str | int | float | None] | None = None,
 ) -> Bindings:
-    """The bindings of a version's plan on a base."""
+    """The bindings of a version's plan on a base; `explained` is what its explanations follow from."""
     bound: Bindings = {
         "model_digest": record.manifest_digest,
         "ledger_seq": ledger_seq,
@@ -50,19 +49,7 @@ def bindings_of(
             bound["transforms_digest"] = transforms_digest(base.schema)
     if declared.default_score is not None:
         bound["default_score"] = declared.default_score
-    return bound if explanations is None else bound | explained_bindings(explanations)
-
-
-def explained_bindings(explanations: Explanations) -> Bindings:
-    """What a version's explanations follow from; empty where it has none to give."""
-    explainer = explanations.explainer
-    if explainer is None:
-        return {}
-    return {
-        "explainer_kind": explainer.kind,
-        "reference_digest": explainer.reference,
-        "policy_digest": explainer.policy.digest,
-    }
+    return bound | dict(explained or {})
 
 
 def transforms_digest(schema: ServiceSchema) -> str:

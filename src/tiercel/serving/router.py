@@ -19,13 +19,12 @@ from tiercel.errors import (
     ModelUnavailableError,
     NotFoundError,
     RequestError,
-    ScoreError,
     TiercelError,
     TierDeniedError,
 )
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
-from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served
+from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served, require_finite
 from tiercel.serving.asked import Asked, require_time
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.durable_answers import make_durable
@@ -36,7 +35,7 @@ from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fi
 from tiercel.serving.question_check import require_answerable
 from tiercel.serving.queues import Queues
 from tiercel.serving.ready_answers import ReadyAnswers
-from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key, is_finite
+from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key
 from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.types import Tier
@@ -354,12 +353,12 @@ class Router:
                 if choice.rung is Rung.CHAMPION:
                     prepared = await self._score(plan, question, asked)
                     if declared.has_stand_in:
-                        _require_finite(prepared)
+                        require_finite(prepared)
                     if blamed is not None:  # the question was right after all
                         self._settle(declared.name, *blamed)
                     return Served(prepared, asked.deadline, is_declared=True)
                 prepared = await self._score(plan, question.narrowed(plan, champion), asked)
-                _require_finite(prepared)
+                require_finite(prepared)
             except Exception as error:
                 # What a stand-in finds wrong with a question says nothing about the question: it was put to another model.
                 if choice.rung is Rung.CHAMPION and not can_degrade(error):
@@ -497,7 +496,7 @@ class Router:
             return None, None
         try:
             prepared = await self._score(plan, question.narrowed(plan, champion), asked)
-            _require_finite(prepared)
+            require_finite(prepared)
         except (RequestError, NotFoundError) as error:
             return None, (ticket, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the champion answers
@@ -575,24 +574,6 @@ class Router:
 def _known(plan: ServingPlan) -> KnownVersion:
     features = plan.signature.features if plan.schema is None else [f.name for f in plan.schema.request_fields]
     return KnownVersion(plan.signature, plan.join_keys, frozenset(features))
-
-
-def _require_finite(prepared: Prepared) -> None:
-    """Refuse scores that are no numbers, where another can answer.
-
-    Raises:
-        ScoreError: there is one.
-    """
-    scores = prepared.scores()
-    if is_finite(scores):
-        return
-    row = next(i for i, score in enumerate(scores) if not is_finite([score]))
-    where = "" if prepared.is_single else f" for row {row}"
-    raise ScoreError(
-        f"Expected finite scores of model '{prepared.plan.model}' version {prepared.plan.version}, got {scores[row]}{where}. "
-        f"Ask within the range of its training data, or register a version that scores it",
-        row=None if prepared.is_single else row,
-    )
 
 
 def _is_inline(plan: ServingPlan, n_rows: int) -> bool:
