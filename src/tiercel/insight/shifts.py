@@ -10,8 +10,6 @@ from tiercel.monitor.score_moves import Explained
 from tiercel.monitor.score_shift import ROWS, score_shift
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tiercel.insight.versions import ExplainedVersion
     from tiercel.monitor.score_shift import ScoreShift
     from tiercel.settings import Settings
@@ -58,16 +56,7 @@ def find_score_shift(
         )  # fmt: skip
 
 
-def watched(find: Callable[[], ExplainedVersion]) -> Explained:
-    """How the watch explains rows of a version.
-
-    Args:
-        find: opens it.
-
-    Raises:
-        TiercelError: it cannot be explained.
-    """
-    version = find()
-    return Explained(
-        version.rows.signature, version.rows.explain, version.training, version.rows.most_rows(WITHIN_US / 2, ROWS)
-    )
+def watched(version: ExplainedVersion) -> Explained:
+    """How the watch explains rows of a version."""
+    rows = version.rows
+    return Explained(rows.signature, rows.explain, version.training, rows.most_rows(WITHIN_US / 2, ROWS))
