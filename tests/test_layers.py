@@ -40,6 +40,7 @@ DOORS = {
     "linear": {"tiercel.models.ir"},
     "explainer": {"tiercel.models.explaining"},
     "shap": {"tiercel.models.explaining"},
+    "shap_layout": set(),
     "linear_shap": {"tiercel.models.explaining"},
     "scorer": set(),
     "wire": {"tiercel.models.onnx_proto"},

@@ -27,6 +27,8 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── UnsafeModelError       loading it could run code or read other files (pickles, external data)
     │   ├── ArtifactCorruptError   bytes do not match their recorded digest
     │   ├── ParityError            the loaded model does not reproduce the source library's answers
+    │   ├── UnexplainableModelError  what its features contribute cannot be computed the way that was asked for
+    │   ├── ReferenceSetError      the rows that explanations compare with do not fit the model
     │   ├── ScoreError             a model was asked and gave something that is no number
     │   └── ModelUnavailableError  the version an alias points at could not be loaded by this server
     ├── RegistryConflictError      somebody else changed the alias first
@@ -383,6 +385,18 @@ class ScoreError(ModelError):
     def __init__(self, message: str, *, row: int | None = None) -> None:
         super().__init__(message)
         self.row = row
+
+
+class UnexplainableModelError(ModelError):
+    """What a model's features contribute cannot be computed the way that was asked for; the message names what is not."""
+
+    code = "unexplainable_model"
+
+
+class ReferenceSetError(ModelError):
+    """The reference rows of explanations are missing, too many, or not of the model's features."""
+
+    code = "invalid_reference_set"
 
 
 class ModelUnavailableError(ModelError):

@@ -18,5 +18,5 @@ cdef class ForestExplainer(Explainer):
     cdef readonly Py_ssize_t n_units   # subtrees and single leaves that are added one by one
     cdef readonly Py_ssize_t n_alone   # leaves among them that have no table
     cdef readonly Py_ssize_t table_bytes
+    cdef readonly Py_ssize_t alone_bytes   # of what the leaves without tables need
     cdef readonly Py_ssize_t longest   # most different features on one path
-    cdef readonly dict work            # what one row takes, counted: see ForestExplainer.work

@@ -6,14 +6,15 @@ from tiercel._hot.explainer import Explainer
 
 TABLE_BYTES: int
 MAX_PATH_FEATURES: int
+MAX_REFERENCES: int
 
 class ForestExplainer(Explainer):
     n_trees: int
     n_units: int
     n_alone: int
     table_bytes: int
+    alone_bytes: int
     longest: int
-    work: dict[str, float]
     def __init__(
         self,
         *,
@@ -40,4 +41,7 @@ class ForestExplainer(Explainer):
         table_bytes: int = ...,
         merge_bytes: int = ...,
     ) -> None: ...
+    def interact(
+        self, rows: NDArray[np.float32], raw: int = 0
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
     def __reduce__(self) -> Any: ...

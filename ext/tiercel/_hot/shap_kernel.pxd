@@ -7,16 +7,13 @@ from tiercel._hot.forest_kernel cimport tc_set, tc_step
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "shap_kernel.h" nogil:
-    enum: TC_MAX_PATH, TC_WEIGHTS, TC_UNIT_TABLE, TC_UNIT_LEAF
+    enum: TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, TC_UNIT_TABLE, TC_UNIT_LEAF
     ctypedef struct tc_top:
         uint32_t node, yes, no, bit
     ctypedef struct tc_unit:
         int64_t data
         uint32_t node, columns
         uint8_t prefix, inner, width, kind
-    ctypedef struct tc_alone:
-        int64_t at, sets, leaf
-        int32_t n, words
     ctypedef struct tc_asked_set:
         uint32_t node, feature, set
     ctypedef struct tc_shap:
@@ -29,29 +26,28 @@ cdef extern from "shap_kernel.h" nogil:
         const uint32_t* words
         const tc_top* tops
         const tc_unit* units
-        const tc_alone* leaves
+        const uint64_t* alone
         const uint32_t* columns
         const double* tables
-        const double* values
         const int64_t* tree_top
         const int64_t* tree_unit
         const int64_t* tree_node
         const int64_t* tree_set
         const int64_t* raw_tree
-        const uint64_t* masks
-        const double* mask_weight
-        const uint64_t* mask_sets
-        const double* shares
         const double* quadrature
         const double* weights
-        int32_t by_path
+        int32_t by_path, simd
+    int tc_shap_simd()
     void tc_expand_row(const tc_shap* s, const float* row, float* out)
     int tc_is_no(const tc_set* sets, const uint32_t* words, const float* row, uint32_t column, float threshold,
                  int32_t set)
-    int32_t tc_distinct(const uint64_t* of, Py_ssize_t n, uint64_t* distinct, double* weight)
-    void tc_leaf_table(const double* weights, const uint64_t* masks, const double* mask_weight, int32_t n, int width,
+    int32_t tc_distinct(const uint64_t* of, Py_ssize_t n, uint64_t* distinct, double* count)
+    void tc_leaf_table(const double* weights, const uint64_t* masks, const double* count, int32_t n, int width,
                        double* table)
     void tc_path_table(const double* quadrature, const double* share, int width, double* table)
     # 0, or 1 when there is no memory for scratch space.
     int tc_explain_rows(const tc_shap* s, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t raw,
                         double* phi)
+    # The same; of a forest without tables.
+    int tc_interact_rows(const tc_shap* s, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t raw,
+                         double* pairs, double* phi)

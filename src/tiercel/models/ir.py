@@ -128,6 +128,7 @@ class Forest:
     normalize: bool = False
     pick: int = -1
     steps: tuple[Step, ...] = ()
+    cover: DoubleVector | None = None  # per node: how much of the training data came there, where the file says
 
     @property
     def n_trees(self) -> int:

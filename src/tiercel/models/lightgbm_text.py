@@ -152,6 +152,7 @@ def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest:
     boundaries: list[int] = []
     words: list[int] = []
     set_offset: list[int] = []  # first category set of the tree
+    counts: list[NDArray[Any]] = []
     for number, tree in enumerate(trees):
         where = f"tree {number}"
         n_leaves = _integer(tree, "num_leaves", where, low=1, high=MAX_NODES // 2)
@@ -165,6 +166,7 @@ def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest:
                 raise UnsupportedModelError(f"Expected {wanted} values in {name} of {where}, got {len(values)}")
             parts[name].append(values)
         n_nodes.append(2 * n_leaves - 1)
+        counts.append(_counts(tree, n_leaves, where))
         set_offset.append(len(boundaries))
         if _integer(tree, "num_cat", where, low=0, high=MAX_NODES, default=0):
             bounds = _numbers(tree, "cat_boundaries", where).tolist()
@@ -192,11 +194,27 @@ def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest:
         base=np.zeros(n_raw),
         base_first=True,  # sums start at zero; the boosted average is part of the first tree
         single_precision=False,
+        cover=np.concatenate(counts) if all(len(each) for each in counts) else None,
         sets=sets,
         steps=steps,
         **arrays,
         **rest,
     )
+
+
+def _counts(tree: dict[str, str], n_leaves: int, where: str) -> NDArray[Any]:
+    """Training rows that came to each node, inner nodes first; none where the file does not say.
+
+    A tree of one leaf counts nothing in its file, and needs nothing: everything comes there.
+    """
+    if n_leaves == 1:
+        return np.ones(1)
+    if "internal_count" not in tree or "leaf_count" not in tree:
+        return np.zeros(0)
+    found = np.concatenate([_numbers(tree, "internal_count", where), _numbers(tree, "leaf_count", where)])
+    if len(found) != 2 * n_leaves - 1 or np.any(found < 0):
+        raise UnsupportedModelError(f"Expected {2 * n_leaves - 1} counts (internal_count, leaf_count) in {where}")
+    return found.astype(np.float64)
 
 
 def _nodes(

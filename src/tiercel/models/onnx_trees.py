@@ -174,8 +174,20 @@ def _nodes(node: Node) -> tuple[dict[str, Any], tuple[Ints, Ints, Ints], Categor
         "set_of": set_of[order].astype(np.int32),
         "leaf": leaf,
     }
+    arrays["cover"] = _cover(node, arrays, order)
     keys, positions = table
     return arrays, (keys, place[positions], np.empty(0, np.int64)), sets, rank[order]
+
+
+def _cover(node: Node, arrays: dict[str, Any], order: Ints) -> NDArray[np.float64] | None:
+    """`nodes_hitrates`, where they are what they are called: most converters write ones everywhere."""
+    rates = _floats(node, "nodes_hitrates").astype(np.float64)
+    if len(rates) != len(order) or not np.all(np.isfinite(rates)) or np.any(rates < 0):
+        return None
+    cover = rates[order]
+    inner = arrays["leaf"] < 0
+    below = cover[arrays["left"][inner]] + cover[arrays["right"][inner]]
+    return cover if np.allclose(below, cover[inner], rtol=1e-3) else None
 
 
 def _leaf_values(

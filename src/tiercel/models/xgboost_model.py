@@ -186,6 +186,7 @@ def _forest(
         base=base,
         base_first=True,
         single_precision=True,
+        cover=joined("cover", np.float64) if all(len(part["cover"]) for part in parts) else None,
         sets=CategorySets(
             words=np.concatenate(words) if words else np.zeros(0, np.uint32),
             start=np.array(set_start, dtype=np.int64),
@@ -237,7 +238,16 @@ def _tree(
         "set_of": set_of[keep],
         "is_leaf": is_leaf[keep],
         "value": condition[keep],
+        "cover": _cover(tree, n, number)[keep] if "sum_hessian" in tree else np.zeros(0),
     }
+
+
+def _cover(tree: dict[str, Any], n: int, number: int) -> NDArray[np.float64]:
+    """How much of the training data, by the objective's second derivative, came to each node."""
+    cover = _array(tree["sum_hessian"], np.float64)
+    if len(cover) != n or not np.all(np.isfinite(cover)) or np.any(cover < 0):
+        raise UnsupportedModelError(f"Expected {n} values that are no less than zero in sum_hessian of tree {number}")
+    return cover
 
 
 def _reachable(
