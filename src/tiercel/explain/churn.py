@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tiercel._hot.reasons import ReasonForm
+    from tiercel.explain.reasons import ReasonForm
     from tiercel.types import Attributions
 
 #: Reasons of a decision that count.
