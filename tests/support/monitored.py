@@ -9,6 +9,7 @@ from tests.support.projects import write_project
 
 from tiercel import Project
 from tiercel.monitor.alerts import AlertClass, AlertStore, Finding, Look, TopFeature
+from tiercel.monitor.concept_state import ConceptState, ConceptStore
 from tiercel.monitor.drift import find_compared
 from tiercel.monitor.drift_metrics import save_reports
 from tiercel.monitor.labels import LabelStore
@@ -154,6 +155,17 @@ def seed_outcomes(state_dir, plans, *, now_us, days=7, per_day=400, seed=0, moni
     return len(events)
 
 
+def seed_concept(state_dir, *, now_us, model="late", version=2, n=3000):
+    """A stream of errors as the watch leaves it, whose scores mean less from its middle on."""
+    rng = np.random.default_rng(0)
+    scores = rng.random(n)
+    chance = np.where(np.arange(n) < n // 2, scores, 0.35 + 0.3 * scores)
+    state = ConceptState(version, "champion", 4 * HOUR_US, "binary 0.4", until_us=now_us - 4 * HOUR_US)
+    times = now_us - DAY_US + np.arange(n, dtype=np.int64) * (20 * HOUR_US // n)
+    state.add(Task.BINARY, 0.4, times, scores, (rng.random(n) < chance).astype(float))
+    ConceptStore(state_dir).save(model, state)
+
+
 def seed_alerts(state_dir, *, now_us, model="late", version=2):
     """Three alerts: one that pages, one of the population, and one that somebody took care of; and a watch that looked."""
     store = AlertStore(state_dir)
@@ -249,6 +261,7 @@ def small_project(directory, *, now_us):
         now_us=now_us,
         per_day=500,
     )
+    seed_concept(state, now_us=now_us)
     return worker
 
 

@@ -47,14 +47,24 @@ _WATCHED: Final = (
 TRUSTED: Final = frozenset({"errors adwin", "losses adwin", "calibration page_hinkley"})
 
 
-def _detectors() -> dict[str, Detector]:
-    """One of each. Page-Hinkley's units are deviations: 75 of them, of shifts beyond a fifth.
+def watching(*, adwin: float | None = None, page_hinkley: float | None = None) -> dict[str, Detector]:
+    """One of each, by "stream kind". Page-Hinkley's units are deviations: 75 of them, of shifts beyond a fifth.
 
     With a threshold of 50, residuals of right probabilities gave a false alarm in 45,000 values, with 75 none in 500,000.
+
+    Args:
+        adwin: ADWIN's delta; None: its own.
+        page_hinkley: the threshold; None: 75.
     """
     made: dict[str, Detector] = {}
     for stream, kind in _WATCHED:
-        made[f"{stream} {kind.name}"] = PageHinkley(delta=0.2, threshold=75.0) if kind is PageHinkley else kind()
+        if kind is PageHinkley:
+            detector: Detector = PageHinkley(delta=0.2, threshold=75.0 if page_hinkley is None else page_hinkley)
+        elif kind is Adwin and adwin is not None:
+            detector = Adwin(adwin)
+        else:
+            detector = kind()
+        made[f"{stream} {kind.name}"] = detector
     return made
 
 
@@ -113,7 +123,7 @@ class ConceptState:
     joined: dict[int, int] = field(default_factory=dict)
     warm: list[tuple[float, float]] = field(default_factory=list)
     scale: StreamScale | None = None
-    detectors: dict[str, Detector] = field(default_factory=_detectors)
+    detectors: dict[str, Detector] = field(default_factory=watching)
     alarms: list[Alarm] = field(default_factory=list)
     n_alarms: dict[str, int] = field(default_factory=dict)
 
@@ -178,7 +188,7 @@ class ConceptState:
             found: dict[str, Any] = msgpack.unpackb(data)
             if found["format"] != _FORMAT or found["arm"] not in ARMS:
                 raise ValueError(found["format"])  # noqa: TRY301 - one handler for everything
-            detectors = _detectors()
+            detectors = watching()
             if set(found["detectors"]) != set(detectors):
                 raise ValueError("other detectors")  # noqa: TRY301
             for key, each in detectors.items():

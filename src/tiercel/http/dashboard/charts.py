@@ -76,7 +76,7 @@ def over_time(chart_id: str, title: str, times_us: Sequence[int], lines: Sequenc
     shown = options.get("shape", words.number)
     traces = [
         {
-            "type": "scatter", "mode": "lines", "name": line.name, "x": x, "y": _plain(line.values),
+            "type": "scatter", "mode": "lines", "name": line.name, "x": x, "y": plain(line.values),
             "line": {"color": line.color, "width": 1.75, "dash": line.dash}, "connectgaps": False, **line.extra,
         }
         for line in lines
@@ -164,7 +164,7 @@ def distribution(
         columns.append([words.share(value) for value in shares])
         traces.append(
             {
-                "type": "bar", "name": name, "x": [labels[i] for i in kept], "y": _plain([100 * s for s in shares]),
+                "type": "bar", "name": name, "x": [labels[i] for i in kept], "y": plain([100 * s for s in shares]),
                 "marker": {"color": color, "line": {"width": 0}},
             }
         )  # fmt: skip
@@ -220,9 +220,9 @@ def performance(windows: Sequence[GroupPerformance], metric: str, title: str, ar
         down = [max(0.0, m.value - (m.low if m.low is not None else m.value)) for _, m in known if m.value is not None]
         traces.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": name, "x": x, "y": _plain([m.value for _, m in known]),
+                "type": "scatter", "mode": "lines+markers", "name": name, "x": x, "y": plain([m.value for _, m in known]),
                 "line": {"color": color, "width": 1.75}, "marker": {"size": 6, "color": color},
-                "error_y": {"type": "data", "array": _plain(up), "arrayminus": _plain(down), "symmetric": False,
+                "error_y": {"type": "data", "array": plain(up), "arrayminus": plain(down), "symmetric": False,
                             "color": color, "thickness": 1, "width": 0},
             }
         )  # fmt: skip
@@ -230,7 +230,7 @@ def performance(windows: Sequence[GroupPerformance], metric: str, title: str, ar
             {
                 "type": "bar", "name": f"labelled, {name}", "showlegend": False, "yaxis": "y2",
                 "x": [words.moment_s(w.key.begin_us) for w in of_arm],
-                "y": _plain([100 * (w.coverage.value or 0.0) for w in of_arm]),
+                "y": plain([100 * (w.coverage.value or 0.0) for w in of_arm]),
                 "marker": {"color": color, "opacity": 0.5, "line": {"width": 0}},
             }
         )  # fmt: skip
@@ -259,12 +259,12 @@ def calibration(group: GroupPerformance, chart_id: str = "calibration") -> Chart
             "line": {"color": "--muted", "width": 1, "dash": "dash"}, "hoverinfo": "skip",
         },
         {
-            "type": "scatter", "mode": "lines+markers", "name": "observed", "x": _plain([b.mean_score for b in bins]),
-            "y": _plain([b.rate.value for b in bins]), "line": {"color": "--c1", "width": 1.75}, "marker": {"size": 6, "color": "--c1"},
+            "type": "scatter", "mode": "lines+markers", "name": "observed", "x": plain([b.mean_score for b in bins]),
+            "y": plain([b.rate.value for b in bins]), "line": {"color": "--c1", "width": 1.75}, "marker": {"size": 6, "color": "--c1"},
             "error_y": {
                 "type": "data", "symmetric": False, "color": "--c1", "thickness": 1, "width": 0,
-                "array": _plain([max(0.0, (b.rate.high or 0) - (b.rate.value or 0)) for b in bins]),
-                "arrayminus": _plain([max(0.0, (b.rate.value or 0) - (b.rate.low or 0)) for b in bins]),
+                "array": plain([max(0.0, (b.rate.high or 0) - (b.rate.value or 0)) for b in bins]),
+                "arrayminus": plain([max(0.0, (b.rate.value or 0) - (b.rate.low or 0)) for b in bins]),
             },
         },
     ]  # fmt: skip
@@ -280,6 +280,6 @@ def calibration(group: GroupPerformance, chart_id: str = "calibration") -> Chart
     )
 
 
-def _plain(values: Sequence[float | None]) -> list[float | None]:
+def plain(values: Sequence[float | None]) -> list[float | None]:
     """JSON numbers of few digits; null where there is none."""
     return [None if value is None or not math.isfinite(value) else float(f"{value:.{_NUMBER}g}") for value in values]

@@ -5,15 +5,21 @@ They read the prediction table as it is. Bringing it up to date is the control p
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from tiercel.errors import ConceptStateError
 from tiercel.types import Task
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
     from tiercel.monitor.business import GroupValue, ValueReport
+    from tiercel.monitor.concept_state import ConceptState
+    from tiercel.monitor.estimation import EstimationReport
     from tiercel.monitor.intervals import Estimate
     from tiercel.monitor.performance import GroupPerformance, PerformanceReport
     from tiercel.registry import ModelVersion
@@ -30,11 +36,21 @@ HEADLINE = {Task.BINARY: ("auc", "AUC"), Task.REGRESSION: ("mae", "MAE")}
 
 @dataclass(frozen=True)
 class Judged:
-    """A model's reports; `value` is None where nothing is said of money, and `value_problem` why it cannot be told."""
+    """A model's reports.
+
+    Attributes:
+        performance: its figures.
+        value: its money; None where nothing is said of it, and `value_problem` why it cannot be told.
+        estimates: before labels; None where they were not asked for, and `estimates_problem` why there are none.
+        concept: streams of errors as the watch left them; empty likewise.
+    """
 
     performance: PerformanceReport
     value: ValueReport | None
     value_problem: str = ""
+    estimates: EstimationReport | None = None
+    estimates_problem: str = ""
+    concept: tuple[ConceptState, ...] = ()
 
     def of(self, version: int, arm: str = "champion") -> GroupPerformance | None:
         """A version's figures."""
@@ -53,7 +69,14 @@ class Judged:
         return name[1], group.metrics[name[0]]
 
 
-def judge(settings: Settings, version: ModelVersion, *, span: str = "7d", as_of_us: int | None = None) -> Judged | None:
+def judge(
+    settings: Settings,
+    version: ModelVersion,
+    *,
+    span: str = "7d",
+    as_of_us: int | None = None,
+    with_outlook: bool = False,
+) -> Judged | None:
     """The reports of a model; None where the prediction table has nothing of it.
 
     Args:
@@ -61,6 +84,7 @@ def judge(settings: Settings, version: ModelVersion, *, span: str = "7d", as_of_
         version: any of its versions: says what it predicts.
         span: one of `SPANS`.
         as_of_us: what came later is not looked at; None: now.
+        with_outlook: with estimates before labels and the streams of errors: what a model's page has room for.
 
     Raises:
         TableError, OutcomesError, DefinitionError: as `performance_report`.
@@ -85,8 +109,37 @@ def judge(settings: Settings, version: ModelVersion, *, span: str = "7d", as_of_
         performance = performance_report(
             connection, name, task, cohort, as_of_us=as_of_us, settings=value_settings, delay=delay
         )
+        value, value_problem = None, ""
         try:
             value = value_report(connection, name, task, cohort, value_settings, as_of_us=as_of_us)
         except Exception as error:  # noqa: BLE001 - figures are worth showing without money
-            return Judged(performance, None, str(error))
-    return Judged(performance, value)
+            value_problem = str(error)
+        judged = Judged(performance, value, value_problem)
+        return _with_outlook(judged, connection, settings, as_of_us) if with_outlook else judged
+
+
+def _with_outlook(judged: Judged, connection: DuckDBPyConnection, settings: Settings, as_of_us: int) -> Judged:
+    from tiercel.monitor.concept_state import ConceptStore
+    from tiercel.monitor.estimation import estimation_report
+
+    report = judged.performance
+    estimates, problem = None, ""
+    try:
+        estimates = estimation_report(
+            connection,
+            report.model,
+            report.task,
+            report.cohort,
+            as_of_us=as_of_us,
+            settings=settings.model(report.model).value,
+            coverage=report.delay.final_share or 1.0,
+        )
+    except Exception as error:  # noqa: BLE001 - as above
+        problem = str(error)
+    store, states = ConceptStore(settings.state_dir), []
+    for group in report.groups:
+        # A damaged file begins anew with the watch's next turn, which says so.
+        with contextlib.suppress(ConceptStateError, OSError):
+            states.append(store.load(report.model, group.key.version, group.key.arm))
+    concept = tuple(state for state in states if state is not None)
+    return replace(judged, estimates=estimates, estimates_problem=problem, concept=concept)

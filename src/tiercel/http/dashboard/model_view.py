@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tiercel.http.dashboard import charts, words
+from tiercel.http.dashboard import charts, outlook, words
 from tiercel.http.dashboard.judged import HEADLINE, ROLES, Judged
+from tiercel.http.dashboard.outlook import Outlook
 from tiercel.http.dashboard.overview import Drift, Latency, bound_us, drift_cell
 from tiercel.http.dashboard.shelf import Failed, Pending
 from tiercel.monitor.counting import MAGNITUDE_BOUNDS, STAGES
@@ -155,6 +156,7 @@ class ModelPage:
     unit: str
     comparisons: Sequence[tuple[str, Estimate]]
     value_note: str
+    outlook: Outlook
     history: Sequence[HistoryLine]
     n_events: int
     alerts: Sequence[AlertRow]
@@ -262,6 +264,7 @@ def build(
         unit="" if not isinstance(judged, Judged) or judged.value is None else judged.value.unit,
         comparisons=_comparisons(judged),
         value_note=judged.value_problem if isinstance(judged, Judged) else "",
+        outlook=outlook.build(judged, version.version) if isinstance(judged, Judged) else Outlook(),
         history=lines[:N_EVENTS],
         n_events=len(lines),
         alerts=alerts,

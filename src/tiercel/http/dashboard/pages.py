@@ -109,7 +109,7 @@ class Pages:
             span=_choice(request, "span", SPANS, _SPAN),
             feature=request.query_params.get("feature", "")[:200],
         )
-        judged = self._judged(chosen, asked.span)
+        judged = self._judged(chosen, asked.span, with_outlook=True)
         return await self._page(
             request,
             ("model", name, asked, type(judged)),
@@ -237,11 +237,15 @@ class Pages:
             "every_s": self._settings.monitor.interval_s,
         }  # fmt: skip
 
-    def _judged(self, version: ModelVersion | None, span: str) -> Judged | Pending | Failed | None:
+    def _judged(
+        self, version: ModelVersion | None, span: str, *, with_outlook: bool = False
+    ) -> Judged | Pending | Failed | None:
         if version is None:
             return None
-        key = ("judged", version.name, span)  # of all its versions; this one says what they predict
-        return self._shelf.peek(key, lambda: judge(self._settings, version, span=span), REPORTS_S)
+        key = ("judged", version.name, span, with_outlook)  # of all its versions; this one says what they predict
+        return self._shelf.peek(
+            key, lambda: judge(self._settings, version, span=span, with_outlook=with_outlook), REPORTS_S
+        )
 
 
 def _tried(read: Callable[[], T], otherwise: T, problems: list[str]) -> T:
