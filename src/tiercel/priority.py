@@ -45,12 +45,12 @@ def ask_for_short_slices() -> bool:
     return True
 
 
-def stand_back() -> None:
+def stand_back(niceness: int = NICENESS) -> None:
     """Let others go before the calling thread. Where a thread has no priority of its own, nothing happens.
 
     It asks for short turns too: a thread that is woken waits for the turn of the one that runs.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         ask_for_short_slices()
