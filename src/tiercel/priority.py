@@ -57,12 +57,12 @@ def stand_aside() -> None:
             os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
-def stand_back() -> None:
+def stand_back(niceness: int = NICENESS) -> None:
     """Let others go before the calling thread. Where a thread has no priority of its own, nothing happens.
 
     It asks for short turns too: a thread that is woken waits for the turn of the one that runs.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         ask_for_short_slices()

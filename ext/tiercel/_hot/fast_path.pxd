@@ -4,6 +4,7 @@
 # Lends  : request bodies to plans for the call.
 # GIL    : held throughout; a plan's work on a large body releases it.
 # Threads: all calls on the thread of the event loop.
+from tiercel._hot.aside cimport Aside
 from tiercel._hot.counters cimport WorkerCounters
 from tiercel._hot.http cimport Head
 from tiercel._hot.output cimport Output
@@ -37,9 +38,11 @@ cdef class FastPath:
     cdef object _engine, _hand_on, _refuse
     cdef public object queue               # see fast_path.pyi; None: what needs a queue is handed on
     cdef public object audit               # see fast_path.pyi; None: what is strict is handed on
-    cdef public Refusal late, full         # of a question whose time is over, of one that found no room; or None
+    cdef public Refusal late, full, shed   # of a question whose time is over, that found no room, that made some; or None
+    cdef readonly Aside aside
     cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
-    cdef bint _was_late
+    cdef int64_t _budget_us                # what the last body was given; -1: it named none, and its model has none
+    cdef str _why                          # the last body was not answered: in a word, or None: no more is known
     cdef int64_t _polled_ns
     cdef ReplyIds _ids
     cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path

@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from tiercel._hot.aside import Aside
 from tiercel._hot.counters import WorkerCounters
 from tiercel._hot.plan import Prepared, ServingPlan
 from tiercel._hot.protocol import HotProtocol
@@ -29,6 +30,9 @@ class Queue(Protocol):
 
     def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
         """The whole reply to a question that would be late; None: the general path's."""
+
+    def shed(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes:
+        """The whole reply to a question that could be answered, and has to make room for others."""
 
     def stand_in(self, plan: ServingPlan, reason: str, /) -> tuple[ServingPlan, tuple[bytes, bytes], int] | None:
         """Who answers instead of a model: its plan, what the reply says of it (the end of a JSON object; more fields of a
@@ -104,6 +108,8 @@ class FastPath:
     audit: Audit | None
     late: Refusal | None
     full: Refusal | None
+    shed: Refusal | None
+    aside: Aside
     socket_wait_ns: int
     def __init__(
         self,

@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport free
 from libc.string cimport memcmp
 
+from tiercel._hot.aside cimport Aside
 from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
 from tiercel._hot.output cimport Output, put, reserve
@@ -54,7 +55,7 @@ cdef class FastPath:
         self._counters = WorkerCounters() if counters is None else counters
         self._tallies = TensorTallies() if tallies is None else tallies
         self.hands_on_traced = hands_on_traced
-        self._reference, self._heads = b"", HeadWriter()
+        self._reference, self._heads, self.aside = b"", HeadWriter(), Aside()
 
     def __dealloc__(self):
         free(self._out.data)
@@ -81,7 +82,7 @@ cdef class FastPath:
     cdef bint _answer(
         self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close, tuple told
     ):
-        """Append the reply to one body to the output buffer; False to hand the request on (`_was_late`: for that reason).
+        """Append the reply to one body to the output buffer; False to hand the request on (`_why`).
 
         told: what the reply says behind its own fields, by kind of body, or None.
         """
@@ -93,6 +94,7 @@ cdef class FastPath:
         tensors.header_length = head.header_length
         if not reserve(out, room):
             return False
+        watch.budget_us = -1
         # The body goes where the longest head would end; the head is written once its length is known.
         out.size += room
         if head.content_length >= RELEASE_GIL_BYTES:
@@ -100,7 +102,8 @@ cdef class FastPath:
                 length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
         else:
             length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
-        self._was_late = length == -2
+        self._why = None if length > -2 else "deadline" if length == -2 and arrival.shed_ns == 0 else "overloaded"
+        self._budget_us = watch.budget_us if watch.budget_us >= 0 else plan._default_budget_us
         if length < 0 or (told is not None and not _extend(out, start + room, head.kind, told)):
             out.size = start
             return False
@@ -122,7 +125,7 @@ cdef class FastPath:
         cdef Stopwatch watch
         cdef Arrival ample = arrival[0]
         cdef Py_ssize_t most = min(self._ids.max_rows, <Py_ssize_t>CHECKED_ROWS)
-        ample.begun_ns = NEVER_NS // 2      # whatever its budget, it is not late
+        ample.begun_ns, ample.shed_ns = NEVER_NS // 2, 0        # whatever its budget, it is not late
         if not plan._assemble_body(
             body, head.content_length, head.kind, &ample, most, NEVER_NS, 0, &asked, &watch, NULL
         ):

@@ -13,6 +13,8 @@ cdef struct Needs:
     double spread_ns       # ... and the mean difference from that
     int64_t seen_at_ns     # of the monotonic clock: when that was last seen,
     int64_t n_asked        # ... and how often it was asked for since
+    double backlog_ns      # of what was scored inline lately: what is not made up for yet,
+    int64_t backlog_at_ns  # ... at this time
 
 
 # What was seen so long ago, and asked for so often since, is doubted, and one request is let in that it would keep out: who
@@ -20,6 +22,26 @@ cdef struct Needs:
 cdef enum:
     DOUBT_NS = 250_000_000
     DOUBT_ASKED = 16
+
+
+# Scoring inline keeps everybody waiting who comes meanwhile. A model that somebody can stand in for may use so much of the
+# event loop's time; what it used beyond that is its backlog.
+cdef inline double backlog_ns(const Needs* needs, int64_t now_ns) noexcept nogil:
+    return max(0.0, needs.backlog_ns - 0.75 * <double>(now_ns - needs.backlog_at_ns))
+
+
+# Whether scoring that takes so long would, with the backlog, keep others waiting for more than half of `budget_ns`, which is
+# what a request has: whoever waits for all of that still has the other half, for somebody else's answer. Where nothing was
+# scored lately it is not asked: each single answer is in time.
+cdef inline bint is_behind(const Needs* needs, int64_t score_ns, int64_t budget_ns, int64_t now_ns) noexcept nogil:
+    cdef double behind_ns = backlog_ns(needs, now_ns)
+    return behind_ns > 0 and behind_ns + <double>score_ns > <double>(budget_ns // 2)
+
+
+# So much was scored inline just now. A stall of the host is not the model's: no more than 20 times the usual counts.
+cdef inline void charge(Needs* needs, int64_t took_ns, Py_ssize_t n_rows, int64_t now_ns) noexcept nogil:
+    cdef double usual = max(<double>(needs.score_ns + n_rows * needs.row_ns), needs.seen_ns)
+    needs.backlog_ns, needs.backlog_at_ns = backlog_ns(needs, now_ns) + min(<double>took_ns, 20 * usual), now_ns
 
 
 cdef inline bint is_doubted(const Needs* needs, int64_t now_ns) noexcept nogil:

@@ -5,7 +5,8 @@
 # same answer.
 #
 # A request may have a deadline. A stage is begun only if what it is measured to take (`needs_us`) fits what is left; where
-# it does not, answer_into() hands on, and the general path finds another answer or refuses.
+# it does not, answer_into() hands on, and the general path finds another answer or refuses. Where somebody can stand in for
+# the model, it hands on too what would keep the event loop for too much of the time, though it would be in time itself.
 #
 # Owns   : its VectorProgram (which keeps the sealed base mapped), its scorer and its recorder. A plan is immutable; a new
 #          base or a new version makes a new plan, and requests in flight finish on the one they started with.
@@ -42,6 +43,7 @@ cdef struct Arrival:
     int budget_source      # BudgetSource: which header
     int64_t default_us     # given to a request that names none, -1: none; OWN_DEFAULT: what the plan gives its own
     uint32_t flags         # PredictionFlag
+    int64_t shed_ns        # counted as over of its time, where it has a deadline: of one that has to make room
 
 
 # The rows of one body, put together by one plan. `scratch` may point into itself, so this never moves.
@@ -96,7 +98,9 @@ cdef class ServingPlan:
     cpdef Prepared prepare(self, dict entities, dict features, int64_t now_us, int64_t read_ns=*)
 
     # The reply to one JSON (kind 0), msgpack (1) or tensor (2) body of `size` >= 1 bytes, appended to `out`; returns its
-    # length, or -1: nothing is appended, hand the body on to the general path, which answers it or says what is wrong.
+    # length, or less: nothing is appended, hand the body on to the general path, which answers it or says what is wrong.
+    # -1: no more is known; -2: it would be late; -3: it would be in time, and others who come meanwhile would not
+    # (`is_behind`), where somebody can stand in.
     # `watch` is filled in with the stages of an answered request. `request` belongs to tensors, NULL for the others: its
     # header_length is given, and its json_bytes and n_rows are left of an answered one.
     cdef Py_ssize_t answer_into(
@@ -104,7 +108,7 @@ cdef class ServingPlan:
         Stopwatch* watch, TensorRequest* request,
     ) noexcept nogil
 
-    # A JSON or msgpack body's question for a queue; `is_late`: it would be late, and nothing was read for it. None: hand the
+    # A JSON or msgpack body's question for a queue, or to be refused; `is_late`: it would be late, and nothing was read for it. None: hand the
     # body on to the general path.
     cdef Prepared prepare_body(self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids)
 

@@ -14,7 +14,7 @@ from tiercel._hot.explained cimport (
     EXPLAINED_EXACT, EXPLAINED_LATER, EXPLAINED_NONE, EXPLAINED_NOT, EXPLAINED_SAMPLED, WHY_NOT_KEPT, WHY_OWN, WHY_READY,
     Explained, Explanations, forget, own_words,
 )
-from tiercel._hot.needs cimport observe, score_ns
+from tiercel._hot.needs cimport charge, is_behind, observe, score_ns
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.payload cimport BODY_JSON, BODY_TENSORS, EXPLAIN_FULL, EXPLAIN_NOT, Body, Column
 from tiercel._hot.prediction cimport (
@@ -145,6 +145,13 @@ cdef class ServingPlan:
         """What reading and scoring so many rows is measured to take, in microseconds; 0: not measured."""
         return (self._needs.read_ns + score_ns(&self._needs, monotonic_ns()) + n_rows * self._needs.row_ns) / 1000
 
+    def is_behind(self, Py_ssize_t n_rows, int64_t budget_us):
+        """Whether scoring so many rows inline would, after what was scored lately, keep others waiting too long for a
+        stand-in to answer them: for half of `budget_us`, which each of them has. See needs.pxd."""
+        cdef int64_t now_ns = monotonic_ns()
+        cdef int64_t took_ns = score_ns(&self._needs, now_ns) + n_rows * self._needs.row_ns
+        return bool(self.is_inline and is_behind(&self._needs, took_ns, 1000 * budget_us, now_ns))
+
     # -- from bytes ------------------------------------------------------------------------------------------------
 
     def answer(
@@ -165,7 +172,7 @@ cdef class ServingPlan:
             return None
         memset(&out, 0, sizeof(Output))
         request.header_length = header_length
-        arrival.wall_us, arrival.read_ns, arrival.flags = now_us, monotonic_ns(), 0
+        arrival.wall_us, arrival.read_ns, arrival.flags, arrival.shed_ns = now_us, monotonic_ns(), 0, 0
         arrival.begun_ns, arrival.budget_us, arrival.budget_source = arrival.read_ns, budget_us, BUDGET_NONE
         arrival.default_us = OWN_DEFAULT
         with nogil:
@@ -199,6 +206,11 @@ cdef class ServingPlan:
         ):
             dispose(&asked)     # the general path has threads for it
             return -1
+        if self.has_stand_in and asked.due_ns != NEVER_NS and is_behind(
+            &self._needs, asked.score_ns, asked.due_ns - arrival.begun_ns, watch.at[3]
+        ):
+            dispose(&asked)
+            return -3
         if self._is_compiled:
             if self._scorer.score_rows(asked.scratch.rows, asked.n_rows, self.n_features, asked.scratch.scores) == SCORE_OK:
                 length = 0
@@ -207,6 +219,7 @@ cdef class ServingPlan:
                 if self._score_python(&asked.scratch, asked.n_rows):
                     length = 0
         _lap(watch, STAGE_SCORE)
+        charge(&self._needs, watch.at[4] - watch.at[3], asked.n_rows, watch.at[4])
         if length == 0 and asked.n_rows == 1:
             observe(&self._needs, watch.at[4] - watch.at[3], watch.at[4])
         if (self.has_stand_in or arrival.flags & <uint32_t>PREDICTION_DEGRADED) and length == 0 and not self.is_finite(&asked):
@@ -298,7 +311,9 @@ cdef class ServingPlan:
                 if 2 * (self._needs.read_ns + out.score_ns) > default_ns:
                     is_read = False
                 out.due_ns = arrival.begun_ns + default_ns
-            out.is_late = is_read and watch.at[1] + self._needs.read_ns + out.score_ns > out.due_ns
+            out.is_late = is_read and (
+                watch.at[1] + self._needs.read_ns + out.score_ns + arrival.shed_ns > out.due_ns
+            )
             if is_read and not out.is_late and out.score_ns <= max_score_ns:
                 memset(&out.keys, 0, sizeof(Output))
                 if self.vectors.begin(&out.scratch, out.n_rows):
@@ -339,8 +354,6 @@ cdef class ServingPlan:
     cdef Prepared prepare_body(self, const uint8_t* data, Py_ssize_t size, int kind, const Arrival* arrival, ReplyIds ids):
         cdef Prepared prepared
         cdef bint done
-        if not self.is_queued:
-            return None
         prepared = Prepared.__new__(Prepared)
         if size >= RELEASE_GIL_BYTES:
             with nogil:

@@ -81,6 +81,7 @@ cdef class Prepared:
         self.plan._score(&self._asked.scratch, self.n_rows)
         self.is_scored = True
         _lap(&self._watch, STAGE_SCORE)
+        charge(&self.plan._needs, self._watch.at[4] - began_ns, self.n_rows, self._watch.at[4])
         if self.n_rows == 1:
             observe(&self.plan._needs, self._watch.at[4] - began_ns, self._watch.at[4])
 

@@ -18,6 +18,8 @@
 #          connection and a peer that does not read its replies have another. At most max_connections connections.
 #          A head is at most MAX_HEAD_BYTES, a body at most max_body_bytes; what is larger is handed on unread.
 # Writes : straight to the socket while the transport holds nothing back, else through the transport.
+# Overload: a request that was read late has that much less time; of those that could still be answered a share is refused,
+#          and a connection whose request was refused may be read later (aside.pxd).
 # Flow   : while the transport's write buffer is full nothing is read and nothing more is answered; while a request waits
 #          for its batch at most WAITING_BYTES are read, and what one read brings.
 # Owns   : the bytes of its one incomplete request, and its timer.
@@ -88,6 +90,9 @@ cdef class HotProtocol:
     cdef Phase _phase
     cdef bint _write_paused, _read_paused, _draining
     cdef int _fd                           # of the open connection, -1: write through the transport only
+    cdef bint _is_refused                  # the last read brought a request that was refused
+    cdef bint _is_aside                    # not read until come_back()
+    cdef bint _came_back                   # ... which was since the last read
     cdef bint _is_queued                   # the transport may still hold bytes that must go first
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
@@ -108,6 +113,10 @@ cdef class HotProtocol:
     )
     cdef bint _stand_in_later(self, Prepared prepared, bytes request, error)
     cdef int _answer_waiting(self, Prepared prepared, scores, error) except -1
+    cdef bint _refuse_inline(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close
+    )
+    cdef bint _refuse_late(self, Prepared asked, const Arrival* arrival, bint close) except *
     cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns)
     cdef int _go_on(self) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1

@@ -3,6 +3,7 @@
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
+from tiercel._hot.aside cimport QUIET_NS
 from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal
@@ -16,9 +17,27 @@ from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t
 # machine to send its next request: the answer to that says `connection: close`, and nobody writes into a closed socket.
 DRAIN_S = 1.0
 
+# Longer than any deadline.
+cdef int64_t ALL_NS = <int64_t>1 << 60
+
 cdef extern from *:
     """
     #include <sys/socket.h>
+    #include <stdint.h>
+    #ifdef __linux__
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    #endif
+    /* Nanoseconds since the last bytes came, to the milliseconds that the kernel counts; -1: it does not say. */
+    static inline int64_t unread_ns(int fd) {
+    #ifdef __linux__
+        struct tcp_info info;
+        socklen_t size = sizeof(info);
+        if (fd >= 0 && getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0)
+            return (int64_t)info.tcpi_last_data_recv * 1000000;
+    #endif
+        return -1;
+    }
     #ifndef MSG_NOSIGNAL        /* macOS; CPython ignores SIGPIPE anyway */
     #define MSG_NOSIGNAL 0
     #endif
@@ -27,6 +46,7 @@ cdef extern from *:
     }
     """
     Py_ssize_t send_now(int fd, const void* data, size_t size) noexcept nogil
+    int64_t unread_ns(int fd) noexcept nogil
 
 
 cdef double _now() noexcept nogil:
@@ -94,6 +114,7 @@ cdef class HotProtocol:
     def shutdown(self):
         """Close when idle; otherwise answer what has begun to arrive, then close (uvicorn calls this once)."""
         self._draining = True
+        self.come_back()
         if self._phase == PHASE_IDLE:
             # A request may be in the socket already: the loop reads it before this timer fires.
             self.loop.call_later(DRAIN_S, self._close_if_idle)
@@ -101,6 +122,12 @@ cdef class HotProtocol:
     def _close_if_idle(self):
         if self._phase == PHASE_IDLE:
             self._close()
+
+    def come_back(self):
+        """Read on, after a request was refused (`Aside`)."""
+        if self._is_aside:
+            self._is_aside, self._came_back = False, True
+            self._set_reading(True)
 
     def pause_writing(self):
         self._write_paused = True
@@ -119,7 +146,7 @@ cdef class HotProtocol:
             return 0
         if self._buffer is not None:
             self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
-        if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY or self._phase == PHASE_WAITING:
+        if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY or self._phase == PHASE_WAITING or self._is_aside:
             return 0
         self._set_reading(True)
         if self._draining and self._phase == PHASE_IDLE:
@@ -144,6 +171,7 @@ cdef class HotProtocol:
         """The connection is no longer ours, or no longer at all."""
         self.server_state.connections.discard(self)
         self._phase = PHASE_AWAY
+        self._is_aside = False
         self._fd = -1
         self._buffer = self._asked = self._place = self._request = self._held = None
         self._n_marks = 0
@@ -193,6 +221,10 @@ cdef class HotProtocol:
                 self._set_reading(False)
             elif self._draining:
                 self._close()
+            elif self._is_refused and self.path.aside.is_too_much(monotonic_ns()):
+                self._is_aside = True
+                self._set_reading(False)
+                self.path.aside.add(self, self.loop)
             return 0
         rest = None
         if whole is not None:
@@ -237,6 +269,7 @@ cdef class HotProtocol:
         cdef HeadStatus status
         cdef ServingPlan plan
         cdef Arrival arrival
+        cdef int64_t wait_ns
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
         arrival.default_us = OWN_DEFAULT
         if is_new:
@@ -244,6 +277,11 @@ cdef class HotProtocol:
         if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS:
             path._polled_ns = arrival.read_ns
             path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
+            path.aside.poll(arrival.read_ns, path.socket_wait_ns)
+        wait_ns = path.socket_wait_ns
+        if self._came_back:
+            self._came_back, wait_ns = False, max(unread_ns(self._fd), 0)
+        self._is_refused = False
         path._out.size = 0
         self._needed = 0
         path._heads.refresh(self.server_state)
@@ -261,6 +299,11 @@ cdef class HotProtocol:
             if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
                 outcome = OUTCOME_HAND_ON
                 break
+            arrival.shed_ns = 0
+            if self.begun_ns == arrival.read_ns and wait_ns > QUIET_NS:     # read just now; the marks know of the others
+                arrival.begun_ns -= wait_ns
+                if path.aside.sheds(plan.is_queued, wait_ns, arrival.read_ns):
+                    arrival.shed_ns = ALL_NS
             if plan.is_queued:
                 outcome = self._park(
                     plan, data + offset, &head, &arrival, self._draining and offset + total == size, &offset
@@ -275,13 +318,17 @@ cdef class HotProtocol:
                     break
             elif not path._answer(
                 plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size, None
-            ) and not (path._was_late and self._stand_in(
-                plan, data + offset, &head, &arrival, self._draining and offset + total == size, "deadline"
-            )):
+            ) and not (path._why is not None and self._stand_in(
+                plan, data + offset, &head, &arrival, self._draining and offset + total == size, path._why
+            )) and not self._refuse_inline(
+                plan, data + offset, &head, &arrival, self._draining and offset + total == size
+            ):
                 outcome = OUTCOME_HAND_ON
                 break
             else:
                 offset += total
+                if path._budget_us > 0:
+                    path.aside.note(False, 1000 * path._budget_us, arrival.read_ns)
             self.begun_ns = self._read_at(offset, arrival.read_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
@@ -300,28 +347,26 @@ cdef class HotProtocol:
         """Put a request into the queue of its model: OUTCOME_WAITING, or _HAND_ON; _DONE when it is refused in `_out`."""
         cdef FastPath path = self.path
         cdef Prepared prepared
-        cdef Arrival came = arrival[0]
         cdef Py_ssize_t total = head.head_length + head.content_length
         if path.queue is None or head.kind == BODY_TENSORS:
             return OUTCOME_HAND_ON
-        if came.begun_ns == came.read_ns:       # read just now; the marks know of the others
-            came.begun_ns -= path.socket_wait_ns
-        prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, &came, path._ids)
+        prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
         if prepared is None:
             return OUTCOME_HAND_ON
-        if not close and not plan.has_stand_in and (
-            self._refuse_again(path.late, prepared, arrival.read_ns)
-            or (not prepared._asked.is_late and self._refuse_again(path.full, prepared, arrival.read_ns))
-        ):
+        path.aside.note(True, prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
+        if prepared._asked.is_late and not plan.has_stand_in:
+            if not self._refuse_late(prepared, arrival, close):
+                return OUTCOME_HAND_ON
+            consumed[0] += total
+            return OUTCOME_DONE
+        if not close and not plan.has_stand_in and self._refuse_again(path.full, prepared, arrival.read_ns):
             consumed[0] += total
             return OUTCOME_DONE
         self._flush()       # entering may answer others through the same buffer
         if not prepared._asked.is_late:
             place = path.queue.enter(prepared, self, close)
-        elif plan.has_stand_in:
-            place = "deadline"
         else:
-            place = path.queue.late(prepared, self, close)
+            place = "deadline" if arrival.shed_ns == 0 else "overloaded"
         if place is None or (type(place) is str and not self._stand_in(plan, request, head, arrival, close, place)):
             return OUTCOME_HAND_ON
         consumed[0] += total
@@ -330,6 +375,7 @@ cdef class HotProtocol:
         if type(place) is bytes:
             if not put(&path._out, PyBytes_AS_STRING(<bytes>place), PyBytes_GET_SIZE(<bytes>place)):
                 raise MemoryError("No memory for a refusal")
+            self._is_refused = True
             return OUTCOME_DONE
         self._asked, self._place, self.begun_ns = prepared, place, self._read_at(consumed[0], arrival.read_ns)
         self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
@@ -391,16 +437,42 @@ cdef class HotProtocol:
             if request[i] in b"@:/":        # a certain version has no stand-in; the general path tells the champion's alias
                 return False
         # A question that would be late was not looked at.
-        if reason == "deadline" and not path._is_question(plan, request + head.head_length, head, arrival):
+        if (reason == "deadline" or came.shed_ns > 0) and not path._is_question(plan, request + head.head_length, head, arrival):
             return False
         found = path.queue.stand_in(plan, reason)
         if found is None:
             return False
-        came.flags |= <uint32_t>found[2]
+        came.flags, came.shed_ns = came.flags | <uint32_t>found[2], 0
         came.default_us = plan._default_budget_us       # whoever answers, the model was asked
         if not path._answer(found[0], request + head.head_length, head, &came, close, found[1]):
             return False
         path._counters.add("degraded_fallback")
+        return True
+
+    cdef bint _refuse_inline(
+        self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close
+    ):
+        """Refuse in `_out` what was not answered inline for want of time; False: the general path is to."""
+        cdef Prepared prepared
+        if self.path._why is None or self.path.queue is None or plan.has_stand_in or head.kind == BODY_TENSORS:
+            return False
+        prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, self.path._ids)
+        return prepared is not None and bool(prepared._asked.is_late) and self._refuse_late(prepared, arrival, close)
+
+    cdef bint _refuse_late(self, Prepared asked, const Arrival* arrival, bint close) except *:
+        """Refuse in `_out` a question that would be late, or has to make room for others; False: the general path is to."""
+        cdef FastPath path = self.path
+        cdef bint is_shed = arrival.shed_ns > 0 and (
+            arrival.read_ns + asked.plan._needs.read_ns + asked._asked.score_ns <= asked._asked.due_ns
+        )
+        if not close and self._refuse_again(path.shed if is_shed else path.late, asked, arrival.read_ns):
+            return True
+        told = path.queue.shed(asked, self, close) if is_shed else path.queue.late(asked, self, close)
+        if told is None:
+            return False
+        if not put(&path._out, PyBytes_AS_STRING(<bytes?>told), PyBytes_GET_SIZE(<bytes>told)):
+            raise MemoryError("No memory for a refusal")
+        self._is_refused = True
         return True
 
     cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns):
@@ -412,6 +484,7 @@ cdef class HotProtocol:
             return False
         path._counters.count_reply(refusal.status, refusal.code)
         path._counters.add(refusal.cell)
+        self._is_refused = True
         return True
 
     def complete(self, Prepared prepared not None, scores, error):

@@ -15,7 +15,7 @@ from tiercel.http.raw_reply import error_bytes
 from tiercel.http.socket_wait import SocketWait
 from tiercel.http.status import status_of
 from tiercel.serving.answers import Degraded, degrade_flags
-from tiercel.serving.asked import require_time
+from tiercel.serving.asked import leave_by, require_time
 from tiercel.serving.deadline import Deadline
 from tiercel.serving.ladder import Reason, Rung, reason_of
 
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.router import Router
 
-#: What a fallback is left of the deadline of a question that waits, and at most a quarter of that.
-MARGIN_NS = 5_000_000
 #: Versions that others stood in for, and are remembered with it. No plan is: it would keep its base from going.
 MAX_STAND_INS = 100
-#: How long a refusal is given again without a look: a queue that is full, and a time that is over.
+#: How long a refusal is given again without a look: a queue that is full, a time that is over, a place that is needed.
 FULL_NS = 1_000_000
 LATE_NS = 1_000_000_000
+SHED_NS = 10_000_000
+#: Of the monotonic clock.
+NEVER_NS = 1 << 62
 
 
 class QueueDoor:
@@ -57,7 +58,7 @@ class QueueDoor:
         """Queue a question; a question that finds no room is refused here, unless somebody else may answer it."""
         due_ns = asked.due_ns
         if asked.plan.has_stand_in:  # who is asked when the queue gives up needs time, too
-            due_ns -= min(MARGIN_NS, 250 * asked.budget_us)
+            due_ns = leave_by(due_ns, asked.budget_us, 0 if self._wait is None else self._wait.peak_ns)
         try:
             return self._router.submit(asked, due_ns, partial(hot.complete, asked))
         except CapacityError as error:
@@ -116,10 +117,33 @@ class QueueDoor:
 
     def close(self) -> None:
         """The event loop is about to end."""
-        self._path.late = self._path.full = None
+        self._path.late = self._path.full = self._path.shed = None
+        self._path.aside.close()
         if self._wait is not None:
             self._wait.close()
             self._wait = None
+
+    def shed(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes:
+        """Refuse a question that is to make room for others, since reading is behind."""
+        behind_us = self._path.socket_wait_ns // 1000
+        error = CapacityError(
+            f"Requests come faster than they are answered: they wait {behind_us / 1000:.3f} ms to be read, and some are "
+            f"refused so that the others are in time. Try again later, or ask fewer at once",
+            predicted_wait_us=max(1, behind_us),
+        )
+        reply = self.refusal(asked, error, hot, close)
+        if not close:
+            self._path.shed = Refusal(
+                asked,
+                reply,
+                hot.server_state.default_headers,
+                status=status_of(error),
+                code=error.code,
+                cell="refused_capacity",
+                until_ns=time.monotonic_ns() + SHED_NS,
+                slack_ns=NEVER_NS,
+            )
+        return reply
 
     def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
         """Refuse a question whose deadline is too near, or over."""

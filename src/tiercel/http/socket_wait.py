@@ -31,6 +31,9 @@ class SocketWait:
         loop: that reads them.
         clock_ns: monotonic.
 
+    Attributes:
+        peak_ns: about the longest of the last 64 waits.
+
     Threads: the event loop's only.
     """
 
@@ -40,6 +43,7 @@ class SocketWait:
         self._sender.setblocking(False)
         self._receiver.setblocking(False)
         self._sent_ns = self._seen_ns = self._last_ns = 0
+        self.peak_ns = 0
         loop.add_reader(self._receiver, self._seen)
 
     def probe(self) -> int:
@@ -71,6 +75,7 @@ class SocketWait:
             self._receiver.recv(64)
         self._seen_ns = self._clock_ns()
         self._last_ns, self._sent_ns = self._seen_ns - self._sent_ns, 0
+        self.peak_ns = max(self._last_ns, self.peak_ns - self.peak_ns // 64)
         if self._last_ns > PERIOD_NS:
             # A stall that is over is nobody's wait any more. In a backlog this one comes back as late.
             self._send(self._seen_ns)

@@ -32,6 +32,7 @@ import numpy as np
 from tiercel.errors import CapacityError, DeadlineError, ModelError, TiercelError
 from tiercel.serving.admission import Admission
 from tiercel.serving.batch_scoring import copy_of, score_parts
+from tiercel.serving.batches import Batch, Suspect, Trial
 from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.pace import Pace
 from tiercel.serving.schedule import Lines, advance, next_batch
@@ -62,34 +63,6 @@ DOUBT_NS, DOUBT_ASKED = 250_000_000, 16
 STUCK_NS = 1_000_000_000
 
 _BY_DUE = attrgetter("due_ns")
-
-
-class _Trial:
-    """A failed batch whose members are tried one by one."""
-
-    def __init__(self) -> None:
-        self.strikes = 0
-        self.has_passed = False
-
-
-class _Suspect:
-    """One member of a failed batch: rows `start` to `stop` of a request."""
-
-    def __init__(self, waiter: Waiter, start: int, stop: int, trial: _Trial) -> None:
-        self.waiter, self.start, self.stop, self.trial = waiter, start, stop, trial
-        self.due_ns, self.rest = waiter.due_ns, stop - start
-
-
-class _Batch:
-    """What is being scored."""
-
-    def __init__(self, parts: list[tuple[Waiter, int, int]], began_ns: int, ends_ns: int, trial: _Trial | None) -> None:
-        self.parts = parts
-        self.n_rows = sum(stop - start for _, start, stop in parts)
-        self.began_ns, self.ends_ns = began_ns, ends_ns
-        self.trial = trial
-        self.done: Future[Any] | None = None  # once it is scored
-        self.done_ns = 0
 
 
 class Batcher:
@@ -143,10 +116,10 @@ class Batcher:
         self._pace = Pace(cost, budget_us)
         self._small: list[Waiter] = []
         self._large: list[Waiter] = []
-        self._alone: list[_Suspect] = []
+        self._alone: list[Suspect] = []
         self._lines = Lines(self._small, self._large, self._alone)
         self._admission = Admission(self._lines, self._pace)
-        self._running: _Batch | None = None
+        self._running: Batch | None = None
         self._is_stuck = False
         self._is_woken, self._woken_ns = False, 0
         self._is_busy = False  # who is told something may come back with the next request, and poll
@@ -154,7 +127,9 @@ class Batcher:
         self._n_open = 0  # accepted and not answered
         self._learned_ns = self._n_asked = 0  # when a batch was last learned from, and how many asked for that since
         self._drained = asyncio.Event()
+        self._may_leave = False  # somebody came that can go elsewhere
         self._watch: asyncio.TimerHandle | None = None
+        self._look_ns = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # What it looks like from outside
@@ -194,12 +169,16 @@ class Batcher:
             needed_ns = min(needed_ns, self._pace.hoped_ns(n_rows))
         return needed_ns // 1000
 
-    def submit(self, rows: NDArray[np.float32], due_ns: int) -> asyncio.Future[NDArray[np.float64]]:
+    def submit(
+        self, rows: NDArray[np.float32], due_ns: int, *, can_leave: bool = False
+    ) -> asyncio.Future[NDArray[np.float64]]:
         """Have `rows` scored by `due_ns`.
 
         Args:
             rows: float32, shape (n, n_features); not to be changed before the answer.
             due_ns: of the batcher's clock.
+            can_leave: somebody else answers what has no scores by then: it is told at that time even while a batch with it
+                still runs. Otherwise a running batch is waited for, since late scores are better than none.
 
         Returns:
             float64, shape (n, n_outputs), the caller's own. It may fail with ModelError (the scorer failed), DeadlineError
@@ -215,13 +194,16 @@ class Batcher:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         waiter = FutureWaiter(self._cancelled, np.ascontiguousarray(rows), due_ns, loop=self._loop)
+        waiter.can_leave = can_leave
         if waiter.rest == 0:
             waiter.set_result(np.empty((0, self.n_outputs)))
         else:
             self._accept(waiter)
         return waiter
 
-    def submit_call(self, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall) -> CallWaiter:
+    def submit_call(
+        self, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall, *, can_leave: bool = False
+    ) -> CallWaiter:
         """As `submit`, for C-contiguous rows of which there is at least one; `answer` is called instead of a future's end.
 
         `answer(scores, None)` or `answer(None, error)` comes once, from the event loop and not from within this call, unless
@@ -230,6 +212,7 @@ class Batcher:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         waiter = CallWaiter(self._cancelled, rows, due_ns, answer)
+        waiter.can_leave = can_leave
         self._accept(waiter)
         return waiter
 
@@ -237,6 +220,7 @@ class Batcher:
         """Put a request in line. Raises as `submit`."""
         due_ns = waiter.due_ns
         self._admit(waiter)
+        self._may_leave = self._may_leave or waiter.can_leave
         line = self._large if waiter.is_large else self._small
         if not line or line[-1].due_ns <= due_ns:
             line.append(waiter)
@@ -359,7 +343,7 @@ class Batcher:
         parts: list[tuple[Waiter, int, int]] = []
         trial = None
         for item, take in chosen:
-            if isinstance(item, _Suspect):
+            if isinstance(item, Suspect):
                 parts.append((item.waiter, item.start, item.stop))
                 trial = item.trial
             elif isinstance(item, FutureWaiter | CallWaiter):
@@ -371,7 +355,7 @@ class Batcher:
         lines.small_at = lines.large_at = lines.alone_at = 0
         self._tell_rows()
         n_rows = sum(stop - start for _, start, stop in parts)
-        batch = _Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
+        batch = Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         try:
             done = self._executor.submit(
                 score_parts, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
@@ -381,11 +365,10 @@ class Batcher:
                 self._fail(waiter, self._shut(str(error)))
             return
         self._running = batch
-        if self._watch is None:
-            self._look_in(batch.ends_ns - now_ns + STUCK_NS)
+        self._watch_over(batch, now_ns)
         done.add_done_callback(lambda done: self._hand_back(batch, done))
 
-    def _hand_back(self, batch: _Batch, done: Future[Any]) -> None:
+    def _hand_back(self, batch: Batch, done: Future[Any]) -> None:
         """From the scoring thread to the event loop."""
         batch.done_ns, batch.done = self._clock(), done
         try:
@@ -394,7 +377,7 @@ class Batcher:
         except RuntimeError:  # the loop is closed: nobody can be waiting
             log.debug("A batch of %d rows ended after its event loop", batch.n_rows)
 
-    def _end(self, batch: _Batch, done: Future[Any]) -> None:
+    def _end(self, batch: Batch, done: Future[Any]) -> None:
         """Answer a batch's waiters and start the next."""
         batch.done = None  # it leads back to the batch, and what only the collector frees makes long pauses
         if batch is not self._running:
@@ -416,7 +399,7 @@ class Batcher:
                     self._fail_scoring(waiter, failure)
         self._start_next()
 
-    def _answer_all(self, batch: _Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
+    def _answer_all(self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
         self._learn(batch, scored_ns, now_ns)
         at = 0
         for waiter, start, stop in batch.parts:
@@ -442,7 +425,7 @@ class Batcher:
         waiter.set_result(answer)
         self._close_one()
 
-    def _learn(self, batch: _Batch, scored_ns: int, now_ns: int) -> None:
+    def _learn(self, batch: Batch, scored_ns: int, now_ns: int) -> None:
         self._learned_ns, self._n_asked = now_ns, 0
         self.batches += 1
         self.rows += batch.n_rows
@@ -454,11 +437,11 @@ class Batcher:
 
     # Who leaves without an answer
 
-    def _blame(self, batch: _Batch, error: BaseException, now_ns: int) -> None:
+    def _blame(self, batch: Batch, error: BaseException, now_ns: int) -> None:
         """Fail, or try once more, the members of a batch that failed."""
         trial = batch.trial
         if trial is None and len(batch.parts) > 1:
-            trial = _Trial()
+            trial = Trial()
             self._admission.is_tight = True
             for waiter, start, stop in batch.parts:
                 if waiter.done():
@@ -466,7 +449,7 @@ class Batcher:
                 if now_ns + self._pace.terms.batch_ns(stop - start) > waiter.due_ns:
                     self._fail_scoring(waiter, error)
                     continue
-                suspect = _Suspect(waiter, start, stop, trial)
+                suspect = Suspect(waiter, start, stop, trial)
                 waiter.is_suspect = True
                 self._alone.insert(bisect_right(self._alone, suspect.due_ns, key=_BY_DUE), suspect)
                 self._lines.other_rows += suspect.rest
@@ -512,7 +495,7 @@ class Batcher:
                 first = line[0]
                 if now_ns + self._pace.typical_ns(first.rest) <= first.due_ns:
                     break
-                self._drop(first.waiter if isinstance(first, _Suspect) else first, now_ns)
+                self._drop(first.waiter if isinstance(first, Suspect) else first, now_ns)
 
     def _drop(self, waiter: Waiter, now_ns: int) -> None:
         self.expired += 1
@@ -574,27 +557,43 @@ class Batcher:
             predicted_wait_us=self._budget_us,
         )
 
-    # A scorer that does not return
+    # Batches that take too long
 
-    def _look_in(self, ns: int) -> None:
+    def _watch_over(self, batch: Batch, now_ns: int) -> None:
+        """Look again when somebody may have to be told that there are no scores yet."""
+        look_ns = batch.ends_ns + STUCK_NS if not self._is_stuck else now_ns + 1000 * self._budget_us
+        if self._may_leave:
+            firsts = [line[0].due_ns for line in (self._small, self._large, self._alone) if line]
+            leaves_ns = batch.leaves_ns()
+            if leaves_ns is not None:
+                firsts.append(leaves_ns)
+            look_ns = max(now_ns, min((look_ns, *firsts)))
+        if self._watch is not None:
+            if self._look_ns <= look_ns:
+                return
+            self._watch.cancel()
         if self._loop is not None:
-            self._watch = self._loop.call_later(ns / 1e9, self._look)
+            self._look_ns = look_ns
+            self._watch = self._loop.call_later((look_ns - now_ns + 500_000) / 1e9, self._look)  # not just before
 
     def _look(self) -> None:
-        """Once in a while under load, never when idle: tell those who would wait for ever."""
+        """Once in a while under load, never when idle: tell those who would wait for too long, or for ever."""
         self._watch = None
         batch = self._running
         if batch is None:
             return
         now_ns = self._clock()
-        if now_ns < batch.ends_ns + STUCK_NS:
-            self._look_in(batch.ends_ns + STUCK_NS - now_ns)
-            return
-        if not self._is_stuck:
-            self._is_stuck = True
-            log.error("Scoring %d rows has not returned for %.1f s", batch.n_rows, (now_ns - batch.began_ns) / 1e9)
-        for waiter, _, _ in batch.parts:
-            if not waiter.done():
-                self._drop(waiter, now_ns)
+        if now_ns >= batch.ends_ns + STUCK_NS:
+            if not self._is_stuck:
+                self._is_stuck = True
+                log.error("Scoring %d rows has not returned for %.1f s", batch.n_rows, (now_ns - batch.began_ns) / 1e9)
+            for waiter, _, _ in batch.parts:
+                if not waiter.done():
+                    self._drop(waiter, now_ns)
+        elif self._may_leave:
+            for waiter, _, _ in batch.parts:
+                if waiter.can_leave and waiter.due_ns <= now_ns and not waiter.done():
+                    self._drop(waiter, now_ns)
         self._expire(now_ns)
-        self._look_in(1000 * self._budget_us)
+        if batch is self._running:  # who is told may come back with the next request, and `poll`
+            self._watch_over(batch, now_ns)

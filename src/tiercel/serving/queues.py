@@ -6,6 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from tiercel.priority import stand_back
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.near_realtime import Batcher
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Scoring threads of a worker. Two: while one version scores, another need not wait for all of it.
 N_THREADS = 2
+#: Theirs: what is scored here has time, what the event loop answers has not. On a core that is always busy they still get
+#: a quarter of it.
+NICENESS = 5
 
 
 class Queues:
@@ -46,7 +50,7 @@ class Queues:
         found = self._batchers.get(id(plan.scorer))
         if found is None:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(N_THREADS, "tiercel-score")
+                self._executor = ThreadPoolExecutor(N_THREADS, "tiercel-score", stand_back, (NICENESS,))
             cost = self._cost_of(plan) or CostCurve.unmeasured()
             batcher = Batcher(
                 plan.scorer.score,
@@ -59,13 +63,17 @@ class Queues:
             found = self._batchers[id(plan.scorer)] = plan.scorer, f"{plan.model}:{plan.version}", batcher
         return found[2]
 
-    async def score(self, plan: ServingPlan, rows: NDArray[np.float32], due_ns: int) -> NDArray[np.float64]:
-        """Scores of `rows` by `due_ns`. Raises as `Batcher.submit` and its future."""
-        return await self.of(plan).submit(rows, due_ns)
+    async def score(
+        self, plan: ServingPlan, rows: NDArray[np.float32], due_ns: int, *, can_leave: bool = False
+    ) -> NDArray[np.float64]:
+        """Scores of `rows` by `due_ns`. Arguments and errors as `Batcher.submit` and its future."""
+        return await self.of(plan).submit(rows, due_ns, can_leave=can_leave)
 
-    def submit_call(self, plan: ServingPlan, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall) -> CallWaiter:
+    def submit_call(
+        self, plan: ServingPlan, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall, *, can_leave: bool = False
+    ) -> CallWaiter:
         """As `Batcher.submit_call`."""
-        return self.of(plan).submit_call(rows, due_ns, answer)
+        return self.of(plan).submit_call(rows, due_ns, answer, can_leave=can_leave)
 
     def poll(self) -> None:
         """`Batcher.poll` of every queue."""

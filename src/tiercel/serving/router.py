@@ -25,7 +25,7 @@ from tiercel.errors import (
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
 from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served, require_finite
-from tiercel.serving.asked import Asked, require_time
+from tiercel.serving.asked import Asked, behind, leave_by, require_time
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.durable_answers import make_durable
 from tiercel.serving.explaining import Explaining
@@ -209,7 +209,8 @@ class Router:
             CapacityError, DeadlineError: refused, and nobody else was asked.
         """
         self._follow_routes()
-        return self._queues.submit_call(prepared.plan, prepared.rows(), due_ns, answer)
+        plan = prepared.plan
+        return self._queues.submit_call(plan, prepared.rows(), due_ns, answer, can_leave=plan.has_stand_in)
 
     def poll(self) -> None:
         """See `Batcher.poll`; for whoever reads many requests without giving way to the event loop."""
@@ -336,6 +337,9 @@ class Router:
                 return served
             plans[0] = champion
             candidates = [self._candidate(Rung.CHAMPION, champion, question, asked)]
+        willing = candidates[0]
+        if champion is not None and asked.is_behind(champion, question.n_rows, can_degrade=declared.has_stand_in):
+            candidates[0] = willing.refused(behind(willing.label))
         while True:
             left_us, deadline = asked.left_us(), asked.deadline  # one moment for the look and the choice
             if len(candidates) == 1 and not candidates[0].fits(left_us):
@@ -344,6 +348,8 @@ class Router:
                     require_answerable(champion, question)
                     ready = self._ready.offer(declared, champion, question, candidates)
                 left_us = asked.left_us()
+                if willing is not candidates[0] and not any(each.fits(left_us) for each in candidates):
+                    candidates[0] = willing
             choice = choose(candidates, left_us, None if deadline is None else deadline.budget_us)
             place = candidates.index(choice.candidate)
             if place in ready:
@@ -351,7 +357,7 @@ class Router:
             plan = plans[place]
             try:
                 if choice.rung is Rung.CHAMPION:
-                    prepared = await self._score(plan, question, asked)
+                    prepared = await self._score(plan, question, asked, can_leave=declared.has_stand_in)
                     if declared.has_stand_in:
                         require_finite(prepared)
                     if blamed is not None:  # the question was right after all
@@ -378,7 +384,10 @@ class Router:
             self._told.add(what)
             log.error("Model %s: another answers for it: %s", candidate.label, error, exc_info=error)
 
-    async def _score(self, plan: ServingPlan, question: Question, asked: Asked) -> Prepared:
+    async def _score(
+        self, plan: ServingPlan, question: Question, asked: Asked, *, can_leave: bool = False
+    ) -> Prepared:
+        """Read and score. `can_leave`: others are asked, in time, where it cannot be scored by a certain deadline."""
         if plan.tier == Tier.BATCH:
             raise TierDeniedError(
                 f"Expected a model that can answer while a request waits, got '{plan.model}' version {plan.version}, which "
@@ -396,8 +405,11 @@ class Router:
             prepared.score()
             return prepared
         due_ns = self._due_ns(plan, prepared.n_rows, asked.begin_ns) if deadline is None else deadline.due_ns
+        can_leave = deadline is not None and can_leave
+        if deadline is not None and can_leave:
+            due_ns = leave_by(due_ns, deadline.budget_us)
         try:
-            scores = await self._queues.score(plan, prepared.rows(), due_ns)
+            scores = await self._queues.score(plan, prepared.rows(), due_ns, can_leave=can_leave)
         except DeadlineError as error:
             if asked.deadline is None:
                 raise

@@ -33,6 +33,7 @@ class FutureWaiter(asyncio.Future["NDArray[np.float64]"]):
         self.rest = self.unscored = len(rows)  # not in a batch yet; not scored yet
         self.is_large = False
         self.is_suspect = False
+        self.can_leave = False  # somebody else answers in time what has no scores when it is due
         self.scores: NDArray[np.float64] | None = None  # of a request in several parts
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -47,7 +48,7 @@ class CallWaiter:
     """The same for one who is called. Its interface is the part of a future's that a queue uses."""
 
     __slots__ = (
-        "_answer", "_is_done", "_tell_cancelled", "due_ns", "is_large", "is_suspect", "rest", "rows", "scores", "unscored",
+        "_answer", "_is_done", "_tell_cancelled", "can_leave", "due_ns", "is_large", "is_suspect", "rest", "rows", "scores", "unscored",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +58,7 @@ class CallWaiter:
         self.rows = rows
         self.due_ns = due_ns
         self.rest = self.unscored = len(rows)
-        self.is_large = self.is_suspect = self._is_done = False
+        self.is_large = self.is_suspect = self.can_leave = self._is_done = False
         self.scores: NDArray[np.float64] | None = None
 
     def done(self) -> bool:

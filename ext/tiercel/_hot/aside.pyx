@@ -1,0 +1,90 @@
+"""Who is refused, and read later, while requests come faster than they can be answered; see aside.pxd. Owner: tiercel.http.native."""
+
+from collections import deque
+
+from tiercel._hot.clock cimport monotonic_ns
+from tiercel._hot.typedefs cimport int64_t
+
+# How often the line is looked at when nothing is read.
+TICK_S = 0.001
+
+
+cdef class Aside:
+    def __init__(self):
+        self._line = deque()
+        self._allowed = BURST
+
+    def __len__(self):
+        return len(self._line)
+
+    def close(self):
+        """Call everybody back: the event loop is about to end, or the server to stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._line:
+            self._line.popleft().come_back()
+
+    cdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept:
+        cdef int kind = 1 if is_queued else 0
+        if (
+            budget_ns <= self._tightest_ns[kind] or self._tightest_ns[kind] == 0
+            or now_ns - self._tightest_at_ns[kind] > RECENT_NS
+        ):
+            self._tightest_ns[kind], self._tightest_at_ns[kind] = budget_ns, now_ns
+
+    cdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept:
+        cdef int kind = 1 if is_queued else 0
+        cdef int64_t most_ns = 0
+        if self._tightest_ns[kind] == 0 or now_ns - self._tightest_at_ns[kind] > RECENT_NS:
+            return False
+        most_ns = self._tightest_ns[kind] // INLINE_PART
+        if is_queued and self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS:
+            most_ns = min(most_ns, self._tightest_ns[0] // BOTH_PART)
+        most_ns = max(most_ns, QUIET_NS)
+        if wait_ns <= most_ns:
+            return False
+        # A share of all, evenly: those who are left wait just so long.
+        self._debt[kind] += 1 - <double>most_ns / <double>wait_ns
+        if self._debt[kind] < 1:
+            return False
+        self._debt[kind] -= 1
+        return True
+
+    cdef bint is_too_much(self, int64_t now_ns) noexcept:
+        self._allowed = min(<double>BURST, self._allowed + <double>(now_ns - self._counted_ns) / SPACING_NS)
+        self._counted_ns = now_ns
+        if self._allowed < 1:
+            return True
+        self._allowed -= 1
+        return False
+
+    cdef int add(self, connection, loop) except -1:
+        cdef int64_t now_ns
+        if not self._line:
+            now_ns = monotonic_ns()
+            self._next_ns = max(self._next_ns, now_ns)
+        self._line.append(connection)
+        if self._timer is None:
+            self._loop = loop
+            self._timer = loop.call_later(TICK_S, self._on_timer)
+        return 0
+
+    cdef int poll(self, int64_t now_ns, int64_t wait_ns) except -1:
+        cdef int64_t spacing_ns = SPACING_NS if wait_ns > QUIET_NS else SPACING_NS // 10
+        self._wait_ns, self._polled_ns = wait_ns, now_ns
+        if not self._line:
+            return 0
+        self._next_ns = max(self._next_ns, now_ns - BURST * spacing_ns)
+        while self._line and self._next_ns <= now_ns:
+            self._next_ns += spacing_ns
+            self._line.popleft().come_back()
+        return 0
+
+    def _on_timer(self):
+        cdef int64_t now_ns = monotonic_ns()
+        self._timer = None
+        # What was said while something was read says nothing of now, when nothing is.
+        self.poll(now_ns, self._wait_ns if now_ns - self._polled_ns < 10 * QUIET_NS else 0)
+        if self._line and self._timer is None:
+            self._timer = self._loop.call_later(TICK_S, self._on_timer)
