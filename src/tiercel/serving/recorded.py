@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel._hot.plan import ServingPlan
-from tiercel.errors import CapacityError, ReceiptCorruptError
+from tiercel.errors import CapacityError, NotReplayableError, ReceiptCorruptError
 from tiercel.priority import stand_back
 from tiercel.serving.answers import explanation_of
 from tiercel.serving.explain_request import ExplainRequest
