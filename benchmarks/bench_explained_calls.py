@@ -61,7 +61,11 @@ def is_right(mode: str | None, _user: int, reply: bytes) -> bool:
 def requests_of(mode: str | None, n_rows: int) -> Requests:
     """Every user once."""
     return Requests.make(
-        path=f"/predict/{tiers.TREE}", content_type="application/json", body=partial(body, mode=mode), n_rows=n_rows, seed=7
+        path=f"/predict/{tiers.TREE}",
+        content_type="application/json",
+        body=partial(body, mode=mode),
+        n_rows=n_rows,
+        seed=7,
     )
 
 
