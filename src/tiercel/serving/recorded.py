@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: What explaining a recorded request may take; nobody waits for more.
 MOST_US: Final = 60_000_000
+#: Explainers that replays keep.
+MAX_EXPLAINERS: Final = 8
 #: Requests that may wait for the one thread.
 MOST_WAITING: Final = 16
 #: ... and when the next one may come back.
@@ -130,7 +132,8 @@ def explain_again(settings: Settings) -> Explain:
         if plan is None:
             made = make_explanations(model, reproduced.artifacts, settings.model(receipt.model), label=label)
             plan = ServingPlan(receipt.model, receipt.version, model.signature, model.scorer, explanations=made)
-            kept.clear()  # predictions come model by model; one explainer may be large
+            if len(kept) == MAX_EXPLAINERS:  # one may be large; the arms of a rollout take turns
+                del kept[next(iter(kept))]
             kept[label] = plan
         if plan.explanations.explainer is None:
             return None
