@@ -116,6 +116,7 @@ def demo(directory: Path, once: bool, port: int, hours: int, until: datetime | N
                     f"{told.n_labels:,} labels sent as aircraft arrived"
                 )
             _tell(told)
+            _make_again(project, told)
             monitoring.tell_day(project, counted, trained.challenger, since_us)
             if last is not None:
                 _play_season(project, counted, url, last, break_feed=break_feed)
@@ -183,6 +184,22 @@ def _tell(told: Replay) -> None:
         f"AUC over HTTP: champion [bold]{told.champion_auc:.3f}[/], challenger [bold]{told.challenger_auc:.3f}[/]\n"
         f"Client round trip of one prediction: p50 {p50:.2f} ms, p99 {p99:.2f} ms"
     )
+
+
+def _make_again(project: Project, told: Replay) -> None:
+    """One prediction from its receipt, as `tiercel replay` shows it."""
+    from tiercel.cli.replay import print_replay
+    from tiercel.serving.receipts import find_receipt
+    from tiercel.serving.recorded import explain_again
+    from tiercel.serving.replaying import Replayer
+
+    sample = told.samples[-1]
+    console.print(
+        f"\nThat prediction of {sample.flight} made again from its receipt (tiercel replay {sample.id})", markup=False
+    )
+    receipts = find_receipt(project.settings, sample.id)
+    replayer = Replayer(project.settings, project.registry, explain_again(project.settings))
+    print_replay(replayer.replay(receipts), receipts[0])
 
 
 def _next(directory: Path, url: str, told: Replay, *, is_up: bool) -> None:

@@ -70,7 +70,7 @@ def replay(
             if as_json:
                 print_json(found.to_json())
             else:
-                _print(found, receipts[0])
+                print_replay(found, receipts[0])
             is_same = found.verdict != "differs"
         else:
             chosen = _chosen(project, ids_file, since_us=since_us, until_us=until_us, model=model)
@@ -147,7 +147,8 @@ def _why(told: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _print(found: Replay, receipt: Receipt) -> None:
+def print_replay(found: Replay, receipt: Receipt) -> None:
+    """What became of each part of one prediction."""
     base = "" if found.base is None else f", {found.base}"
     console.print(f"[bold]{found.model}[/] version [bold]{found.version}[/], {receipt.tier}{base}")
     ledger = receipt.bindings.get("ledger_seq")
