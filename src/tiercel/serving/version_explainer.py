@@ -18,7 +18,8 @@ from tiercel.explain.reasons import ReasonForm, make_form
 from tiercel.explain.version_files import load_explanation_files
 from tiercel.models.explaining import make_explainer
 from tiercel.models.golden import Golden
-from tiercel.models.ir import Post
+from tiercel.models.ir import Forest
+from tiercel.models.margins import explained_forest, explained_linear
 from tiercel.models.preparing import GOLDEN_FILE
 from tiercel.serving.explaining import Attributed
 
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tiercel._hot.explainer import Explainer
+    from tiercel._hot.scorer import Scorer
     from tiercel.explain.policy import ReasonPolicy
     from tiercel.models import LoadedModel
+    from tiercel.models.explaining import ModelExplainer
+    from tiercel.models.ir import Linear
     from tiercel.models.profile import CostProfile
     from tiercel.settings import ModelSettings
     from tiercel.types import Signature
@@ -51,7 +56,9 @@ class VersionExplainer:
     Threads: safe.
     """
 
-    def __init__(self, explainer: Any, policy: ReasonPolicy, signature: Signature, reference: str | None) -> None:
+    def __init__(
+        self, explainer: ModelExplainer, policy: ReasonPolicy, signature: Signature, reference: str | None
+    ) -> None:
         self._explainer, self._policy, self._signature = explainer, policy, signature
         self._reference = reference
         self._forms: dict[tuple[str, int], ReasonForm] = {}
@@ -60,8 +67,7 @@ class VersionExplainer:
     @property
     def kind(self) -> str:
         """Of contributions, as explanations name it."""
-        kind: str = self._explainer.kind
-        return kind
+        return self._explainer.kind
 
     @property
     def bound(self) -> dict[str, str | None]:
@@ -103,7 +109,8 @@ class VersionExplainer:
         """
         table = np.asarray(scores, np.float64).reshape(len(rows), -1)
         output = int(np.argmax(table.sum(axis=0))) if table.shape[1] > 1 else 0
-        found = self._explainer.explain(rows, output=output)
+        label = self._explainer.outputs[output] if table.shape[1] > 1 else None
+        found = self._explainer.explain(rows, output=label)
         return Attributed(
             np.ascontiguousarray(found.values, np.float64), float(found.expected), output, found.standard_error
         )
@@ -130,12 +137,13 @@ def make_explanations(
     try:
         explainer, reference, policy = _make(model, artifacts, declared, label)
         mine = VersionExplainer(explainer, policy, model.signature, reference)
-        cost_us = None if profile is None or profile.explain is None else (0.0, profile.explain.p99_us)
-        if cost_us is None:
-            explainer.measure()
-            cost_us = 0.0, float(explainer.predicted_us(1))
         return Explanations(
-            n_features, n_outputs, mine, mine.form_of(), cost_us=cost_us, margins=margins_of(model, mine.compiled)
+            n_features,
+            n_outputs,
+            mine,
+            mine.form_of(),
+            cost_us=_cost_us(explainer, profile),
+            margins=margins_of(model.body, mine.compiled),
         )
     except TiercelError as error:
         why = str(error)
@@ -148,7 +156,7 @@ def make_explanations(
 
 def _make(
     model: LoadedModel, artifacts: Mapping[str, bytes], declared: ModelSettings | None, label: str
-) -> tuple[Any, str | None, ReasonPolicy]:
+) -> tuple[ModelExplainer, str | None, ReasonPolicy]:
     settings = None if declared is None else declared.explain
     golden = Golden.from_bytes(artifacts[GOLDEN_FILE]).rows
     files = load_explanation_files(artifacts, model.signature, settings, golden_rows=golden, owner=f"version {label}")
@@ -158,7 +166,20 @@ def _make(
         files.reference_rows,
         kind="auto" if settings is None else settings.kind,
     )
-    return explainer, files.reference_digest, files.policy
+    return explainer, None if explainer.reference is None else files.reference_digest, files.policy
+
+
+def _cost_us(explainer: ModelExplainer, profile: CostProfile | None) -> tuple[float, float]:
+    """What a call takes and what each of its rows, in microseconds: as the profile measured one row, else as measured now."""
+    if profile is None or profile.explain is None:
+        cost = explainer.measure()
+        one_us, row_us = cost.one_row_us, cost.batch_row_us
+    else:
+        one_us = row_us = profile.explain.p99_us
+        if explainer.compiled is not None:
+            row_us = explainer.predicted_us(2) - explainer.predicted_us(1)
+    row_us = min(max(row_us, 0.0), one_us)
+    return one_us - row_us, row_us
 
 
 def bound_by(explanations: Explanations) -> Mapping[str, str | None]:
@@ -168,11 +189,10 @@ def bound_by(explanations: Explanations) -> Mapping[str, str | None]:
     return bound
 
 
-def margins_of(model: LoadedModel, compiled: Any) -> Any:
+def margins_of(body: Forest | Linear | None, compiled: Explainer | None) -> Scorer | None:
     """A scorer of the margins that a compiled explainer explains, in double precision; None where there is none such."""
-    body = model.body
     if compiled is None or body is None:
         return None
-    bare = replace(body, post=Post.IDENTITY, normalize=False, single_precision=False)
-    scorers = (each.compile() for each in (bare, replace(bare, pick=-1)))
-    return next((scorer for scorer in scorers if scorer.n_outputs == compiled.n_raw), None)
+    bare = explained_forest(body) if isinstance(body, Forest) else explained_linear(body)
+    scorer = replace(bare, single_precision=False).compile()
+    return scorer if scorer.n_outputs == compiled.n_raw else None
