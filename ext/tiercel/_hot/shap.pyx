@@ -94,6 +94,7 @@ cdef class ForestExplainer(Explainer):
             these rows, which weigh alike.
         cover: float64 per node, how much of the training data came there: path-dependent. One of the two.
         table_bytes: bound on the tables; 0 for none.
+        vector_bits: use vectors of at most so many bits (for tests; the answers are the same).
         merge_bytes: subtrees are joined to one unit up to a table of this size, and where joining costs no memory.
     Raises:
         ValueError: arrays that do not describe trees, or a path of more than MAX_PATH_FEATURES different features.
@@ -113,6 +114,7 @@ cdef class ForestExplainer(Explainer):
         self, *, Py_ssize_t n_features, Py_ssize_t n_raw, tree_start, feature, threshold, left, right, missing_left,
         set_of, leaf, values, tree_raw, base, set_words, set_start, set_equal, bint floor_negative, list steps,
         reference=None, cover=None, Py_ssize_t table_bytes=TABLE_BYTES, Py_ssize_t merge_bytes=MERGE_BYTES,
+        int vector_bits=512,
     ):
         if self._arrays is not None:
             raise TypeError("ForestExplainer is immutable; it cannot be initialised twice")
@@ -171,6 +173,7 @@ cdef class ForestExplainer(Explainer):
         else:
             expected += reached[leaf[~inner]] @ values[leaf[~inner]]
         self._arrays["expected"] = expected
+        self._shap.simd = next(bits for bits in (512, 256, 0) if bits <= min(vector_bits, tc_shap_simd()))
         cdef const double[::1] expected_view = expected
         self._expected = &expected_view[0]
 
@@ -344,7 +347,7 @@ cdef class ForestExplainer(Explainer):
         s.units, s.alone, s.tables = <const tc_unit*>&unit[0], &alone[0], &tables[0]
         s.tree_top, s.tree_unit, s.tree_node, s.tree_set = &tree_top[0], &tree_unit[0], &tree_node[0], &tree_set[0]
         s.raw_tree = &raw_tree[0, 0]
-        s.quadrature, s.weights, s.by_path, s.simd = &quadrature[0], &weights[0, 0], by_path, tc_shap_simd()
+        s.quadrature, s.weights, s.by_path = &quadrature[0], &weights[0, 0], by_path
 
     cdef double expected(self, Py_ssize_t raw) noexcept nogil:
         return self._expected[raw]
