@@ -1,4 +1,4 @@
-"""`tiercel reasons check`: whether a reason policy can be read, and fits a model."""
+"""`tiercel reasons`: whether a reason policy fits a model, and what would have changed a decision."""
 
 from __future__ import annotations
 
@@ -49,6 +49,39 @@ def check(
         signature, known, fits = _what(project, model, service)
         policy.check(signature, also_known=known, where=str(path))
     _tell(policy, locale, str(path), fits, as_json=as_json)
+
+
+@reasons.command()
+@click.argument("prediction", metavar="ID")
+@click.option("--threshold", type=float, help="Default: that of [models.NAME.value].")
+@click.option("--row", default=0, show_default=True, type=click.IntRange(0), help="Of a request of many rows.")
+@click.option("--locale", help="Of the sentences. Default: the policy's own.")
+@project_option
+@json_option
+def change(
+    prediction: str, threshold: float | None, row: int, locale: str | None, project_dir: str, as_json: bool
+) -> None:
+    """Say what would have changed the decision on the prediction with ID: the smallest changes that its policy allows."""
+    from tiercel.project import Project
+    from tiercel.serving.what_if import what_if
+
+    with Project(project_dir) as project:
+        told = what_if(project.settings, project.registry, prediction, threshold=threshold, row=row)
+    if as_json:
+        print_json(told.to_json(locale))
+        return
+    found = told.found
+    console.print(
+        f"{told.model} version {told.version}: {found.score:.6g}, "
+        f"{'at or above' if found.score >= found.threshold else 'below'} {found.threshold:g}",
+        markup=False,
+    )
+    for each, text in zip(found.found, told.sentences(locale), strict=True):
+        console.print(f"  {text} (score {each.score:.6g}, distance {each.distance:.3g})", markup=False)
+    if found.why:
+        console.print(f"  Nothing: {found.why}.", markup=False)
+    if not found.is_exhaustive:
+        console.print("  There are more changes of two features than were looked at.", markup=False)
 
 
 def _policy_of(project: Project, model: str) -> Path:
