@@ -22,6 +22,7 @@ from tiercel.registry import Registry
 from tiercel.serving.answers import DEGRADED
 from tiercel.serving.engine import Engine
 from tiercel.serving.receipts import find_receipt, read_all
+from tiercel.serving.recorded import explain_again
 from tiercel.serving.replaying import Replayer
 from tiercel.settings import load_settings
 
@@ -66,7 +67,8 @@ class Server:
         return json.loads(self.plan().reply(request["entities"], request["features"], NOW_US, 0, self.ids))
 
     def replay(self, prediction_id):
-        return Replayer(self.settings, self.registry).replay(find_receipt(self.settings, prediction_id))
+        replayer = Replayer(self.settings, self.registry, explain_again(self.settings))
+        return replayer.replay(find_receipt(self.settings, prediction_id))
 
 
 def request(customer, amount=0.5, shop="a", country="nl"):
@@ -111,7 +113,7 @@ def test_a_prediction_comes_out_again_bit_for_bit(server):
     assert {each.verdict for each in found} == {"equal"}, found
     assert {each.source for each in found} == {"request"}
     assert {(each.vector.verdict, each.score.verdict) for each in found} == {("equal", "equal")}
-    assert {each.reasons.verdict for each in found} == {"not_replayed"}
+    assert {each.reasons.verdict for each in found} == {"equal"}
 
 
 def test_a_deadline_that_is_long_over_does_not_matter(server):
@@ -254,13 +256,27 @@ def test_an_explanation_is_compared_where_there_is_one(server):
         return rows.tolist()
 
     replayer = Replayer(server.settings, server.registry, explain)
-    assert replayer.replay([receipt]).reasons.verdict == "not_replayed"
-    assert asked == []
-    bound = Receipt(**{**receipt.__dict__, "bindings": {**receipt.bindings, "explainer_kind": "interventional"}})
-    assert replayer.replay([bound]).reasons.verdict == "equal"
+    assert receipt.bindings["explainer_kind"] == "interventional"
+    assert replayer.replay([receipt]).reasons.verdict == "equal"
     assert asked == ["forest", "forest"]
-    moved = Receipt(**{**bound.__dict__, "rows": bound.rows + 1})
+    moved = Receipt(**{**receipt.__dict__, "rows": receipt.rows + 1})
     assert replayer.replay([moved]).reasons.verdict == "differs"
+    bindings = {name: value for name, value in receipt.bindings.items() if name != "explainer_kind"}
+    unbound = Receipt(**{**receipt.__dict__, "bindings": bindings})
+    assert replayer.replay([unbound]).reasons.verdict == "not_replayed"
+    assert Replayer(server.settings, server.registry).replay([receipt]).reasons.verdict == "not_replayed"
+
+
+def test_an_explainer_of_other_settings_is_named(directory):
+    """Where settings change what explanations follow from, the replay says what, and vector and score are equal all the same."""
+    with Server(directory) as server:
+        reply = server.compiled(request(3))
+    (directory / "tiercel.toml").write_text(KEEP + '[models.fraud.explain]\nkind = "path_dependent"\n')
+    with Server(directory) as server:
+        found = server.replay(reply["id"])
+    assert found.verdict == "equal"
+    assert found.reasons.verdict == "not_replayed"
+    assert "explainer_kind interventional then and path_dependent now" in found.reasons.why
 
 
 def test_a_version_that_is_gone_or_another_is_named(server):

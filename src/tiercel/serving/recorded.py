@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel._hot.plan import ServingPlan
-from tiercel.errors import CapacityError, ReceiptCorruptError
+from tiercel.errors import CapacityError, NotReplayableError, ReceiptCorruptError
 from tiercel.priority import stand_back
 from tiercel.serving.answers import explanation_of
 from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.explaining import explain_here
 from tiercel.serving.receipts import find_receipt
-from tiercel.serving.version_explainer import make_explanations
+from tiercel.serving.version_explainer import bound_by, make_explanations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -117,7 +117,10 @@ def explain_receipt(plan: ServingPlan, receipts: Sequence[Receipt], asked: Expla
 
 
 def explain_again(settings: Settings) -> Explain:
-    """What a `Replayer` explains with: the explanation of rows by a version as it answered; None where it has none."""
+    """What a `Replayer` explains with: the explanation of rows by a version as it answered; None where it has none.
+
+    It raises NotReplayableError (`explainer_changed`) where settings make explanations from something else by now.
+    """
     kept: dict[str, ServingPlan] = {}
 
     def explain(reproduced: Reproduced, rows: NDArray[np.float32]) -> object:
@@ -131,6 +134,15 @@ def explain_again(settings: Settings) -> Explain:
             kept[label] = plan
         if plan.explanations.explainer is None:
             return None
+        now = bound_by(plan.explanations)
+        changed = [name for name, value in now.items() if receipt.bindings.get(name) != value]
+        if changed:
+            told = ", ".join(f"{name} {receipt.bindings.get(name)} then and {now[name]} now" for name in changed)
+            raise NotReplayableError(
+                f"Prediction {receipt.id}: expected its explanations to follow from what they did, got {told}: "
+                f"[models.{receipt.model}.explain] was changed",
+                code="explainer_changed",
+            )
         prepared = plan.recall(rows, model.scorer.score(rows), is_single=False)
         explain_here(prepared, ExplainRequest(is_full=True))
         return explanation_of(prepared, receipt.id)

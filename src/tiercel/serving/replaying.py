@@ -175,7 +175,10 @@ class Replayer:
         if self._explain is None or receipt.bindings.get("explainer_kind") is None:
             return Part.not_replayed("its plan explains nothing")
         reproduced = Reproduced(receipt, bound.artifacts, bound.model)
-        was = self._explain(reproduced, recorded)
+        try:
+            was = self._explain(reproduced, recorded)
+        except NotReplayableError as error:
+            return Part.not_replayed(str(error))
         if was is None:
             return Part.not_replayed("its version has no explanation to give")
         if was == self._explain(reproduced, replayed):

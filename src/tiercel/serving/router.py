@@ -297,13 +297,7 @@ class Router:
         return self._declared.get(name), selector is None or selector == CHAMPION
 
     async def make_durable(self, reference: str, served: Served) -> None:
-        """Return once an answer may be given: at once, or where its model is strict when its record is durable.
-
-        Called right after the answer is recorded.
-
-        Raises:
-            AuditUnavailableError: it may not be given.
-        """
+        """Return once an answer that was just recorded may be given. Raises AuditUnavailableError: it may not."""
         declared, _ = self._settings_of(reference)
         if served.prepared.plan.is_strict or (declared is not None and declared.is_strict):
             await make_durable(served.prepared, self._commit)
