@@ -18,7 +18,7 @@ from tiercel.explain.version_files import POLICY_FILE, make_explanation_files
 from tiercel.models.profile import CostProfile, Quantiles, this_host
 from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.explaining import explain_here
-from tiercel.serving.version_explainer import bound_by, make_explanations, margins_of
+from tiercel.serving.version_explainer import add_up, bound_by, make_explanations, margins_of
 from tiercel.settings import ExplainSettings, ModelSettings
 from tiercel.types import Task
 
@@ -223,6 +223,18 @@ def test_a_profile_keeps_what_explaining_costs():
     older = profile.to_json()
     del older["explain"]
     assert CostProfile.from_json(older) == replace(profile, explain=None)
+
+
+def test_sampled_contributions_are_checked_too():
+    """Contributions that do not make the score's log odds are not sent; the last bits of a float32 score are allowed for."""
+    values = np.array([[0.5, -0.25], [2.0, 5.0]])
+    scores = 1 / (1 + np.exp(-(0.125 + values.sum(axis=1))))
+    assert add_up(values, 0.125, scores, has_classes=True)
+    assert add_up(values, 0.125, scores.astype(np.float32).astype(np.float64), has_classes=True)
+    assert not add_up(values + 1e-4, 0.125, scores, has_classes=True)
+    assert add_up(values, 0.125, 0.125 + values.sum(axis=1), has_classes=False)
+    assert not add_up(values, 0.125001, 0.125 + values.sum(axis=1), has_classes=False)
+    assert add_up(np.array([[np.nan, 1.0]]), 0.0, np.array([0.5]), has_classes=False)  # the form says what is not finite
 
 
 def test_measuring_explains():
