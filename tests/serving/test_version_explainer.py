@@ -234,7 +234,9 @@ def test_sampled_contributions_are_checked_too():
     assert not add_up(values + 1e-4, 0.125, scores, has_classes=True)
     assert add_up(values, 0.125, 0.125 + values.sum(axis=1), has_classes=False)
     assert not add_up(values, 0.125001, 0.125 + values.sum(axis=1), has_classes=False)
-    assert add_up(np.array([[np.nan, 1.0]]), 0.0, np.array([0.5]), has_classes=False)  # the form says what is not finite
+    assert add_up(
+        np.array([[np.nan, 1.0]]), 0.0, np.array([0.5]), has_classes=False
+    )  # the form says what is not finite
 
 
 def test_measuring_explains():

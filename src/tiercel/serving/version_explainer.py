@@ -148,6 +148,7 @@ def make_explanations(
     profile: CostProfile | None = None,
     *,
     label: str,
+    measures: bool = False,
 ) -> Explanations:
     """How a version's plans explain. Slow where the model is large: never call it on an event loop.
 
@@ -155,8 +156,9 @@ def make_explanations(
         model: the version's, just loaded.
         artifacts: its files.
         declared: [models.NAME].
-        profile: what explaining costs on this host; None, or without that: it is measured here, briefly.
+        profile: what explaining costs on this host; None, or without that: see `measures`.
         label: names the version in messages.
+        measures: measure it here, briefly, where the profile does not say it; else it is predicted from the model's size.
     """
     n_features, n_outputs = len(model.signature.features), model.signature.n_outputs
     try:
@@ -167,7 +169,7 @@ def make_explanations(
             n_outputs,
             mine,
             mine.form_of(),
-            cost_us=_cost_us(explainer, profile),
+            cost_us=_cost_us(explainer, profile, measures=measures),
             margins=margins_of(model.body, mine.compiled),
         )
     except TiercelError as error:
@@ -194,16 +196,16 @@ def _make(
     return explainer, None if explainer.reference is None else files.reference_digest, files.policy
 
 
-def _cost_us(explainer: ModelExplainer, profile: CostProfile | None) -> tuple[float, float]:
-    """What a call takes and what each of its rows, in microseconds: as the profile measured one row, else as measured now."""
+def _cost_us(explainer: ModelExplainer, profile: CostProfile | None, *, measures: bool) -> tuple[float, float]:
+    """What a call takes and what each of its rows, in microseconds."""
     if profile is None or profile.explain is None:
-        cost = explainer.measure()
-        one_us, row_us = cost.one_row_us, cost.batch_row_us
+        if measures:
+            explainer.measure()
+        one_us = explainer.predicted_us(1)
     else:
         # A stall of the host while it was measured is not the explainer's: the time in compiled code hardly varies.
-        one_us = row_us = min(profile.explain.p99_us, MOST_SPREAD * profile.explain.p50_us)
-        if explainer.compiled is not None:
-            row_us = explainer.predicted_us(2) - explainer.predicted_us(1)
+        one_us = min(profile.explain.p99_us, MOST_SPREAD * profile.explain.p50_us)
+    row_us = one_us if explainer.compiled is None else explainer.predicted_us(2) - explainer.predicted_us(1)
     row_us = min(max(row_us, 0.0), one_us)
     return one_us - row_us, row_us
 
