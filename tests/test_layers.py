@@ -20,12 +20,13 @@ MAY_IMPORT = {
     "types": {"types", "errors"},
     "settings": {"settings", "types", "errors"},
     "priority": set(),
+    "insight": BASE | PEERS | {"insight"},  # what takes several peers and no server
     "serving": BASE | PEERS | {"serving"},
-    "batch": BASE | PEERS | {"serving", "batch"},
-    "http": BASE | PEERS | {"serving", "http"},
+    "batch": BASE | PEERS | {"insight", "serving", "batch"},
+    "http": BASE | PEERS | {"insight", "serving", "http"},
     "client": {"", "errors", "types", "client"},
-    "project": BASE | PEERS | {"project"},
-    "cli": BASE | PEERS | {"serving", "batch", "http", "client", "project", "examples", "cli", ""},
+    "project": BASE | PEERS | {"insight", "project"},
+    "cli": BASE | PEERS | {"insight", "serving", "batch", "http", "client", "project", "examples", "cli", ""},
     "__main__": {"cli"},
     "examples": {"", "errors", "types", "project", "features", "registry", "examples"},
 }

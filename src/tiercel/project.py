@@ -23,6 +23,7 @@ from tiercel.features.materialize import materialize
 from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.features.training import TrainingSet, get_historical_features
 from tiercel.monitor.reference import REFERENCE_FILE, Reference
+from tiercel.monitor.training_rows import TRAINING_ROWS_FILE, TrainingRows
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import load_settings
 from tiercel.types import Tier, TrainingSnapshot
@@ -291,7 +292,8 @@ class Project:
         if training_rows is not None and prepared.scores is not None:
             rows = training_rows[:: prepared.scored_every]
             reference = Reference.build(rows, prepared.scores, prepared.signature.features)
-            artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes()}
+            sample = TrainingRows.draw(training_rows, prepared.signature.features)
+            artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes(), TRAINING_ROWS_FILE: sample.to_bytes()}
         facts = VersionFacts(
             snapshot=snapshot or TrainingSnapshot(source="unknown", n_rows=0, digest="unknown"),
             signature=prepared.signature,

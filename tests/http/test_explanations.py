@@ -42,10 +42,11 @@ class Slow(LinearVersion):
 
     def __init__(self, signature, own):
         super().__init__(signature, None, own)
-        self.gate, self.threads = threading.Event(), []
+        self.began, self.gate, self.threads = threading.Event(), threading.Event(), []
 
     def attribute(self, rows, scores):
         self.threads.append(threading.current_thread().name)
+        self.began.set()
         assert self.gate.wait(5)
         return super().attribute(rows, scores)
 
@@ -163,8 +164,7 @@ def test_sampling_keeps_the_event_loop_free():
         explained = asyncio.create_task(
             client.post("/predict/line", json={"features": ROW, "explain": "full", "deadline_ms": 60_000})
         )
-        while not version.threads:
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(version.began.wait, 5)
         plain = await client.post("/predict/line", json={"features": ROW})
         assert not explained.done()
         version.gate.set()
@@ -184,8 +184,7 @@ def test_who_waits_for_the_thread_is_explained_later(tmp_path):
     async def work(client):
         body = {"features": ROW, "explain": "full", "deadline_ms": 1000}
         first = asyncio.create_task(client.post("/predict/line", json=body))
-        while not version.threads:
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(version.began.wait, 5)
         second = await client.post("/predict/line", json=body)
         version.gate.set()
         return second.json(), (await first).json()
@@ -243,7 +242,7 @@ def test_v1_explains_each_instance(which):
 
 
 def test_v1_options():
-    """ "explain", "locale" and "k" are those of our own protocol; other fields and words are refused."""
+    """The options "explain", "locale" and "k" are those of our own protocol; other fields and words are refused."""
     body = {"instances": [ROW]}
     told = post(plan_of(), V1, {**body, "explain": "reasons", "k": 2}).json()["explanations"][0]
     assert len(told["reasons"]) == 2
