@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tiercel.types import Attributions
 
-    #: Rows, float32 (n, p) -> exact interaction values, float64 (n, p, p).
+    #: Rows, float32 (n, p) -> exact interaction values of all or of the first, float64 (at most n, p, p).
     Interact = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 #: Features whose dependence is worked out and drawn, pairs that are named.

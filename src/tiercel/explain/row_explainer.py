@@ -6,8 +6,11 @@ explainer is made is passed in, for this package knows no model formats.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from tiercel.errors import ReasonPolicyError
 from tiercel.explain.global_view import ReasonGroup
@@ -18,7 +21,6 @@ from tiercel.explain.version_files import load_explanation_files
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from tiercel.explain.policy import ReasonPolicy
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Rows that are explained at least, however long that takes.
 LEAST_ROWS: Final = 100
+#: What interactions of many rows may take, and how many are computed between two looks at the clock.
+INTERACTING_S: Final = 3.0
+_CHUNK_ROWS: Final = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +61,26 @@ class RowExplainer:
         Raises:
             ModelError: the rows cannot be explained.
         """
-        found: Attributions = self.explainer.explain(rows, output=self.output)
+        found: Attributions = self.explainer.explain(rows, output=self._label)
         return found
 
     @property
+    def _label(self) -> str | None:
+        return outputs_of(self.signature)[self.output]
+
+    @property
     def interact(self) -> Callable[[NDArray[np.float32]], NDArray[np.float64]] | None:
-        """Exact interaction values of rows, where the model's explainer has them."""
-        exact = getattr(self.explainer, "interactions", None)
-        if exact is None or self.explainer.compiled is None:
-            return None
-        return lambda rows: exact(rows, output=self.output)
+        """Exact interaction values of rows, where the model's explainer has them; of the first rows, where they take long."""
+        return None if self.explainer.compiled is None else self._interact
+
+    def _interact(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        found = []
+        until_s = time.monotonic() + INTERACTING_S
+        for at in range(0, len(rows), _CHUNK_ROWS):
+            found.append(self.explainer.interactions(rows[at : at + _CHUNK_ROWS], output=self._label)[0])
+            if time.monotonic() > until_s:
+                break
+        return np.concatenate(found)
 
     @property
     def groups(self) -> tuple[ReasonGroup, ...]:
@@ -92,11 +107,9 @@ class RowExplainer:
 
     def most_rows(self, within_us: float, most: int) -> int:
         """How many rows can be explained in some time, as measured: from `LEAST_ROWS` to `most`."""
-        each_us = float(self.explainer.predicted_us(1))
-        if each_us <= 0:
-            self.explainer.measure()
-            each_us = float(self.explainer.predicted_us(1))
-        return most if each_us <= 0 else max(min(LEAST_ROWS, most), min(most, int(within_us / each_us)))
+        self.explainer.measure()
+        each_us = float(self.explainer.predicted_us(1000)) / 1000
+        return max(min(LEAST_ROWS, most), min(most, int(within_us / max(each_us, 1e-3))))
 
 
 def open_row_explainer(
