@@ -242,6 +242,7 @@ cdef class ForestExplainer(Explainer):
         sizes = np.diff(starts)
         layout.path_length, layout.has_table = np.zeros(n_nodes, np.uint8), np.zeros(n_nodes, np.uint8)
         layout.unit_inner, layout.unit_width = np.full(n_nodes, -1, np.int32), np.zeros(n_nodes, np.int32)
+        layout.unit_leaves = np.zeros(n_nodes, np.int32)
         layout.unit_bytes = np.zeros(n_nodes, np.int64)
         for tree in range(self.n_trees):
             layout.measure(starts[tree], 0, 0, tree)
@@ -294,9 +295,10 @@ cdef class ForestExplainer(Explainer):
         cdef const double[::1] quadrature = QUADRATURE
         layout.weights, layout.quadrature = &weights[0, 0], &quadrature[0]
         tree_top, tree_unit, tree_node, tree_set = (np.zeros(self.n_trees + 1, np.int64) for _ in range(4))
+        slots = np.zeros(self.n_trees, np.int64)
         for at, number in enumerate(trees):
             layout.begin = starts[number]
-            layout.first_top, layout.first_unit = layout.n_tops, layout.n_units
+            layout.first_top, layout.first_slot = layout.n_tops, layout.n_slots
             np.asarray(layout.masks)[0] = 0
             layout.place(layout.begin, 0)
             n_tops = layout.n_tops - layout.first_top
@@ -307,6 +309,7 @@ cdef class ForestExplainer(Explainer):
                     layout.out_tops[k].no = <uint32_t>(n_tops - 1 - <int32_t>layout.out_tops[k].no)
             tree_top[at + 1], tree_unit[at + 1] = layout.n_tops, layout.n_units
             tree_node[at + 1], tree_set[at + 1] = layout.n_nodes, layout.n_asked
+            slots[at] = n_tops + layout.n_slots - layout.first_slot
         if n_outputs == 1:
             raw_tree = np.searchsorted(raw_of[trees], np.arange(self.n_raw + 1)).astype(np.int64)
             raw_tree = np.stack([raw_tree[:-1], raw_tree[1:]], axis=1)
@@ -319,7 +322,7 @@ cdef class ForestExplainer(Explainer):
         made["alone"] = layout.alone[: layout.n_alone + 16].copy()  # vectors read beyond the last leaf's masks
         self._arrays |= made
         self.n_units, self.n_alone, self.alone_bytes = layout.n_units, layout.n_leaves_alone, made["alone"].nbytes
-        self._point(np.diff(tree_top) + np.diff(tree_unit), np.diff(tree_unit), n_outputs, n_inner, layout.cover.shape[0] > 0)
+        self._point(slots, np.diff(tree_unit), n_outputs, n_inner, layout.cover.shape[0] > 0)
 
     def _point(self, slots, units, Py_ssize_t width, Py_ssize_t n_nodes, bint by_path):
         """Let the kernel's structure point into the arrays."""
@@ -374,7 +377,7 @@ cdef class ForestExplainer(Explainer):
         Threads: safe; the GIL is released.
         """
         self._check(rows.shape[1], raw)
-        if self.n_alone != self.n_units:
+        if self.table_bytes:
             raise ValueError("Expected an explainer without tables (table_bytes=0): tables have no pairs in them")
         cdef Py_ssize_t n_rows = rows.shape[0]
         result = np.empty((n_rows, self.n_features, self.n_features), dtype=np.float64)

@@ -174,7 +174,7 @@ def _tell(told: Replay) -> None:
             for p in told.samples
         ],
     )
-    console.print("\nWhy, in the words of the version's reason policy, most important first:")
+    console.print("\nWhat speaks for a delay, in the words of the version's reason policy:")
     for p in told.samples:
         console.print(f"  {p.flight} {p.route}: {' '.join(p.reasons) or 'no reasons were told'}", markup=False)
     p50, p99 = told.latency_ms(0.5), told.latency_ms(0.99)

@@ -22,7 +22,11 @@ def reasons() -> None:
 
 @reasons.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--model", metavar="NAME", help="A registered model it must fit: NAME, NAME@ALIAS or NAME:VERSION.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A registered model it must fit: NAME (every version that an alias points at), NAME@ALIAS or NAME:VERSION.",
+)
 @click.option("--service", metavar="NAME", help="A feature service whose every feature must have its place.")
 @click.option("--locale", help="Print texts in this language. Default: the policy's own.")
 @project_option
@@ -46,9 +50,10 @@ def check(
     with Project(project_dir) as project:
         path = _policy_of(project, str(model)) if file is None else file
         policy, _ = read_policy(path)
-        signature, known, fits = _what(project, model, service)
-        policy.check(signature, also_known=known, where=str(path))
-    _tell(policy, locale, str(path), fits, as_json=as_json)
+        asked = _what(project, model, service)
+        for signature, known, _ in asked:
+            policy.check(signature, also_known=known, where=str(path))
+    _tell(policy, locale, str(path), " and ".join(name for _, _, name in asked), as_json=as_json)
 
 
 @reasons.command()
@@ -97,20 +102,25 @@ def _policy_of(project: Project, model: str) -> Path:
     return project.settings.project_dir / named
 
 
-def _what(project: Project, model: str | None, service: str | None) -> tuple[Signature, tuple[str, ...], str]:
-    """(what the policy must fit, features it may speak of, the same in words)."""
+def _what(project: Project, model: str | None, service: str | None) -> list[tuple[Signature, tuple[str, ...], str]]:
+    """Everything the policy must fit: (signature, features it may speak of, a name for people)."""
     from tiercel.registry import parse_reference
     from tiercel.types import Signature, Task
 
     if model is None:
         features = project.service(str(service)).features
         # Of a service no classes are known: with two that `adverse` can only name, everything else is looked at.
-        return Signature(features, Task.BINARY, ("0", "1")), (), f"service {service}"
+        return [(Signature(features, Task.BINARY, ("0", "1")), (), f"service {service}")]
     name, selector = parse_reference(model)
-    version = project.registry.get(name, "latest" if selector is None else selector)
-    read = version.facts.service if service is None else service
-    known = () if read is None else project.service(read).features
-    return version.facts.signature, known, f"{name} version {version.version}"
+    # Without one named, those that serve: every version that an alias points at, else the newest.
+    numbers = sorted(set(project.registry.aliases(name).values())) if selector is None else [selector]
+    asked = []
+    for number in numbers or ["latest"]:
+        version = project.registry.get(name, number)
+        read = version.facts.service if service is None else service
+        known = () if read is None else project.service(read).features
+        asked.append((version.facts.signature, known, f"{name} version {version.version}"))
+    return asked
 
 
 def _tell(policy: ReasonPolicy, locale: str | None, file: str, fits: str, *, as_json: bool) -> None:
