@@ -30,12 +30,18 @@ N_FEATURES = 23
 N_ROWS = 512
 FEATURES = tuple(f"f{i}" for i in range(N_FEATURES))
 SIGNATURE = Signature(FEATURES, Task.BINARY, ("no", "yes"))
+REQUEST = json.dumps({"entities": {"tailnum": "N14228"}, "features": {"distance": 1400, "hour": 7}}).encode().ljust(120)
 STAGES = (600, 1100, 200, 1600, 700)
 
 
-def add_all(recorder: PlanRecorder, rows: list[np.ndarray], scores: list[np.ndarray], repeat: int) -> None:
+def add_all(
+    recorder: PlanRecorder, rows: list[np.ndarray], scores: list[np.ndarray], repeat: int, request: bytes = b""
+) -> None:
     for row, score in zip(rows, scores, strict=True):
-        recorder.add(row, score, total_ns=6000, stage_ns=STAGES, oldest_age_us=10**9, repeat=repeat)
+        recorder.add(
+            row, score, total_ns=6000, stage_ns=STAGES, oldest_age_us=10**9, repeat=repeat, request=request,
+            request_kind=1 if request else 0,
+        )  # fmt: skip
 
 
 def per_record(call: Callable[[], None], n: int) -> float:
@@ -98,6 +104,11 @@ def main(arguments: list[str] | None = None) -> None:
                 samples.setdefault(name, []).append(
                     per_record(lambda plan=plan: add_all(plan, rows, scores, repeat), n)  # type: ignore[misc]
                 )
+            time.sleep(0.2)  # the keeper makes room for as much again
+            samples.setdefault("counters + journal + request of 120 bytes", []).append(
+                per_record(lambda: add_all(plans["counters + journal"], rows, scores, repeat, REQUEST), N_ROWS * repeat)
+            )
+            time.sleep(0.2)
             samples.setdefault("NumPy searchsorted + add.at (counters only)", []).append(
                 per_record(lambda: numpy_counts(reference, rows), N_ROWS)
             )

@@ -45,7 +45,7 @@ DOORS = {
     "scorer": set(),
     "wire": {"tiercel.models.onnx_proto"},
     "http": set(),
-    "protocol": {"tiercel.http.native", "tiercel.http.queued"},
+    "protocol": {"tiercel.http.audited", "tiercel.http.native", "tiercel.http.queued"},
     "fast_path": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
     "decimal": set(),
@@ -53,7 +53,7 @@ DOORS = {
     "reasons": {"tiercel.explain.reasons"},
     "reply": {"tiercel.http.predict", "tiercel.serving.measure", "tiercel.serving.router"},
     "counters": {"tiercel.monitor.counting"},
-    "journal": {"tiercel.monitor.segments", "tiercel.monitor.journal"},
+    "journal": {"tiercel.monitor.segments", "tiercel.monitor.journal", "tiercel.monitor.prediction_record"},
     "recorder": {"tiercel.monitor.recording"},
     "reply_head": set(),
     "tensors": {"tiercel.http.tensors", "tiercel.http.native", "tiercel.http.oip_statistics"},
@@ -63,6 +63,7 @@ DOORS = {
     # All but the engine and the scratch process for the name of the type alone.
     "plan": {
         "tiercel.serving.answers",
+        "tiercel.serving.durable_answers",
         "tiercel.serving.engine",
         "tiercel.serving.explaining",
         "tiercel.serving.measure",
@@ -70,6 +71,7 @@ DOORS = {
         "tiercel.serving.queues",
         "tiercel.serving.ready_answers",
         "tiercel.serving.recorded",
+        "tiercel.serving.replaying",
         "tiercel.serving.router",
         "tiercel.serving.routes",
         "tiercel.serving.version_shelf",

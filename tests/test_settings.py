@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tiercel.errors import DefinitionError
-from tiercel.settings import ControlSettings, MonitorSettings, ServerSettings, ValueSettings, load_settings
+from tiercel.settings import (
+    ControlSettings,
+    ExplainSettings,
+    MonitorSettings,
+    ServerSettings,
+    ValueSettings,
+    load_settings,
+)
 
 
 def project(tmp_path, text):
@@ -141,3 +148,35 @@ def test_a_value_that_cannot_be_meant_is_refused(tmp_path, text, message):
     """Half a cost matrix, two kinds of money and numbers that are none are named with their key."""
     with pytest.raises(DefinitionError, match=message):
         load_settings(project(tmp_path, "[models.fraud.value]\n" + text))
+
+
+def test_how_a_model_is_explained_is_read(tmp_path):
+    """[models.NAME.explain] names the policy, the way, the number, the language and the audit; nothing set is the policy's."""
+    text = '[models.fraud.explain]\npolicy = "reasons.toml"\nkind = "path_dependent"\nk = 2\nlocale = "de"\naudit = "strict"\n'
+    explain = load_settings(project(tmp_path, text)).model("fraud").explain
+    assert explain == ExplainSettings("reasons.toml", "path_dependent", 2, "de", "strict")
+    assert load_settings(project(tmp_path, text)).model("other").explain == ExplainSettings()
+    assert ExplainSettings() == ExplainSettings(None, "auto", None, None, "default")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k = 0\n", r"models\.fraud\.explain\.k from 1 to 16, got 0"),
+        ("k = 17\n", "from 1 to 16"),
+        ("policy = 3\n", "policy to be a str"),
+        ('kind = "lime"\n', "kind to be one of auto, interventional, path_dependent, linear, got 'lime'"),
+        ('audit = "loose"\n', "audit to be one of default, strict"),
+        ('language = "de"\n', r"unknown setting 'models\.fraud\.explain\.language'"),
+    ],
+)
+def test_an_explanation_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    """A number out of range, a way there is not and a name that is none are refused with their key."""
+    with pytest.raises(DefinitionError, match=message):
+        load_settings(project(tmp_path, "[models.fraud.explain]\n" + text))
+
+
+def test_explain_is_a_table(tmp_path):
+    """A value where a table is expected is named."""
+    with pytest.raises(DefinitionError, match=r"\[models\.fraud\.explain\] to be a table"):
+        load_settings(project(tmp_path, "[models.fraud]\nexplain = true\n"))

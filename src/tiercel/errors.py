@@ -554,6 +554,7 @@ class NotReplayableError(ReceiptError):
             "version_removed",  # the registry does not have the model or version any more
             "version_changed",  # ... has another one under its number
             "request_changed",  # the plan does not answer the request that it answered
+            "explainer_changed",  # settings make its explanations from something else now
         }
     )
 

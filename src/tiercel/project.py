@@ -234,7 +234,7 @@ class Project:
             reasons: the reason policy (`tiercel.explain.policy_file`), a path relative to the project or its bytes; kept
                 with the version. Default: the one that [models.NAME.explain] of tiercel.toml names, if any.
             reference_rows: float32 (n, n_features): whom the version's explanations compare with; at most 100 of them are
-                drawn and kept. Default: the training set's rows.
+                drawn and kept. Default: the training set's rows, else the golden rows that are given.
             measure: False leaves measuring out: nothing stands against `tier`, and the first server measures.
             reuse: return the existing version when the same files were registered with the same facts before.
 
@@ -282,6 +282,8 @@ class Project:
             )
         prepare = models.prepare_file if models.is_file(model) else models.prepare
         prepared = prepare(model, feature_names=feature_names, golden_rows=golden_rows, training_rows=training_rows)
+        if reference_rows is None and training_rows is None:
+            reference_rows = golden_rows  # the caller's own; those that are made up are nobody's
         origin: Origin = "training" if reference_rows is None else "given"
         explanation = make_explanation_files(
             prepared.signature,

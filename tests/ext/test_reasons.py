@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import tracemalloc
 
 import msgpack
 import numpy as np
@@ -284,6 +286,36 @@ def test_wrong_forms_are_refused(bad):
     ReasonForm(**GOOD)
     with pytest.raises(ValueError, match="Expected"):
         ReasonForm(**{**GOOD, **bad})
+
+
+def test_forms_give_their_memory_back():
+    """A form that is dropped, or refused half made, leaves nothing allocated: versions come and go for months."""
+    signature = signature_of(*(f"f{at}" for at in range(50)))
+    policy = default_policy(signature)
+    wide = {**GOOD, "features": ["a"] * 50, "reasons": [("R1", "one" * 1000, [(at, 0) for at in range(50)])]}
+
+    def work():
+        for _ in range(50):
+            make_form(policy, signature, **FACT).write(
+                0, np.zeros((9, 50), np.float32), np.ones((9, 50)), 0.0, full=True
+            )
+            with pytest.raises(ValueError, match="Expected"):
+                ReasonForm(**{**wide, "signs": [3]})
+            with pytest.raises(UnicodeEncodeError):
+                ReasonForm(**{**wide, "outputs": ["\ud800"]})
+
+    work()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        work()
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_wrong_arrays_are_refused():

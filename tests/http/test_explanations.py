@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from types import SimpleNamespace
 
 import httpx
 import msgpack
@@ -26,10 +27,10 @@ from tiercel._hot.reply import ReplyIds
 from tiercel.http.app import DataPlane
 from tiercel.http.native import NativeHttp
 from tiercel.http.predict import make_ids
-from tiercel.monitor.recording import JOURNAL, Recorder
+from tiercel.monitor.recording import Recorder
 from tiercel.serving import explaining, recorded
 from tiercel.serving.explain_request import ExplainRequest
-from tiercel.settings import JournalSettings, ModelSettings, ServerSettings
+from tiercel.settings import JournalSettings, ModelSettings, ServerSettings, Settings
 
 ROW = {"a": 3.0, "b": 0.5, "c": 5.0}
 MANY = {"a": [3.0, 1.0], "b": [0.5, None], "c": [5.0, 3.0]}
@@ -41,10 +42,11 @@ class Slow(LinearVersion):
 
     def __init__(self, signature, own):
         super().__init__(signature, None, own)
-        self.gate, self.threads = threading.Event(), []
+        self.began, self.gate, self.threads = threading.Event(), threading.Event(), []
 
     def attribute(self, rows, scores):
         self.threads.append(threading.current_thread().name)
+        self.began.set()
         assert self.gate.wait(5)
         return super().attribute(rows, scores)
 
@@ -162,8 +164,7 @@ def test_sampling_keeps_the_event_loop_free():
         explained = asyncio.create_task(
             client.post("/predict/line", json={"features": ROW, "explain": "full", "deadline_ms": 60_000})
         )
-        while not version.threads:
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(version.began.wait, 5)
         plain = await client.post("/predict/line", json={"features": ROW})
         assert not explained.done()
         version.gate.set()
@@ -183,8 +184,7 @@ def test_who_waits_for_the_thread_is_explained_later(tmp_path):
     async def work(client):
         body = {"features": ROW, "explain": "full", "deadline_ms": 1000}
         first = asyncio.create_task(client.post("/predict/line", json=body))
-        while not version.threads:
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(version.began.wait, 5)
         second = await client.post("/predict/line", json=body)
         version.gate.set()
         return second.json(), (await first).json()
@@ -242,7 +242,7 @@ def test_v1_explains_each_instance(which):
 
 
 def test_v1_options():
-    """ "explain", "locale" and "k" are those of our own protocol; other fields and words are refused."""
+    """The options "explain", "locale" and "k" are those of our own protocol; other fields and words are refused."""
     body = {"instances": [ROW]}
     told = post(plan_of(), V1, {**body, "explain": "reasons", "k": 2}).json()["explanations"][0]
     assert len(told["reasons"]) == 2
@@ -328,7 +328,7 @@ def past(tmp_path):
     """(a recorder of plans, options of a data plane that finds its records)."""
     ids = make_ids(SETTINGS)
     recorder = Recorder(tmp_path, 0, ids.prefix, JournalSettings())
-    yield recorder.for_plan("line", 1, signature_of()), {"journal": tmp_path / JOURNAL, "ids": ids}
+    yield recorder.for_plan("line", 1, signature_of()), {"project": Settings(tmp_path, "tests", tmp_path), "ids": ids}
     recorder.close()
 
 
@@ -364,8 +364,8 @@ def test_who_did_not_ask_may_ask_later(past):
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("/predictions/0123456789abcdef77/explanation", 404, "not_found"),
-        ("/predictions/ffffffffffffffff1/explanation", 404, "not_found"),
+        ("/predictions/0123456789abcdef77/explanation", 404, "receipt_not_found"),
+        ("/predictions/ffffffffffffffff1/explanation", 404, "receipt_not_found"),
         ("/predictions/zz/explanation", 400, "invalid_request"),
         ("/predictions/0123456789abcdef1/explanation?explain=some", 400, "invalid_explain"),
         ("/predictions/0123456789abcdef1/explanation?k=x", 400, "invalid_explain"),
@@ -409,9 +409,7 @@ def test_stacks_of_rows_may_be_too_much():
     """What would take minutes is not begun: the reply says how long it would take."""
     plan = plan_of(explanations=explanations_of(signature_of(), cost_us=(0.0, 1e6)))
     rows = np.ones((100, 3), np.float32)
-    record = type("R", (), {})()
-    record.plan = type("P", (), {"features": FEATURES})()
-    record.rows, record.scores, record.request_rows = rows, plan.scorer.score(rows), 100
-    record.is_many, record.degraded, record.id = True, None, "0" * 17
-    told = recorded.explain_record(plan, [record], ExplainRequest(is_full=True))
+    scores = plan.scorer.score(rows)
+    receipt = SimpleNamespace(features=FEATURES, rows=rows, scores=scores, is_many=True, degraded=None, id="0" * 17)
+    told = recorded.explain_receipt(plan, [receipt], ExplainRequest(is_full=True))
     assert told["explanation"] == {"method": "none", "why": "explaining 100 rows would take 100 s"}

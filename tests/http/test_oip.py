@@ -338,7 +338,7 @@ class StubRouter:
     async def find(self, reference):
         return self.engine.find_plan(reference)
 
-    async def answer(self, reference, question, budget):
+    async def answer(self, reference, question, budget, explain=None):
         self.budgets.append(budget)
         if self.failure is not None:
             raise self.failure

@@ -33,10 +33,12 @@ LIMITS = ServerSettings(
 class Running:
     """A data plane on a port of its own, in a thread of this process."""
 
-    def __init__(self, engine, settings=LIMITS, ids=None, counters=None, declared=(), known=None, **options):
+    def __init__(
+        self, engine, settings=LIMITS, ids=None, counters=None, declared=(), known=None, commit=None, **options
+    ):
         # `known` is what the compiled path sees of the engine, in place of all of it.
         self.native = NativeHttp(engine if known is None else known, settings, ids, counters, **options)
-        self.plane = DataPlane(engine, settings, self.native, declared=declared)
+        self.plane = DataPlane(engine, settings, self.native, declared=declared, commit=commit)
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         config = uvicorn.Config(

@@ -105,7 +105,7 @@ def test_a_key_that_a_data_frame_made_a_float(wire):
     assert wire.post(PREDICT, {"instances": rows}).json()["predictions"] == wire.scores("late", ENTITIES, FEATURES)
 
 
-@pytest.mark.parametrize("verb", ["explain", "classify", "regress", "Predict"])
+@pytest.mark.parametrize("verb", ["classify", "regress", "Predict", "Explain"])
 def test_other_verbs_say_that_they_are_not_here(wire, verb):
     """A verb that this server does not have is refused by a code of its own, not as an unknown model."""
     reply = wire.post(f"/v1/models/late:{verb}", {"instances": ROWS})

@@ -139,6 +139,11 @@ cdef class Prepared:
         self._record(ids, number, flags)
         return size
 
+    @property
+    def is_recorded(self):
+        """Whether the record of this question is in the journal; asked right after it was answered."""
+        return self.plan._recorder is not None and self.plan._recorder.is_recorded
+
     def record(self, ReplyIds ids not None, uint32_t flags=0):
         """Record what is answered in another shape; returns its id."""
         cdef uint64_t number = ids.next()
@@ -184,7 +189,7 @@ cdef class Prepared:
     @property
     def explain_need_us(self):
         """What explaining its rows takes, as measured, in microseconds."""
-        return self.plan.explanations.need_ns(self.n_rows) / 1000
+        return self.plan.explanations.need_ns(self.n_rows) / 1000.0
 
     cdef int _ask(self, bint is_full, ReasonForm form) except -1:
         """Be explained anew."""

@@ -60,7 +60,7 @@ def explain(
     """Say why MODEL scores what --entity and --feature say as it does; or why the prediction with ID came out so.
 
     A new prediction is asked of a running server, which waits for its explanation however long it takes. An earlier one
-    (ID is a reply's "id") is explained from its record in the project's journal, without a server.
+    (ID is a reply's "id") is explained from its receipt (the journal, then what is kept of it), without a server.
 
     With --global: what moves MODEL (NAME, NAME@ALIAS or NAME:VERSION) over the rows that it was asked for, or was trained on.
     NAME alone compares champion and challenger, where it has both, on the same rows.
@@ -102,21 +102,18 @@ def explain(
 
 
 def _recorded(prediction_id: str, project_dir: str, locale: str | None, k: int | None) -> dict[str, Any]:
-    from tiercel.monitor.lookup import find_records
-    from tiercel.monitor.recording import JOURNAL
     from tiercel.project import Project
     from tiercel.serving.explain_request import FULL, ExplainRequest, parse_explain
-    from tiercel.serving.recorded import explain_record
+    from tiercel.serving.receipts import find_receipt
+    from tiercel.serving.recorded import explain_receipt
     from tiercel.serving.version_shelf import VersionShelf
 
     options = {"explain": FULL, "locale": locale, "k": k}
     asked = parse_explain({name: value for name, value in options.items() if value is not None}, "--")
     with Project(project_dir) as project:
-        records = find_records(project.settings.state_dir / JOURNAL, prediction_id)
-        plan = VersionShelf(project.settings, project.registry).find(
-            f"{records[0].plan.model}:{records[0].plan.version}"
-        )
-        return explain_record(plan, records, asked or ExplainRequest(is_full=True))
+        receipts = find_receipt(project.settings, prediction_id)
+        plan = VersionShelf(project.settings, project.registry).find(f"{receipts[0].model}:{receipts[0].version}")
+        return explain_receipt(plan, receipts, asked or ExplainRequest(is_full=True))
 
 
 def _read(told: dict[str, Any]) -> tuple[str, Any, Explanation | None]:

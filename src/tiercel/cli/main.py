@@ -8,6 +8,7 @@ import click
 
 from tiercel import __version__
 from tiercel.cli.alerts import alerts
+from tiercel.cli.audit import audit
 from tiercel.cli.bench import bench
 from tiercel.cli.console import TiercelGroup
 from tiercel.cli.definitions import apply, init, materialize, rollback_base, training_set
@@ -17,7 +18,9 @@ from tiercel.cli.explain import explain
 from tiercel.cli.feedback import feedback
 from tiercel.cli.jobs import jobs
 from tiercel.cli.performance import performance
+from tiercel.cli.reasons import reasons
 from tiercel.cli.registry import history, models, promote, register, rollback
+from tiercel.cli.replay import replay
 from tiercel.cli.serve import predict, serve
 from tiercel.cli.sql import sql
 from tiercel.cli.why import why
@@ -52,11 +55,14 @@ for command in (
     predict,
     explain,
     why,
+    replay,
+    audit,
     feedback,
     sql,
     jobs,
     drift,
     performance,
+    reasons,
     alerts,
     bench,
 ):

@@ -328,16 +328,20 @@ def _candidates(
 
 
 def _on_grid(values: NDArray[np.float32], change: Change) -> NDArray[np.float32]:
-    """The grid points on both sides of each value: which of them is past a threshold, scoring says."""
+    """The grid points around each value: which of them is past a threshold, scoring says.
+
+    Two on each side, because a value just beside a grid point may round to it on the way.
+    """
     origin, step = 0.0 if change.minimum is None else change.minimum, change.step or 1.0
-    steps = (values.astype(np.float64) - origin) / step
-    grid: NDArray[np.float32] = (origin + np.concatenate([np.floor(steps), np.ceil(steps)]) * step).astype(np.float32)
-    return grid
+    behind = np.floor((values.astype(np.float64) - origin) / step)
+    around: NDArray[np.float64] = behind[:, None] + np.arange(-1.0, 3.0)
+    points: NDArray[np.float32] = (origin + around.ravel() * step).astype(np.float32)
+    return points
 
 
 def _within(values: NDArray[np.float32], now: float, change: Change) -> NDArray[np.float32]:
     """The values that the feature may be changed to, ascending."""
-    kept = np.unique(values[np.isfinite(values)])
+    kept: NDArray[np.float32] = np.unique(values[np.isfinite(values)])
     kept = kept[kept != np.float32(now)]
     if change.direction != "either":
         kept = kept[kept > now] if change.direction == "up" else kept[kept < now]

@@ -68,6 +68,7 @@ class Change:
         minimum, maximum: of the value after a change; None: no bound.
         step: values are multiples of it from `minimum` (from 0 where there is none); None: any value.
         units: (locale, unit that values are said in); empty: none.
+        shown_as: "number"; or "clock": minutes since midnight, said as 15:45.
     """
 
     feature: str
@@ -77,6 +78,7 @@ class Change:
     maximum: float | None = None
     step: float | None = None
     units: tuple[tuple[str, str], ...] = ()
+    shown_as: Literal["number", "clock"] = "number"
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class ReasonPolicy:
                     "max": change.maximum,
                     "step": change.step,
                     "unit": dict(change.units),
+                    "show": change.shown_as,
                 }
                 for change in self.changes
             ],

@@ -30,6 +30,7 @@ min = 0
 max = 1e6
 step = 100
 unit = { en = "euros", de = "Euro" }
+show = "number"                      # or "clock": minutes since midnight, said as 15:45
 
 [phrases]                            # how changes are said; optional where every text is in English alone
 at_most = { en = "{name} were {value} or less (now {now})", de = "{name} höchstens {value} wäre (jetzt {now})" }
@@ -253,13 +254,16 @@ class _Reader:
         where = f"changes.{name}"
         self._feature_name(name, where)
         table = self._table(value, where)
-        self._refuse_unknown(table, {"name", "direction", "min", "max", "step", "unit"}, f"{where}.")
+        self._refuse_unknown(table, {"name", "direction", "min", "max", "step", "unit", "show"}, f"{where}.")
         for kind in ("prohibited", "immutable"):
             if name in untold[kind]:
                 raise self._wrong(where, f"no change of a feature that is {kind}", f"{name!r} in both")
         direction = table.get("direction", "either")
         if direction not in _DIRECTIONS:
             raise self._wrong(f"{where}.direction", f"one of {', '.join(_DIRECTIONS)}", repr(direction)[:80])
+        shown_as = table.get("show", "number")
+        if shown_as not in ("number", "clock"):
+            raise self._wrong(f"{where}.show", "number or clock", repr(shown_as)[:80])
         bounds = {
             key: None if key not in table else self._number(table[key], f"{where}.{key}", -math.inf, math.inf)
             for key in ("min", "max", "step")
@@ -271,7 +275,7 @@ class _Reader:
             raise self._wrong(f"{where}.step", "more than 0", str(step))
         names = self._text(table.get("name"), f"{where}.name")
         units = self._text(table["unit"], f"{where}.unit") if "unit" in table else ()
-        return Change(name, names, direction, low, high, step, units)
+        return Change(name, names, direction, low, high, step, units, shown_as)
 
     def _phrases(self, value: Any) -> Phrases:
         if value is None:

@@ -27,7 +27,6 @@ from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
     from tiercel.http.jobs import JobEndpoints
     from tiercel.http.native import NativeHttp
     from tiercel.http.tracing import Tracing
-    from tiercel.settings import ModelSettings, ServerSettings
+    from tiercel.monitor.group_commit import GroupCommit
+    from tiercel.settings import ModelSettings, ServerSettings, Settings
 
 PREDICT = "/predict/"
 
@@ -55,7 +55,8 @@ class DataPlane:
         jobs: JobEndpoints | None = None,
         feedback: FeedbackEndpoint | None = None,
         tracing: Tracing | None = None,
-        journal: Path | None = None,
+        project: Settings | None = None,
+        commit: GroupCommit | None = None,
     ) -> None:
         self._engine = engine
         self._worker = worker
@@ -69,13 +70,16 @@ class DataPlane:
             counters,
             max_body_bytes=settings.max_body_bytes,
             n_cores=cores_of_worker(settings.workers, is_pinned=settings.pin_cores),
+            commit=commit,
         )
         if native is not None:
             native.queue_with(self._router)
+            if commit is not None:
+                native.audit_with(commit)
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._explanations = None
-        if journal is not None:
-            self._explanations = ExplanationEndpoint(RecordedExplanations(journal, self._router.find), counters)
+        if project is not None:
+            self._explanations = ExplanationEndpoint(RecordedExplanations(project, self._router.find), counters)
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),

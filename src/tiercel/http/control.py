@@ -23,7 +23,7 @@ from tiercel.http.jobs import JobAdmin
 from tiercel.http.supervised import SupervisedServer
 from tiercel.http.watcher import Watcher
 from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
-from tiercel.monitor.recording import COUNTERS, JOURNAL
+from tiercel.monitor.recording import COUNTERS
 from tiercel.monitor.totals import fold
 from tiercel.serving.jobs import JobStore
 from tiercel.serving.recorded import RecordedExplanations
@@ -66,9 +66,7 @@ class ControlPlane:
         self._watcher = Watcher(settings)
         self._dashboard = Dashboard(settings)
         self._shelf = VersionShelf(settings)
-        self._explanations = ExplanationEndpoint(
-            RecordedExplanations(settings.state_dir / JOURNAL, self._shelf.find_beside)
-        )
+        self._explanations = ExplanationEndpoint(RecordedExplanations(settings, self._shelf.find_beside))
         self._processes: list[dict[str, Any]] = []
         self._starlette = Starlette(
             routes=[

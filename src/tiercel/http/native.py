@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tiercel._hot.fast_path import FastPath
 from tiercel._hot.protocol import HotProtocol
 from tiercel._hot.tensors import TensorTallies
+from tiercel.http.audited import AuditDoor
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
 from tiercel.http.predict import ReplyIds, make_ids
 from tiercel.http.queued import QueueDoor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from tiercel.monitor.group_commit import GroupCommit
     from tiercel.serving.engine import Engine
     from tiercel.serving.router import Router
     from tiercel.settings import ServerSettings
@@ -79,6 +81,10 @@ class NativeHttp:
     def queue_with(self, router: Router) -> None:
         """Answer what is scored in batches here too, in the queues of `router`. Without one it is handed on."""
         self._path.queue = self._door = QueueDoor(router, self._path, self.counters)
+
+    def audit_with(self, commit: GroupCommit) -> None:
+        """Answer strict models here too, each reply once its record is durable. Without this they are handed on."""
+        self._path.audit = AuditDoor(commit, self.counters)
 
     def close(self) -> None:
         """The event loop is about to end."""

@@ -162,6 +162,7 @@ class PredictEndpoint:
             self._router.serve(reference, question, budget, request.tier, request.explain), receive
         )
         content = served.prepared.reply(0 if kind == payload.JSON else 1, self._ids, served.flags)
+        await self._router.make_durable(reference, served)
         more: dict[str, Any] = {}
         if served.degraded is not None:
             more["degraded"] = served.degraded.to_json()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgpack
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from tiercel._hot.fast_path import Refusal
-from tiercel.errors import CapacityError, DeadlineError, TiercelError
-from tiercel.http import payload
+from tiercel.errors import CapacityError, DeadlineError
+from tiercel.http.raw_reply import error_bytes
 from tiercel.http.socket_wait import SocketWait
-from tiercel.http.status import body_of, headers_of, request_id_of, status_of
+from tiercel.http.status import status_of
 from tiercel.serving.answers import Degraded, degrade_flags
 from tiercel.serving.asked import require_time
 from tiercel.serving.deadline import Deadline
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.router import Router
 
-log = logging.getLogger("tiercel.http")
-
 #: What a fallback is left of the deadline of a question that waits, and at most a quarter of that.
 MARGIN_NS = 5_000_000
 #: Versions that others stood in for, and are remembered with it. No plan is: it would keep its base from going.
@@ -39,8 +35,6 @@ MAX_STAND_INS = 100
 #: How long a refusal is given again without a look: a queue that is full, and a time that is over.
 FULL_NS = 1_000_000
 LATE_NS = 1_000_000_000
-#: By the kind of a question's body: an error is in the request's own format.
-_MEDIA = (payload.JSON, payload.MSGPACK)
 
 
 class QueueDoor:
@@ -156,24 +150,4 @@ class QueueDoor:
             error = DeadlineError(str(error), budget_us=asked.budget_us, needed_us=error.needed_us)
         elif isinstance(error, CapacityError):
             self._counters.add("refused_capacity")
-        kind, headers = _MEDIA[asked.kind], []
-        if isinstance(error, TiercelError):
-            request_id = request_id_of(())  # its head is gone
-            status, code = status_of(error), error.code
-            body, headers = body_of(error, request_id), headers_of(error, request_id)
-        else:
-            status, code = 500, "internal_error"
-            body = {"error": "The server failed; its log has the reason", "code": code}
-        if status == 500:
-            log.error("Prediction failed", exc_info=error)
-        self._counters.count_reply(status, code)
-        content = payload.encode(body, kind)
-        told = [
-            *hot.server_state.default_headers,
-            (b"content-type", kind.encode()),
-            (b"content-length", str(len(content)).encode()),
-            *headers,
-        ]
-        if close:
-            told.append((b"connection", b"close"))
-        return b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % each for each in told), b"\r\n", content])
+        return error_bytes(error, asked.kind, self._counters, hot.server_state.default_headers, close=close)

@@ -15,7 +15,7 @@ from tiercel.http.native import NativeHttp
 from tiercel.http.predict import make_ids
 from tiercel.http.supervised import SupervisedServer
 from tiercel.http.tracing import Tracing
-from tiercel.monitor.recording import JOURNAL, Recorder
+from tiercel.monitor.recording import Recorder
 from tiercel.priority import ask_for_short_slices
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
@@ -102,7 +102,8 @@ def serve(
             jobs=jobs,
             feedback=feedback,
             tracing=tracing,
-            journal=settings.state_dir / JOURNAL,
+            project=settings,
+            commit=recorder.commit,
         )
         config = uvicorn.Config(
             plane,

@@ -14,6 +14,7 @@ from tiercel._hot.recorder import PlanRecorder
 from tiercel.errors import CounterFileError
 from tiercel.monitor import counting
 from tiercel.monitor.directories import WorkerDirectory, worker_name
+from tiercel.monitor.group_commit import GroupCommit
 from tiercel.monitor.reference import default_edges
 from tiercel.monitor.segments import Journal, SegmentKeeper
 from tiercel.monitor.totals import fold
@@ -48,6 +49,7 @@ class Recorder:
     Attributes:
         counters: the worker's own counts (`WorkerCounters`).
         problems: what could not be made, in words.
+        commit: makes records durable on demand; None without a journal.
 
     Threads: `for_plan` in any; `close` once, after the event loop's last record.
     """
@@ -69,6 +71,7 @@ class Recorder:
         self._journal_directory: WorkerDirectory | None = None
         self._journal: Journal | None = None
         self._keeper: SegmentKeeper | None = None
+        self.commit: GroupCommit | None = None
         self.counters = counting.WorkerCounters()
         try:
             self._directory = WorkerDirectory(state_dir / COUNTERS, name)
@@ -94,6 +97,7 @@ class Recorder:
             )
             self._keeper.touched.append(self.counters)
             self._keeper.start()
+            self.commit = GroupCommit(self._journal, self._journal_directory.path)
 
     def for_plan(
         self,
@@ -160,6 +164,8 @@ class Recorder:
 
     def close(self) -> None:
         """Seal the journal and let go of the files. What was counted stays readable."""
+        if self.commit is not None:
+            self.commit.close()
         if self._keeper is not None:
             self._keeper.close()
             self._keeper = None

@@ -38,7 +38,7 @@ from tiercel.registry import Registry, parse_reference
 from tiercel.registry.names import CHAMPION, LATEST
 from tiercel.serving.bindings import bindings_of
 from tiercel.serving.routes import ModelRoutes, Routes
-from tiercel.serving.version_explainer import make_explanations
+from tiercel.serving.version_explainer import bound_by, make_explanations
 from tiercel.types import Tier, categories_digest
 
 if TYPE_CHECKING:
@@ -319,7 +319,9 @@ class Engine:
                 log.info("model %s:%s: %s: %s", name, version, tier, decision.reason)
             model = models.load(artifacts)
             declared = self._settings.model(name)
-            explanations = make_explanations(model, artifacts, declared, profile, label=f"{name}:{version}")
+            explanations = make_explanations(
+                model, artifacts, declared, profile, label=f"{name}:{version}", measures=self._profile_of is not None
+            )
             model = replace(model, body=None)
             loaded = _Loaded(record, model, reference, profile, tier, explanations)
             self._loaded[name, version] = loaded
@@ -373,7 +375,7 @@ class Engine:
                 base_name,
                 loaded.reference,
                 loaded.tier,
-                bindings_of(record, base, self._planning_seq, declared),
+                bindings_of(record, base, self._planning_seq, declared, bound_by(loaded.explanations)),
             )
         transforms = () if schema is None else self._transforms[schema.fingerprint]
         return ServingPlan(

@@ -1,6 +1,6 @@
-"""The explanation of a prediction that was answered before, from the vector its record holds.
+"""The explanation of a prediction that was answered before, from the vector its receipt holds.
 
-The record has what was scored and the scores, so nothing is read or scored again: the version's explainer and reasons, which
+The receipt has what was scored and the scores, so nothing is read or scored again: the version's explainer and reasons, which
 are files of the version, say today what they would have said then.
 """
 
@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tiercel.errors import CapacityError, JournalError
-from tiercel.monitor.lookup import find_records
+from tiercel._hot.plan import ServingPlan
+from tiercel.errors import CapacityError, NotReplayableError, ReceiptCorruptError
 from tiercel.priority import stand_back
 from tiercel.serving.answers import explanation_of
+from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.explaining import explain_here
+from tiercel.serving.receipts import find_receipt
+from tiercel.serving.version_explainer import bound_by, make_explanations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
 
-    from tiercel._hot.plan import ServingPlan
-    from tiercel.monitor.journal import Record
-    from tiercel.serving.explain_request import ExplainRequest
+    from numpy.typing import NDArray
+
+    from tiercel.explain.receipts import Receipt
+    from tiercel.serving.replaying import Explain, Reproduced
+    from tiercel.settings import Settings
 
     PlanOf = Callable[[str], Awaitable[ServingPlan]]
 
@@ -40,23 +44,23 @@ class RecordedExplanations:
     """Explains recorded predictions, one at a time, in a thread of its own.
 
     Args:
-        journal: a state's `journal` directory.
+        settings: of the project.
         plan_of: the plan of a reference such as "fraud:3", with its explainer.
 
     Threads: the event loop's only.
     """
 
-    def __init__(self, journal: Path, plan_of: PlanOf) -> None:
-        self._journal, self._plan_of = journal, plan_of
+    def __init__(self, settings: Settings, plan_of: PlanOf) -> None:
+        self._settings, self._plan_of = settings, plan_of
         self._beside = ThreadPoolExecutor(1, "tiercel-recorded", stand_back)
         self._n_waiting = 0
 
     async def find(self, prediction_id: str, asked: ExplainRequest) -> dict[str, Any]:
-        """What is known of a prediction and why it came out so: see `explain_record`.
+        """What is known of a prediction and why it came out so: see `explain_receipt`.
 
         Raises:
-            RequestError: no reply has such an id. NotFoundError: no record, or no such version any more.
-            JournalError: the record cannot be read. CapacityError: too many wait for such an answer.
+            RequestError: no reply has such an id. NotFoundError: no receipt is kept, or no such version any more.
+            JournalError, ReceiptCorruptError: the receipt cannot be read. CapacityError: too many wait for such an answer.
         """
         if self._n_waiting >= MOST_WAITING:
             raise CapacityError(
@@ -66,9 +70,9 @@ class RecordedExplanations:
         self._n_waiting += 1
         loop = asyncio.get_running_loop()
         try:
-            records = await loop.run_in_executor(self._beside, find_records, self._journal, prediction_id)
-            plan = await self._plan_of(f"{records[0].plan.model}:{records[0].plan.version}")
-            return await loop.run_in_executor(self._beside, explain_record, plan, records, asked)
+            receipts = await loop.run_in_executor(self._beside, find_receipt, self._settings, prediction_id)
+            plan = await self._plan_of(f"{receipts[0].model}:{receipts[0].version}")
+            return await loop.run_in_executor(self._beside, explain_receipt, plan, receipts, asked)
         finally:
             self._n_waiting -= 1
 
@@ -77,26 +81,26 @@ class RecordedExplanations:
         self._beside.shutdown(wait=False, cancel_futures=True)
 
 
-def explain_record(plan: ServingPlan, records: Sequence[Record], asked: ExplainRequest) -> dict[str, Any]:
+def explain_receipt(plan: ServingPlan, receipts: Sequence[Receipt], asked: ExplainRequest) -> dict[str, Any]:
     """Explain one recorded request, however long that takes, within `MOST_US`.
 
     Args:
         plan: of the version that answered; its base does not matter.
-        records: of `find_records`.
+        receipts: of `find_receipt`.
         asked: how.
 
     Returns:
         "id", "model", "version", "score" or "scores", "reasons" and "explanation" as the reply had them.
 
     Raises:
-        JournalError: the records are not of this plan.
+        ReceiptCorruptError: the receipts are not of this plan.
     """
-    first = records[0]
-    rows, scores = np.concatenate([each.rows for each in records]), np.concatenate([each.scores for each in records])
-    if first.plan.features != tuple(plan.signature.features) or scores.shape[1] != plan.n_outputs:
-        raise JournalError(
+    first = receipts[0]
+    rows, scores = np.concatenate([each.rows for each in receipts]), np.concatenate([each.scores for each in receipts])
+    if first.features != tuple(plan.signature.features) or scores.shape[1] != plan.n_outputs:
+        raise ReceiptCorruptError(
             f"Prediction {first.id}: expected the {plan.n_features} features of model '{plan.model}' version {plan.version}, its "
-            f"record has {len(first.plan.features)} others: the registry is not the one it was answered from"
+            f"receipt has {len(first.features)} others: the registry is not the one it was answered from"
         )
     prepared = plan.recall(rows, scores, is_single=not first.is_many)
     need_us = plan.explanations.need_us(len(rows))
@@ -110,3 +114,37 @@ def explain_record(plan: ServingPlan, records: Sequence[Record], asked: ExplainR
     values = prepared.scores()
     score = {"score": values[0]} if prepared.is_single else {"scores": values}
     return {"id": first.id, "model": plan.model, "version": plan.version, **score, **told}
+
+
+def explain_again(settings: Settings) -> Explain:
+    """What a `Replayer` explains with: the explanation of rows by a version as it answered; None where it has none.
+
+    It raises NotReplayableError (`explainer_changed`) where settings make explanations from something else by now.
+    """
+    kept: dict[str, ServingPlan] = {}
+
+    def explain(reproduced: Reproduced, rows: NDArray[np.float32]) -> object:
+        receipt, model = reproduced.receipt, reproduced.model
+        label = f"{receipt.model}:{receipt.version}"
+        plan = kept.get(label)
+        if plan is None:
+            made = make_explanations(model, reproduced.artifacts, settings.model(receipt.model), label=label)
+            plan = ServingPlan(receipt.model, receipt.version, model.signature, model.scorer, explanations=made)
+            kept.clear()  # predictions come model by model; one explainer may be large
+            kept[label] = plan
+        if plan.explanations.explainer is None:
+            return None
+        now = bound_by(plan.explanations)
+        changed = [name for name, value in now.items() if receipt.bindings.get(name) != value]
+        if changed:
+            told = ", ".join(f"{name} {receipt.bindings.get(name)} then and {now[name]} now" for name in changed)
+            raise NotReplayableError(
+                f"Prediction {receipt.id}: expected its explanations to follow from what they did, got {told}: "
+                f"[models.{receipt.model}.explain] was changed",
+                code="explainer_changed",
+            )
+        prepared = plan.recall(rows, model.scorer.score(rows), is_single=False)
+        explain_here(prepared, ExplainRequest(is_full=True))
+        return explanation_of(prepared, receipt.id)
+
+    return explain

@@ -19,15 +19,15 @@ from tiercel.errors import (
     ModelUnavailableError,
     NotFoundError,
     RequestError,
-    ScoreError,
     TiercelError,
     TierDeniedError,
 )
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
-from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served
+from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served, require_finite
 from tiercel.serving.asked import Asked, require_time
 from tiercel.serving.cost import CostCurve
+from tiercel.serving.durable_answers import make_durable
 from tiercel.serving.explaining import Explaining
 from tiercel.serving.guard import Guard
 from tiercel.serving.ladder import Candidate, Rung, can_degrade, choose
@@ -35,7 +35,7 @@ from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fi
 from tiercel.serving.question_check import require_answerable
 from tiercel.serving.queues import Queues
 from tiercel.serving.ready_answers import ReadyAnswers
-from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key, is_finite
+from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key
 from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.types import Tier
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel._hot.reply import ReplyIds
+    from tiercel.monitor.group_commit import GroupCommit
     from tiercel.serving.deadline import Budget
     from tiercel.serving.engine import Engine
     from tiercel.serving.explain_request import ExplainRequest
@@ -75,6 +76,7 @@ class Router:
         counters: of the worker.
         max_body_bytes: of one request.
         n_cores: that the worker's threads may use.
+        commit: makes records durable; None: models that need that do not answer.
 
     Threads: the event loop's only.
     """
@@ -88,8 +90,9 @@ class Router:
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
         n_cores: int = 1,
+        commit: GroupCommit | None = None,
     ) -> None:
-        self._engine, self._ids = engine, ids
+        self._engine, self._ids, self._commit = engine, ids, commit
         self._counters = WorkerCounters() if counters is None else counters
         self._declared = {each.name: each for each in declared}
         self._queues = Queues(self._cost_of, self._counters)
@@ -180,6 +183,7 @@ class Router:
         """
         served = await self.serve(reference, question, budget, explain=explain)
         number = served.prepared.record(self._ids, served.flags)
+        await self.make_durable(reference, served)
         self.after(served, question)
         return Answer.of(served, number, is_explained=explain is not None)
 
@@ -189,7 +193,12 @@ class Router:
         if declared is None or declared.fallback is None:
             return None
         plan = self._engine.find_plan(declared.fallback)
-        if plan is None or not plan.is_plain or (plan.model, plan.version) == (champion.model, champion.version):
+        if (
+            plan is None
+            or not plan.is_plain
+            or plan.is_strict
+            or (plan.model, plan.version) == (champion.model, champion.version)
+        ):
             return None
         return plan if self._may_stand_in(champion, declared.fallback, plan) else None
 
@@ -287,6 +296,12 @@ class Router:
             return None, False
         return self._declared.get(name), selector is None or selector == CHAMPION
 
+    async def make_durable(self, reference: str, served: Served) -> None:
+        """Return once an answer that was just recorded may be given. Raises AuditUnavailableError: it may not."""
+        declared, _ = self._settings_of(reference)
+        if served.prepared.plan.is_strict or (declared is not None and declared.is_strict):
+            await make_durable(served.prepared, self._commit)
+
     def after(self, served: Served, question: Question) -> None:
         """What may be done once the reply is written: remember the score, let the shadow score too. Never raises."""
         plan = served.prepared.plan
@@ -338,12 +353,12 @@ class Router:
                 if choice.rung is Rung.CHAMPION:
                     prepared = await self._score(plan, question, asked)
                     if declared.has_stand_in:
-                        _require_finite(prepared)
+                        require_finite(prepared)
                     if blamed is not None:  # the question was right after all
                         self._settle(declared.name, *blamed)
                     return Served(prepared, asked.deadline, is_declared=True)
                 prepared = await self._score(plan, question.narrowed(plan, champion), asked)
-                _require_finite(prepared)
+                require_finite(prepared)
             except Exception as error:
                 # What a stand-in finds wrong with a question says nothing about the question: it was put to another model.
                 if choice.rung is Rung.CHAMPION and not can_degrade(error):
@@ -481,7 +496,7 @@ class Router:
             return None, None
         try:
             prepared = await self._score(plan, question.narrowed(plan, champion), asked)
-            _require_finite(prepared)
+            require_finite(prepared)
         except (RequestError, NotFoundError) as error:
             return None, (ticket, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the champion answers
@@ -559,24 +574,6 @@ class Router:
 def _known(plan: ServingPlan) -> KnownVersion:
     features = plan.signature.features if plan.schema is None else [f.name for f in plan.schema.request_fields]
     return KnownVersion(plan.signature, plan.join_keys, frozenset(features))
-
-
-def _require_finite(prepared: Prepared) -> None:
-    """Refuse scores that are no numbers, where another can answer.
-
-    Raises:
-        ScoreError: there is one.
-    """
-    scores = prepared.scores()
-    if is_finite(scores):
-        return
-    row = next(i for i, score in enumerate(scores) if not is_finite([score]))
-    where = "" if prepared.is_single else f" for row {row}"
-    raise ScoreError(
-        f"Expected finite scores of model '{prepared.plan.model}' version {prepared.plan.version}, got {scores[row]}{where}. "
-        f"Ask within the range of its training data, or register a version that scores it",
-        row=None if prepared.is_single else row,
-    )
 
 
 def _is_inline(plan: ServingPlan, n_rows: int) -> bool:

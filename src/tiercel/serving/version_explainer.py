@@ -16,19 +16,25 @@ from tiercel._hot.explained import Explanations
 from tiercel.errors import TiercelError
 from tiercel.explain.reasons import ReasonForm, make_form
 from tiercel.explain.version_files import load_explanation_files
-from tiercel.models.explaining import make_explainer
+from tiercel.models.explaining import LEAST_PROBABILITY, make_explainer
 from tiercel.models.golden import Golden
-from tiercel.models.ir import Post
+from tiercel.models.ir import Forest
+from tiercel.models.margins import explained_forest, explained_linear
 from tiercel.models.preparing import GOLDEN_FILE
 from tiercel.serving.explaining import Attributed
+from tiercel.types import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from tiercel._hot.explainer import Explainer
+    from tiercel._hot.scorer import Scorer
     from tiercel.explain.policy import ReasonPolicy
     from tiercel.models import LoadedModel
+    from tiercel.models.explaining import ModelExplainer
+    from tiercel.models.ir import Linear
     from tiercel.models.profile import CostProfile
     from tiercel.settings import ModelSettings
     from tiercel.types import Signature
@@ -37,6 +43,10 @@ log = logging.getLogger("tiercel.serving")
 
 #: Forms that are kept for requests which name a locale or a number of reasons: as many as a few locales have numbers.
 MOST_FORMS: Final = 64
+#: What is believed of a measured tail, as a multiple of the median.
+MOST_SPREAD: Final = 10.0
+#: As in `explained.pyx`: relative to the largest of the numbers that are added.
+ADDITIVITY: Final = 1e-6
 
 
 class VersionExplainer:
@@ -51,7 +61,9 @@ class VersionExplainer:
     Threads: safe.
     """
 
-    def __init__(self, explainer: Any, policy: ReasonPolicy, signature: Signature, reference: str | None) -> None:
+    def __init__(
+        self, explainer: ModelExplainer, policy: ReasonPolicy, signature: Signature, reference: str | None
+    ) -> None:
         self._explainer, self._policy, self._signature = explainer, policy, signature
         self._reference = reference
         self._forms: dict[tuple[str, int], ReasonForm] = {}
@@ -60,8 +72,16 @@ class VersionExplainer:
     @property
     def kind(self) -> str:
         """Of contributions, as explanations name it."""
-        kind: str = self._explainer.kind
-        return kind
+        return self._explainer.kind
+
+    @property
+    def bound(self) -> dict[str, str | None]:
+        """What its explanations follow from, as a plan's declaration in the journal says it (`serving/bindings.py`)."""
+        return {
+            "explainer_kind": self.kind,
+            "reference_digest": self._reference,
+            "policy_digest": self._policy.digest,
+        }
 
     def form_of(self, locale: str | None = None, k: int | None = None) -> ReasonForm:
         """The form of reasons in the locale that is nearest to the one asked for, at most `k` of them."""
@@ -94,10 +114,31 @@ class VersionExplainer:
         """
         table = np.asarray(scores, np.float64).reshape(len(rows), -1)
         output = int(np.argmax(table.sum(axis=0))) if table.shape[1] > 1 else 0
-        found = self._explainer.explain(rows, output=output)
-        return Attributed(
-            np.ascontiguousarray(found.values, np.float64), float(found.expected), output, found.standard_error
-        )
+        label = self._explainer.outputs[output] if table.shape[1] > 1 else None
+        found = self._explainer.explain(rows, output=label)
+        values, expected = np.ascontiguousarray(found.values, np.float64), float(found.expected)
+        is_right = add_up(values, expected, table[:, output], has_classes=self._signature.task is not Task.REGRESSION)
+        return Attributed(values, expected, output, found.standard_error, is_right)
+
+
+def add_up(values: NDArray[np.float64], expected: float, scores: NDArray[np.float64], *, has_classes: bool) -> bool:
+    """Whether sampled contributions add up to the margins of scores that were made apart from them.
+
+    Args:
+        values: (n, n_features).
+        expected: the margin that they start from.
+        scores: (n,).
+        has_classes: scores are probabilities, and margins their log odds, cut as the sampler cuts them.
+    """
+    totals, margins, slack = expected + values.sum(axis=1), scores, np.zeros(len(scores))
+    if has_classes:
+        cut = np.clip(scores, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+        margins = np.log(cut) - np.log1p(-cut)
+        # Scores are float32, and a batch of another size may round the last bits otherwise: so far apart are their log odds.
+        slack = 4 * LEAST_PROBABILITY / (cut * (1 - cut))
+    largest = np.maximum(np.abs(margins), np.maximum(abs(expected), np.abs(values).max(axis=1, initial=0.0)))
+    known = np.isfinite(totals) & np.isfinite(margins)
+    return bool((np.abs(totals - margins)[known] <= (ADDITIVITY * largest + slack)[known]).all())
 
 
 def make_explanations(
@@ -107,6 +148,7 @@ def make_explanations(
     profile: CostProfile | None = None,
     *,
     label: str,
+    measures: bool = False,
 ) -> Explanations:
     """How a version's plans explain. Slow where the model is large: never call it on an event loop.
 
@@ -114,19 +156,21 @@ def make_explanations(
         model: the version's, just loaded.
         artifacts: its files.
         declared: [models.NAME].
-        profile: what explaining costs on this host; None, or without that: it is measured here, briefly.
+        profile: what explaining costs on this host; None, or without that: see `measures`.
         label: names the version in messages.
+        measures: measure it here, briefly, where the profile does not say it; else it is predicted from the model's size.
     """
     n_features, n_outputs = len(model.signature.features), model.signature.n_outputs
     try:
         explainer, reference, policy = _make(model, artifacts, declared, label)
         mine = VersionExplainer(explainer, policy, model.signature, reference)
-        cost_us = None if profile is None or profile.explain is None else (0.0, profile.explain.p99_us)
-        if cost_us is None:
-            explainer.measure()
-            cost_us = 0.0, float(explainer.predicted_us(1))
         return Explanations(
-            n_features, n_outputs, mine, mine.form_of(), cost_us=cost_us, margins=margins_of(model, mine.compiled)
+            n_features,
+            n_outputs,
+            mine,
+            mine.form_of(),
+            cost_us=_cost_us(explainer, profile, measures=measures),
+            margins=margins_of(model.body, mine.compiled),
         )
     except TiercelError as error:
         why = str(error)
@@ -139,7 +183,7 @@ def make_explanations(
 
 def _make(
     model: LoadedModel, artifacts: Mapping[str, bytes], declared: ModelSettings | None, label: str
-) -> tuple[Any, str | None, ReasonPolicy]:
+) -> tuple[ModelExplainer, str | None, ReasonPolicy]:
     settings = None if declared is None else declared.explain
     golden = Golden.from_bytes(artifacts[GOLDEN_FILE]).rows
     files = load_explanation_files(artifacts, model.signature, settings, golden_rows=golden, owner=f"version {label}")
@@ -149,14 +193,34 @@ def _make(
         files.reference_rows,
         kind="auto" if settings is None else settings.kind,
     )
-    return explainer, files.reference_digest, files.policy
+    return explainer, None if explainer.reference is None else files.reference_digest, files.policy
 
 
-def margins_of(model: LoadedModel, compiled: Any) -> Any:
+def _cost_us(explainer: ModelExplainer, profile: CostProfile | None, *, measures: bool) -> tuple[float, float]:
+    """What a call takes and what each of its rows, in microseconds."""
+    if profile is None or profile.explain is None:
+        if measures:
+            explainer.measure()
+        one_us = explainer.predicted_us(1)
+    else:
+        # A stall of the host while it was measured is not the explainer's: the time in compiled code hardly varies.
+        one_us = min(profile.explain.p99_us, MOST_SPREAD * profile.explain.p50_us)
+    row_us = one_us if explainer.compiled is None else explainer.predicted_us(2) - explainer.predicted_us(1)
+    row_us = min(max(row_us, 0.0), one_us)
+    return one_us - row_us, row_us
+
+
+def bound_by(explanations: Explanations) -> Mapping[str, str | None]:
+    """What explanations follow from, for the bindings of their plans; empty where there is no explainer."""
+    explainer = explanations.explainer
+    bound: Mapping[str, str | None] = {} if explainer is None else explainer.bound
+    return bound
+
+
+def margins_of(body: Forest | Linear | None, compiled: Explainer | None) -> Scorer | None:
     """A scorer of the margins that a compiled explainer explains, in double precision; None where there is none such."""
-    body = model.body
     if compiled is None or body is None:
         return None
-    bare = replace(body, post=Post.IDENTITY, normalize=False, single_precision=False)
-    scorers = (each.compile() for each in (bare, replace(bare, pick=-1)))
-    return next((scorer for scorer in scorers if scorer.n_outputs == compiled.n_raw), None)
+    bare = explained_forest(body) if isinstance(body, Forest) else explained_linear(body)
+    scorer = replace(bare, single_precision=False).compile()
+    return scorer if scorer.n_outputs == compiled.n_raw else None

@@ -54,7 +54,7 @@ def registered(project: Project) -> Trained | None:
     found: dict[str, ModelVersion] = {}
     if MODEL in {model.name for model in project.registry.list_models()}:
         for version in project.registry.list_versions(MODEL):
-            if version.facts.service_fingerprint == fingerprint and version.facts.tags.get("recipe") == recipe():
+            if version.facts.service_fingerprint == fingerprint and version.facts.tags.get("recipe") == recipe(project):
                 found[version.facts.tags["role"]] = version
     return Trained(found["champion"], found["challenger"]) if len(found) == 2 else None
 
@@ -78,7 +78,7 @@ def train(project: Project, learn: TrainingSet, held_out: TrainingSet) -> Traine
         training_set=learn,
         metrics=evaluate(trees, held_out.X, held_out.label(LABEL)),
         description="Gradient-boosted trees on every feature.",
-        tags={"role": "champion", "recipe": recipe()},
+        tags={"role": "champion", "recipe": recipe(project)},
         alias="champion",
     )
     challenger = project.register(
@@ -88,7 +88,7 @@ def train(project: Project, learn: TrainingSet, held_out: TrainingSet) -> Traine
         feature_names=numeric,
         metrics=evaluate(logistic, held_out.vectors(numeric), held_out.label(LABEL)),
         description="Logistic regression on the numeric features.",
-        tags={"role": "challenger", "recipe": recipe()},
+        tags={"role": "challenger", "recipe": recipe(project)},
         alias="challenger",
     )
     return Trained(champion, challenger)
@@ -102,9 +102,13 @@ def evaluate(model: Any, features: NDArray[np.float32], labels: NDArray[Any]) ->
     return {"auc_october": float(roc_auc_score(labels, scores)), "log_loss_october": float(log_loss(labels, scores))}
 
 
-def recipe() -> str:
-    """Digest of this file: a model trained by other code is another model."""
-    return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:16]
+def recipe(project: Project) -> str:
+    """Digest of this file and of the reason policy: a model trained by other code, or explained in other words, is another."""
+    digest = hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode())
+    policy = project.settings.model(MODEL).explain.policy
+    if policy is not None:
+        digest.update((project.settings.project_dir / policy).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def main() -> None:

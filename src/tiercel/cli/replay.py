@@ -1,0 +1,177 @@
+"""`tiercel replay`: predictions made again from their receipts, and whether they came out the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tiercel.cli.console import console, json_option, print_json, project_option
+from tiercel.cli.durations import MOMENT, shown_moment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tiercel.errors import TiercelError
+    from tiercel.explain.receipts import Receipt
+    from tiercel.explain.replay import Part, Replay
+    from tiercel.project import Project
+    from tiercel.serving.replaying import Replayer
+
+#: Of many replays, those that are shown one by one; the rest are counted.
+MOST_SHOWN = 20
+
+
+@click.command()
+@click.argument("prediction_id", required=False)
+@click.option(
+    "--file",
+    "ids_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Replay the ids in this file, one a line.",
+)
+@click.option("--all", "is_all", is_flag=True, help="Replay everything that is kept.")
+@click.option("--since", "since_us", type=MOMENT, help="With --all: only what was asked from then on.")
+@click.option("--until", "until_us", type=MOMENT, help="With --all: only what was asked before then.")
+@click.option("--model", help="With --all: only this model's.")
+@project_option
+@json_option
+def replay(
+    prediction_id: str | None,
+    ids_file: Path | None,
+    is_all: bool,
+    since_us: int | None,
+    until_us: int | None,
+    model: str | None,
+    project_dir: str,
+    as_json: bool,
+) -> None:
+    """Make the prediction with PREDICTION_ID (a reply's "id") again and say whether anything differs.
+
+    The same version and feature base are asked the same request at the same time. Vector, score and reasons are compared bit
+    for bit; what is not kept any more is named. Exit status 1: something differs, or could not be replayed at all.
+    """
+    from tiercel.project import Project
+    from tiercel.serving.recorded import explain_again
+    from tiercel.serving.replaying import Replayer
+
+    if (prediction_id is not None) + (ids_file is not None) + is_all != 1:
+        raise click.UsageError("Expected a prediction's id, --file or --all: one of them.")
+    if not is_all and not (since_us is None and until_us is None and model is None):
+        raise click.UsageError("--since, --until and --model go with --all.")
+    with Project(project_dir) as project:
+        replayer = Replayer(project.settings, project.registry, explain_again(project.settings))
+        if prediction_id is not None:
+            from tiercel.serving.receipts import find_receipt
+
+            receipts = find_receipt(project.settings, prediction_id)
+            found = replayer.replay(receipts)
+            if as_json:
+                print_json(found.to_json())
+            else:
+                _print(found, receipts[0])
+            is_same = found.verdict != "differs"
+        else:
+            chosen = _chosen(project, ids_file, since_us=since_us, until_us=until_us, model=model)
+            is_same = _replay_many(replayer, chosen, as_json=as_json)
+    if not is_same:
+        raise SystemExit(1)
+
+
+def _chosen(
+    project: Project, ids_file: Path | None, *, since_us: int | None, until_us: int | None, model: str | None
+) -> Iterator[list[Receipt] | tuple[str, TiercelError]]:
+    """The receipts of each prediction, or why there are none."""
+    from tiercel.errors import TiercelError
+    from tiercel.serving.receipts import find_receipt, read_all
+
+    if ids_file is None:
+        yield from read_all(project.settings, model=model, since_us=since_us, until_us=until_us)
+        return
+    with ids_file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            prediction_id = line.strip()
+            if prediction_id:
+                try:
+                    yield find_receipt(project.settings, prediction_id)
+                except TiercelError as error:
+                    yield prediction_id, error
+
+
+def _replay_many(
+    replayer: Replayer, chosen: Iterator[list[Receipt] | tuple[str, TiercelError]], *, as_json: bool
+) -> bool:
+    """Replay each; returns whether nothing differs and everything could be replayed."""
+    from tiercel.errors import TiercelError
+
+    counts = {"equal": 0, "differs": 0, "not_replayed": 0, "failed": 0}
+    from_vector = 0
+    shown: list[dict[str, Any]] = []
+    for each in chosen:
+        if isinstance(each, tuple):
+            prediction_id, failure = each
+        else:
+            prediction_id = each[0].id
+            try:
+                found = replayer.replay(each)
+            except TiercelError as error:
+                failure = error
+            else:
+                counts[found.verdict.value] += 1
+                from_vector += found.source == "vector"
+                if found.verdict != "equal" and len(shown) < MOST_SHOWN:
+                    shown.append(found.to_json())
+                continue
+        counts["failed"] += 1
+        if len(shown) < MOST_SHOWN:
+            shown.append({"id": prediction_id, "verdict": "failed", "error": str(failure), "code": failure.code})
+    if as_json:
+        print_json({**counts, "from_vector": from_vector, "first": shown})
+    else:
+        for told in shown:
+            console.print(f"{told['id']}: {told['verdict']}. {_why(told)}")
+        n = sum(counts.values())
+        console.print(
+            f"{n:,} predictions replayed: [bold]{counts['equal']:,} equal[/] bit for bit ({from_vector:,} of the recorded "
+            f"vector), [bold]{counts['differs']:,} differ[/], {counts['not_replayed']:,} were not made by a model, "
+            f"{counts['failed']:,} could not be replayed."
+        )
+    return not counts["differs"] and not counts["failed"]
+
+
+def _why(told: dict[str, Any]) -> str:
+    if "error" in told:
+        return f"{told['error']} ({told['code']})"
+    parts = [f"{name}: {told[name].get('why', told[name]['verdict'])}" for name in ("vector", "score", "reasons")]
+    return "; ".join(parts)
+
+
+def _print(found: Replay, receipt: Receipt) -> None:
+    base = "" if found.base is None else f", {found.base}"
+    console.print(f"[bold]{found.model}[/] version [bold]{found.version}[/], {receipt.tier}{base}")
+    ledger = receipt.bindings.get("ledger_seq")
+    console.print(
+        f"  received {shown_moment(receipt.received_us, seconds=True)} UTC on the {receipt.path} path, "
+        f"{receipt.request_rows} row{'' if receipt.request_rows == 1 else 's'}, request as "
+        f"{receipt.request_kind or 'nothing that is kept'}"
+        + ("" if ledger is None else f", registry at event {ledger}")
+    )
+    for name, part in (("vector", found.vector), ("score", found.score), ("reasons", found.reasons)):
+        console.print(f"  {name:8} {_told(part)}")
+    verdict = {"equal": "[bold green]equal[/]", "differs": "[bold red]differs[/]"}.get(
+        found.verdict.value, "not replayed"
+    )
+    what = "the same request, asked again" if found.source == "request" else "the recorded vector, scored again"
+    console.print(f"{verdict}: {what}." if found.verdict != "not_replayed" else f"{verdict}: {found.score.why}.")
+
+
+def _told(part: Part) -> str:
+    text = {"equal": "equal bit for bit", "not_replayed": "not replayed"}.get(part.verdict.value, "")
+    if part.n_differences:
+        text = f"{part.n_differences} value{'' if part.n_differences == 1 else 's'} differ"
+    text += "" if part.why is None else f" ({part.why})"
+    for each in part.differences:
+        by = "" if each.by is None else f", by {each.by:g}"
+        text += f"\n           row {each.row} {each.name}: recorded {each.recorded!r}, now {each.replayed!r}{by}"
+    return text.replace("[", r"\[")

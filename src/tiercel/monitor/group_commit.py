@@ -1,0 +1,188 @@
+"""Records made durable before anybody hears of them: one sync of the journal for all that wait.
+
+The event loop appends a record to memory, as always, and asks to be called when it is on the disk. A thread of its own syncs
+the segment that is written to and calls back for all who asked before the sync began; who asks meanwhile waits for the next
+one. So the more wait, the fewer syncs each costs, and the event loop never waits for the disk.
+
+A record counts as durable when a sync of its file, and of the directories that name it, has returned without an error that
+began after it was written. When a sync fails, the kernel may forget what it could not write and report the next sync as a
+success (see fsync(2), "errors are reported once"); so nothing in that segment is believed from then on: it is sealed, and
+only records of the segments that follow can become durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from tiercel.errors import AuditUnavailableError
+from tiercel.monitor.durable import sync_directory
+from tiercel.monitor.segments import SEGMENT_SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tiercel.monitor.segments import Journal
+
+    Done = Callable[[AuditUnavailableError | None], object]
+
+log = logging.getLogger("tiercel.monitor")
+
+
+class GroupCommit:
+    """Makes the records of one worker's journal durable.
+
+    Args:
+        journal: of the worker.
+        directory: of its segments.
+
+    Attributes:
+        n_syncs, n_committed: so far, for tests and benchmarks.
+
+    Threads: `submit`, `wait` and `close` on the event loop's.
+    """
+
+    def __init__(self, journal: Journal, directory: Path) -> None:
+        self._journal, self._directory = journal, directory
+        self._changed = threading.Condition()
+        self._waiting: list[Done] = []
+        self._last = 0  # sequence of the segment that has the newest record of those who wait
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # The committing thread's own.
+        self._files: dict[int, int] = {}
+        self._done = 0  # sequence of the newest segment that is full and synced, like those before it
+        self._failed = 0  # ... that a sync failed for
+        self.n_syncs = self.n_committed = 0
+
+    def submit(self, done: Done) -> None:
+        """Call `done` on this event loop when everything recorded by now is durable, or with why it cannot be.
+
+        It is called once, not before this returns.
+        """
+        at = self._journal.progress()
+        with self._changed:
+            if at is not None:
+                self._last = at[0]
+            self._waiting.append(done)
+            if self._thread is None:
+                self._loop = asyncio.get_running_loop()
+                self._thread = threading.Thread(target=self._run, name="tiercel-commit", daemon=True)
+                self._thread.start()
+            elif len(self._waiting) == 1:
+                self._changed.notify()
+
+    async def wait(self) -> None:
+        """Return when everything recorded by now is durable.
+
+        Raises:
+            AuditUnavailableError: it cannot be made so.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: AuditUnavailableError | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.submit(done)
+        await future
+
+    def close(self) -> None:
+        """End the thread, after what waits is durable. Nobody hears of that any more: the loop is about to end."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+    def _run(self) -> None:
+        loop = self._loop
+        while True:
+            with self._changed:
+                while not self._waiting and not self._is_closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                group, self._waiting = self._waiting, []
+                last = self._last
+            error = self._commit(last)
+            if loop is None:
+                continue
+            try:
+                loop.call_soon_threadsafe(self._finish, group, error)
+            except RuntimeError:  # the loop has ended, and with it whoever waited
+                return
+
+    def _finish(self, group: list[Done], error: AuditUnavailableError | None) -> None:
+        """On the event loop: tell those who waited."""
+        at = self._journal.progress()
+        if error is not None and at is not None and at[0] <= self._failed:
+            self._journal.seal()  # what comes next goes into a segment that a sync can be believed of
+        for done in group:
+            try:
+                done(error)
+            except Exception:
+                log.exception("A reply that waited for its record could not be sent")
+
+    def _commit(self, last: int) -> AuditUnavailableError | None:
+        """Sync every segment up to `last` that may hold what is not durable yet."""
+        try:
+            if last <= self._failed:
+                raise OSError(f"an earlier sync of segment {last:06d} failed")  # noqa: TRY301 - one handler for both
+            # A large request's records may begin in an earlier segment. Those before `last` are full: synced once more,
+            # they are done with.
+            for sequence in range(max(self._done, self._failed) + 1, last + 1):
+                self._sync(sequence, is_full=sequence < last)
+            self._done = last - 1
+        except OSError as error:
+            if last > self._failed:
+                log.error("journal: records cannot be made durable, strict models refuse: %s", error)  # noqa: TRY400
+            self._failed = max(self._failed, last)
+            for sequence in [each for each in self._files if each <= last]:
+                os.close(self._files.pop(sequence))
+            return AuditUnavailableError(
+                f"Expected the record of this answer on the disk before it is given, got: {error}. Nothing was answered; "
+                f'free disk space or check the disk, or set audit = "default" for the model'
+            )
+        self.n_committed += 1
+        return None
+
+    def _sync(self, sequence: int, *, is_full: bool) -> None:
+        descriptor = self._files.get(sequence)
+        if descriptor is None:
+            path = self._directory / f"{sequence:06d}{SEGMENT_SUFFIX}"
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if is_full:  # it was sealed, and gave way to the journal's bound
+                    return
+                raise
+            self._files[sequence] = descriptor
+            os.fsync(descriptor)
+            if self.n_syncs == 0:
+                sync_directory(self._directory.parent.parent)
+                sync_directory(self._directory.parent)
+            sync_directory(self._directory)
+        else:
+            _sync_data(descriptor)
+        self.n_syncs += 1
+        if is_full:
+            os.close(self._files.pop(sequence))
+
+
+def _sync_data(descriptor: int) -> None:
+    """What was stored through a map counts too: the kernel knows which pages are dirty."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)

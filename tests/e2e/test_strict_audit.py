@@ -1,0 +1,87 @@
+"""Strict models outlive kill -9: whatever a client was told is in the journal, and replays."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+from tests.support import projects
+
+from tiercel.monitor.journal import read_journal
+from tiercel.project import Project
+from tiercel.serving.receipts import find_receipt
+from tiercel.serving.replaying import Replayer
+
+CONFIG = '[project]\nname = "shop"\n[control]\nenabled = false\n[models.fraud.explain]\naudit = "strict"\n'
+KILLS = 5
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = projects.ready_project(tmp_path_factory.mktemp("strict") / "project")
+    (directory / "tiercel.toml").write_text(CONFIG)
+    return directory
+
+
+def ask_on(url, told, *, chunked):
+    """Ask until the server is gone; every id that came back is told."""
+    number = 0
+    with httpx.Client(base_url=url) as client:
+        while True:
+            number += 1
+            body = {
+                "entities": {"customer_id": number % projects.N_CUSTOMERS, "shop": "a", "country": "nl"},
+                "features": {"amount": number / 1000},
+            }
+            content = json.dumps(body).encode()
+            try:
+                reply = client.post(
+                    "/predict/fraud",
+                    content=iter([content]) if chunked else content,
+                    headers={"content-type": "application/json"},
+                )
+            except httpx.HTTPError:
+                return
+            if reply.status_code != 200:
+                return
+            told.append(reply.json()["id"])
+
+
+def test_nothing_acknowledged_is_missing_after_kill_9(directory):
+    """Killed at random moments under load on both paths, a strict worker leaves a record of every reply that was read."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    chance = random.Random(seed)
+    told = []
+    with projects.running_server(directory) as (url, process):
+        for _ in range(KILLS):
+            deadline = time.monotonic() + 30
+            while not (workers := projects.workers(process.pid)):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            before = len(told)
+            threads = [
+                threading.Thread(target=ask_on, args=(url, told), kwargs={"chunked": i % 2 == 1}) for i in range(6)
+            ]
+            for thread in threads:
+                thread.start()
+            while len(told) < before + 20:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(chance.random() * 0.05)
+            for pid in workers.values():
+                os.kill(pid, signal.SIGKILL)
+            for thread in threads:
+                thread.join(30)
+    recorded = {record.id for record in read_journal(directory / ".tiercel" / "journal")}
+    assert len(told) >= 20 * KILLS
+    assert set(told) <= recorded, f"seed {seed}"
+    with Project(directory) as project:
+        replayer = Replayer(project.settings, project.registry)
+        for prediction_id in chance.sample(told, 10):
+            assert replayer.replay(find_receipt(project.settings, prediction_id)).verdict == "equal"

@@ -1,0 +1,193 @@
+"""Group commit: nobody hears of a record before it is on the disk, however the disk behaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.monitor.recorders import SIGNATURE, make_recorder, rows_of
+
+from tiercel.errors import AuditUnavailableError
+from tiercel.monitor.journal import read_journal, segment_paths
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    made = make_recorder(tmp_path)
+    yield made
+    made.close()
+
+
+def record(recorder, number, n_rows=1):
+    plan = recorder.for_plan("late", 1, SIGNATURE)
+    plan.add(*rows_of(n_rows), number=number)
+    assert plan.is_recorded
+    return plan
+
+
+def wait_for_segment(recorder):
+    """Until the keeper has the next one ready."""
+    while recorder._journal.wants_segment:
+        time.sleep(0.005)
+
+
+class Disk:
+    """What stands in for fdatasync and fsync of segments: counts, waits, fails."""
+
+    def __init__(self, monkeypatch):
+        self.synced, self.error = [], None
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate.set()
+        for name in ("fdatasync", "fsync"):
+            monkeypatch.setattr(os, name, self._wrapped(getattr(os, name)))
+
+    def _wrapped(self, sync):
+        def wrapped(descriptor):
+            if threading.current_thread().name != "tiercel-commit":
+                return sync(descriptor)
+            path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+            if not path.endswith(".log"):
+                return sync(descriptor)
+            self.entered.set()
+            assert self.gate.wait(20)
+            if self.error is not None:
+                raise self.error
+            sync(descriptor)
+            self.synced.append(int(path[-10:-4]))
+            return None
+
+        return wrapped
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+def test_a_record_is_durable_when_it_is_said_to_be(recorder, disk):
+    """Waiting ends after the segment was synced, not before."""
+
+    async def scenario():
+        record(recorder, 1)
+        disk.gate.clear()
+        waiting = asyncio.ensure_future(recorder.commit.wait())
+        await asyncio.to_thread(disk.entered.wait, 10)
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        assert disk.synced == []
+        disk.gate.set()
+        await waiting
+        assert disk.synced == [1]
+
+    asyncio.run(scenario())
+
+
+def test_many_who_wait_share_a_sync_and_who_comes_late_gets_the_next(recorder, disk):
+    """A hundred records asked for while a sync runs are covered by the one after it, and not by the one that runs."""
+
+    async def scenario():
+        record(recorder, 1)
+        disk.gate.clear()
+        first = asyncio.ensure_future(recorder.commit.wait())
+        await asyncio.to_thread(disk.entered.wait, 10)
+        rest = []
+        for number in range(2, 102):
+            record(recorder, number)
+            rest.append(asyncio.ensure_future(recorder.commit.wait()))
+        await asyncio.sleep(0)
+        disk.gate.set()
+        await first
+        assert not any(each.done() for each in rest)
+        await asyncio.gather(*rest)
+        assert disk.synced == [1, 1]
+        assert recorder.commit.n_committed == 2
+
+    asyncio.run(scenario())
+
+
+def test_records_of_segments_that_are_full_are_synced_too(recorder, disk):
+    """A request whose records go over the end of a segment is durable when both segments are."""
+
+    async def scenario():
+        for number in range(6):
+            plan = record(recorder, number, n_rows=30_000)
+            await recorder.commit.wait()
+            assert plan.is_recorded
+        last = recorder._journal.progress()[0]
+        assert last > 1
+        assert set(disk.synced) == set(range(1, last + 1))
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_sync_is_said_and_its_segment_never_believed_again(recorder, disk, tmp_path):
+    """Everyone who waited hears of it; the segment is sealed; the next record, in the next segment, is durable."""
+
+    async def scenario():
+        record(recorder, 1)
+        await recorder.commit.wait()
+        disk.error = OSError(5, "Input/output error")
+        record(recorder, 2)
+        record(recorder, 3)
+        told = await asyncio.gather(recorder.commit.wait(), recorder.commit.wait(), return_exceptions=True)
+        assert [type(each) for each in told] == [AuditUnavailableError] * 2
+        assert "Input/output error" in str(told[0])
+        disk.error = None
+        await asyncio.to_thread(wait_for_segment, recorder)
+        record(recorder, 4)
+        await recorder.commit.wait()
+        assert disk.synced == [1, 2]
+
+    asyncio.run(scenario())
+    recorder.close()
+    assert len(segment_paths(tmp_path / "journal")) == 2
+    assert len(list(read_journal(tmp_path / "journal"))) == 4
+
+
+def test_a_segment_that_is_gone_is_an_error(recorder, tmp_path):
+    """A segment that somebody removed cannot be synced, and that is said."""
+
+    async def scenario():
+        record(recorder, 1)
+        for path in segment_paths(tmp_path / "journal"):
+            path.unlink()
+        with pytest.raises(AuditUnavailableError, match="No such file"):
+            await recorder.commit.wait()
+
+    asyncio.run(scenario())
+
+
+def test_who_no_longer_waits_is_passed_over(recorder, disk):
+    """A wait that was cancelled, and a callback that raises, keep nobody else from hearing."""
+
+    async def scenario():
+        record(recorder, 1)
+        disk.gate.clear()
+        cancelled = asyncio.ensure_future(recorder.commit.wait())
+        recorder.commit.submit(lambda _error: 1 / 0)
+        other = asyncio.ensure_future(recorder.commit.wait())
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        disk.gate.set()
+        await other
+        assert cancelled.cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_closing_ends_the_thread(tmp_path, disk):
+    """What waits is synced before a recorder is closed, though nobody hears of it any more."""
+    recorder = make_recorder(tmp_path)
+
+    async def scenario():
+        record(recorder, 1)
+        recorder.commit.submit(lambda _error: None)
+
+    asyncio.run(scenario())
+    recorder.close()
+    assert disk.synced == [1]
+    assert not [each for each in threading.enumerate() if each.name == "tiercel-commit"]
