@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.explained import (
+from tests.support.linear_plans import (
     FEATURES,
     INTERCEPT,
     MEAN,

@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 from tests.http.test_tiers import Engine, Jobs
-from tests.support.explained import (
+from tests.support.linear_plans import (
     FEATURES,
     WEIGHTS,
     LinearVersion,
