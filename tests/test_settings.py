@@ -180,3 +180,38 @@ def test_explain_is_a_table(tmp_path):
     """A value where a table is expected is named."""
     with pytest.raises(DefinitionError, match=r"\[models\.fraud\.explain\] to be a table"):
         load_settings(project(tmp_path, "[models.fraud]\nexplain = true\n"))
+
+
+def test_what_is_kept_for_replays_is_read(tmp_path):
+    """Bases, requests, receipts and strict audit are read; requests are not kept while a name is masked."""
+    text = "[state]\nkeep_bases = 30\n[monitor]\nreceipts_days = 3650\n[models.fraud.explain]\naudit = 'strict'\n"
+    (tmp_path / "tiercel.toml").write_text(text)
+    found = load_settings(tmp_path)
+    assert (found.keep_bases, found.monitor.receipts_days, found.keeps_requests) == (30, 3650.0, True)
+    assert (found.model("fraud").is_strict, found.model("other").is_strict) == (True, False)
+    for masked in (
+        "[monitor]\nhash_columns = ['a']\n",
+        "[monitor]\ndrop_columns = ['a']\n",
+        "[journal]\nkeep_requests = false\n",
+    ):
+        (tmp_path / "tiercel.toml").write_text(masked)
+        assert load_settings(tmp_path).keeps_requests is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[state]\nkeep_bases = -1\n", "keep_bases from 0 to 1000, got -1"),
+        ("[state]\nkeep_bases = 1.5\n", "keep_bases to be a int"),
+        (
+            "[models.fraud.explain]\naudit = 'loose'\n",
+            "audit to be of default, strict|audit to be one of default, strict",
+        ),
+        ("[journal]\nenabled = false\n[models.fraud.explain]\naudit = 'strict'\n", "journal.enabled"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(tmp_path, text, message):
+    """Numbers of bases, audits that are none, and a strict model without a journal are named."""
+    (tmp_path / "tiercel.toml").write_text(text)
+    with pytest.raises(DefinitionError, match=message):
+        load_settings(tmp_path)
