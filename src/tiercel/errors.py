@@ -32,6 +32,7 @@ programs may rely on. Nothing here knows about HTTP; `tiercel.http.status` maps 
     │   ├── ScoreError             a model was asked and gave something that is no number
     │   └── ModelUnavailableError  the version an alias points at could not be loaded by this server
     ├── RegistryConflictError      somebody else changed the alias first
+    ├── PromotionRefusedError      a version does not keep to what [models.NAME.promotion] asks of a champion
     ├── InvalidNameError           a model or alias name breaks the naming rules
     ├── RegistryError              the registry's database
     │   ├── InvalidFactsError      what a version should be registered with cannot be stored faithfully
@@ -403,6 +404,12 @@ class ModelUnavailableError(ModelError):
     """An alias points at a version that this server could not load; the message says why."""
 
     code = "model_unavailable"
+
+
+class PromotionRefusedError(TiercelError):
+    """A version does not keep to what `[models.NAME.promotion]` asks of a champion; the message has the numbers."""
+
+    code = "promotion_refused"
 
 
 class RegistryConflictError(TiercelError):

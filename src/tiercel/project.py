@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tiercel import models
-from tiercel.errors import InvalidFactsError, RequestError, SchemaMismatchError
+from tiercel.errors import (
+    AliasNotFoundError,
+    DefinitionError,
+    InvalidFactsError,
+    ModelError,
+    OutcomesError,
+    PromotionRefusedError,
+    RequestError,
+    SchemaMismatchError,
+)
+from tiercel.explain.churn import LEAST_ROWS, ReasonChurn
 from tiercel.explain.policy_file import read_policy
 from tiercel.explain.version_files import make_explanation_files
 from tiercel.features.apply import CatalogDiff, apply
@@ -343,16 +353,109 @@ class Project:
         requested = None if asked is None else Tier(asked)
         return models.served_tier(self.profile(version), precomputed=PRECOMPUTED, requested=requested)
 
+    def reason_churn(self, name: str, version: int | str, *, champion: int | None = None) -> ReasonChurn | None:
+        """How many decisions a version would explain otherwise than the champion, on rows of the last week. Takes seconds.
+
+        Args:
+            name: of the model.
+            version: a number or an alias.
+            champion: the version to compare with; None: the champion.
+
+        Returns:
+            None where there is nobody to compare with: no champion yet, or the version is it.
+
+        Raises:
+            ModelNotFoundError, VersionNotFoundError: no such version.
+            ModelError, OutcomesError, DefinitionError: one of the two cannot be explained, or not on the same rows.
+        """
+        from tiercel.insight.churns import find_churn
+        from tiercel.insight.versions import open_version
+        from tiercel.monitor.predictions import PredictionTable
+
+        target = self.registry.get(name, version)
+        try:
+            before = self.registry.get(name, "champion" if champion is None else champion)
+        except AliasNotFoundError:
+            return None
+        if before.version == target.version:
+            return None
+        PredictionTable(self.settings.state_dir, self.settings.monitor).convert()
+        opened = (open_version(self.settings, self.registry, each) for each in (before, target))
+        return find_churn(self.settings, *opened, now_us=time.time_ns() // 1000)
+
     def promote(
-        self, name: str, version: int | str, *, alias: str = "champion", reason: str = "", actor: str | None = None
+        self,
+        name: str,
+        version: int | str,
+        *,
+        alias: str = "champion",
+        reason: str = "",
+        actor: str | None = None,
+        churn: ReasonChurn | None = None,
+        override: bool = False,
     ) -> ModelVersion:
         """Point an alias at a version; a running server follows within a moment.
 
+        Args:
+            name: of the model.
+            version: a number or another alias.
+            alias: made if new.
+            reason: why; for the history.
+            actor: who; default: the user's login name.
+            churn: of `reason_churn` of these versions, where it was looked at already. It is noted in the history; where
+                `[models.NAME.promotion] max_reason_churn` limits it, a new champion is compared anyhow.
+            override: promote although the limit is passed, or cannot be checked. It needs a reason, and is noted.
+
         Raises:
             ModelNotFoundError, VersionNotFoundError: nothing to promote.
+            PromotionRefusedError: more decisions would get other reasons than the limit allows, or that cannot be said.
+            RegistryConflictError: another version became champion while reasons were compared.
         """
         target = self.registry.get(name, version)
-        return self.registry.promote(name, target.version, alias=alias, actor=actor or login_name(), reason=reason)
+        limit = self.settings.model(name).promotion.max_reason_churn
+        expected: dict[str, Any] = {}
+        if alias == "champion" and (limit is not None or churn is not None):
+            champion = self.registry.list_versions(name)
+            now = next((each.version for each in champion if "champion" in each.aliases), None)
+            expected = {"expected": now}
+            churn, problem = self._checked_churn(name, target.version, now, churn, limit)
+            if problem and not override:
+                raise PromotionRefusedError(
+                    f"{problem}. Look at both with `tiercel explain {name} --global`; promote it all the same with "
+                    f"--override and a --reason"
+                )
+            if problem and not reason.strip():
+                raise InvalidFactsError(f"Expected a reason to override with, got none. {problem}")
+            noted = [reason, *(["overridden: " + problem] if problem else [] if churn is None else [churn.describe()])]
+            reason = " | ".join(each for each in noted if each)
+        return self.registry.promote(
+            name, target.version, alias=alias, actor=actor or login_name(), reason=reason, **expected
+        )
+
+    def _checked_churn(
+        self, name: str, version: int, champion: int | None, churn: ReasonChurn | None, limit: float | None
+    ) -> tuple[ReasonChurn | None, str]:
+        """What is known of the churn, and what stands against the promotion; "" where nothing does."""
+        if churn is not None and (churn.model, churn.champion, churn.challenger) != (name, champion, version):
+            churn = None  # of other versions: the champion has changed since
+        if limit is None or champion is None or champion == version:
+            return churn, ""
+        if churn is None:
+            try:
+                churn = self.reason_churn(name, version, champion=champion)
+            except (ModelError, OutcomesError, DefinitionError) as error:
+                return None, (
+                    f"Expected at most {limit:.1%} of decisions with other reasons than version {champion} gives "
+                    f"([models.{name}.promotion] max_reason_churn), and that cannot be checked: {error}"
+                )
+        if churn is None or (churn.share <= limit and churn.is_enough):
+            return churn, ""
+        if not churn.is_enough:
+            return churn, f"Expected {LEAST_ROWS} rows to compare reasons on, got {churn.n_rows}"
+        return churn, (
+            f"Expected at most {limit:.1%} of decisions with other reasons than version {champion} gives "
+            f"([models.{name}.promotion] max_reason_churn), got more: {churn.describe().rstrip('.')}"
+        )
 
 
 #: Stored features come from a base that is computed beforehand or with the request; on-demand ones are compiled.

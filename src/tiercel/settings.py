@@ -88,6 +88,9 @@ size = "CASE WHEN amount > 100 THEN 'large' ELSE 'small' END"
 
 [models.fraud.value.metrics]       # figures of your own: SQL aggregates over `outcomes`
 refused = "avg(CAST(score >= 0.3 AS DOUBLE))"
+
+[models.fraud.promotion]           # what a version must keep to when it becomes champion; all optional
+max_reason_churn = 0.2             # of decisions at most get other reasons than the champion gives for the same rows
 """
 
 from __future__ import annotations
@@ -134,6 +137,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "k": (1, 16),
     "label_maturity_s": (0, 315_360_000),  # ten years
     "challenger_weight": (0, 1),
+    "max_reason_churn": (0, 1),
     "max_bytes": (1 << 22, 1 << 50),
     "retention_days": (0.01, 36_500),
     "receipts_days": (0.01, 36_500),
@@ -249,6 +253,13 @@ class ExplainSettings:
 
 
 @dataclass(frozen=True)
+class PromotionSettings:
+    """What a version must keep to when it becomes champion. None: nothing."""
+
+    max_reason_churn: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How one registered model is served: what stands in for it when time is short, and who else is tried out."""
 
@@ -261,6 +272,7 @@ class ModelSettings:
     shadow: str | None = None
     value: ValueSettings = field(default_factory=ValueSettings)
     explain: ExplainSettings = field(default_factory=ExplainSettings)
+    promotion: PromotionSettings = field(default_factory=PromotionSettings)
 
     @property
     def is_strict(self) -> bool:
@@ -370,8 +382,14 @@ def _models(path: Path, tables: Any) -> tuple[ModelSettings, ...]:
         table = dict(_table(path, tables, name, known, "models."))
         value = _value(path, f"models.{name}.value", table.pop("value", {}))
         explain = _explain(path, f"models.{name}.explain", table.pop("explain", {}))
+        promotion = PromotionSettings(
+            **_values(
+                path, f"models.{name}.promotion", PromotionSettings,
+                _table(path, {"promotion": table.pop("promotion", {})}, "promotion", {"max_reason_churn"}, f"models.{name}."),
+            )
+        )  # fmt: skip
         values = _values(path, f"models.{name}", ModelSettings, table)
-        models.append(ModelSettings(name, value=value, explain=explain, **values))
+        models.append(ModelSettings(name, value=value, explain=explain, promotion=promotion, **values))
     return tuple(models)
 
 
@@ -430,6 +448,7 @@ def _values(
         | TracingSettings
         | ModelSettings
         | ExplainSettings
+        | PromotionSettings
         | ValueSettings
     ],
     table: dict[str, Any],

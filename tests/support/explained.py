@@ -15,20 +15,17 @@ from tiercel.registry import Registry, VersionFacts
 from tiercel.types import TrainingSnapshot
 
 POLICY = b"""
-format = 1
-locale = "en"
-k = 4
-adverse = "higher"
+version = 1
 [insufficient]
 code = "R00"
-text.en = "Nothing stands out."
-[[reason]]
+text = { en = "Nothing stands out." }
+[[reasons]]
 code = "R01"
-text.en = "a and b together"
+text = { en = "a and b together" }
 features = ["a", "b"]
-[[reason]]
+[[reasons]]
 code = "R02"
-text.en = "c"
+text = { en = "c is high" }
 features = ["c"]
 """
 

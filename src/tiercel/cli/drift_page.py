@@ -204,8 +204,8 @@ function draw(chart) {
 function bridge(chart, plot) {
   const [name, start] = plot.from, names = plot.parts.map(part => part[0]), sizes = plot.parts.map(part => part[1]);
   Plotly.newPlot(chart, [{ type: 'waterfall', x: [name, ...names, plot.to], y: [start, ...sizes, 0],
-    measure: ['absolute', ...names.map(() => 'relative'), 'total'], increasing: { marker: { color: css('--bad') } },
-    decreasing: { marker: { color: css('--now') } }, totals: { marker: { color: css('--known') } },
+    measure: ['absolute', ...names.map(() => 'relative'), 'total'], increasing: { marker: { color: css('--now') } },
+    decreasing: { marker: { color: css('--warn') } }, totals: { marker: { color: css('--known') } },
     connector: { line: { color: css('--line') } }, hovertemplate: '%{x}: %{delta:+.3g}<extra></extra>' }],
     { margin: { l: 50, r: 10, t: 10, b: 90 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
       font: { color: css('--ink') }, xaxis: { type: 'category', automargin: true }, yaxis: { gridcolor: css('--line') },

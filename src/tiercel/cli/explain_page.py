@@ -217,8 +217,8 @@ _SCRIPT = """
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const COLOURS = ['--now', '--warn'];
 function layout(more) {
-  return Object.assign({ margin: { l: 60, r: 10, t: 10, b: 50 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
-    font: { color: css('--ink') }, legend: { orientation: 'h', y: 1.15 } }, more);
+  return Object.assign({ margin: { l: 60, r: 10, t: 34, b: 50 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+    font: { color: css('--ink') }, legend: { orientation: 'h', y: 1, yanchor: 'bottom' } }, more);
 }
 function bars(chart, plot) {
   const traces = plot.series.map((one, i) => ({ type: 'bar', orientation: 'h', name: one.name, y: plot.names, x: one.sizes,

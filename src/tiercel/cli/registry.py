@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tiercel.cli.console import console, json_option, print_json, print_table, project_option
+from tiercel.cli.console import console, errors, json_option, print_json, print_table, project_option
 from tiercel.cli.versions import COLUMNS, Cost, print_sheet, row, time_text
 from tiercel.types import Tier
 
@@ -125,15 +125,46 @@ def models(name: str | None, project_dir: str, as_json: bool) -> None:
 @click.argument("version")
 @click.option("--alias", default="champion", show_default=True)
 @click.option("--reason", default="", help="Kept in the history.")
+@click.option("--override", is_flag=True, help="Promote although [models.NAME.promotion] refuses it. Needs a --reason.")
+@click.option(
+    "--no-churn", is_flag=True, help="Do not compare its reasons with the champion's, unless that is limited."
+)
 @project_option
 @json_option
-def promote(name: str, version: str, alias: str, reason: str, project_dir: str, as_json: bool) -> None:
-    """Make VERSION (a number or an alias) of model NAME the champion, or what --alias says."""
+def promote(
+    name: str,
+    version: str,
+    alias: str,
+    reason: str,
+    override: bool,
+    no_churn: bool,
+    project_dir: str,
+    as_json: bool,
+) -> None:
+    """Make VERSION (a number or an alias) of model NAME the champion, or what --alias says.
+
+    A new champion's reasons are compared with those of the one before, on rows of the last week: how many decisions it
+    explains otherwise is said, kept in the history, and limited where tiercel.toml says so.
+    """
+    from tiercel.errors import DefinitionError, ModelError, OutcomesError
     from tiercel.project import Project
 
     with Project(project_dir) as project:
-        promoted = project.promote(name, version, alias=alias, reason=reason)
-    _say(promoted, f"{name} version {promoted.version} is now {alias}.", as_json=as_json)
+        churn, note = None, ""
+        if alias == "champion" and not no_churn:
+            try:
+                churn = project.reason_churn(name, version)
+            except (ModelError, OutcomesError, DefinitionError) as error:
+                note = f"Reasons were not compared with the champion's: {error}"
+        promoted = project.promote(name, version, alias=alias, reason=reason, churn=churn, override=override)
+    if as_json:
+        print_json({**promoted.to_json(), "reason_churn": None if churn is None else churn.to_json()})
+        return
+    console.print(f"{name} version {promoted.version} is now {alias}.")
+    if churn is not None:
+        console.print(f"  {churn.describe()}", markup=False)
+    if note:
+        errors.print(f"note: {note}", markup=False)
 
 
 @click.command()

@@ -73,10 +73,10 @@ def find_rows(
             connection, columns, record.name, record.version, begin_us=begin_us, end_us=end_us, most=most, seed=seed
         )
     usable = not masked and tuple(columns) == version.features
-    if usable and (served.n >= LEAST_SERVED or (served.n and version.training is None)):
+    if usable and (served.n_available >= LEAST_SERVED or (served.n and version.training is None)):
         values = np.ascontiguousarray(served.values, np.float32)
         return Rows(values, "predictions", served.begin_us, served.end_us, served.n_available)
-    why = f"{', '.join(masked)} masked in the prediction table" if masked else f"{served.n} rows were served"
+    why = f"{', '.join(masked)} masked in the prediction table" if masked else f"{served.n_available} rows were served"
     if version.training is None:
         raise OutcomesError(
             f"{record.name} version {record.version}: expected rows to look at, got none: {why} in this time, and it was "

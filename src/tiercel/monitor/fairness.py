@@ -123,6 +123,11 @@ class FairnessReport:
         """The groups of a version in an arm."""
         return tuple(each for each in self.groups if (each.key.version, each.key.arm) == (version, arm))
 
+    @property
+    def of_any_arm(self) -> tuple[GroupFairness, ...]:
+        """All groups but those of shadows, which decide nothing."""
+        return tuple(each for each in self.groups if each.key.arm != "shadow")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {

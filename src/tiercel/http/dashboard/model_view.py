@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tiercel.http.dashboard import charts, outlook, words
 from tiercel.http.dashboard.judged import HEADLINE, ROLES, Judged
+from tiercel.http.dashboard.moves import Moves, MovesSection
+from tiercel.http.dashboard.moves import build as build_moves
 from tiercel.http.dashboard.outlook import Outlook
 from tiercel.http.dashboard.overview import Drift, Latency, bound_us, drift_cell
 from tiercel.http.dashboard.shelf import Failed, Pending
@@ -160,6 +162,8 @@ class ModelPage:
     history: Sequence[HistoryLine]
     n_events: int
     alerts: Sequence[AlertRow]
+    moves: MovesSection | None
+    moves_note: str
     service: str | None
     hyperparameters: Sequence[tuple[str, str]]
     training_metrics: Sequence[tuple[str, str]]
@@ -205,6 +209,7 @@ def build(
     history: Sequence[Event],
     alerts: Sequence[AlertRow],
     n_versions: int,
+    moves: Moves | Pending | Failed,
 ) -> ModelPage:
     """The page of what was read. Pure."""
     whole = served.whole
@@ -268,6 +273,8 @@ def build(
         history=lines[:N_EVENTS],
         n_events=len(lines),
         alerts=alerts,
+        moves=build_moves(moves) if isinstance(moves, Moves) else None,
+        moves_note=_why_not(moves),
         service=version.facts.service,
         hyperparameters=[(str(name), _json(value)) for name, value in sorted(version.facts.hyperparameters.items())],
         training_metrics=[(name, words.number(value)) for name, value in sorted(version.facts.metrics.items())],
@@ -367,11 +374,11 @@ def _comparisons(judged: Judged | Pending | Failed | None) -> list[tuple[str, Es
     return found
 
 
-def _why_not(judged: Judged | Pending | Failed | None) -> str:
-    if isinstance(judged, Pending):
+def _why_not(made: object) -> str:
+    if isinstance(made, Pending):
         return "Being computed; it appears here when it is there."
-    if isinstance(judged, Failed):
-        return judged.reason
+    if isinstance(made, Failed):
+        return made.reason
     return ""
 
 

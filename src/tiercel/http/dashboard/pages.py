@@ -13,6 +13,7 @@ from tiercel.errors import ModelNotFoundError, NotFoundError, RequestError, Serv
 from tiercel.http.dashboard import feature_view, links, model_view, overview, words
 from tiercel.http.dashboard.alert_source import ACTIONS, SILENCES, AlertSource
 from tiercel.http.dashboard.judged import SPANS, judge
+from tiercel.http.dashboard.moves import Moves, find_moves
 from tiercel.http.dashboard.readings import Live, Readings
 from tiercel.http.dashboard.replies import Rendered
 from tiercel.monitor.drift import AGAINST
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 FRESH_S: Final = 2.0
 #: Reports of performance and money; see also `Shelf.peek`.
 REPORTS_S: Final = 60.0
+#: What moves models: attributions of many rows.
+MOVES_S: Final = 300.0
 _WINDOW, _SPAN, _SORT = "1h", "7d", "attention"
 
 T = TypeVar("T")
@@ -110,10 +113,17 @@ class Pages:
             feature=request.query_params.get("feature", "")[:200],
         )
         judged = self._judged(chosen, asked.span, with_outlook=True)
+        moves = self._shelf.peek(
+            ("moves", name, chosen.version, asked.window, asked.against),
+            lambda: find_moves(
+                self._settings, chosen, length_us=model_view.WINDOWS[asked.window][0], against=asked.against
+            ),
+            MOVES_S,
+        )
         return await self._page(
             request,
-            ("model", name, asked, type(judged)),
-            lambda: self._model(model, chosen, asked, judged, len(version)),
+            ("model", name, asked, type(judged), type(moves)),
+            lambda: self._model(model, chosen, asked, judged, len(version), moves),
         )
 
     async def services(self, request: Request) -> Rendered:
@@ -199,6 +209,7 @@ class Pages:
         asked: model_view.Asked,
         judged: Judged | Pending | Failed | None,
         n_versions: int,
+        moves: Moves | Pending | Failed,
     ) -> tuple[str, dict[str, Any]]:
         now_us = time.time_ns() // 1000
         served = model_view.read_served(self._readings, version, asked, now_us)
@@ -206,7 +217,7 @@ class Pages:
         alerts = [alert for alert in known if alert.model == model.name]
         page = model_view.build(
             self._settings, model, version, asked, served, self._readings.live(), judged,
-            self._readings.history(model.name), alerts, n_versions,
+            self._readings.history(model.name), alerts, n_versions, moves,
         )  # fmt: skip
         return "model.html", {"page": page}
 
