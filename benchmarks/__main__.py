@@ -10,6 +10,7 @@ import sys
 import time
 
 BENCHMARKS = (
+    "bench_aside",
     "bench_batching",
     "bench_concept",
     "bench_dashboard",

@@ -24,11 +24,14 @@ from pathlib import Path
 import lightgbm
 import numpy as np
 
+from benchmarks.bench_drift import window_of
 from benchmarks.contenders import environment
 from benchmarks.machine import describe
 from tiercel.monitor.concept_state import TRUSTED, WARM_UP, watching
 from tiercel.monitor.detectors import Detector
+from tiercel.monitor.drift import drift_report
 from tiercel.monitor.error_streams import StreamScale
+from tiercel.monitor.reference import Reference
 from tiercel.types import Task
 
 HERE = Path(__file__).parent
@@ -66,6 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"Streams need river and NannyML, which cannot be installed here: {error}")
             return
         found = {"tiercel": tiercel(streams)} | chance(streams)
+        for size in CHUNKS[: 1 if options.smoke else None]:
+            statistics = drift(directory, streams, size)
+            found[f"tiercel drift, any column, {size} rows"] = by_limits(statistics, size)
         if not options.no_peers:
             found |= river(directory, streams)
             for name in ("evidently", "nannyml"):
@@ -175,7 +181,7 @@ def river(directory: Path, streams: Mapping[str, Mapping[str, np.ndarray]]) -> d
 
 
 def by_chunks(directory: Path, name: str, size: int) -> dict[str, dict[str, dict[str, Alarms]]]:
-    """A peer's statistics of chunks; the knob is the limit, one for each set of streams, which differ in what is usual."""
+    """What a peer's statistics of chunks find; the knob is the limit, one for each set, which differ in what is usual."""
     try:
         ask(name, "delay_chunk_peer.py", name, directory / "streams.npz", directory / "peer.json", size)
     except environment.InstallError as error:
@@ -185,20 +191,43 @@ def by_chunks(directory: Path, name: str, size: int) -> dict[str, dict[str, dict
     version = ways.pop("version")
     found: dict[str, dict[str, dict[str, Alarms]]] = {}
     for way, of_streams in ways.items():
-        knobs: dict[str, dict[str, Alarms]] = {}
-        usual = {
-            kind: np.sort(
-                [max(v) for n, v in of_streams.items() if n.startswith(f"{kind}/null/") and is_for_setting(n)]
-            )
-            for kind in dict.fromkeys(sets(of_streams))
+        found[f"{name} {version} {way}, {size} rows"] = by_limits(of_streams, size)
+    return found
+
+
+def by_limits(of_streams: Mapping[str, list[float]], size: int) -> dict[str, dict[str, Alarms]]:
+    """First alarms by limits that ever fewer of the unchanging streams pass."""
+    usual = {
+        kind: np.sort([max(v) for n, v in of_streams.items() if n.startswith(f"{kind}/null/") and is_for_setting(n)])
+        for kind in dict.fromkeys(sets(of_streams))
+    }
+    knobs: dict[str, dict[str, Alarms]] = {}
+    for n_over in range(4, -1, -1):
+        limits = {kind: most[max(0, len(most) - 1 - n_over)] for kind, most in usual.items()}
+        knobs[str(n_over)] = {
+            n: first_alarms((i + 1) * size - 1 for i, v in enumerate(values) if v > limits[n.partition("/")[0]])
+            for n, values in of_streams.items()
         }
-        for n_over in range(4, -1, -1):  # limits that so many unchanging streams of each set pass
-            limits = {kind: most[max(0, len(most) - 1 - n_over)] for kind, most in usual.items()}
-            knobs[str(n_over)] = {
-                n: first_alarms((i + 1) * size - 1 for i, v in enumerate(values) if v > limits[n.partition("/")[0]])
-                for n, values in of_streams.items()
-            }
-        found[f"{name} {version} {way}, {size} rows"] = knobs
+    return knobs
+
+
+def drift(directory: Path, streams: Mapping[str, Mapping[str, np.ndarray]], size: int) -> dict[str, list[float]]:
+    """The most improbable feature or score of each chunk, beside the set's reference, as the drift report has it."""
+    loaded = np.load(directory / "streams.npz")
+    references: dict[str, Reference] = {}
+    found: dict[str, list[float]] = {}
+    for name, stream in streams.items():
+        kind, scores = name.partition("/")[0], stream["score"][:, None]
+        if kind not in references:
+            X, score = loaded[f"{kind}/reference/X"], loaded[f"{kind}/reference/score"]
+            references[kind] = Reference.build(X, score[:, None], [f"f{i}" for i in range(X.shape[1])])
+        for at in range(0, len(scores) - size + 1, size):
+            part = slice(at, at + size)
+            report = drift_report(
+                references[kind], window_of(references[kind], stream["X"][part], scores[part]), least_effect=0
+            )
+            p_values = [each.p_value for each in (*report.features, *report.scores) if np.isfinite(each.p_value)]
+            found.setdefault(name, []).append(-min(p_values))
     return found
 
 

@@ -46,6 +46,26 @@ def test_standing_back_is_for_the_calling_thread_alone():
 
 
 @linux
+def test_standing_aside_is_for_the_calling_thread_and_those_it_starts():
+    """A thread that stands aside is of the idle class, and so is one it starts; the others are as they were."""
+    before = os.sched_getscheduler(0)
+
+    def policy():
+        return os.sched_getscheduler(threading.get_native_id())
+
+    def act():
+        priority.stand_aside()
+        return policy(), on_a_thread(policy), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert on_a_thread(act) == (
+        os.SCHED_IDLE,
+        os.SCHED_IDLE,
+        max(os.getpriority(os.PRIO_PROCESS, 0), priority.NICENESS),
+    )
+    assert os.sched_getscheduler(0) == before
+
+
+@linux
 def test_short_slices_are_what_the_kernel_says_it_gave():
     """Where asking succeeds, the kernel reports the slice that was asked for, and the niceness is as before."""
 
@@ -57,6 +77,22 @@ def test_short_slices_are_what_the_kernel_says_it_gave():
 
     granted, slice_ns = on_a_thread(act)
     assert slice_ns in {priority.SLICE_NS if granted else None, 0}  # 0: a kernel before 6.12 ignores it
+
+
+@linux
+def test_where_the_idle_class_is_refused_a_thread_stands_back(monkeypatch):
+    """A sandbox that forbids the call leaves a nice thread, and no error."""
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+
+    def act():
+        priority.stand_aside()
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert on_a_thread(act) >= priority.NICENESS
 
 
 def test_a_system_without_the_call_says_no(monkeypatch):

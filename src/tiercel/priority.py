@@ -46,10 +46,15 @@ def ask_for_short_slices() -> bool:
 
 
 def stand_aside() -> None:
-    """Run only while nobody else on the core wants to: for work that nobody waits for, and that holds no lock others do.
+    """Run only while nobody else on the core wants to, for work that nobody waits for.
 
-    Unlike a nice thread, one of the idle class goes the moment another wakes, and does not finish its turn first. Where
-    there is no such class the thread stands back. Children and threads that it starts take after it.
+    Unlike a nice thread, one of the idle class goes the moment another wakes, and does not finish its turn first. It may wait
+    long for its own on a busy machine, and whoever wants a lock that it holds, the interpreter's too, waits with it: not for
+    a process that also answers somebody. Where there is no such class the thread stands back. Children and threads that it
+    starts take after it.
+
+    PERF: a process that computes all the time on the server's core moved the p99.9 by 1.0, a nice one by 1.2, one of no
+    special priority by 2.4 (bench_aside).
     """
     stand_back()
     if sys.platform == "linux":

@@ -233,13 +233,6 @@ def test_no_predictions_are_said():
     assert (other.groups, other.notes) == ([], ["No predictions in this time."])
 
 
-def test_multiclass_models_are_said_not_to_be_measured():
-    """Counts and coverage of a multiclass model stand; figures say what is missing."""
-    found = report(make_outcomes(100, score=None, label=2.0), task=Task.MULTICLASS)
-    assert found.find(1).coverage.value == 1
-    assert found.find(1).metrics["auc"].reason == "a multiclass model has no single score"
-
-
 def test_labels_without_a_time_and_before_their_prediction_count():
     """A label whose time is unknown, or before the prediction's, is one that was there at once."""
     connection = make_outcomes(100, delay_us=where(np.arange(100) % 2 == 0, -HOUR_US))

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from tiercel.monitor.review import Review
 
 #: Of windows and segments, where a row has no room for all.
-_IN_ROWS = ("auc", "log_loss", "calibration_gap", "mae", "rmse", "bias")
+_IN_ROWS = ("auc", "macro_auc", "log_loss", "calibration_gap", "mae", "rmse", "bias")
 _LABELS = {
     "auc": "AUC", "log_loss": "log loss", "brier": "Brier score", "ece": "calibration error", "f1": "F1", "mae": "MAE",
-    "calibration_gap": "labels - scores", "base_rate": "positive labels", "rmse": "RMSE", "r2": "R2", "bias": "bias",
+    "macro_auc": "macro AUC", "macro_f1": "macro F1", "calibration_gap": "labels - scores", "base_rate": "positive labels", "rmse": "RMSE", "r2": "R2", "bias": "bias",
 }  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def tables(review: Review) -> list[Shown]:
         gains.append(f"{_who(each.challenger)} over {_who(each.champion)}: {gain} per answer.")
     columns = ["", *(_who(group.key) for group in report.groups)]
     found = [Shown("Versions", columns, list(_facts(report.groups, money, unit)), gains)]
+    found += [_confusion(group) for group in report.groups if group.confusion is not None]
     for title, groups, values in (
         ("Windows", report.windows, [] if value is None else value.windows),
         ("Segments", report.segments, [] if value is None else value.segments),
@@ -117,6 +118,17 @@ def _facts(groups: list[GroupPerformance], money: dict[GroupKey, GroupValue], un
     for name, title in (("always_positive", "were all positive"), ("always_negative", "were all negative")):
         if any(each is not None and getattr(each, name) is not None for each in found):
             yield [title, *(None if each is None else shown(getattr(each, name)) for each in found)]
+
+
+def _confusion(group: GroupPerformance) -> Shown:
+    """Rows are what came, columns what was likeliest."""
+    assert group.confusion is not None  # noqa: S101 - for the type checker
+    names = group.confusion.classes
+    rows = [
+        [name, *(f"{n:,}" for n in counts), f"{counts[place] / sum(counts):.1%}" if sum(counts) else "-"]
+        for place, (name, counts) in enumerate(zip(names, group.confusion.counts, strict=True))
+    ]
+    return Shown(f"Labels (rows) and decisions of {_who(group.key)}", ["", *names, "right"], rows)
 
 
 def _by_row(title: str, groups: list[GroupPerformance], money: dict[GroupKey, GroupValue], unit: str) -> Shown:
@@ -210,9 +222,10 @@ def _value(estimate: Estimate) -> str:
 def _is_own(name: str) -> bool:
     """Whether a metric is one of the project's."""
     from tiercel.monitor.classification import BINARY_METRICS
+    from tiercel.monitor.multiclass import MULTICLASS_METRICS
     from tiercel.monitor.regression import REGRESSION_METRICS
 
-    return name not in BINARY_METRICS and name not in REGRESSION_METRICS
+    return name not in {*BINARY_METRICS, *MULTICLASS_METRICS, *REGRESSION_METRICS}
 
 
 def _who(key: GroupKey) -> str:

@@ -25,6 +25,7 @@ from tiercel.http.watcher import Watcher
 from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
 from tiercel.monitor.recording import COUNTERS
 from tiercel.monitor.totals import fold
+from tiercel.priority import stand_back
 from tiercel.serving.jobs import JobStore
 from tiercel.serving.recorded import RecordedExplanations
 from tiercel.serving.version_shelf import VersionShelf
@@ -50,6 +51,8 @@ PATHS = (
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
 FOLD_INTERVAL_S = 60.0
+# What the port waits for, at most, so that its first page is made at once: a second of computing (bench_dashboard).
+WARM_S = 5.0
 
 
 class ControlPlane:
@@ -95,9 +98,12 @@ class ControlPlane:
                 keep_folded(self._state_dir),
                 self._runner.keep(),
                 self._watcher.keep(),
+                self._dashboard.warm_rest(),
                 self._dashboard.warm(),
             )
         ]
+        # Who opens the first page waits for none of it; nor does the port wait for long, should a disk be slow.
+        await asyncio.wait(keeping[-1:], timeout=WARM_S)
         try:
             yield
         finally:
@@ -160,6 +166,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 
 def serve_control(settings: Settings, listener: socket.socket, channel: Channel) -> None:
     """Serve the admin port until the supervisor or SIGTERM says so; the listener is closed on return."""
+    stand_back()  # with all threads: a page, a scrape or a look at the workers comes after every prediction
     plane = ControlPlane(settings)
     config = uvicorn.Config(
         plane,

@@ -1,8 +1,9 @@
 """What a score means: the probability of a positive label, learned from labelled predictions and kept in a few kilobytes.
 
 Three maps are tried against each other on rows they were not fitted on: the score as it is, a logistic curve over its logit
-(Platt 1999), and an increasing curve through bins of equal counts (pool adjacent violators, Ayer et al. 1955). The simplest
-one whose loss is within half a standard error of the best is taken, so that noise does not bend a model that is calibrated.
+(Platt 1999), and an increasing curve through bins of equal counts (pool adjacent violators, Ayer et al. 1955). The one with
+the smallest loss is taken; but the score as it is where its loss is within half a standard error of that, so that noise does
+not bend a model that is calibrated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Method = Literal["identity", "logistic", "increasing"]
-#: From the simplest; the order in which equally good ones are preferred.
+#: From the simplest.
 METHODS: Final[tuple[Method, ...]] = ("identity", "logistic", "increasing")
 #: Fewer rows, or fewer of a class, are no basis.
 LEAST_ROWS: Final = 200
@@ -79,11 +80,14 @@ class Calibration:
                 rates = cls(method, *bins, are_probabilities).apply(scores[out])
                 losses[method][out] = -np.log(np.where(labels[out] > 0.5, rates, 1 - rates))
         best = min(methods, key=lambda method: float(losses[method].mean()))
-        for method in methods:
-            worse = losses[method] - losses[best]
+        # Scores that were right stay as they are unless chance hardly explains what a curve gains. Between the curves the
+        # smaller loss decides: a preference for the simpler one costs more where it is wrong than it saves where it is right
+        # (simulated: mean error of estimates of 20,000 rows 0.0099 with it and 0.0076 without; of 3,000 the same).
+        if are_probabilities:
+            worse = losses["identity"] - losses[best]
             if worse.mean() <= worse.std() / math.sqrt(n) / 2:
-                return cls(method, *_bins(scores, labels), are_probabilities)
-        raise AssertionError(best)  # the best is not worse than itself
+                best = "identity"
+        return cls(best, *_bins(scores, labels), are_probabilities)
 
     @property
     def n_rows(self) -> int:

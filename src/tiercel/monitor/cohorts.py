@@ -144,6 +144,7 @@ class Rows:
         scores, labels: finite, float64 (n,).
         times_us: int64 (n,), of the predictions.
         members: group -> indices, int64.
+        class_scores: of a multiclass model float64 (n, class columns), NaN where a version has no such class; None of others.
         one_in: rows stand for so many requests each; 1: none was left out.
     """
 
@@ -152,6 +153,7 @@ class Rows:
     times_us: NDArray[np.int64]
     members: dict[GroupKey, NDArray[np.int64]]
     one_in: int
+    class_scores: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +243,11 @@ class Outcomes:
         """Whether `outcomes` has a column of this name."""
         return name.casefold() in self._columns
 
+    @property
+    def class_columns(self) -> list[str]:
+        """Of a multiclass model: the columns of its classes' scores, in lower case; of all versions together."""
+        return [name for name in self._columns if name.startswith("score.")] if self.task is Task.MULTICLASS else []
+
     def delays(self) -> DelayCurve:
         """How long labels take, over all predictions of the model and version, shadows left out."""
         age = f"({self.as_of_us} - t)"
@@ -291,19 +298,24 @@ class Outcomes:
         """
         codes = self.codes(cohort)
         one_in = max(1, -(-n_used // most))
+        n_classes = len(self.class_columns)
         query = f"""
             SELECT CAST(version AS BIGINT) AS version, role, t, score, y {"".join(f", {name}" for name in codes.names)}
+                   {"".join(f", p{i}" for i in range(n_classes))}
             FROM ({self.judged(cohort, codes)})
             WHERE in_cohort AND in_time AND good_label AND good_score
               {f"AND hash(id) % {one_in} = 0" if one_in > 1 else ""}
         """
-        arrays = {name: np.asarray(values) for name, values in self.columns(query, codes.parameters).items()}
+        found = self.columns(query, codes.parameters)
+        columns = [np.ma.filled(np.ma.asarray(found[f"p{i}"], np.float64), np.nan) for i in range(n_classes)]
+        arrays = {name: np.asarray(values) for name, values in found.items()}
         return Rows(
             arrays["score"].astype(np.float64),
             arrays["y"].astype(np.float64),
             arrays["t"].astype(np.int64),
             codes.members(arrays),
             one_in,
+            np.stack(columns, axis=1) if columns else None,
         )
 
     def scored(self, cohort: Cohort, *, most: int = MAX_ROWS) -> ScoredRows:
@@ -345,7 +357,8 @@ class Outcomes:
         """SQL: the model's predictions at `as_of_us`, with the labels known then.
 
         Columns: id, row, version, role (an index into `ARMS`), t (microseconds), score, y (null: no label, or none that is one), is_labelled,
-        delay (microseconds, 0 where unknown or negative), is_degraded, and the text of each segment as text0, text1, ...
+        delay (microseconds, 0 where unknown or negative), is_degraded, of a multiclass model p0, p1, ... (the scores of its classes;
+        `score` is the largest, null where one is not finite), and the text of each segment as text0, text1, ...
         """
         label_us = "epoch_us(o.label_time)"
         problem = "false"
@@ -354,7 +367,7 @@ class Outcomes:
         return f"""
             SELECT o.id, o.row, o.version,
                    {_ROLE} AS role,
-                   epoch_us(o.time) AS t, CAST(o.score AS DOUBLE) AS score,
+                   epoch_us(o.time) AS t, {self._score()},
                    CASE WHEN {self.label_is_known} THEN CAST(o.label AS DOUBLE) END AS y,
                    o.label IS NOT NULL AND {self.label_is_known} OR {problem} AS is_labelled,
                    greatest(0, coalesce({label_us} - epoch_us(o.time), 0)) AS delay,
@@ -380,6 +393,15 @@ class Outcomes:
                 FROM outcomes o WHERE {self.is_chosen(cohort.begin_us, end_us)} {is_out}
             )
         """
+
+    def _score(self) -> str:
+        names = ['CAST(o."' + name.replace('"', '""') + '" AS DOUBLE)' for name in self.class_columns]
+        if not names:
+            return "CAST(o.score AS DOUBLE) AS score"
+        # Columns of classes that another version has are null in this one's rows.
+        is_sound = " AND ".join(f"coalesce(isfinite({name}), true)" for name in names)
+        columns = "".join(f", {name} AS p{i}" for i, name in enumerate(names))
+        return f"CASE WHEN {is_sound} THEN greatest({', '.join(names)}) END AS score{columns}"
 
     def _texts(self, prefix: str = "") -> str:
         return "".join(

@@ -69,7 +69,7 @@ def _needed_columns(source: Outcomes, expressions: Sequence[str]) -> list[str] |
         if found is None:
             return None
         used |= found
-    return [name for name in source.column_names if name in used]
+    return [name for name in source.column_names if name in used or name.startswith("score.")]
 
 
 def _column_names(tree: Any) -> set[str] | None:

@@ -33,7 +33,7 @@ LEAST_WINDOWS = 3
 _FIGURES: dict[Task, tuple[tuple[str, bool], ...]] = {
     Task.BINARY: (("auc", True), ("log_loss", False)),
     Task.REGRESSION: (("mae", False), ("rmse", False)),
-    Task.MULTICLASS: (),
+    Task.MULTICLASS: (("macro_auc", True), ("log_loss", False)),
 }
 #: Estimates that have to come true as long as scores mean what they meant.
 _AUDITED = ("calibration_gap", "brier")

@@ -15,6 +15,7 @@ from tiercel.monitor.cohorts import Cohort, Counts, GroupKey, Outcomes
 from tiercel.monitor.custom_metrics import custom_metrics
 from tiercel.monitor.intervals import CONFIDENCE, Estimate, proportion
 from tiercel.monitor.label_delay import MATURE_SHARE, DelayCurve
+from tiercel.monitor.multiclass import Classes, Confusion, classes_of, confusion, multiclass_metrics
 from tiercel.monitor.regression import regression_metrics
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
@@ -36,6 +37,7 @@ class GroupPerformance:
         coverage: the share of the cohort that is labelled.
         metrics: a figure per name, custom ones last.
         calibration: the curve of a binary model's probabilities; empty otherwise.
+        confusion: of a multiclass model, in all: what was decided of rows of each class.
     """
 
     key: GroupKey
@@ -43,6 +45,7 @@ class GroupPerformance:
     coverage: Estimate
     metrics: dict[str, Estimate]
     calibration: list[CalibrationBin] = field(default_factory=list)
+    confusion: Confusion | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -52,6 +55,7 @@ class GroupPerformance:
             "coverage": self.coverage.to_json(),
             "metrics": {name: each.to_json() for name, each in self.metrics.items()},
             **({"calibration": [each.to_json() for each in self.calibration]} if self.calibration else {}),
+            **({} if self.confusion is None else {"confusion": self.confusion.to_json()}),
         }
 
 
@@ -126,7 +130,7 @@ def performance_report(
     Args:
         connection: with the relation `outcomes`.
         model: its name.
-        task: what it predicts; a multiclass model has no single score, and its figures say so.
+        task: what it predicts.
         cohort: see `Cohort`; `choose_cohort` finds one by how long labels take.
         as_of_us: what came later is not looked at.
         version: only this one.
@@ -149,9 +153,15 @@ def performance_report(
     custom = custom_metrics(outcomes, cohort, settings.metrics, confidence=confidence)
     found = []
     nothing = np.empty(0, np.int64)
+    known: dict[int, Classes] = {}
     for key, n in sorted(counts.items(), key=lambda item: item[0].order):
         members = rows.members.get(key, nothing)
         scores, labels = rows.scores[members], rows.labels[members]
+        confused = None
+        if rows.class_scores is not None:
+            classes = known.setdefault(key.version, classes_of(outcomes, key.version))
+            scores, labels = _of_classes(rows.class_scores[members], labels, classes)
+            confused = confusion(scores, labels, classes.names) if key.is_whole else None
         metrics = _metrics(task, scores, labels, n, threshold=settings.threshold, confidence=confidence)
         is_curve = task is Task.BINARY and len(scores) and scores.min() >= 0 and scores.max() <= 1
         found.append(
@@ -161,6 +171,7 @@ def performance_report(
                 proportion(n.n_labelled, n.n_cohort, confidence=confidence, nothing="no prediction is old enough"),
                 {**metrics, **custom.get(key, {})},
                 calibration_bins(scores, labels, confidence=confidence) if is_curve and key.segment is None else [],
+                confused,
             )
         )
     whole = [each for each in found if each.key.is_whole]
@@ -225,17 +236,15 @@ def _metrics(
     threshold: float,
     confidence: float,
 ) -> dict[str, Estimate]:
-    if task is Task.MULTICLASS:  # whatever its one score is, it is no probability of a positive label
-        scores, labels = scores[:0], labels[:0]
-    if task is Task.REGRESSION:
+    if task is Task.MULTICLASS:
+        found = multiclass_metrics(scores if scores.ndim > 1 else np.empty((0, 0)), labels, confidence=confidence)
+    elif task is Task.REGRESSION:
         found = regression_metrics(scores, labels, confidence=confidence)
     else:
         found = binary_metrics(scores, labels, threshold=threshold, confidence=confidence)
     if len(scores):
         return found
-    if task is Task.MULTICLASS:
-        reason = "a multiclass model has no single score"
-    elif not counts.n_cohort:
+    if not counts.n_cohort:
         reason = "no prediction is old enough"
     elif not counts.n_labelled:
         reason = "no labels yet" if not counts.n_late else "every label came later than the maturity"
@@ -244,12 +253,19 @@ def _metrics(
     return {name: Estimate.missing(reason) for name in found}
 
 
+def _of_classes(
+    scores: NDArray[np.float64], labels: NDArray[np.float64], classes: Classes
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A version's own columns of scores, and the rows whose label is one of its classes and that have all of them."""
+    own = scores[:, list(classes.places)]
+    is_good = np.isfinite(own).all(axis=1) & (labels >= 0) & (labels < own.shape[1]) & (labels == np.floor(labels))
+    return own[is_good], labels[is_good]
+
+
 def _notes(groups: list[GroupPerformance], cohort: Cohort, delay: DelayCurve, task: Task, one_in: int) -> list[str]:
     """What qualifies the figures, most important first."""
     total = {name: sum(getattr(g.counts, name) for g in groups) for name in vars(Counts())}
     notes = []
-    if task is Task.MULTICLASS:
-        notes.append("Figures of multiclass models are not computed yet: only their counts and labels are shown.")
     if not delay.n_labelled:
         notes.append("No labels have come. Send them with `tiercel feedback` or POST /feedback.")
     elif cohort.maturity_us is None:

@@ -12,6 +12,9 @@ Looks, and what each judges:
     bases      every `interval_s`          whether bases are still published
     outcomes   every `performance_window_s`    of predictions whose labels have come: concept and impact
 
+What takes long (rows, labels, outcomes, reports that nobody is woken for) runs on a thread that stands aside: it computes
+while nobody else on the core wants to. The turn waits for it; looks at counters and alerts are done before.
+
 One budget of false alarms is divided among the looks at counters; each opens an alert only with the second in a row (of a
 day, with the first). What was counted while the clock was set is not judged.
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +46,7 @@ from tiercel.monitor.stuck import Stillness, find_stuck
 from tiercel.monitor.thresholds import DISTRIBUTION_PART, FalseAlarmBudget, dispersion_of
 from tiercel.monitor.watch_state import BaseState, OutcomeState, WatchState
 from tiercel.monitor.windows import DAY_US, WindowStore
+from tiercel.priority import stand_aside
 from tiercel.settings import ValueSettings
 
 if TYPE_CHECKING:
@@ -138,7 +143,7 @@ class Watch:
         versions: what there is to watch.
         router: tells people; None: made from the settings, and closed with the watch.
 
-    Threads: one. Processes: one; a second would take turns with the first, but judge windows twice.
+    Threads: one, and one of its own. Processes: one; a second would take turns with the first, but judge windows twice.
     """
 
     def __init__(self, settings: Settings, versions: Versions, router: Router | None = None) -> None:
@@ -159,6 +164,7 @@ class Watch:
         self._knows_served = False
         self._last_us: int | None = None
         self._scales = _scales(settings)
+        self._aside = ThreadPoolExecutor(1, "watch-aside", stand_aside)
         self._outcomes_every_us = _us(max(self._monitor.interval_s, min(self._monitor.window_s, OUTCOMES_EVERY_S)))
         self.state = WatchState.load(state_dir)
 
@@ -199,12 +205,12 @@ class Watch:
         self._tell(looks, live, now_us)  # before what takes long
         if self._is_due("outcomes", self._outcomes_every_us, now_us):
             with state.step("predictions"):
-                self._table.convert(now_us)
+                self._aside.submit(self._table.convert, now_us).result()
             with state.step("labels"):
-                self._collect(now_us)
-            self._tell(self._look_at_outcomes(now_us), None, now_us)
+                self._aside.submit(self._collect, now_us).result()
+            self._tell(self._aside.submit(self._look_at_outcomes, now_us).result(), None, now_us)
         with state.step("reports"):
-            self._compare()
+            self._aside.submit(self._compare).result()
         state.turns += 1
         state.last_turn_us = self._last_us = now_us
         state.webhook = self._router.status.to_json()
@@ -219,6 +225,7 @@ class Watch:
 
     def close(self) -> None:
         """Let go; what the webhook has not taken waits in the store."""
+        self._aside.shutdown()
         self._router.close()
 
     # -- clocks

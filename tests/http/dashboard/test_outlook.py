@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import jinja2
 from tests.http.dashboard.test_pages import Text
 
-from tiercel.http.dashboard import outlook
+from tiercel.http.dashboard import outlook, words
 from tiercel.http.dashboard.judged import Judged
 from tiercel.monitor.cohorts import Cohort, GroupKey
 from tiercel.monitor.concept_state import Alarm, ConceptState
 from tiercel.monitor.estimation import EstimationReport, WindowEstimate
 from tiercel.monitor.intervals import Estimate
 from tiercel.monitor.label_delay import DelayCurve
+from tiercel.monitor.multiclass import Confusion
 from tiercel.monitor.performance import PerformanceReport
 from tiercel.types import Task
 
 HOUR_US = 3_600_000_000
+TEMPLATES = Path(outlook.__file__).parent / "templates"
 
 
 def judged(task=Task.BINARY, windows=(), concept=(), **options):
@@ -82,3 +86,12 @@ def test_a_models_page_shows_both(admin):
     assert re.search(r"\d changes in 3,000 labelled predictions", text)
     assert "errors adwin 0." in text
     assert "this is a regression model" in str(Text(admin.wait_for("/models/arrival-minutes", "Before labels come")))
+
+
+def test_a_table_of_labels_and_decisions_is_whole():
+    """A row per class that came, its counts per class decided and the share that was right; names are escaped."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    macros = environment.get_template("macros.html").make_module({"words": words})
+    found = Text(str(macros.confusion(Confusion(("a", "<b>", "c"), ((8, 2, 0), (1, 3, 0), (0, 0, 0))))))
+    assert found.wrong == []
+    assert str(found).endswith("Came a <b> c Right a 8 2 0 80 % <b> 1 3 0 75 % c 0 0 0 \u2013")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tiercel.http")
 
 _MAX_FORM_BYTES: Final = 8192
+_REST_AFTER_S: Final = 1.0
 _GRAFANA: Final = Path(__file__).parent / "grafana.json"
 _TITLES: Final = {400: "That cannot be shown", 403: "Refused", 404: "Not found", 409: "Too late"}
 
@@ -75,9 +77,17 @@ class Dashboard:
         try:
             pages = await self._load()
             await self._shelf.get("warm", pages.warm, 0)
-            self._shelf.peek("assets", self._assets.warm, float("inf"))  # packing takes long, and no page waits for it
         except Exception as error:  # noqa: BLE001 - the first page will say it again, to somebody
             log.warning("dashboard: %s", error)
+
+    async def warm_rest(self) -> None:
+        """Do what other pages would wait for, once the first reader, should there be one already, has the first page."""
+        if self._missing:
+            return
+        await asyncio.sleep(_REST_AFTER_S)
+        pages = await self._load()
+        self._shelf.peek("others", pages.warm_others, float("inf"))
+        self._shelf.peek("assets", self._assets.warm, float("inf"))  # packing takes long
 
     def close(self) -> None:
         """Begin nothing more."""

@@ -31,7 +31,7 @@ _PREDICTIONS = "predictions"  # `tiercel.monitor.predictions.PREDICTIONS`
 #: Roles in the order they are shown in; `tiercel.monitor.outcomes.ARMS`.
 ROLES = ("champion", "challenger", "shadow")
 #: The figure that stands for a model where there is room for one.
-HEADLINE = {Task.BINARY: ("auc", "AUC"), Task.REGRESSION: ("mae", "MAE")}
+HEADLINE = {Task.BINARY: ("auc", "AUC"), Task.REGRESSION: ("mae", "MAE"), Task.MULTICLASS: ("macro_auc", "macro AUC")}
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,14 @@ class Pages:
         self._readings.close()
 
     def warm(self) -> None:
-        """Do what the first page would wait for: compile templates, read what is there."""
+        """Do what the first page would wait for: read what is there, compile its templates."""
+        template, parts = self._overview(_WINDOW, _SORT, {})
+        self._render(template, is_part=False, path="/", **parts)
+
+    def warm_others(self) -> None:
+        """Compile the templates of the other pages."""
         for name in self._templates.list_templates():
             self._templates.get_template(name)
-        self._overview(_WINDOW, _SORT, {})
 
     async def overview(self, request: Request) -> Rendered:
         """The first page."""
