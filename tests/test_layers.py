@@ -43,6 +43,8 @@ DOORS = {
     "protocol": {"tiercel.http.native", "tiercel.http.queued"},
     "fast_path": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
+    "aside": set(),
+    "lines": {"tiercel.serving.schedule", "tiercel.serving.waiters"},
     "decimal": set(),
     "reply": {"tiercel.http.predict", "tiercel.serving.measure", "tiercel.serving.router"},
     "counters": {"tiercel.monitor.counting"},

@@ -47,7 +47,7 @@ def check_promises(simulation):
             assert each.done_ns <= each.due_ns, f"late by {each.done_ns - each.due_ns} ns"
             assert scored[each.number] == each.n_rows
     assert batcher.late == batcher.expired == batcher.failed == 0
-    assert (batcher.n_waiting, batcher.depth_rows, batcher._n_open) == (0, 0, 0)
+    assert (batcher.n_waiting, batcher.depth_rows, batcher._lines.n_open) == (0, 0, 0)
     assert batcher.rows == sum(scored.values())
     assert batcher.batches == len(simulation.batches) == sum(batcher.batch_sizes)
     assert sum(batcher.refused.values()) == sum(each.refused is not None for each in asked)

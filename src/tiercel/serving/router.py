@@ -19,7 +19,6 @@ from tiercel.errors import (
     ModelUnavailableError,
     NotFoundError,
     RequestError,
-    ScoreError,
     TiercelError,
     TierDeniedError,
 )
@@ -34,8 +33,9 @@ from tiercel.serving.ladder_check import KnownModel, KnownVersion, challenger_fi
 from tiercel.serving.question_check import require_answerable
 from tiercel.serving.queues import Queues
 from tiercel.serving.ready_answers import ReadyAnswers
-from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key, is_finite
+from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key
 from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
+from tiercel.serving.score_check import require_finite
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.types import Tier
 
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from tiercel.serving.engine import Engine
     from tiercel.serving.limits import Limits, Stay
     from tiercel.serving.ready_answers import ReadyAnswer
-    from tiercel.serving.waiters import AnswerCall, CallWaiter
+    from tiercel.serving.schedule import Lines
+    from tiercel.serving.waiters import Seat
     from tiercel.settings import ModelSettings
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
@@ -203,15 +204,19 @@ class Router:
             return None
         return plan if self._may_stand_in(champion, declared.fallback, plan) else None
 
-    def submit(self, prepared: Prepared, due_ns: int, answer: AnswerCall) -> CallWaiter:
-        """Queue a question that the compiled path assembled (`plan.is_queued`); `answer` gets its scores, or an error, once.
+    def lines(self, plan: ServingPlan) -> Lines:
+        """Of the queue of a plan that `is_queued`: see `Batcher.lines`."""
+        self._follow_routes()
+        return self._queues.lines(plan)
+
+    def take(self, seat: Seat) -> Seat:
+        """Queue a question that the compiled path assembled.
 
         Raises:
             CapacityError, DeadlineError: refused, and nobody else was asked.
         """
         self._follow_routes()
-        plan = prepared.plan
-        return self._queues.submit_call(plan, prepared.rows(), due_ns, answer, can_leave=plan.has_stand_in)
+        return self._queues.take(seat)
 
     def poll(self) -> None:
         """See `Batcher.poll`; for whoever reads many requests without giving way to the event loop."""
@@ -322,8 +327,9 @@ class Router:
                 return served
             plans[0] = champion
             candidates = [self._candidate(Rung.CHAMPION, champion, question, asked)]
-        willing = candidates[0]
+        willing = None  # who would be in time itself, and keep others from it
         if champion is not None and asked.is_behind(champion, question.n_rows, can_degrade=declared.has_stand_in):
+            willing = candidates[0]
             candidates[0] = willing.refused(behind(willing.label))
         while True:
             left_us, deadline = asked.left_us(), asked.deadline  # one moment for the look and the choice
@@ -333,8 +339,8 @@ class Router:
                     require_answerable(champion, question)
                     ready = self._ready.offer(declared, champion, question, candidates)
                 left_us = asked.left_us()
-                if willing is not candidates[0] and not any(each.fits(left_us) for each in candidates):
-                    candidates[0] = willing
+                if willing is not None and not any(each.fits(left_us) for each in candidates):
+                    candidates[0], willing = willing, None
             choice = choose(candidates, left_us, None if deadline is None else deadline.budget_us)
             place = candidates.index(choice.candidate)
             if place in ready:
@@ -344,12 +350,12 @@ class Router:
                 if choice.rung is Rung.CHAMPION:
                     prepared = await self._score(plan, question, asked, can_leave=declared.has_stand_in)
                     if declared.has_stand_in:
-                        _require_finite(prepared)
+                        require_finite(prepared)
                     if blamed is not None:  # the question was right after all
                         self._settle(declared.name, *blamed)
                     return Served(prepared, asked.deadline, is_declared=True)
                 prepared = await self._score(plan, question.narrowed(plan, champion), asked)
-                _require_finite(prepared)
+                require_finite(prepared)
             except Exception as error:
                 # What a stand-in finds wrong with a question says nothing about the question: it was put to another model.
                 if choice.rung is Rung.CHAMPION and not can_degrade(error):
@@ -369,9 +375,7 @@ class Router:
             self._told.add(what)
             log.error("Model %s: another answers for it: %s", candidate.label, error, exc_info=error)
 
-    async def _score(
-        self, plan: ServingPlan, question: Question, asked: Asked, *, can_leave: bool = False
-    ) -> Prepared:
+    async def _score(self, plan: ServingPlan, question: Question, asked: Asked, *, can_leave: bool = False) -> Prepared:
         """Read and score. `can_leave`: others are asked, in time, where it cannot be scored by a certain deadline."""
         if plan.tier == Tier.BATCH:
             raise TierDeniedError(
@@ -493,7 +497,7 @@ class Router:
             return None, None
         try:
             prepared = await self._score(plan, question.narrowed(plan, champion), asked)
-            _require_finite(prepared)
+            require_finite(prepared)
         except (RequestError, NotFoundError) as error:
             return None, (ticket, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the champion answers
@@ -571,24 +575,6 @@ class Router:
 def _known(plan: ServingPlan) -> KnownVersion:
     features = plan.signature.features if plan.schema is None else [f.name for f in plan.schema.request_fields]
     return KnownVersion(plan.signature, plan.join_keys, frozenset(features))
-
-
-def _require_finite(prepared: Prepared) -> None:
-    """Refuse scores that are no numbers, where another can answer.
-
-    Raises:
-        ScoreError: there is one.
-    """
-    scores = prepared.scores()
-    if is_finite(scores):
-        return
-    row = next(i for i, score in enumerate(scores) if not is_finite([score]))
-    where = "" if prepared.is_single else f" for row {row}"
-    raise ScoreError(
-        f"Expected finite scores of model '{prepared.plan.model}' version {prepared.plan.version}, got {scores[row]}{where}. "
-        f"Ask within the range of its training data, or register a version that scores it",
-        row=None if prepared.is_single else row,
-    )
 
 
 def _is_inline(plan: ServingPlan, n_rows: int) -> bool:
