@@ -149,6 +149,10 @@ cdef class Lines:
             self.wake()
         return True
 
+    def take(self, Seat seat not None, int64_t now_ns):
+        """Let in who is in time with everybody who waits, in whatever order; False: nothing is decided."""
+        return bool(self.take_in(seat, now_ns))
+
     def cut(self, int64_t now_ns):
         """The batch that starts at `now_ns`, taken out of the line: [(request, first row, end)]. None: not only `small` waits.
 
