@@ -48,6 +48,8 @@ DOORS = {
     "protocol": {"tiercel.http.audited", "tiercel.http.native", "tiercel.http.queued"},
     "fast_path": {"tiercel.http.native", "tiercel.http.queued"},
     "payload": set(),
+    "aside": set(),
+    "lines": {"tiercel.serving.schedule", "tiercel.serving.waiters"},
     "decimal": set(),
     "explained": {"tiercel.serving.engine", "tiercel.serving.measure", "tiercel.serving.version_explainer"},
     "reasons": {"tiercel.explain.reasons"},

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from tests.support.seats import Told, plan_of, seat
 
 from tiercel.errors import DeadlineError
 from tiercel.serving.cost import CostCurve
@@ -96,29 +97,34 @@ def test_who_hears_that_it_is_over_may_ask_and_poll():
     """Requests that come from within the refusals of others, and polls, start no batch beside the one that is started."""
 
     async def main():
-        threads, told = Threads(), []
-        batcher = batcher_of(threads, measured())
+        threads, told, plan = Threads(), [], plan_of()
+        batcher = Batcher(
+            plan.scorer.score, measured(), threads, n_features=1, n_outputs=2, clock_ns=lambda: threads.now
+        )
+
+        def take(after_ns, call):
+            batcher.take(seat(plan, [[1]], threads.now + after_ns, Told(call)))
 
         def ask(name):
-            batcher.submit_call(ROW, threads.now + 900 * MS, lambda _scores, _error: told.append(name))
+            take(900 * MS, lambda _error: told.append(name))
 
-        def first(_scores, error):
+        def first(error):
             assert isinstance(error, DeadlineError)
             ask("third")
             threads.now += 2 * MS
 
-        def second(_scores, _error):
+        def second(_error):
             batcher.poll()
             ask("fourth")
 
         for each in (first, second):
-            batcher.submit_call(ROW, threads.now + 3 * MS, each)
+            take(3 * MS, each)
         threads.now += 5 * MS
         await asyncio.sleep(0)
         while threads.waiting:
             threads.run()
             await asyncio.sleep(0.001)
         assert sorted(told) == ["fourth", "third"]
-        assert batcher._n_open == 0
+        assert batcher._lines.n_open == 0
 
     asyncio.run(main())

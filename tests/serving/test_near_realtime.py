@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.seats import Told, plan_of, seat
 from tests.support.simulation import N_FEATURES, ExactCurve, Load, Simulation, affine, play, scores_of
 
 from tiercel.errors import CapacityError, DeadlineError, ModelError, UnsupportedModelError
@@ -47,7 +48,7 @@ def check_promises(simulation):
             assert each.done_ns <= each.due_ns, f"late by {each.done_ns - each.due_ns} ns"
             assert scored[each.number] == each.n_rows
     assert batcher.late == batcher.expired == batcher.failed == 0
-    assert (batcher.n_waiting, batcher.depth_rows, batcher._n_open) == (0, 0, 0)
+    assert (batcher.n_waiting, batcher.depth_rows, batcher._lines.n_open) == (0, 0, 0)
     assert batcher.rows == sum(scored.values())
     assert batcher.batches == len(simulation.batches) == sum(batcher.batch_sizes)
     assert sum(batcher.refused.values()) == sum(each.refused is not None for each in asked)
@@ -767,13 +768,13 @@ def test_batches_leave_nothing_for_the_collector():
     async def main():
         with ThreadPoolExecutor(1) as executor:
             batcher = Batcher(scores_of, CostCurve(((1, 100, 200),)), executor, n_features=N_FEATURES, n_outputs=2)
-            kept = []
+            plan, kept = plan_of(N_FEATURES), []
             for _ in range(20):
-                rows = np.zeros((1, N_FEATURES), np.float32)
-                kept.append(weakref.ref(rows))
                 answered = asyncio.Event()
-                batcher.submit_call(rows, time.monotonic_ns() + 10_000 * MS, lambda *_, told=answered: told.set())
-                del rows
+                told = Told(lambda _error, answered=answered: answered.set())
+                kept.append(weakref.ref(told))
+                batcher.take(seat(plan, [[0] * N_FEATURES], time.monotonic_ns() + 10_000 * MS, told))
+                del told
                 await answered.wait()
             await batcher.close()
             return [each for each in kept[:-1] if each() is not None]

@@ -3,9 +3,10 @@
 # Requests that come faster than they can be answered wait in their sockets, and reading one only to refuse it costs nearly
 # as much as a quick answer. So two things keep the core for those who are answered in time. Where reading is behind by more
 # than a share of the deadlines that requests name lately, just so many are refused as keep it there; and a connection whose
-# request was refused is not read again at once, where that happens more often than SPACING_NS allows. It stands in a line
-# with the others and is read in its turn, one each SPACING_NS, ten times as soon when reading is not behind. Until then its
-# next request waits in the socket, which costs nothing; how long it did is asked of the kernel (protocol.pyx).
+# request was refused is not read again at once, where that happens more often than once in READS_EACH requests. It stands in
+# a line with the others and is read in its turn, one for as many requests that are read, and one each SLOW_NS in any case,
+# QUICK_NS where reading is not behind. Until then its next request waits in the socket, which costs nothing; how long it
+# did is asked of the kernel (protocol.pyx).
 #
 # Owns   : the line, and its timer. Keeps connections alive that stand in it.
 # GIL    : held throughout.
@@ -13,7 +14,9 @@
 from tiercel._hot.typedefs cimport int64_t
 
 cdef enum:
-    SPACING_NS = 200_000
+    READS_EACH = 8
+    SLOW_NS = 1_000_000
+    QUICK_NS = 20_000
     BURST = 64                          # so many refusals at once are nothing
     QUIET_NS = 1_000_000                # reading is not behind
     RECENT_NS = 1_000_000_000           # deadlines named longer ago count no more
@@ -23,8 +26,8 @@ cdef enum:
 
 cdef class Aside:
     cdef object _line, _loop, _timer
-    cdef double _allowed                # refusals that cost no place in the line
-    cdef int64_t _counted_ns, _next_ns
+    cdef double _allowed, _due          # refusals that cost no place in the line; those who may come back
+    cdef int64_t n_read                 # requests since the last poll
     cdef double _debt[2]                # refusals that are due; by whether it is a queued request
     cdef int64_t _tightest_ns[2]        # the tightest deadline lately, 0: none
     cdef int64_t _tightest_at_ns[2]
@@ -35,7 +38,7 @@ cdef class Aside:
     # Whether a request that was read after `wait_ns` in its socket is to be refused, if it has a deadline.
     cdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept
     # A request was refused: whether its connection has to stand in line.
-    cdef bint is_too_much(self, int64_t now_ns) noexcept
+    cdef bint is_too_much(self) noexcept
     # Stand in line: `connection.come_back()` is called once.
     cdef int add(self, connection, loop) except -1
     # Call back whose turn it is; `wait_ns` is how far behind reading is.

@@ -51,19 +51,13 @@ cdef class Aside:
         self._debt[kind] -= 1
         return True
 
-    cdef bint is_too_much(self, int64_t now_ns) noexcept:
-        self._allowed = min(<double>BURST, self._allowed + <double>(now_ns - self._counted_ns) / SPACING_NS)
-        self._counted_ns = now_ns
+    cdef bint is_too_much(self) noexcept:
         if self._allowed < 1:
             return True
         self._allowed -= 1
         return False
 
     cdef int add(self, connection, loop) except -1:
-        cdef int64_t now_ns
-        if not self._line:
-            now_ns = monotonic_ns()
-            self._next_ns = max(self._next_ns, now_ns)
         self._line.append(connection)
         if self._timer is None:
             self._loop = loop
@@ -71,13 +65,13 @@ cdef class Aside:
         return 0
 
     cdef int poll(self, int64_t now_ns, int64_t wait_ns) except -1:
-        cdef int64_t spacing_ns = SPACING_NS if wait_ns > QUIET_NS else SPACING_NS // 10
-        self._wait_ns, self._polled_ns = wait_ns, now_ns
-        if not self._line:
-            return 0
-        self._next_ns = max(self._next_ns, now_ns - BURST * spacing_ns)
-        while self._line and self._next_ns <= now_ns:
-            self._next_ns += spacing_ns
+        cdef double more = <double>(now_ns - self._polled_ns) / (SLOW_NS if wait_ns > QUIET_NS else QUICK_NS)
+        more += <double>self.n_read / READS_EACH
+        self._wait_ns, self._polled_ns, self.n_read = wait_ns, now_ns, 0
+        self._allowed = min(self._allowed + more, <double>BURST)
+        self._due = min(self._due + more, <double>BURST)
+        while self._line and self._due >= 1:
+            self._due -= 1
             self._line.popleft().come_back()
         return 0
 

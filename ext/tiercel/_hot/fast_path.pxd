@@ -7,6 +7,7 @@
 from tiercel._hot.aside cimport Aside
 from tiercel._hot.counters cimport WorkerCounters
 from tiercel._hot.http cimport Head
+from tiercel._hot.lines cimport Lines
 from tiercel._hot.output cimport Output
 from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
 from tiercel._hot.reply cimport ReplyIds
@@ -50,9 +51,12 @@ cdef class FastPath:
     cdef object _routes                    # the Routes that _plan was found in
     cdef bytes _reference
     cdef ServingPlan _plan                 # plan of _reference, or None
+    cdef Lines _lines                      # of `_lines_plan`'s queue
+    cdef ServingPlan _lines_plan           # or None
     cdef HeadWriter _heads
     cdef TensorTallies _tallies
 
+    cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1

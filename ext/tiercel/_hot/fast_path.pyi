@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from tiercel._hot.aside import Aside
 from tiercel._hot.counters import WorkerCounters
+from tiercel._hot.lines import Lines
 from tiercel._hot.plan import Prepared, ServingPlan
 from tiercel._hot.protocol import HotProtocol
 from tiercel._hot.reply import ReplyIds
@@ -24,6 +25,9 @@ class Queue(Protocol):
 
         close: no other request of the connection will be answered.
         """
+
+    def lines(self, plan: ServingPlan, /) -> Lines:
+        """Of a plan's queue: who is obviously in time is let in there, without `enter`."""
 
     def poll(self, loop: asyncio.AbstractEventLoop, /) -> None:
         """Called every now and then while requests are read on `loop`, between two of them."""

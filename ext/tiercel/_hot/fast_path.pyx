@@ -7,6 +7,7 @@ from libc.string cimport memcmp
 from tiercel._hot.aside cimport Aside
 from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
+from tiercel._hot.lines cimport Lines
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Assembled, Prepared, ServingPlan, dispose
 from tiercel._hot.prediction cimport Stopwatch
@@ -73,11 +74,18 @@ cdef class FastPath:
             or length != PyBytes_GET_SIZE(self._reference)
             or memcmp(PyBytes_AS_STRING(self._reference), reference, <size_t>length) != 0
         ):
+            if routes is not self._routes:
+                self._lines = self._lines_plan = None
             self._reference = PyBytes_FromStringAndSize(<const char*>reference, length)
             name, _, version = self._reference.decode("ascii").partition("/versions/")
             self._plan = routes.by_reference.get(f"{name}:{version}" if version else name)
             self._routes = routes
         return self._plan
+
+    cdef Lines _lines_of(self, ServingPlan plan):
+        if self._lines_plan is not plan:
+            self._lines, self._lines_plan = self.queue.lines(plan), plan
+        return self._lines
 
     cdef bint _answer(
         self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close, tuple told
@@ -134,11 +142,13 @@ cdef class FastPath:
         return True
 
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1:
-        """Append the reply to a question that was scored elsewhere. Raises as Prepared.give_scores."""
+        """Append the reply to a question that was scored elsewhere; `scores`: None if it has them. Raises as
+        Prepared.give_scores."""
         cdef Output* out = &self._out
         cdef Py_ssize_t start = out.size, length, room = self._heads.room()
         cdef Py_ssize_t most = prepared.plan._form.most_bytes(prepared.n_rows)
-        prepared.give_scores(scores)
+        if scores is not None:
+            prepared.give_scores(scores)
         if not reserve(out, room + most):
             raise MemoryError(f"No memory for a reply of {prepared.n_rows} rows")
         length = prepared._reply_into(<char*>out.data + start + room, prepared.kind, self._ids, 0)

@@ -8,9 +8,11 @@ from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
+from tiercel._hot.lines cimport Seat
 from tiercel._hot.output cimport put
 from tiercel._hot.plan cimport OWN_DEFAULT, Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport PREDICTION_FAST
+from tiercel._hot.sockets cimport send_now, unread_ns
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t
 
 # A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
@@ -20,35 +22,6 @@ DRAIN_S = 1.0
 # Longer than any deadline.
 cdef int64_t ALL_NS = <int64_t>1 << 60
 
-cdef extern from *:
-    """
-    #include <sys/socket.h>
-    #include <stdint.h>
-    #ifdef __linux__
-    #include <netinet/in.h>
-    #include <netinet/tcp.h>
-    #endif
-    /* Nanoseconds since the last bytes came, to the milliseconds that the kernel counts; -1: it does not say. */
-    static inline int64_t unread_ns(int fd) {
-    #ifdef __linux__
-        struct tcp_info info;
-        socklen_t size = sizeof(info);
-        if (fd >= 0 && getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0)
-            return (int64_t)info.tcpi_last_data_recv * 1000000;
-    #endif
-        return -1;
-    }
-    #ifndef MSG_NOSIGNAL        /* macOS; CPython ignores SIGPIPE anyway */
-    #define MSG_NOSIGNAL 0
-    #endif
-    static inline ssize_t send_now(int fd, const void *data, size_t size) {
-        return send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    }
-    """
-    Py_ssize_t send_now(int fd, const void* data, size_t size) noexcept nogil
-    int64_t unread_ns(int fd) noexcept nogil
-
-
 cdef double _now() noexcept nogil:
     return 1e-9 * <double>monotonic_ns()
 
@@ -56,7 +29,8 @@ cdef double _now() noexcept nogil:
 cdef bint _has_numbers(Prepared prepared, scores):
     """Whether these are scores of the question, and numbers; else somebody else answers."""
     try:
-        prepared.give_scores(scores)
+        if scores is not None:
+            prepared.give_scores(scores)
     except Exception:
         return False
     return prepared.plan.is_finite(&prepared._asked)
@@ -221,7 +195,7 @@ cdef class HotProtocol:
                 self._set_reading(False)
             elif self._draining:
                 self._close()
-            elif self._is_refused and self.path.aside.is_too_much(monotonic_ns()):
+            elif self._is_refused and self.path.aside.is_too_much():
                 self._is_aside = True
                 self._set_reading(False)
                 self.path.aside.add(self, self.loop)
@@ -299,6 +273,7 @@ cdef class HotProtocol:
             if plan is None or head.content_length == 0 or (head.is_traced and path.hands_on_traced):
                 outcome = OUTCOME_HAND_ON
                 break
+            path.aside.n_read += 1
             arrival.shed_ns = 0
             if self.begun_ns == arrival.read_ns and wait_ns > QUIET_NS:     # read just now; the marks know of the others
                 arrival.begun_ns -= wait_ns
@@ -347,6 +322,7 @@ cdef class HotProtocol:
         """Put a request into the queue of its model: OUTCOME_WAITING, or _HAND_ON; _DONE when it is refused in `_out`."""
         cdef FastPath path = self.path
         cdef Prepared prepared
+        cdef Seat seat
         cdef Py_ssize_t total = head.head_length + head.content_length
         if path.queue is None or head.kind == BODY_TENSORS:
             return OUTCOME_HAND_ON
@@ -363,7 +339,10 @@ cdef class HotProtocol:
             consumed[0] += total
             return OUTCOME_DONE
         self._flush()       # entering may answer others through the same buffer
-        if not prepared._asked.is_late:
+        if not plan.has_stand_in:
+            seat = Seat(prepared, self, prepared._asked.due_ns)
+            place = seat if path._lines_of(plan).take_in(seat, arrival.read_ns) else path.queue.enter(prepared, self, close)
+        elif not prepared._asked.is_late:
             place = path.queue.enter(prepared, self, close)
         else:
             place = "deadline" if arrival.shed_ns == 0 else "overloaded"
@@ -488,7 +467,7 @@ cdef class HotProtocol:
         return True
 
     def complete(self, Prepared prepared not None, scores, error):
-        """Answer the question that waits, with its scores or, where those are None, with an error; then go on."""
+        """Answer the question that waits, with an error or, where that is None, with its scores (None: it has them); go on."""
         if prepared is not self._asked or self._phase != PHASE_WAITING:
             return      # its client is gone
         transport = self._transport

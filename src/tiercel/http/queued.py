@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -18,6 +17,7 @@ from tiercel.serving.answers import Degraded, degrade_flags
 from tiercel.serving.asked import leave_by, require_time
 from tiercel.serving.deadline import Deadline
 from tiercel.serving.ladder import Reason, Rung, reason_of
+from tiercel.serving.waiters import Seat
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tiercel._hot.protocol import HotProtocol
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.router import Router
+    from tiercel.serving.schedule import Lines
 
 #: Versions that others stood in for, and are remembered with it. No plan is: it would keep its base from going.
 MAX_STAND_INS = 100
@@ -60,7 +61,7 @@ class QueueDoor:
         if asked.plan.has_stand_in:  # who is asked when the queue gives up needs time, too
             due_ns = leave_by(due_ns, asked.budget_us, 0 if self._wait is None else self._wait.peak_ns)
         try:
-            return self._router.submit(asked, due_ns, partial(hot.complete, asked))
+            return self._router.take(Seat(asked, hot, due_ns, asked.plan.has_stand_in))
         except CapacityError as error:
             if asked.plan.has_stand_in:
                 return "overloaded"
@@ -86,6 +87,10 @@ class QueueDoor:
             if not asked.is_asked and self._router.outlasts_tier(asked):
                 return None
             return self.refusal(asked, error, hot, close)
+
+    def lines(self, plan: ServingPlan, /) -> Lines:
+        """See `tiercel._hot.fast_path.Queue`."""
+        return self._router.lines(plan)
 
     def stand_in(self, plan: ServingPlan, reason: str, /) -> tuple[ServingPlan, tuple[bytes, bytes], int] | None:
         """See `tiercel._hot.fast_path.Queue`."""

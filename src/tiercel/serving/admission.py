@@ -18,15 +18,11 @@ class Admission:
         lines: who waits; read only, and complete from the start (`*_at` are 0).
         pace: how fast they move.
 
-    Attributes:
-        is_tight: somebody waits whom only a run of the schedule ahead showed to be in time.
-
     Threads: the queue's.
     """
 
     def __init__(self, lines: Lines, pace: Pace) -> None:
         self._lines, self._pace = lines, pace
-        self.is_tight = False
 
     def fits(self, newcomer: Waiting, free_ns: int, *, is_large: bool) -> bool:
         """Whether a newcomer will be in time, and everybody else as much as without it.
@@ -43,7 +39,7 @@ class Admission:
         if not self._lines.alone:
             # Everything that waits is done, in full batches, before anything is due: the order does not matter.
             if all_full_ns <= first_ns:
-                self.is_tight = False
+                self._lines.is_tight = False
                 return True
             # Last of its line, and too late even if every row took as little as in the best batch.
             line, ahead = (large, self._lines.other_rows) if is_large else (small, self._lines.small_rows)
@@ -54,12 +50,12 @@ class Admission:
                 return False
         elif not self._fits_among_small(newcomer, free_ns):
             return False
-        elif not (large or self._lines.alone or self.is_tight):
+        elif not (large or self._lines.alone or self._lines.is_tight):
             return True
         late = latecomers(self._lines, free_ns, terms, newcomer, is_large=is_large)
         if late and (newcomer in late or not late <= latecomers(self._lines, free_ns, terms)):
             return False
-        self.is_tight = True
+        self._lines.is_tight = True
         return True
 
     def _fits_among_small(self, newcomer: Waiting, free_ns: int) -> bool:

@@ -25,20 +25,19 @@ def copy_of(error: BaseException, n_rows: int) -> TiercelError:
     return ModelError(f"The model failed to score {n_rows} rows: {type(error).__name__}: {error}")
 
 
-def score_parts(
+def score_rows(
     score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-    parts: list[NDArray[np.float32]],
+    rows: NDArray[np.float32],
     n_outputs: int,
     clock_ns: Callable[[], int],
 ) -> tuple[NDArray[np.float64], int]:
-    """In a scoring thread: (scores of all parts, nanoseconds it took).
+    """In a scoring thread: (scores of the rows, nanoseconds it took).
 
     Raises:
         ModelError: what came back is not scores of these rows.
         Exception: the scorer's.
     """
     began_ns = clock_ns()
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
     scores: Any = score(rows)
     took_ns = clock_ns() - began_ns
     if not isinstance(scores, np.ndarray):
@@ -47,4 +46,4 @@ def score_parts(
         raise ModelError(
             f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
         )
-    return scores, took_ns
+    return np.ascontiguousarray(scores), took_ns

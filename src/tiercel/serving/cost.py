@@ -64,6 +64,11 @@ class CostCurve:
             return self._p99[n_rows] * self.ratio
         return (self._p99[-1] + (n_rows - len(self._p99) + 1) * self._slopes[1]) * self.ratio
 
+    @property
+    def table_us(self) -> list[float]:
+        """By number of rows, what `us` says before `ratio`; not to be changed, and another list once the curve is."""
+        return self._p99
+
     def typical_us(self, n_rows: int) -> float:
         """Half of the batches of `n_rows` take at most this long."""
         if n_rows < len(self._p50):

@@ -29,14 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiercel.errors import CapacityError, DeadlineError, ModelError, TiercelError
+from tiercel.errors import ModelError
 from tiercel.serving.admission import Admission
-from tiercel.serving.batch_scoring import copy_of, score_parts
+from tiercel.serving.batch_scoring import copy_of, score_rows
 from tiercel.serving.batches import Batch, Suspect, Trial
 from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.pace import Pace
+from tiercel.serving.queue_errors import became_late, no_room, shut, too_short
 from tiercel.serving.schedule import Lines, advance, next_batch
-from tiercel.serving.waiters import CallWaiter, FutureWaiter
+from tiercel.serving.waiters import FutureWaiter
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tiercel.errors import CapacityError, TiercelError
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.cost import CostCurve
-    from tiercel.serving.schedule import Waiting
-    from tiercel.serving.waiters import AnswerCall, Waiter
+    from tiercel.serving.waiters import Seat, Waiter
 
 log = logging.getLogger("tiercel.serving")
 
@@ -87,7 +88,6 @@ class Batcher:
             "full" (as many rows wait as fit the budget), "closing".
         cancelled: accepted, and left by their client.
         expired: accepted, and dropped unscored because scoring would have come too late: the host got slower.
-        late: answered after they were due.
         failed: requests that got an error of the scorer.
         retried: members of failed batches that were tried alone.
 
@@ -107,25 +107,26 @@ class Batcher:
         counters: WorkerCounters | None = None,
     ) -> None:
         self.n_features, self.n_outputs = n_features, n_outputs
-        self.batches = self.rows = self.cancelled = self.expired = self.late = self.failed = self.retried = 0
+        self.batches = self.rows = self.cancelled = self.expired = self.failed = self.retried = 0
         self.batch_sizes = [0] * (MAX_ROWS - 1).bit_length() + [0]
         self.refused = {"deadline": 0, "capacity": 0, "full": 0, "closing": 0}
         self._score, self._executor, self._clock = score, executor, clock_ns
         self._budget_us = budget_us
-        self._counters, self._told_rows = counters, 0
+        self._counters = counters
         self._pace = Pace(cost, budget_us)
         self._small: list[Waiter] = []
         self._large: list[Waiter] = []
         self._alone: list[Suspect] = []
-        self._lines = Lines(self._small, self._large, self._alone)
+        self._lines = Lines(self._small, self._large, self._alone, counters=counters)
+        self._lines.is_open, self._lines.wake, self._lines.cancelled = True, self._wake, self._cancelled
+        self._pace.tell(self._lines)
         self._admission = Admission(self._lines, self._pace)
         self._running: Batch | None = None
         self._is_stuck = False
-        self._is_woken, self._woken_ns = False, 0
+        self._woken_ns = 0
         self._is_busy = False  # who is told something may come back with the next request, and poll
         self._is_closing = False
-        self._n_open = 0  # accepted and not answered
-        self._learned_ns = self._n_asked = 0  # when a batch was last learned from, and how many asked for that since
+        self._learned_ns = 0  # when a batch was last learned from
         self._drained = asyncio.Event()
         self._may_leave = False  # somebody came that can go elsewhere
         self._watch: asyncio.TimerHandle | None = None
@@ -138,6 +139,11 @@ class Batcher:
     def n_waiting(self) -> int:
         """Requests with rows that are in no batch yet."""
         return len(self._small) + len(self._large) + len(self._alone)
+
+    @property
+    def late(self) -> int:
+        """Requests answered after they were due."""
+        return self._lines.late
 
     @property
     def depth_rows(self) -> int:
@@ -163,7 +169,7 @@ class Batcher:
 
     def need_us(self, n_rows: int = 1) -> int:
         """What scoring `n_rows` takes where nothing else waits."""
-        self._n_asked += 1
+        self._lines.n_asked += 1
         needed_ns = int(self._pace.terms.all_ns(n_rows))
         if self._is_doubtful(self._clock()):
             needed_ns = min(needed_ns, self._pace.hoped_ns(n_rows))
@@ -201,20 +207,19 @@ class Batcher:
             self._accept(waiter)
         return waiter
 
-    def submit_call(
-        self, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall, *, can_leave: bool = False
-    ) -> CallWaiter:
-        """As `submit`, for C-contiguous rows of which there is at least one; `answer` is called instead of a future's end.
-
-        `answer(scores, None)` or `answer(None, error)` comes once, from the event loop and not from within this call, unless
-        what is returned is cancelled before.
-        """
+    def lines(self) -> Lines:
+        """Where seats may be taken without `take`, by who is obviously in time. To be asked for on the event loop."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        waiter = CallWaiter(self._cancelled, rows, due_ns, answer)
-        waiter.can_leave = can_leave
-        self._accept(waiter)
-        return waiter
+        return self._lines
+
+    def take(self, seat: Seat) -> Seat:
+        """As `submit`, for a seat, which is told; not from within this call."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        seat.tell_cancelled = self._cancelled
+        self._accept(seat)
+        return seat
 
     def _accept(self, waiter: Waiter) -> None:
         """Put a request in line. Raises as `submit`."""
@@ -227,8 +232,8 @@ class Batcher:
         else:
             line.insert(bisect_right(line, due_ns, key=_BY_DUE), waiter)
         self._count(waiter, waiter.rest)
-        self._tell_rows()
-        self._n_open += 1
+        self._lines.tell()
+        self._lines.n_open += 1
         self._wake()
 
     def poll(self) -> None:
@@ -242,7 +247,7 @@ class Batcher:
             return
         batch, now_ns = self._running, self._clock()
         if batch is None:
-            if self._is_woken and now_ns - self._woken_ns > PATIENCE_NS:
+            if self._lines.is_woken and now_ns - self._woken_ns > PATIENCE_NS:
                 self._start_next()
         elif batch.done is not None and now_ns - batch.done_ns > PATIENCE_NS:
             self._end(batch, batch.done)
@@ -253,10 +258,10 @@ class Batcher:
         Args:
             drain: score what waits; otherwise it fails with CapacityError at once, and only the running batch ends.
         """
-        self._is_closing = True
+        self._is_closing, self._lines.is_open = True, False
         if not drain:
             self._fail_waiting(lambda: self._shut("closed before the request's turn came"))
-        while self._n_open:
+        while self._lines.n_open:
             self._drained.clear()
             await self._drained.wait()
         if self._watch is not None:
@@ -271,20 +276,16 @@ class Batcher:
         if self._is_closing:
             self.refused["closing"] += 1
             raise self._shut("closing")
-        self._n_asked += 1
+        self._lines.n_asked += 1
         left_ns, needed_ns = waiter.due_ns - now_ns, terms.all_ns(n)
         if needed_ns > left_ns >= self._pace.hoped_ns(n) and self._is_doubtful(now_ns):
             self._pace.doubt()
+            self._pace.tell(self._lines)
             terms = self._pace.terms
             needed_ns = terms.all_ns(n)
         if needed_ns > left_ns:
             self.refused["deadline"] += 1
-            raise DeadlineError(
-                f"Expected at least {needed_ns / 1e6:.3f} ms for {n} rows in the near-realtime tier, got "
-                f"{left_ns / 1e6:.3f} ms. Ask for a longer deadline or fewer rows",
-                budget_us=max(0, left_ns // 1000),
-                needed_us=needed_ns // 1000,
-            )
+            raise too_short(n, needed_ns, left_ns)
         depth = self._lines.n_rows
         waiter.is_large = n > terms.best
         if self._is_stuck:
@@ -303,10 +304,7 @@ class Batcher:
     def _refuse(self, reason: str, wait_us: int, why: str) -> None:
         self.refused[reason] += 1
         wait_us = max(self._pace.terms.best_ns // 1000, wait_us)
-        raise CapacityError(
-            f"The near-realtime tier has no room: {why}. Try again in {wait_us / 1000:.3f} ms",
-            predicted_wait_us=wait_us,
-        )
+        raise no_room(why, wait_us)
 
     def _free_ns(self, now_ns: int) -> int:
         """When the next batch can start, as foreseen."""
@@ -315,56 +313,63 @@ class Batcher:
     def _is_doubtful(self, now_ns: int) -> bool:
         """Whether nothing happens here that would show how long batches take now, though many want to know."""
         is_idle = self._running is None and not self._lines.n_rows
-        return is_idle and self._n_asked > DOUBT_ASKED and now_ns - self._learned_ns >= DOUBT_NS
+        return is_idle and self._lines.n_asked > DOUBT_ASKED and now_ns - self._learned_ns >= DOUBT_NS
 
     # Batches
 
     def _wake(self) -> None:
-        if self._running is None and not self._is_woken and self._loop is not None:
-            self._is_woken, self._woken_ns = True, self._clock()
+        if self._running is None and not self._lines.is_woken and self._loop is not None:
+            self._lines.is_woken, self._woken_ns = True, self._clock()
             self._loop.call_soon(self._start_next)
 
     def _start_next(self) -> None:
         """Start a batch, if none runs and somebody waits."""
-        self._is_woken, self._is_busy = False, True
+        self._lines.is_woken, self._is_busy = False, True
         try:
             while self._running is None and (self._small or self._large or self._alone):
                 now_ns = self._clock()
                 self._expire(now_ns)
-                chosen = next_batch(self._lines, now_ns, self._pace.terms)
-                if chosen:
-                    self._start(chosen, now_ns)
+                parts, trial = self._lines.cut(now_ns), None
+                if parts is None:
+                    parts, trial = self._cut(now_ns)
+                if parts:
+                    self._start(parts, trial, now_ns)
         finally:
             self._is_busy = False
         if not self._lines.n_rows:
-            self._admission.is_tight = False
+            self._lines.is_tight = False
 
-    def _start(self, chosen: list[tuple[Waiting, int]], now_ns: int) -> None:
+    def _cut(self, now_ns: int) -> tuple[list[tuple[Waiter, int, int]], Trial | None]:
+        """The next batch, where more than small requests wait."""
+        chosen = next_batch(self._lines, now_ns, self._pace.terms)
         parts: list[tuple[Waiter, int, int]] = []
         trial = None
         for item, take in chosen:
             if isinstance(item, Suspect):
                 parts.append((item.waiter, item.start, item.stop))
                 trial = item.trial
-            elif isinstance(item, FutureWaiter | CallWaiter):
-                start = len(item.rows) - item.rest
-                parts.append((item, start, start + take))
+            else:
+                waiter: Waiter = item  # type: ignore[assignment]
+                start = waiter.n_rows - waiter.rest
+                parts.append((waiter, start, start + take))
         lines = self._lines
         advance(lines, chosen)
         del self._small[: lines.small_at], self._large[: lines.large_at], self._alone[: lines.alone_at]
         lines.small_at = lines.large_at = lines.alone_at = 0
-        self._tell_rows()
+        lines.tell()
+        return parts, trial
+
+    def _start(self, parts: list[tuple[Waiter, int, int]], trial: Trial | None, now_ns: int) -> None:
         n_rows = sum(stop - start for _, start, stop in parts)
         batch = Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         try:
-            done = self._executor.submit(
-                score_parts, self._score, [each.rows[a:b] for each, a, b in parts], self.n_outputs, self._clock
-            )
+            rows = self._lines.gather(parts, self.n_features)
+            done = self._executor.submit(score_rows, self._score, rows, self.n_outputs, self._clock)
         except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
             for waiter, _, _ in parts:
                 self._fail(waiter, self._shut(str(error)))
             return
-        self._running = batch
+        self._running, self._lines.ends_ns = batch, batch.ends_ns
         self._watch_over(batch, now_ns)
         done.add_done_callback(lambda done: self._hand_back(batch, done))
 
@@ -383,7 +388,8 @@ class Batcher:
         if batch is not self._running:
             return  # `poll` was first
         now_ns = self._clock()
-        self._running, self._is_stuck, self._is_busy = None, False, True
+        self._running, self._is_stuck, self._is_busy, self._lines.ends_ns = None, False, True, 0
+        self._lines.is_open = not self._is_closing
         error = None if done.cancelled() else done.exception()
         if done.cancelled():
             for waiter, _, _ in batch.parts:
@@ -401,32 +407,31 @@ class Batcher:
 
     def _answer_all(self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
         self._learn(batch, scored_ns, now_ns)
-        at = 0
-        for waiter, start, stop in batch.parts:
+        for waiter, start, stop, at in self._lines.answer(batch.parts, scores, now_ns):
             self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
-            at += stop - start
+        self._say_drained()
         if batch.trial is not None:
             batch.trial.has_passed = True
 
     def _answer(self, waiter: Waiter, start: int, stop: int, scores: NDArray[np.float64], now_ns: int) -> None:
         if waiter.done():
             return
-        if stop - start == len(waiter.rows):
+        if stop - start == waiter.n_rows:
             answer = scores.copy()  # the batch's array would live as long as the slowest reader of its neighbours
         else:
             if waiter.scores is None:
-                waiter.scores = np.empty((len(waiter.rows), self.n_outputs))
+                waiter.scores = np.empty((waiter.n_rows, self.n_outputs))
             waiter.scores[start:stop] = scores
             waiter.unscored -= stop - start
             if waiter.unscored:
                 return
             answer = waiter.scores
-        self.late += now_ns > waiter.due_ns
+        self._lines.late += now_ns > waiter.due_ns
         waiter.set_result(answer)
         self._close_one()
 
     def _learn(self, batch: Batch, scored_ns: int, now_ns: int) -> None:
-        self._learned_ns, self._n_asked = now_ns, 0
+        self._learned_ns, self._lines.n_asked = now_ns, 0
         self.batches += 1
         self.rows += batch.n_rows
         self.batch_sizes[(batch.n_rows - 1).bit_length()] += 1
@@ -434,6 +439,7 @@ class Batcher:
             self._counters.add("near_realtime_batches")
             self._counters.add("near_realtime_rows", batch.n_rows)
         self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns)
+        self._pace.tell(self._lines)
 
     # Who leaves without an answer
 
@@ -442,7 +448,7 @@ class Batcher:
         trial = batch.trial
         if trial is None and len(batch.parts) > 1:
             trial = Trial()
-            self._admission.is_tight = True
+            self._lines.is_tight = True
             for waiter, start, stop in batch.parts:
                 if waiter.done():
                     continue
@@ -454,7 +460,7 @@ class Batcher:
                 self._alone.insert(bisect_right(self._alone, suspect.due_ns, key=_BY_DUE), suspect)
                 self._lines.other_rows += suspect.rest
                 self.retried += 1
-            self._tell_rows()
+            self._lines.tell()
             return
         for waiter, _, _ in batch.parts:
             self._fail_scoring(waiter, error)
@@ -470,9 +476,9 @@ class Batcher:
             return
         self.failed += 1
         try:
-            own = copy_of(error, len(waiter.rows))
+            own = copy_of(error, waiter.n_rows)
         except Exception:  # noqa: BLE001 - an error that cannot even be told; who waits must hear something
-            own = ModelError(f"The model failed to score {len(waiter.rows)} rows: {type(error).__name__}")
+            own = ModelError(f"The model failed to score {waiter.n_rows} rows: {type(error).__name__}")
         own.__cause__ = error
         self._fail(waiter, own)
 
@@ -499,17 +505,8 @@ class Batcher:
 
     def _drop(self, waiter: Waiter, now_ns: int) -> None:
         self.expired += 1
-        left_us = (waiter.due_ns - now_ns) // 1000
-        needed_us = self._pace.terms.all_ns(waiter.unscored) // 1000
-        self._fail(
-            waiter,
-            DeadlineError(
-                f"Expected {needed_us / 1000:.3f} ms for {waiter.unscored} rows after waiting, got {left_us / 1000:.3f} ms: "
-                f"the server became slower after the request was accepted. Try again",
-                budget_us=max(0, left_us),
-                needed_us=needed_us,
-            ),
-        )
+        needed_ns = self._pace.terms.all_ns(waiter.unscored)
+        self._fail(waiter, became_late(waiter.unscored, needed_ns, waiter.due_ns - now_ns))
 
     def _cancelled(self, waiter: Waiter) -> None:
         self.cancelled += 1
@@ -530,15 +527,7 @@ class Batcher:
             for suspect in [each for each in self._alone if each.waiter is waiter]:
                 self._alone.remove(suspect)
                 self._lines.other_rows -= suspect.rest
-        self._tell_rows()
-
-    def _tell_rows(self) -> None:
-        """Keep the worker's gauge, which is of all its queues."""
-        difference = self._lines.n_rows - self._told_rows
-        if difference and self._counters is not None:
-            waiting = self._counters.get("near_realtime_waiting_rows")
-            self._counters.set("near_realtime_waiting_rows", max(0, waiting + difference))
-            self._told_rows += difference
+        self._lines.tell()
 
     def _count(self, waiter: Waiter, n_rows: int) -> None:
         if waiter.is_large:
@@ -547,15 +536,15 @@ class Batcher:
             self._lines.small_rows += n_rows
 
     def _close_one(self) -> None:
-        self._n_open -= 1
-        if self._is_closing and not self._n_open:
+        self._lines.n_open -= 1
+        self._say_drained()
+
+    def _say_drained(self) -> None:
+        if self._is_closing and not self._lines.n_open:
             self._drained.set()
 
     def _shut(self, why: str) -> CapacityError:
-        return CapacityError(
-            f"The near-realtime tier takes no more requests here: {why}. Try another server",
-            predicted_wait_us=self._budget_us,
-        )
+        return shut(why, self._budget_us)
 
     # Batches that take too long
 
@@ -585,7 +574,7 @@ class Batcher:
         now_ns = self._clock()
         if now_ns >= batch.ends_ns + STUCK_NS:
             if not self._is_stuck:
-                self._is_stuck = True
+                self._is_stuck, self._lines.is_open = True, False
                 log.error("Scoring %d rows has not returned for %.1f s", batch.n_rows, (now_ns - batch.began_ns) / 1e9)
             for waiter, _, _ in batch.parts:
                 if not waiter.done():

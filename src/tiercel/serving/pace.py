@@ -8,6 +8,7 @@ from tiercel.serving.schedule import Terms
 
 if TYPE_CHECKING:
     from tiercel.serving.cost import CostCurve
+    from tiercel.serving.schedule import Lines
 
 #: A batch takes at most this part of the tier's budget, so that who just missed one has most of its time left.
 BATCH_SHARE = 1 / 4
@@ -76,6 +77,13 @@ class Pace:
             self._resize()
         else:
             self._set_terms(self.terms.best)
+
+    def tell(self, lines: Lines) -> None:
+        """The same to who does without `terms`."""
+        terms = self.terms
+        lines.set_pace(
+            self._cost.table_us, self._cost.ratio, self.overhead_ns, terms.best, terms.best_ns, self.max_rows
+        )
 
     def typical_ns(self, n_rows: int) -> int:
         """What scoring `n_rows` takes in half of all cases, in as many batches as that needs."""

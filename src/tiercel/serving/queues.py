@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from tiercel._hot.plan import ServingPlan
     from tiercel.monitor.counting import WorkerCounters
-    from tiercel.serving.waiters import AnswerCall, CallWaiter
+    from tiercel.serving.schedule import Lines
+    from tiercel.serving.waiters import Seat
 
 #: Scoring threads of a worker. Two: while one version scores, another need not wait for all of it.
 N_THREADS = 2
@@ -69,11 +70,13 @@ class Queues:
         """Scores of `rows` by `due_ns`. Arguments and errors as `Batcher.submit` and its future."""
         return await self.of(plan).submit(rows, due_ns, can_leave=can_leave)
 
-    def submit_call(
-        self, plan: ServingPlan, rows: NDArray[np.float32], due_ns: int, answer: AnswerCall, *, can_leave: bool = False
-    ) -> CallWaiter:
-        """As `Batcher.submit_call`."""
-        return self.of(plan).submit_call(rows, due_ns, answer, can_leave=can_leave)
+    def lines(self, plan: ServingPlan) -> Lines:
+        """As `Batcher.lines`."""
+        return self.of(plan).lines()
+
+    def take(self, seat: Seat) -> Seat:
+        """As `Batcher.take`, in the queue of the question's plan."""
+        return self.of(seat.prepared.plan).take(seat)
 
     def poll(self) -> None:
         """`Batcher.poll` of every queue."""

@@ -37,6 +37,7 @@ from tiercel.serving.queues import Queues
 from tiercel.serving.ready_answers import ReadyAnswers
 from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key
 from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
+from tiercel.serving.score_check import require_finite
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.types import Tier
 
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     from tiercel.serving.explain_request import ExplainRequest
     from tiercel.serving.limits import Limits, Stay
     from tiercel.serving.ready_answers import ReadyAnswer
-    from tiercel.serving.waiters import AnswerCall, CallWaiter
+    from tiercel.serving.schedule import Lines
+    from tiercel.serving.waiters import Seat
     from tiercel.settings import ModelSettings
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
@@ -202,15 +204,19 @@ class Router:
             return None
         return plan if self._may_stand_in(champion, declared.fallback, plan) else None
 
-    def submit(self, prepared: Prepared, due_ns: int, answer: AnswerCall) -> CallWaiter:
-        """Queue a question that the compiled path assembled (`plan.is_queued`); `answer` gets its scores, or an error, once.
+    def lines(self, plan: ServingPlan) -> Lines:
+        """Of the queue of a plan that `is_queued`: see `Batcher.lines`."""
+        self._follow_routes()
+        return self._queues.lines(plan)
+
+    def take(self, seat: Seat) -> Seat:
+        """Queue a question that the compiled path assembled.
 
         Raises:
             CapacityError, DeadlineError: refused, and nobody else was asked.
         """
         self._follow_routes()
-        plan = prepared.plan
-        return self._queues.submit_call(plan, prepared.rows(), due_ns, answer, can_leave=plan.has_stand_in)
+        return self._queues.take(seat)
 
     def poll(self) -> None:
         """See `Batcher.poll`; for whoever reads many requests without giving way to the event loop."""
@@ -337,8 +343,9 @@ class Router:
                 return served
             plans[0] = champion
             candidates = [self._candidate(Rung.CHAMPION, champion, question, asked)]
-        willing = candidates[0]
+        willing = None  # who would be in time itself, and keep others from it
         if champion is not None and asked.is_behind(champion, question.n_rows, can_degrade=declared.has_stand_in):
+            willing = candidates[0]
             candidates[0] = willing.refused(behind(willing.label))
         while True:
             left_us, deadline = asked.left_us(), asked.deadline  # one moment for the look and the choice
@@ -348,8 +355,8 @@ class Router:
                     require_answerable(champion, question)
                     ready = self._ready.offer(declared, champion, question, candidates)
                 left_us = asked.left_us()
-                if willing is not candidates[0] and not any(each.fits(left_us) for each in candidates):
-                    candidates[0] = willing
+                if willing is not None and not any(each.fits(left_us) for each in candidates):
+                    candidates[0], willing = willing, None
             choice = choose(candidates, left_us, None if deadline is None else deadline.budget_us)
             place = candidates.index(choice.candidate)
             if place in ready:
@@ -384,9 +391,7 @@ class Router:
             self._told.add(what)
             log.error("Model %s: another answers for it: %s", candidate.label, error, exc_info=error)
 
-    async def _score(
-        self, plan: ServingPlan, question: Question, asked: Asked, *, can_leave: bool = False
-    ) -> Prepared:
+    async def _score(self, plan: ServingPlan, question: Question, asked: Asked, *, can_leave: bool = False) -> Prepared:
         """Read and score. `can_leave`: others are asked, in time, where it cannot be scored by a certain deadline."""
         if plan.tier == Tier.BATCH:
             raise TierDeniedError(

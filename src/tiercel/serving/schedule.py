@@ -9,8 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from tiercel._hot.lines import Lines
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+
+__all__ = ["Lines", "Terms", "Waiting", "advance", "latecomers", "next_batch"]
 
 
 class Waiting(Protocol):
@@ -40,29 +44,6 @@ class Terms:
         """One batch after the other until `n_rows` are done."""
         full, rest = divmod(n_rows, self.best)
         return full * self.best_ns + (self.batch_ns(rest) if rest else 0)
-
-
-@dataclass(slots=True)
-class Lines:
-    """Everything that waits, in three lines, each by earliest deadline; the first `*_at` of a line are done.
-
-    `small` fits one batch, `large` does not, `alone` is what was in a batch that failed and is tried once more by itself.
-    `small_rows` and `other_rows` are the rows that rest in the first and in the other two.
-    """
-
-    small: Sequence[Waiting]
-    large: Sequence[Waiting]
-    alone: Sequence[Waiting]
-    small_rows: int = 0
-    other_rows: int = 0
-    small_at: int = 0
-    large_at: int = 0
-    alone_at: int = 0
-
-    @property
-    def n_rows(self) -> int:
-        """Rows that wait."""
-        return self.small_rows + self.other_rows
 
 
 def next_batch(lines: Lines, now_ns: int, terms: Terms) -> list[tuple[Waiting, int]]:

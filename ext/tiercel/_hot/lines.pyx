@@ -1,0 +1,242 @@
+"""Who waits in a near-realtime queue; see lines.pxd for the contract. Owners: tiercel.serving.schedule and .waiters."""
+
+import logging
+
+from libc.string cimport memcpy
+
+import numpy as np
+
+from tiercel._hot.clock cimport monotonic_ns
+from tiercel._hot.counters cimport NEAR_REALTIME_WAITING_ROWS, WorkerCounters
+from tiercel._hot.plan cimport Prepared
+from tiercel._hot.prediction cimport STAGE_SCORE
+from tiercel._hot.typedefs cimport feature_t, int64_t, score_t
+
+log = logging.getLogger("tiercel.serving")
+
+
+cdef class Seat:
+    def __init__(self, Prepared prepared not None, hot, int64_t due_ns, bint can_leave=False):
+        self.prepared, self._hot, self.due_ns, self.can_leave = prepared, hot, due_ns, can_leave
+        self.n_rows = self.rest = self.unscored = prepared.n_rows
+
+    @property
+    def rows(self):
+        """float32 (n_rows, n_features), copied."""
+        return self.prepared.rows()
+
+    def done(self):
+        """Whether it has its answer, or wants none any more."""
+        return bool(self._is_done)
+
+    def set_result(self, scores):
+        """Answer with scores."""
+        self._end(scores, None)
+
+    def set_exception(self, error):
+        """Answer with an error."""
+        self._end(None, error)
+
+    def cancel(self):
+        """The client is gone: leave the queue at once. What runs already is scored, and dropped."""
+        if self._is_done:
+            return False
+        self._is_done, self._hot = True, None
+        self.tell_cancelled(self)
+        return True
+
+    cdef int _end(self, scores, error) except -1:
+        self._is_done = True
+        hot, self._hot = self._hot, None
+        try:
+            hot.complete(self.prepared, scores, error)
+        except Exception:       # the queue has others to answer
+            log.exception("A queued request could not be answered")
+        return 0
+
+
+cdef class Lines:
+    def __init__(
+        self, list small not None, list large not None, list alone not None, Py_ssize_t small_rows=0,
+        WorkerCounters counters=None,
+    ):
+        self.small, self.large, self.alone, self.small_rows = small, large, alone, small_rows
+        self._counters = counters
+        self._ratio = 1
+
+    @property
+    def n_rows(self):
+        """Rows that wait."""
+        return self.small_rows + self.other_rows
+
+    def set_pace(
+        self, list table not None, double ratio, int64_t overhead_ns, Py_ssize_t best, int64_t best_ns, Py_ssize_t max_rows
+    ):
+        """What batches take from now on.
+
+        Args:
+            table: by number of rows, microseconds of a batch; at least `best` + 1 of them. Not changed once it was given.
+            ratio: times this.
+            overhead_ns: and this more.
+            best, best_ns: rows of the largest batch, and what it takes.
+            max_rows: that may wait.
+        """
+        cdef Py_ssize_t i
+        if table is not self._table:
+            self._table, self._n = table, min(len(table), MAX_BATCH + 1)
+            for i in range(self._n):
+                self._p99_us[i] = table[i]
+        if not 0 < best < self._n:
+            raise ValueError(f"Expected batches of 1 to {self._n - 1} rows, got {best}")
+        self._ratio, self._overhead_ns, self._best, self._best_ns, self._max_rows = (
+            ratio, overhead_ns, best, best_ns, max_rows
+        )
+
+    def tell(self):
+        """Keep the worker's gauge of rows that wait, which is of all its queues."""
+        cdef int64_t waiting
+        cdef Py_ssize_t more = self.small_rows + self.other_rows - self._told
+        if more and self._counters is not None:
+            waiting = <int64_t>self._counters.cells[<int>NEAR_REALTIME_WAITING_ROWS] + more
+            self._counters.cells[<int>NEAR_REALTIME_WAITING_ROWS] = max(0, waiting)
+            self._told += more
+
+    cdef int64_t _batch_ns(self, Py_ssize_t n_rows) noexcept:
+        return <int64_t>(1000 * (self._p99_us[n_rows] * self._ratio)) + self._overhead_ns
+
+    cdef Py_ssize_t _rows_within(self, int64_t ns) noexcept:
+        """The most rows, at least 0, that a batch may have to take no longer."""
+        cdef double us = <double>(ns - self._overhead_ns) / 1000
+        cdef Py_ssize_t low = 0, high = self._n - 1, middle
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._p99_us[middle] * self._ratio <= us:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    cdef bint take_in(self, Seat seat, int64_t now_ns) except -1:
+        cdef Py_ssize_t n = seat.rest, depth = self.small_rows + self.other_rows, low, high, middle
+        cdef int64_t due_ns = seat.due_ns, first_ns = due_ns
+        if not self.is_open or n > self._best or self.large or self.alone or (depth and depth + n > self._max_rows):
+            return False
+        if self._batch_ns(n) > due_ns - now_ns:
+            return False
+        if self.small:
+            first_ns = min(first_ns, _due_ns(self.small[0]))
+        if max(now_ns, self.ends_ns) + (depth + n + self._best - 1) // self._best * self._best_ns > first_ns:
+            return False
+        self.is_tight = False
+        high = len(self.small)
+        if high == 0 or _due_ns(self.small[high - 1]) <= due_ns:
+            self.small.append(seat)
+        else:
+            low = 0
+            while low < high:
+                middle = (low + high) // 2
+                if _due_ns(self.small[middle]) > due_ns:
+                    high = middle
+                else:
+                    low = middle + 1
+            self.small.insert(low, seat)
+        seat.tell_cancelled = self.cancelled
+        self.small_rows += n
+        self.n_open += 1
+        self.n_asked += 1
+        self.tell()
+        if self.ends_ns == 0 and not self.is_woken:
+            self.wake()
+        return True
+
+    def take(self, Seat seat not None, int64_t now_ns):
+        """Let in who is in time with everybody who waits, in whatever order; False: nothing is decided."""
+        return bool(self.take_in(seat, now_ns))
+
+    def cut(self, int64_t now_ns):
+        """The batch that starts at `now_ns`, taken out of the line: [(request, first row, end)]. None: not only `small` waits.
+
+        As `serving.schedule.next_batch` and `advance` have it.
+        """
+        cdef Py_ssize_t n = 0, room = self._best, at = 0, n_small = len(self.small), rest, take, start
+        cdef bint is_bound = False
+        cdef int64_t due_ns
+        cdef list parts
+        if self.large or self.alone:
+            return None
+        parts = []
+        while n < room and at < n_small:
+            item = self.small[at]
+            if type(item) is Seat:
+                rest, due_ns, start = (<Seat>item).rest, (<Seat>item).due_ns, (<Seat>item).n_rows - (<Seat>item).rest
+            else:
+                rest, due_ns = item.rest, item.due_ns
+                start = <Py_ssize_t>item.n_rows - rest
+            take = min(rest, room - n)
+            if not is_bound and take == rest and now_ns + self._batch_ns(n + take) <= due_ns:
+                is_bound = True
+                if now_ns + self._best_ns > due_ns:
+                    room = min(room, max(n + take, self._rows_within(due_ns - now_ns)))
+            if type(item) is Seat:
+                (<Seat>item).rest = rest - take
+            else:
+                item.rest = rest - take
+            parts.append((item, start, start + take))
+            n += take
+            if take < rest:
+                break
+            at += 1
+        del self.small[:at]
+        self.small_rows -= n
+        self.tell()
+        return parts
+
+    @staticmethod
+    def gather(list parts not None, Py_ssize_t n_features):
+        """The rows of a batch, one after the other: float32 (n, n_features)."""
+        cdef Py_ssize_t n = 0, at = 0, start, stop
+        cdef feature_t[:, ::1] view
+        for _, start, stop in parts:
+            n += stop - start
+        matrix = np.empty((n, n_features), dtype=np.float32)
+        if n == 0 or n_features == 0:
+            return matrix
+        view = matrix
+        for item, start, stop in parts:
+            if type(item) is Seat:
+                memcpy(
+                    &view[at, 0], (<Seat>item).prepared._asked.scratch.rows + start * n_features,
+                    (stop - start) * n_features * sizeof(feature_t),
+                )
+            else:
+                matrix[at : at + stop - start] = item.rows[start:stop]
+            at += stop - start
+        return matrix
+
+    def answer(self, list parts not None, const score_t[:, ::1] scores not None, int64_t now_ns):
+        """Give the scores of a batch to the seats that it holds whole; returns the other parts, with the place of their first
+        score: [(request, first row, end, place)]."""
+        cdef Py_ssize_t at = 0, start, stop, n_outputs = scores.shape[1]
+        cdef int64_t scored_ns = monotonic_ns()
+        cdef Seat seat
+        cdef list others = []
+        for item, start, stop in parts:
+            if type(item) is Seat and stop - start == (<Seat>item).n_rows:
+                seat = item
+                if not seat._is_done:
+                    self.late += now_ns > seat.due_ns
+                    self.n_open -= 1
+                    memcpy(
+                        seat.prepared._asked.scratch.scores, &scores[at, 0], (stop - start) * n_outputs * sizeof(score_t)
+                    )
+                    seat.prepared.is_scored = True
+                    seat.prepared._watch.at[<int>STAGE_SCORE + 1] = scored_ns
+                    seat._end(None, None)
+            else:
+                others.append((item, start, stop, at))
+            at += stop - start
+        return others
+
+
+cdef inline int64_t _due_ns(item) except? -1:
+    return (<Seat>item).due_ns if type(item) is Seat else item.due_ns

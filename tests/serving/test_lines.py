@@ -1,0 +1,167 @@
+"""The compiled part of a queue, beside the plain functions that it must equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from tests.support.seats import Told, plan_of, seat
+
+from tiercel.monitor.counting import WorkerCounters
+from tiercel.serving.admission import Admission
+from tiercel.serving.cost import CostCurve
+from tiercel.serving.near_realtime import Batcher
+from tiercel.serving.pace import Pace
+from tiercel.serving.schedule import Lines, advance, next_batch
+
+MS = 1_000_000
+NOW = 10**12
+
+
+@dataclass
+class Item:
+    """Somebody who waits and is no seat."""
+
+    due_ns: int
+    n_rows: int
+    rest: int
+    is_large: bool = False
+
+
+def pace_of(rng):
+    """A queue's pace after some batches."""
+    us, points = float(rng.integers(20, 2000)), []
+    for k in range(int(rng.integers(1, 10))):
+        points.append((1 << k, us, us * rng.uniform(1, 1.5)))
+        us *= rng.uniform(1.0, 2.2)
+    pace = Pace(CostCurve(points), 100_000)
+    for _ in range(int(rng.integers(0, 40))):
+        pace.learn(int(rng.integers(1, pace.terms.best + 1)), int(rng.integers(1, 5 * MS)), int(rng.integers(0, MS)))
+    return pace
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_batch_is_cut_as_the_schedule_says(seed):
+    """Of a line of small requests the next batch is the one of `next_batch`, and what is left is the same, batch after batch."""
+    rng = np.random.default_rng(seed)
+    pace, plan = pace_of(rng), plan_of()
+    best = pace.terms.best
+    one, other = [], []
+    for due_ns in sorted(NOW + int(ns) for ns in rng.integers(-MS, 120 * MS, int(rng.integers(1, 40)))):
+        n = int(rng.integers(1, min(best, 20) + 1))
+        one.append(Item(due_ns, n, n))
+        other.append(seat(plan, [[1]] * n, due_ns) if rng.random() < 0.5 else Item(due_ns, n, n))
+    rows = sum(each.rest for each in one)
+    plain, compiled = Lines(one, [], [], rows), Lines(other, [], [], rows)
+    pace.tell(compiled)
+    now_ns = NOW
+    while one:
+        chosen = next_batch(plain, now_ns, pace.terms)
+        expected = [(each.due_ns, each.n_rows - each.rest, each.n_rows - each.rest + take) for each, take in chosen]
+        advance(plain, chosen)
+        del one[: plain.small_at]
+        plain.small_at = 0
+        found = compiled.cut(now_ns)
+        assert [(each.due_ns, start, stop) for each, start, stop in found] == expected
+        assert [each.rest for each in one] == [each.rest for each in other]
+        assert (compiled.small_rows, compiled.n_rows) == (plain.small_rows, plain.n_rows)
+        now_ns += pace.terms.batch_ns(sum(take for _, take in chosen))
+    assert other == []
+    assert compiled.cut(now_ns) == []
+
+
+def test_only_small_requests_are_cut():
+    """Where a large request waits, or one that is tried alone, the batch is somebody else's to choose."""
+    item = Item(NOW, 1, 1)
+    assert Lines([item], [item], [], 1).cut(NOW) is None
+    assert Lines([item], [], [item], 1).cut(NOW) is None
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_who_is_let_in_at_once_is_in_time_by_every_rule(seed):
+    """Nobody is let in by the compiled door whom the queue's own would refuse, and each stands in the line by its deadline."""
+    rng = np.random.default_rng(1000 + seed)
+    pace, plan, waiting = pace_of(rng), plan_of(), []
+    batcher = Batcher(plan.scorer.score, CostCurve([(1, 1, 1)]), None, n_features=1, n_outputs=2, clock_ns=lambda: NOW)
+    lines = Lines(waiting, [], [], 0)
+    lines.is_open, lines.cancelled, lines.is_woken = True, batcher._cancelled, True
+    lines.ends_ns = NOW + int(rng.integers(0, 10 * MS)) if rng.random() < 0.5 else 0
+    pace.tell(lines)
+    twin = Lines([], [], [], 0)
+    door, n_in = Admission(twin, pace), 0
+    for _ in range(200):
+        n, due_ns = int(rng.integers(1, 6)), NOW + int(rng.integers(0, 150 * MS))
+        newcomer = seat(plan, [[1]] * n, due_ns)
+        twin.small[:], twin.small_rows = list(waiting), lines.small_rows
+        twin.is_tight = False
+        if lines.take(newcomer, NOW):
+            n_in += 1
+            assert n <= pace.terms.best
+            assert pace.terms.all_ns(n) <= due_ns - NOW
+            assert door.fits(Item(due_ns, n, n), max(NOW, lines.ends_ns), is_large=False)
+            assert lines.n_rows <= pace.max_rows or len(waiting) == 1
+        else:
+            assert newcomer not in waiting
+    assert [each.due_ns for each in waiting] == sorted(each.due_ns for each in waiting)
+    assert (lines.n_open, len(waiting), lines.n_rows) == (n_in, n_in, sum(each.rest for each in waiting))
+
+
+def test_nobody_comes_into_a_queue_that_is_closed():
+    """While the queue says that it is not open, everybody is left to the queue."""
+    pace, plan = Pace(CostCurve([(1, 100, 100)]), 100_000), plan_of()
+    lines = Lines([], [], [])
+    pace.tell(lines)
+    assert not lines.take(seat(plan, [[1]], NOW + 50 * MS), NOW)
+
+
+def test_rows_and_scores_find_their_way():
+    """Rows are gathered in the order of the parts; whoever is whole gets its own scores, and the rest are told apart."""
+    plan, hots = plan_of(2), [Told() for _ in range(3)]
+    seats = [seat(plan, [[k, 10 * k], [k + 0.5, 1]], NOW + k, hot) for k, hot in enumerate(hots)]
+    cut = Item(NOW, 3, 0)
+    cut.rows = np.array([[7, 7], [8, 8], [9, 9]], np.float32)
+    parts = [(seats[0], 0, 2), (cut, 1, 3), (seats[1], 1, 2), (seats[2], 0, 2)]
+    rows = Lines.gather(parts, 2)
+    np.testing.assert_array_equal(rows, np.float32([[0, 0], [0.5, 1], [8, 8], [9, 9], [1.5, 1], [2, 20], [2.5, 1]]))
+    seats[2].tell_cancelled = lambda _seat: None
+    assert seats[2].cancel()
+    assert not seats[2].cancel()
+    lines = Lines([], [], [])
+    lines.n_open = 3
+    others = lines.answer(parts, plan.scorer.score(rows), NOW + 1)
+    assert [(each, start, stop, at) for each, start, stop, at in others] == [(cut, 1, 3, 2), (seats[1], 1, 2, 4)]
+    assert [hot.found for hot in hots] == [[[[0.0, 0.0], [1.5, 0.5]]], [], []]
+    assert (lines.late, lines.n_open, seats[0].done(), seats[1].done()) == (1, 2, True, False)
+
+
+def test_a_connection_that_cannot_be_told_holds_up_nobody(caplog):
+    """What telling one raises is logged, and the next has its scores."""
+
+    def broken(_error):
+        raise ZeroDivisionError("a mistake of our own")
+
+    plan, other = plan_of(), Told()
+    parts = [(seat(plan, [[1]], NOW, Told(broken)), 0, 1), (seat(plan, [[2]], NOW, other), 0, 1)]
+    Lines([], [], []).answer(parts, plan.scorer.score(Lines.gather(parts, 1)), NOW)
+    assert other.found == [[[2.0, 2.0]]]
+    assert "could not be answered" in caplog.text
+
+
+def test_waiting_rows_are_a_gauge():
+    """The worker's gauge is of all queues, follows what each tells, and is never below zero."""
+    counters = WorkerCounters()
+    one, other = (Lines([], [], [], counters=counters) for _ in range(2))
+    one.small_rows, other.other_rows = 5, 3
+    one.tell()
+    other.tell()
+    assert counters.get("near_realtime_waiting_rows") == 8
+    one.small_rows = 1
+    one.tell()
+    assert counters.get("near_realtime_waiting_rows") == 4
+
+
+def test_a_pace_that_is_none_is_refused():
+    """A largest batch beyond the table of costs is a mistake, and said so."""
+    with pytest.raises(ValueError, match="Expected batches of 1 to 2 rows, got 3"):
+        Lines([], [], []).set_pace([0.0, 1.0, 2.0], 1.0, 0, 3, 1000, 3)
