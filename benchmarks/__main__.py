@@ -19,6 +19,7 @@ BENCHMARKS = (
     "bench_delay",
     "bench_drift",
     "bench_estimation",
+    "bench_explain",
     "bench_explained_calls",
     "bench_feature_read",
     "bench_forest",
