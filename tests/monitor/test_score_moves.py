@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,17 +98,16 @@ def test_few_rows_are_explained_where_it_takes_long(state_dir):
     assert asked == [30, 25]
 
 
-def test_an_alert_survives_a_model_that_cannot_be_explained(tmp_path):
-    """The watch tells of the population, with the failure in its status; when it works again, with the moves."""
-    world = World(tmp_path, window_s=600.0)
-    how = {"explained": lambda: (_ for _ in ()).throw(ModelError("no explainer"))}
-    world.versions.find = lambda model, version: Watched(model, version, Task.BINARY, REFERENCE, **how)
-
-    def shift(rows):
-        rows[:, 0] += 5
-
-    for minute in range(120):
-        world.turn(60, change=shift if minute > 90 else None)
-    (alert,) = [each for each in world.alerts if each.finding.alert_class is AlertClass.POPULATION]
-    assert alert.finding.moves == ()
+def test_the_watch_tells_of_a_population_that_cannot_be_explained(tmp_path):
+    """A model that fails leaves the finding as it was and the failure in the status; the next time it works."""
+    world = World(tmp_path)
+    how = [lambda: (_ for _ in ()).throw(ModelError("no explainer")), lambda: None]
+    world.versions.find = lambda model, version: Watched(model, version, Task.BINARY, REFERENCE, explained=how[0])
+    judged = [SimpleNamespace(report=SimpleNamespace(model="late", version=1, against="training"))]
+    assert world.watch._with_moves(finding(), judged, NOW_US) == finding()
     assert "no explainer" in world.watch.state.steps["attribution"].last_error
+    del how[0]
+    assert world.watch._with_moves(finding(), judged, NOW_US) == finding()
+    assert world.watch.state.steps["attribution"].last_error == ""
+    other = finding(AlertClass.PIPELINE)
+    assert world.watch._with_moves(other, judged, NOW_US) is other

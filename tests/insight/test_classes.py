@@ -1,0 +1,69 @@
+"""Models of several classes: one is explained, which can be chosen, and nothing is said of yes-or-no decisions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.monitor.recorders import FEATURES
+from tests.support.explained import population
+
+from tiercel.errors import ReasonPolicyError
+from tiercel.explain.version_files import make_explanation_files
+from tiercel.insight.global_views import find_global_views
+from tiercel.insight.versions import open_version
+from tiercel.models import prepare
+from tiercel.monitor.training_rows import TRAINING_ROWS_FILE, TrainingRows
+from tiercel.project import Project
+from tiercel.registry import VersionFacts
+from tiercel.types import TrainingSnapshot
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Two versions of a model of three classes, of which nobody was asked."""
+    import lightgbm
+
+    directory = tmp_path_factory.mktemp("classes")
+    (directory / "tiercel.toml").write_text("")
+    rows, _ = population(1_500, 0)
+    labels = np.digitize(np.nan_to_num(rows[:, 0]), [-0.5, 0.5])
+    with Project(directory) as project:
+        for n_trees in (5, 6):
+            model = lightgbm.LGBMClassifier(n_estimators=n_trees, num_leaves=7, n_jobs=1, verbosity=-1)
+            prepared = prepare(model.fit(rows, labels), feature_names=FEATURES, golden_rows=rows[:20])
+            files = {
+                **prepared.artifacts,
+                **make_explanation_files(prepared.signature, policy=None, rows=rows),
+                TRAINING_ROWS_FILE: TrainingRows.draw(rows, FEATURES, most=200).to_bytes(),
+            }
+            facts = VersionFacts(
+                snapshot=TrainingSnapshot("rows", 1, "0" * 64),
+                signature=prepared.signature,
+                author="a",
+                engine="forest",
+            )
+            project.registry.register("kind", files, facts)
+    return directory
+
+
+@pytest.mark.parametrize(("output", "expected"), [(None, "0"), ("2", "2")])
+def test_one_class_is_explained(directory, output, expected):
+    """The first by default; of the chosen one, contributions add up to its own mean margin, and reasons are compared."""
+    with Project(directory) as project:
+        opened = [
+            open_version(project.settings, project.registry, project.registry.get("kind", n), output=output)
+            for n in (1, 2)
+        ]
+        found = find_global_views(project.settings, *opened, begin_us=1, end_us=2, exactly=False)
+    first = found.views[0]
+    assert (first.output, first.source, first.n_rows) == (expected, "training", 200)
+    assert first.features[0].name == "a"
+    assert (found.churn.n_rows, found.churn.n_decisions) == (200, None)
+    values = opened[0].rows.explain(opened[0].training.rows)
+    assert first.mean_margin == pytest.approx(values.expected + values.values.sum(axis=1).mean())
+
+
+def test_a_class_that_there_is_none_of_is_refused(directory):
+    """With those that there are."""
+    with Project(directory) as project, pytest.raises(ReasonPolicyError, match=r"\(0, 1, 2\), got '7'"):
+        open_version(project.settings, project.registry, project.registry.get("kind", 1), output="7")
