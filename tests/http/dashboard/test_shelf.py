@@ -52,6 +52,29 @@ def test_many_who_ask_at_once_wait_for_one_reading(shelf, clock):
     assert threading.main_thread() not in made
 
 
+def test_what_took_long_is_kept_longer(shelf, clock, monkeypatch):
+    """Ten times as long as it took, ten seconds at most; where no age is allowed, never."""
+    took_s = [0.5]
+    monkeypatch.setattr(shelves, "_timed", lambda make: (make(), took_s[0]))
+    made = []
+
+    def make():
+        made.append(1)
+        return len(made)
+
+    async def ask(age_s, max_age_s=2.0):
+        clock.now_s += age_s
+        return await shelf.get("k", make, max_age_s)
+
+    async def story():
+        assert [await ask(0), await ask(4.9), await ask(0.2)] == [1, 1, 2]
+        took_s[0] = 60.0
+        assert [await ask(5.1), await ask(9.9), await ask(0.2)] == [3, 3, 4]
+        assert await ask(0.1, 0) == 5
+
+    asyncio.run(story())
+
+
 def test_a_failure_reaches_all_who_wait_and_is_not_kept(shelf):
     """The next one who asks tries again."""
     results = [ValueError("first"), 7]

@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 #: Things kept; beyond it those go that were not asked for longest.
 MAX_KEPT = 128
-#: What took long is not made again before this many times as long has passed.
-_REST = 10
+#: What took long is not made again before this many times as long has passed; what a page waits for, within so many seconds:
+#: on a busy machine pages grow older instead of taking more of it.
+_REST, _MOST_REST_S = 10, 10.0
 
 
 @dataclass(slots=True)
@@ -68,11 +69,14 @@ class Shelf:
     async def get(self, key: Hashable, make: Callable[[], T], max_age_s: float) -> T:
         """The value of a key; one that is older is made anew, once for all who ask meanwhile.
 
+        What took long to make may be older, see `_REST`, unless no age is allowed at all.
+
         Raises:
             whatever `make` raises; nothing is kept then.
         """
         kept = self._kept.get(key)
-        if kept is not None and self._clock_s() - kept.made_s <= max_age_s:
+        rest_s = 0.0 if kept is None or not max_age_s else min(_REST * kept.took_s, _MOST_REST_S)
+        if kept is not None and self._clock_s() - kept.made_s <= max(max_age_s, rest_s):
             self._kept[key] = self._kept.pop(key)  # asked for last stands last
             return cast("T", kept.value)
         return cast("T", await asyncio.shield(self._make(key, make, self._quick)))
