@@ -58,6 +58,7 @@ DOORS = {
     # All but the engine and the scratch process for the name of the type alone.
     "plan": {
         "tiercel.serving.answers",
+        "tiercel.serving.asked",
         "tiercel.serving.engine",
         "tiercel.serving.measure",
         "tiercel.serving.question_check",
@@ -65,6 +66,7 @@ DOORS = {
         "tiercel.serving.ready_answers",
         "tiercel.serving.router",
         "tiercel.serving.routes",
+        "tiercel.serving.score_check",
         "tiercel.batch.runner",
         "tiercel.http.jobs",
         "tiercel.http.queued",
