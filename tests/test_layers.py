@@ -66,6 +66,7 @@ DOORS = {
     "plan": {
         "tiercel.serving.answers",
         "tiercel.serving.durable_answers",
+        "tiercel.serving.asked",
         "tiercel.serving.engine",
         "tiercel.serving.explaining",
         "tiercel.serving.measure",
@@ -77,6 +78,7 @@ DOORS = {
         "tiercel.serving.router",
         "tiercel.serving.routes",
         "tiercel.serving.version_shelf",
+        "tiercel.serving.score_check",
         "tiercel.batch.runner",
         "tiercel.http.jobs",
         "tiercel.http.queued",

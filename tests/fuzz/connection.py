@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from tests.fuzz.world import SETTINGS, new_ids, settled, world
 from tests.reference import http_head
 from tiercel._hot.fast_path import FastPath
+from tiercel._hot.lines import Lines
 from tiercel._hot.protocol import HotProtocol
 
 DATE = b"Thu, 01 Jan 1970 00:00:00 GMT"
@@ -92,27 +93,43 @@ def full_at(seed):
 
 
 class Queue:
-    """Holds questions until `answer` is called; nobody is refused."""
+    """Holds questions until `answer` is called; nobody is refused. Half of them come in by the compiled door."""
 
     def __init__(self, seed):
-        self.waiting, self._chance = [], random.Random(seed)
+        self._entered, self._chance = [], random.Random(seed)
+        self._lines = Lines([], [], [])
+        self._lines.set_pace([1.0] * 513, 1.0, 0, 512, 1000, 100_000)
+        self._lines.is_open, self._lines.wake, self._lines.cancelled = True, lambda: None, self._lines.small.remove
+
+    @property
+    def waiting(self):
+        return [*self._entered, *self._lines.small]
+
+    def lines(self, _plan):
+        return self._lines
 
     def enter(self, asked, hot, _close):
         entry = [asked, hot]
-        self.waiting.append(entry)
-        return SimpleNamespace(cancel=lambda: self.waiting.remove(entry))
+        self._entered.append(entry)
+        return SimpleNamespace(cancel=lambda: self._entered.remove(entry))
 
     def late(self, *_):
         return None
 
     def poll(self, _loop):
         """As often as not, somebody is answered between two reads."""
+        self._lines.is_open = self._chance.random() < 0.5
         if self._chance.random() < 0.5:
             self.answer()
 
     def answer(self):
-        for asked, hot in [self.waiting.pop(0) for _ in self.waiting]:
+        for asked, hot in [self._entered.pop(0) for _ in self._entered]:
             hot.complete(asked, asked.plan.scorer.score(asked.rows()), None)
+        now_ns = time.monotonic_ns()
+        for part in self._lines.cut(now_ns):
+            plan = part[0].prepared.plan
+            scores = plan.scorer.score(self._lines.gather([part], plan.n_features))
+            assert self._lines.answer([part], scores, now_ns) == []
 
 
 def feed(transport, parts, queue=None):

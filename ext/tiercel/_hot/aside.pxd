@@ -15,7 +15,7 @@ from tiercel._hot.typedefs cimport int64_t
 
 cdef enum:
     READS_EACH = 8
-    SLOW_NS = 1_000_000
+    SLOW_NS = 2_000_000
     QUICK_NS = 20_000
     BURST = 64                          # so many refusals at once are nothing
     QUIET_NS = 1_000_000                # reading is not behind
@@ -27,19 +27,19 @@ cdef enum:
 cdef class Aside:
     cdef object _line, _loop, _timer
     cdef double _allowed, _due          # refusals that cost no place in the line; those who may come back
-    cdef int64_t n_read                 # requests since the last poll
+    cdef public int64_t n_read                 # requests since the last poll
     cdef double _debt[2]                # refusals that are due; by whether it is a queued request
     cdef int64_t _tightest_ns[2]        # the tightest deadline lately, 0: none
     cdef int64_t _tightest_at_ns[2]
     cdef int64_t _wait_ns, _polled_ns
 
     # A request was given so much time.
-    cdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept
+    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept
     # Whether a request that was read after `wait_ns` in its socket is to be refused, if it has a deadline.
-    cdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept
+    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept
     # A request was refused: whether its connection has to stand in line.
-    cdef bint is_too_much(self) noexcept
+    cpdef bint is_too_much(self) noexcept
     # Stand in line: `connection.come_back()` is called once.
-    cdef int add(self, connection, loop) except -1
+    cpdef int add(self, connection, loop) except -1
     # Call back whose turn it is; `wait_ns` is how far behind reading is.
-    cdef int poll(self, int64_t now_ns, int64_t wait_ns) except -1
+    cpdef int poll(self, int64_t now_ns, int64_t wait_ns) except -1

@@ -25,7 +25,7 @@ cdef class Aside:
         while self._line:
             self._line.popleft().come_back()
 
-    cdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept:
+    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept:
         cdef int kind = 1 if is_queued else 0
         if (
             budget_ns <= self._tightest_ns[kind] or self._tightest_ns[kind] == 0
@@ -33,7 +33,7 @@ cdef class Aside:
         ):
             self._tightest_ns[kind], self._tightest_at_ns[kind] = budget_ns, now_ns
 
-    cdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept:
+    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept:
         cdef int kind = 1 if is_queued else 0
         cdef int64_t most_ns = 0
         if self._tightest_ns[kind] == 0 or now_ns - self._tightest_at_ns[kind] > RECENT_NS:
@@ -51,20 +51,20 @@ cdef class Aside:
         self._debt[kind] -= 1
         return True
 
-    cdef bint is_too_much(self) noexcept:
+    cpdef bint is_too_much(self) noexcept:
         if self._allowed < 1:
             return True
         self._allowed -= 1
         return False
 
-    cdef int add(self, connection, loop) except -1:
+    cpdef int add(self, connection, loop) except -1:
         self._line.append(connection)
         if self._timer is None:
             self._loop = loop
             self._timer = loop.call_later(TICK_S, self._on_timer)
         return 0
 
-    cdef int poll(self, int64_t now_ns, int64_t wait_ns) except -1:
+    cpdef int poll(self, int64_t now_ns, int64_t wait_ns) except -1:
         cdef double more = <double>(now_ns - self._polled_ns) / (SLOW_NS if wait_ns > QUIET_NS else QUICK_NS)
         more += <double>self.n_read / READS_EACH
         self._wait_ns, self._polled_ns, self.n_read = wait_ns, now_ns, 0

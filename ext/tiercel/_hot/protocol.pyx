@@ -8,7 +8,7 @@ from tiercel._hot.clock cimport monotonic_ns, wall_us
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
-from tiercel._hot.lines cimport Seat
+from tiercel._hot.lines cimport Seat, seat_of
 from tiercel._hot.output cimport put
 from tiercel._hot.plan cimport OWN_DEFAULT, Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport PREDICTION_FAST
@@ -340,7 +340,7 @@ cdef class HotProtocol:
             return OUTCOME_DONE
         self._flush()       # entering may answer others through the same buffer
         if not plan.has_stand_in:
-            seat = Seat(prepared, self, prepared._asked.due_ns)
+            seat = seat_of(prepared, self, prepared._asked.due_ns)
             place = seat if path._lines_of(plan).take_in(seat, arrival.read_ns) else path.queue.enter(prepared, self, close)
         elif not prepared._asked.is_late:
             place = path.queue.enter(prepared, self, close)

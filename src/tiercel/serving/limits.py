@@ -3,9 +3,10 @@
 A worker is one event loop, so a tier's "slots" are not threads. What can run out, and who bounds it:
 
 - **realtime** is answered inline, in the turn that read it. It has no queue of ours, hence nothing to partition: its queue
-  is the kernel's.
+  is the kernel's. Where requests have deadlines that queue is kept short against these: of near-realtime requests first,
+  and then of its own, as many are refused as that takes, and whoever was refused is read later (`_hot/aside.pxd`).
 - **near-realtime** waits in a queue with an admission of its own (by deadline, of which `http/socket_wait.py` takes what a
-  request waited unread). What it takes from the others is the loop's time - some 20 us a request on the compiled path -
+  request waited unread). What it takes from the others is the loop's time - some 15 us a request on the compiled path -
   and memory, of which a `Partition` bounds what the general path holds.
 - **batch** runs in other processes. What it takes here is the submission of jobs: they are written down one after the other
   in a thread beside the loop, which gets the interpreter back within a switch interval, and another `Partition` bounds how

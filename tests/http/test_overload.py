@@ -1,0 +1,274 @@
+"""More requests than can be answered: a share is refused so that the others are in time, and who was refused is read later."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from tests.http.test_protocol import Running, peer, request
+from tests.support import stores
+from tests.support.tiers import BODY, World, held
+from tiercel._hot.aside import Aside
+
+from tiercel.features.online import OnlineBase
+from tiercel.settings import ModelSettings, ServerSettings
+
+SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=100, idle_timeout_s=20)
+CURVE = ((1, 100, 150), (8, 200, 300), (64, 900, 1200))
+MS = 1_000_000
+NOW = 10**12
+QUEUED, INLINE = True, False
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("features")
+    stores.publish(directory)
+    return OnlineBase.open(directory / "svc")
+
+
+@pytest.fixture
+def world(tmp_path, base):
+    """A model `net` in near-realtime and one in realtime, `late`, which stands in for `laddered`."""
+    world = World(tmp_path, base, [ModelSettings("laddered", fallback="late")])
+    world.add("late")
+    world.add("net", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def server(world):
+    with Running(world, SETTINGS, world.ids, world.counters, world.declared) as running:
+        yield running
+        for scorer in world.scorers.values():
+            scorer.gate.set()
+
+
+def ask_of(model, deadline_ms=None):
+    body = BODY if deadline_ms is None else {**BODY, "deadline_ms": deadline_ms}
+    return request(body, target=f"/predict/{model}")
+
+
+def behind(server, one, wait_ms):
+    """From the next request on, reading is so far behind, as far as the server knows."""
+    assert one.ask(ask_of("net")) == 200
+    server.native._door._wait.probe = lambda: int(wait_ms * MS)
+    time.sleep(0.001)
+    one.ask(ask_of("net"))
+
+
+class Connections:
+    """Connections that stand aside, and come back."""
+
+    def __init__(self):
+        self.back = []
+
+    def make(self, name):
+        back = self.back
+
+        class One:
+            def come_back(self):
+                back.append(name)
+
+        return One()
+
+
+class Loop:
+    """An event loop whose timers never fire."""
+
+    def call_later(self, _delay, _call):
+        return self
+
+    def cancel(self):
+        pass
+
+
+def spent(aside):
+    """An Aside in an overload that has gone on for a while: no refusal is free."""
+    while not aside.is_too_much():
+        pass
+    return aside
+
+
+def test_no_more_are_refused_than_reading_is_behind():
+    """With reading behind by twice what the deadlines allow, every other request is refused; none while it keeps up."""
+    aside = Aside()
+    assert not aside.sheds(QUEUED, 1000 * MS, NOW)
+    aside.note(QUEUED, 100 * MS, NOW)
+    assert not any(aside.sheds(QUEUED, 25 * MS, NOW) for _ in range(100))
+    assert [aside.sheds(QUEUED, 50 * MS, NOW) for _ in range(100)] == [False, True] * 50
+    assert sum(aside.sheds(QUEUED, 250 * MS, NOW) for _ in range(1000)) == pytest.approx(900, abs=2)
+    assert not any(aside.sheds(INLINE, 50 * MS, NOW) for _ in range(100))
+
+
+def test_queued_requests_make_room_for_inline_ones():
+    """Where realtime requests have deadlines, near-realtime ones are refused long before those would be."""
+    aside = Aside()
+    aside.note(QUEUED, 100 * MS, NOW)
+    aside.note(INLINE, 10 * MS, NOW)
+    assert any(aside.sheds(QUEUED, 2 * MS, NOW) for _ in range(100))
+    assert not any(aside.sheds(INLINE, 2 * MS, NOW) for _ in range(100))
+    assert any(aside.sheds(INLINE, 5 * MS, NOW) for _ in range(100))
+    # A deadline that nobody has named for a while counts no more.
+    later = NOW + 2000 * MS
+    aside.note(QUEUED, 100 * MS, later)
+    assert not any(aside.sheds(QUEUED, 5 * MS, later) for _ in range(100))
+
+
+def test_who_was_refused_comes_back_in_turn():
+    """While reading is behind, one comes back for so many requests that are read, or for so much time; all soon after it."""
+    aside, connections = Aside(), Connections()
+    aside.poll(NOW, 50 * MS)
+    for name in range(64):  # as many as may come back after a quiet time
+        aside.add(connections.make(name), Loop())
+    aside.poll(NOW, 50 * MS)
+    assert connections.back == list(range(64))
+    connections.back.clear()
+    for name in range(100):
+        aside.add(connections.make(name), Loop())
+    aside.poll(NOW, 50 * MS)
+    assert connections.back == []
+    aside.n_read = 80
+    aside.poll(NOW, 50 * MS)
+    assert connections.back == list(range(10))
+    aside.poll(NOW + 10 * MS, 50 * MS)
+    assert connections.back == list(range(15))
+    aside.poll(NOW + 11 * MS, 0)
+    assert connections.back == list(range(65))
+    aside.close()
+    assert connections.back == list(range(100))
+    assert len(aside) == 0
+
+
+def test_a_share_is_refused(server, world):
+    """A near-realtime server that is behind refuses a share with 503 and when to come again, and answers the others."""
+    with peer(server) as one:
+        behind(server, one, 50)
+        found = []
+        for _ in range(40):
+            one.send(ask_of("net", 200))
+            found.append(one.reply())
+    statuses = [status for status, _, _ in found]
+    assert set(statuses) == {200, 503}
+    refused = next(each for each in found if each[0] == 503)
+    assert json.loads(refused[2])["code"] == "overloaded"
+    assert "retry-after" in refused[1]
+    assert world.counters.get("refused_capacity") >= statuses.count(503)
+    assert server.native.counts["handed_on"] == 0
+
+
+@pytest.mark.parametrize("kind", ["net", "late"])
+def test_time_in_the_socket_counts(server, world, kind):
+    """Whoever has waited unread for all of its deadline is refused on the compiled path; without one it is answered."""
+    with peer(server) as one:
+        behind(server, one, 50)
+        before = world.counters.get("refused_deadline")
+        for _ in range(3):
+            one.send(ask_of(kind, 20))
+            status, _, body = one.reply()
+            assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
+        assert world.counters.get("refused_deadline") == before + 3
+        assert [one.ask(ask_of("late")) for _ in range(20)] == [200] * 20
+    assert server.native.counts["handed_on"] == 0
+
+
+def test_a_stand_in_answers_what_makes_room(server, world):
+    """Where somebody can stand in, who has to make room is answered by it and told why; a wrong question is not."""
+    world.add("laddered", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
+    with peer(server) as one:
+        behind(server, one, 80)
+        reasons = set()
+        for _ in range(30):
+            one.send(ask_of("laddered", 200))
+            status, _, body = one.reply()
+            assert status == 200
+            reasons.add(json.loads(body).get("degraded", {}).get("reason"))
+        assert "overloaded" in reasons
+        wrong = {**BODY, "features": {**BODY["features"], "rain": "much"}, "deadline_ms": 200}
+        assert {one.ask(request(wrong, target="/predict/laddered")) for _ in range(6)} == {400}
+
+
+def test_who_stands_aside_is_read_again(server):
+    """A connection that was put aside is answered in its turn, what it sent meanwhile too, and one that leaves is let go."""
+    aside = server.native._path.aside
+    late = ask_of("net", 0.001)
+    with peer(server) as one, peer(server) as gone:
+        assert one.ask(ask_of("net")) == 200
+        for _ in range(20):
+            spent(aside)
+            assert one.ask(late) == 504
+            assert one.ask(ask_of("net")) == 200
+        spent(aside)
+        assert gone.ask(late) == 504
+        gone.connection.close()
+        assert [one.ask(ask_of("late")) for _ in range(5)] == [200] * 5
+
+
+def test_a_stopping_server_reads_who_stands_aside(server):
+    """Shutting down calls everybody back: a request on its way is answered, and told that it was the last."""
+    late = ask_of("net", 0.001)
+    with peer(server) as one:
+        spent(server.native._path.aside)
+        assert one.ask(late) == 504
+        server.server.should_exit = True
+        one.send(ask_of("net"))
+        assert one.reply()[0] == 200
+        assert one.reply() is None
+
+
+def test_a_slow_inline_model_is_asked_as_often_as_others_can_wait(server, world):
+    """Each answer of a slowed model is in time; so many in a row would make others late, and its stand-in takes some."""
+    scorer = world.add("laddered", needs_us=(5, 2000, 10), takes_s=0.008)
+    ask = ask_of("laddered", 40)
+    with peer(server) as one:
+        told = []
+        for _ in range(12):
+            one.send(ask)
+            status, _, body = one.reply()
+            assert status == 200
+            told.append(json.loads(body).get("degraded", {}).get("reason"))
+        assert told[0] is None
+        assert "overloaded" in told
+        assert len(scorer.calls) < 12
+        time.sleep(0.1)
+        one.send(ask)
+        assert "degraded" not in json.loads(one.reply()[2])
+
+
+def test_the_general_path_looks_at_that_too(server, world):
+    """A request of another shape meets the same choice; where nobody can stand in after all, the model answers."""
+    world.add("laddered", needs_us=(5, 2000, 10), takes_s=0.008)
+
+    def chunked(model):
+        content = json.dumps({**BODY, "deadline_ms": 40}).encode()
+        head = f"POST /predict/{model} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return head.encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+
+    with peer(server) as one:
+        told = []
+        for _ in range(12):
+            one.send(chunked("laddered"))
+            status, _, body = one.reply()
+            assert status == 200
+            told.append(json.loads(body).get("degraded", {}).get("reason"))
+        assert "overloaded" in told
+        world.remove("late", 1)
+        world.route()
+        assert {one.ask(chunked("laddered")) for _ in range(6)} == {200}
+
+
+def test_who_can_leave_does_not_wait_for_a_batch(server, world):
+    """A batch that does not come back in time costs nobody its deadline who has a stand-in."""
+    scorer = world.add("laddered", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
+    ask = ask_of("laddered", 150)
+    with peer(server) as one, peer(server) as two:
+        with held(scorer):
+            one.send(ask)
+            assert scorer.entered.wait(10)
+            two.send(ask)
+            for each in (one, two):
+                told = json.loads(each.reply()[2])
+                assert (told["model"], told["degraded"]["reason"]) == ("late", "deadline")
+        assert one.ask(ask_of("late")) == 200
