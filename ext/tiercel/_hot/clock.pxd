@@ -11,6 +11,11 @@ cdef inline int64_t monotonic_ns() noexcept nogil:
     return <int64_t>at.tv_sec * 1_000_000_000 + at.tv_nsec
 
 
+# Seconds of the same.
+cdef inline double monotonic_s() noexcept nogil:
+    return 1e-9 * <double>monotonic_ns()
+
+
 # Microseconds since the epoch.
 cdef inline int64_t wall_us() noexcept nogil:
     cdef timespec at

@@ -28,6 +28,7 @@
 # Threads: all calls on the thread of the event loop.
 from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport Head
+from tiercel._hot.marks cimport Marks
 from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
@@ -43,18 +44,6 @@ cdef enum:
 # How often the queue is polled while requests are read.
 cdef enum:
     POLL_NS = 250_000
-
-# When what waits in the buffer was read: so many moments, at least so far apart. Where there are more, every other one is
-# forgotten: what was read then counts with what came before it, and what comes last always has a moment of its own.
-cdef enum:
-    N_MARKS = 16
-    MARK_NS = 4_000_000
-
-
-cdef struct Mark:
-    Py_ssize_t at       # in the buffer
-    int64_t read_ns     # of the monotonic clock
-
 
 cdef enum Phase:
     PHASE_IDLE          # between requests
@@ -79,8 +68,7 @@ cdef class HotProtocol:
     cdef readonly int64_t begun_ns         # of the monotonic clock: when the first byte of the next request was read
     cdef object _transport, _timer
     cdef bytearray _buffer                 # the incomplete request, or what follows a waiting one; or None
-    cdef Mark _marks[N_MARKS]              # of what came while a request waited or the peer did not read
-    cdef int _n_marks
+    cdef Marks _marks                      # of what came while a request waited or the peer did not read
     cdef Prepared _asked                   # the question that waits, or None
     cdef object _place                     # ... its place in the queue
     cdef bytes _held                       # the reply that waits for its record, or None
@@ -105,9 +93,6 @@ cdef class HotProtocol:
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
         Py_ssize_t* consumed,
     ) except *
-    cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept
-    cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept
-    cdef int _forget(self, Py_ssize_t consumed) noexcept
     cdef bint _stand_in(
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason
     )

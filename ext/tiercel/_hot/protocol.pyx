@@ -4,11 +4,12 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from tiercel._hot.aside cimport QUIET_NS
-from tiercel._hot.clock cimport monotonic_ns, wall_us
+from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_us
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.lines cimport Seat, seat_of
+from tiercel._hot.marks cimport forget, mark, read_at
 from tiercel._hot.output cimport put
 from tiercel._hot.plan cimport OWN_DEFAULT, Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport PREDICTION_FAST
@@ -21,9 +22,6 @@ DRAIN_S = 1.0
 
 # Longer than any deadline.
 cdef int64_t ALL_NS = <int64_t>1 << 60
-
-cdef double _now() noexcept nogil:
-    return 1e-9 * <double>monotonic_ns()
 
 
 cdef bint _has_numbers(Prepared prepared, scores):
@@ -148,7 +146,7 @@ cdef class HotProtocol:
         self._is_aside = False
         self._fd = -1
         self._buffer = self._asked = self._place = self._request = self._held = None
-        self._n_marks = 0
+        self._marks.n = 0
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -168,8 +166,8 @@ cdef class HotProtocol:
         if self._buffer is None:
             self._buffer = bytearray()
             self.begun_ns = monotonic_ns()
-        if self._n_marks > 0 or self._phase == PHASE_WAITING or self._phase == PHASE_PAUSED:
-            self._mark(PyByteArray_GET_SIZE(self._buffer), monotonic_ns())
+        if self._marks.n > 0 or self._phase == PHASE_WAITING or self._phase == PHASE_PAUSED:
+            mark(&self._marks, PyByteArray_GET_SIZE(self._buffer), monotonic_ns())
         self._buffer += data
         if self._phase == PHASE_WAITING:
             if PyByteArray_GET_SIZE(self._buffer) > WAITING_BYTES:
@@ -188,7 +186,7 @@ cdef class HotProtocol:
         outcome = self._answer_all(data, size, whole is not None, &consumed)
         if outcome == OUTCOME_DONE:
             self._buffer = None
-            self._n_marks = 0
+            self._marks.n = 0
             self._set_phase(PHASE_IDLE, True)
             if self._write_paused:
                 self._set_phase(PHASE_PAUSED, True)
@@ -205,21 +203,21 @@ cdef class HotProtocol:
             rest = whole if consumed == 0 else whole[consumed:]
         elif consumed:
             del self._buffer[:consumed]
-            self._forget(consumed)
+            forget(&self._marks, consumed)
         if outcome == OUTCOME_HAND_ON:
             if rest is None:
                 rest = bytes(self._buffer)
             if consumed or before == PHASE_IDLE:
-                self._deadline = _now() + self.path.header_timeout_s
-            self._hand(rest, max(0.0, self._deadline - _now()))
+                self._deadline = monotonic_s() + self.path.header_timeout_s
+            self._hand(rest, max(0.0, self._deadline - monotonic_s()))
             return 0
         if rest is not None:
             self._buffer = bytearray(rest)
         if PyByteArray_GET_SIZE(self._buffer) == 0:
             self._buffer = None
-            self._n_marks = 0
-        elif self._n_marks == 0:
-            self._mark(0, self.begun_ns)
+            self._marks.n = 0
+        elif self._marks.n == 0:
+            mark(&self._marks, 0, self.begun_ns)
         if outcome == OUTCOME_WAITING:
             self._set_phase(PHASE_WAITING, True)
             return 0
@@ -304,7 +302,7 @@ cdef class HotProtocol:
                 offset += total
                 if path._budget_us > 0:
                     path.aside.note(False, 1000 * path._budget_us, arrival.read_ns)
-            self.begun_ns = self._read_at(offset, arrival.read_ns)
+            self.begun_ns = read_at(&self._marks, offset, arrival.read_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
                 if self._write_paused:
@@ -356,7 +354,7 @@ cdef class HotProtocol:
                 raise MemoryError("No memory for a refusal")
             self._is_refused = True
             return OUTCOME_DONE
-        self._asked, self._place, self.begun_ns = prepared, place, self._read_at(consumed[0], arrival.read_ns)
+        self._asked, self._place, self.begun_ns = prepared, place, read_at(&self._marks, consumed[0], arrival.read_ns)
         self._request = PyBytes_FromStringAndSize(<const char*>request, total) if plan.has_stand_in else None
         return OUTCOME_WAITING
 
@@ -381,7 +379,7 @@ cdef class HotProtocol:
             if not put(&path._out, PyBytes_AS_STRING(<bytes?>told), PyBytes_GET_SIZE(<bytes>told)):
                 raise MemoryError("No memory for a refusal")
             return OUTCOME_DONE
-        self._held, self.begun_ns = held, self._read_at(consumed[0], arrival.read_ns)
+        self._held, self.begun_ns = held, read_at(&self._marks, consumed[0], arrival.read_ns)
         path.audit.hold(self, held, head.kind, close)
         return OUTCOME_WAITING
 
@@ -527,38 +525,6 @@ cdef class HotProtocol:
         self.path._hand_on(self, transport, data, deadline_s, self._write_paused, self._draining)
         return 0
 
-    cdef int _mark(self, Py_ssize_t at, int64_t read_ns) noexcept:
-        """What is in the buffer from `at` on was read at `read_ns`."""
-        cdef int i, n = self._n_marks
-        if n > 0 and read_ns - self._marks[n - 1].read_ns < MARK_NS:
-            return 0
-        if n == N_MARKS:
-            n = N_MARKS // 2
-            for i in range(1, n):
-                self._marks[i].at, self._marks[i].read_ns = self._marks[2 * i].at, self._marks[2 * i].read_ns
-        self._marks[n].at, self._marks[n].read_ns = at, read_ns
-        self._n_marks = n + 1
-        return 0
-
-    cdef int64_t _read_at(self, Py_ssize_t offset, int64_t otherwise_ns) noexcept:
-        """When the byte at `offset` of the buffer was read."""
-        cdef int i
-        for i in range(self._n_marks - 1, -1, -1):
-            if self._marks[i].at <= offset:
-                return self._marks[i].read_ns
-        return otherwise_ns
-
-    cdef int _forget(self, Py_ssize_t consumed) noexcept:
-        """So many bytes are gone from the start of the buffer."""
-        cdef int i, first = 0, n = self._n_marks
-        while first + 1 < n and self._marks[first + 1].at <= consumed:
-            first += 1
-        for i in range(first, n):
-            self._marks[i - first].at = max(0, self._marks[i].at - consumed)
-            self._marks[i - first].read_ns = self._marks[i].read_ns
-        self._n_marks = n - first
-        return 0
-
     cdef int _flush(self) except -1:
         cdef FastPath path = self.path
         cdef Py_ssize_t size = path._out.size, sent = 0
@@ -583,7 +549,7 @@ cdef class HotProtocol:
         cdef double now
         if phase == self._phase and not renew:
             return 0
-        now = _now()
+        now = monotonic_s()
         self._phase = phase
         if phase == PHASE_HEAD:
             self._deadline = now + self.path.header_timeout_s
@@ -604,7 +570,7 @@ cdef class HotProtocol:
         return 0
 
     def _on_timer(self):
-        cdef double now = _now()
+        cdef double now = monotonic_s()
         self._timer = None
         if self._phase == PHASE_AWAY:
             return
