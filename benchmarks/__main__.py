@@ -11,8 +11,9 @@ import time
 
 BENCHMARKS = (
     "bench_batching", "bench_concept", "bench_dashboard", "bench_deadline", "bench_decimal", "bench_drift",
-    "bench_estimation", "bench_explained_calls", "bench_feature_read", "bench_forest", "bench_label_join", "bench_ladder",
-    "bench_metrics", "bench_oip", "bench_overload", "bench_plan", "bench_point_in_time", "bench_recorder", "bench_replay", "bench_slowed", "bench_strict",
+    "bench_estimation", "bench_explain", "bench_explained_calls", "bench_feature_read", "bench_forest", "bench_label_join",
+    "bench_ladder", "bench_metrics", "bench_oip", "bench_overload", "bench_plan", "bench_point_in_time", "bench_recorder",
+    "bench_replay", "bench_slowed", "bench_strict",
     "bench_throughput", "bench_tiers", "bench_http",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from libc.string cimport memset
 from tiercel._hot.explainer cimport EXPLAIN_NO_MEMORY, EXPLAIN_OK, Explainer, ExplainStatus
 from tiercel._hot.forest_kernel cimport TC_STEP_KINDS, tc_set, tc_step
 from tiercel._hot.shap_kernel cimport (
-    TC_MAX_PATH, TC_WEIGHTS, tc_asked_set, tc_expand_row, tc_explain_rows, tc_interact_rows, tc_shap_simd, tc_top, tc_unit,
+    TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, tc_asked_set, tc_expand_row, tc_explain_rows, tc_interact_rows, tc_shap_simd, tc_top, tc_unit,
 )
 from tiercel._hot.shap_layout cimport Layout
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -276,8 +276,11 @@ cdef class ForestExplainer(Explainer):
             "threshold": np.full(64 * words, np.nan, np.float32), "column": np.zeros(64 * words, np.uint32),
             "asked": np.zeros(n_inner + 1, ASKED_SET), "tops": np.zeros(n_inner + 1, TOP),
             "units": np.zeros(n_leaves, UNIT),
-            "columns": np.zeros(n_columns + 1, np.uint32), "tables": np.zeros(total // 8 + 1),
+            "columns": np.zeros(n_columns + 1, np.uint32),
+            # PERF: every row looks somewhere else into the tables. For empty(), unlike zeros(), NumPy asks for huge pages.
+            "tables": np.empty(total // 8 + 1),
         }
+        made["tables"].fill(0)
         cdef uint8_t[::1] asked = made["asked"].view(np.uint8), tops = made["tops"].view(np.uint8)
         cdef uint8_t[::1] units = made["units"].view(np.uint8)
         layout.out_threshold, layout.out_column = made["threshold"], made["column"]
@@ -291,6 +294,8 @@ cdef class ForestExplainer(Explainer):
         layout.leaf_table = np.zeros((max(1, tabled) << tabled))
         layout.distinct, layout.distinct_count = np.zeros(n_references, np.uint64), np.zeros(n_references)
         made["weights"], made["quadrature"] = SHAPLEY_WEIGHTS / n_references, QUADRATURE
+        corner = made["weights"][: TC_NARROW + 1, : TC_NARROW + 1]
+        made["narrow"] = np.ascontiguousarray(np.stack([corner.T, corner], axis=2))
         cdef const double[:, ::1] weights = made["weights"]
         cdef const double[::1] quadrature = QUADRATURE
         layout.weights, layout.quadrature = &weights[0, 0], &quadrature[0]
@@ -342,7 +347,12 @@ cdef class ForestExplainer(Explainer):
         cdef const int64_t[:, ::1] raw_tree = arrays["raw_tree"]
         cdef const double[::1] quadrature = arrays["quadrature"]
         cdef const double[:, ::1] weights = arrays["weights"]
+        cdef const double[:, :, ::1] narrow = arrays["narrow"]
+        cdef int count
         s = &self._shap
+        for count in range(256):
+            s.counts[count] = count
+        s.narrow = &narrow[0, 0, 0]
         s.n_raw, s.n_nodes, s.width = self.n_raw, n_nodes, width
         s.max_slots, s.max_units = max(1, slots.max()), units.max()
         s.threshold, s.column, s.columns = &threshold[0], &column[0], &columns[0]

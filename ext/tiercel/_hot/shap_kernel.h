@@ -23,10 +23,11 @@
 
 #include "forest_blocks.h"
 
-enum { TC_MAX_PATH = 64, TC_WEIGHTS = TC_MAX_PATH + 1, TC_SHAP_STACK = 24576, TC_SHAP_ROWS = 32, TC_NARROW = 16 };
+enum { TC_MAX_PATH = 64, TC_WEIGHTS = TC_MAX_PATH + 1, TC_SHAP_STACK = 24576, TC_SHAP_ROWS = 32, TC_NARROW = 16, TC_NARROW_ROW = TC_NARROW + 1 };
 enum { TC_UNIT_TABLE = 0, TC_UNIT_LEAVES = 1, TC_UNIT_LEAF = 2 };
 
 #if defined(__GNUC__) || defined(__clang__)
+#define TC_ALWAYS __attribute__((always_inline))
 #define TC_SOON(address) __builtin_prefetch(address)
 #define TC_COUNT(mask) __builtin_popcountll(mask)
 #define TC_LOWEST(mask) __builtin_ctzll(mask)
@@ -71,6 +72,8 @@ typedef struct {
     const int64_t* raw_tree;            /* n_raw x 2: first tree of an output, and the one after its last */
     const double* quadrature;           /* for k points from k * (k - 1): k nodes, then k weights */
     const double* weights;              /* TC_WEIGHTS x TC_WEIGHTS: (a-1)! n! / (a+n)! of one reference row among all */
+    const double* narrow;               /* for n, a up to TC_NARROW: weights[a, n] and weights[n, a] */
+    double counts[256];                 /* 0.0 to 255.0 */
     int32_t by_path;                    /* path-dependent */
     int32_t simd;                       /* see tc_shap_simd */
 } tc_shap;

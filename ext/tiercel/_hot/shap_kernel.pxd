@@ -36,6 +36,8 @@ cdef extern from "shap_kernel.h" nogil:
         const int64_t* raw_tree
         const double* quadrature
         const double* weights
+        const double* narrow
+        double counts[256]
         int32_t by_path, simd
     int tc_shap_simd()
     void tc_expand_row(const tc_shap* s, const float* row, float* out)

@@ -65,10 +65,10 @@ TC_TARGET static inline uint64_t TC_FN(tc_disjoint)(const uint16_t* masks, uint6
 
 #endif
 
-/* The sums of up to sixteen features: kept in registers while a unit's leaves are added. */
+/* The sums of up to sixteen features, in registers. `halves` is how many of eight there are. */
 typedef struct {
 #if TC_SIMD == 512
-    __m512d low, high;
+    __m512d half[2];
 #elif TC_SIMD == 256
     __m256d part[4];
 #else
@@ -77,63 +77,89 @@ typedef struct {
 } TC_FN(tc_sums);
 
 /* sums[j] += value for every bit j of `chosen`. */
-TC_TARGET static inline void TC_FN(tc_add_to)(TC_FN(tc_sums)* sums, uint64_t chosen, double value) {
+TC_TARGET static inline TC_ALWAYS void TC_FN(tc_add_to)(TC_FN(tc_sums)* sums, uint64_t chosen, double value,
+                                                        const int halves) {
 #if TC_SIMD == 512
     __m512d each = _mm512_set1_pd(value);
-    sums->low = _mm512_mask_add_pd(sums->low, (__mmask8)chosen, sums->low, each);
-    sums->high = _mm512_mask_add_pd(sums->high, (__mmask8)(chosen >> 8), sums->high, each);
+    for (int k = 0; k < halves; k++, chosen >>= 8)
+        sums->half[k] = _mm512_mask_add_pd(sums->half[k], (__mmask8)chosen, sums->half[k], each);
 #elif TC_SIMD == 256
     const __m256i bits = _mm256_set_epi64x(8, 4, 2, 1);
     __m256d each = _mm256_set1_pd(value);
-    for (int k = 0; k < 4; k++, chosen >>= 4) {
+    for (int k = 0; k < 2 * halves; k++, chosen >>= 4) {
         __m256i found = _mm256_and_si256(_mm256_set1_epi64x((int64_t)chosen), bits);
         __m256d added = _mm256_and_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(found, bits)), each);
         sums->part[k] = _mm256_add_pd(sums->part[k], added);
     }
 #else
+    (void)halves;
     for (; chosen; chosen &= chosen - 1) sums->each[TC_LOWEST(chosen)] += value;
+#endif
+}
+
+/* total[j] += value * sums[j]. */
+TC_TARGET static inline TC_ALWAYS void TC_FN(tc_add_all)(TC_FN(tc_sums)* total, const TC_FN(tc_sums)* sums, double value,
+                                                         const int halves) {
+#if TC_SIMD == 512
+    for (int k = 0; k < halves; k++)
+        total->half[k] = _mm512_add_pd(total->half[k], _mm512_mul_pd(_mm512_set1_pd(value), sums->half[k]));
+#elif TC_SIMD == 256
+    for (int k = 0; k < 2 * halves; k++)
+        total->part[k] = _mm256_add_pd(total->part[k], _mm256_mul_pd(_mm256_set1_pd(value), sums->part[k]));
+#else
+    for (int j = 0; j < 8 * halves; j++) total->each[j] += value * sums->each[j];
 #endif
 }
 
 /* Leaves without tables: each gives to the features that the row passes and a reference fails, and takes from those that
  * the row fails; over the distinct masks of references that fail none of the latter. */
-TC_TARGET static inline void TC_FN(tc_add_leaves)(const tc_shap* s, const tc_unit* unit, const uint64_t* failed,
-                                                  Py_ssize_t raw, double* phi) {
+TC_TARGET static inline TC_ALWAYS void TC_FN(tc_add_halves)(const tc_shap* s, const tc_unit* unit, const uint64_t* failed,
+                                                            Py_ssize_t raw, double* phi, const int halves) {
     const uint32_t* columns = s->columns + unit->columns;
     const uint16_t* n_masks = (const uint16_t*)(s->alone + unit->data);
     const uint64_t* at = s->alone + unit->data + (unit->inner + 3) / 4;
     _Alignas(64) double out[TC_NARROW];
-    TC_FN(tc_sums) sums;
-    memset(&sums, 0, sizeof sums);
+    TC_FN(tc_sums) total;
+    memset(&total, 0, sizeof total);
     for (int k = 0; k < unit->inner; k++) {
         tc_lone leaf = tc_next_leaf(s, n_masks[k], raw, &at);
-        int n = TC_COUNT(failed[k]);
-        const double* when_failed = s->weights + n * TC_WEIGHTS;
-        const double* when_passed = s->weights + n;
+        TC_FN(tc_sums) sums;
+        const double* weights = s->narrow + (size_t)TC_COUNT(failed[k]) * (2 * TC_NARROW_ROW);
         double lost = 0.0;
+        memset(&sums, 0, sizeof sums);
 #if TC_SIMD
+        uint64_t any = 0;
         for (int first = 0; first < leaf.n; first += 64) {
             uint64_t valid = TC_FN(tc_disjoint)(leaf.narrow + first, failed[k]);
             if (leaf.n - first < 64) valid &= ((uint64_t)1 << (leaf.n - first)) - 1;
-            for (; valid; valid &= valid - 1) {
+            for (any |= valid; valid; valid &= valid - 1) {
                 int b = first + TC_LOWEST(valid);
                 uint64_t gains = leaf.narrow[b];
 #else
+        uint64_t any = 1;
         {
             for (int b = 0; b < leaf.n; b++) {
                 uint64_t gains = leaf.narrow[b];
                 if (gains & failed[k]) continue;
 #endif
-                int a = TC_COUNT(gains);
-                double value = leaf.value * (double)leaf.counts[b];
-                lost += value * when_failed[a];
-                TC_FN(tc_add_to)(&sums, gains, value * when_passed[a * TC_WEIGHTS]);
+                const double* weight = weights + 2 * TC_COUNT(gains);
+                double count = s->counts[leaf.counts[b]];
+                lost += count * weight[1];
+                TC_FN(tc_add_to)(&sums, gains, count * weight[0], halves);
             }
         }
-        TC_FN(tc_add_to)(&sums, failed[k], -lost);
+        if (!any) continue;
+        TC_FN(tc_add_to)(&sums, failed[k], -lost, halves);
+        TC_FN(tc_add_all)(&total, &sums, leaf.value, halves);
     }
-    memcpy(out, &sums, sizeof out);
+    memcpy(out, &total, sizeof out);
     for (int j = 0; j < unit->width; j++) phi[columns[j]] += out[j];
+}
+
+TC_TARGET static void TC_FN(tc_add_leaves)(const tc_shap* s, const tc_unit* unit, const uint64_t* failed, Py_ssize_t raw,
+                                           double* phi) {
+    if (unit->width <= 8) TC_FN(tc_add_halves)(s, unit, failed, raw, phi, 1);
+    else TC_FN(tc_add_halves)(s, unit, failed, raw, phi, 2);
 }
 
 /* A single leaf of many features, or one explained by path. */
