@@ -143,6 +143,21 @@ def test_without_a_reference_set_golden_rows_are_it():
     assert told["reference"] != ReferenceSet.from_bytes(with_set[REFERENCE_SET_FILE]).digest
 
 
+def without_rows(data):
+    """A version whose golden rows are made up, too."""
+    return models.prepare_file(data).artifacts
+
+
+def test_with_nobody_to_compare_with_the_file_is_asked():
+    """Without any real rows a forest that counted its training data is explained by those counts; another says what is missing."""
+    rows = np.ascontiguousarray(finite_table()[0][:2])
+    told = explained(plan_of(without_rows(lightgbm_bytes())), rows)["explanation"]
+    assert (told["method"], told["kind"], told["reference"]) == ("exact", "path_dependent", None)
+    told = explained(plan_of(without_rows(linear_onnx())), rows)["explanation"]
+    assert told["method"] == "none"
+    assert "no reference set" in told["why"]
+
+
 def test_path_dependent_has_no_reference():
     """Asked for in tiercel.toml, contributions follow the file's own counts, and there is no reference to name."""
     declared = ModelSettings("m", explain=ExplainSettings(kind="path_dependent"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel._hot.explained import Explanations
-from tiercel.errors import TiercelError
+from tiercel.errors import TiercelError, UnexplainableModelError
 from tiercel.explain.reasons import ReasonForm, make_form
 from tiercel.explain.version_files import load_explanation_files
 from tiercel.models.explaining import LEAST_PROBABILITY, make_explainer
@@ -187,11 +187,14 @@ def _make(
     settings = None if declared is None else declared.explain
     golden = Golden.from_bytes(artifacts[GOLDEN_FILE]).rows
     files = load_explanation_files(artifacts, model.signature, settings, golden_rows=golden, owner=f"version {label}")
+    kind = "auto" if settings is None else settings.kind
+    if files.reference_rows is None and kind == "auto":
+        # Nobody to compare with: what the file counted at each node of its trees is the next best.
+        if not isinstance(model.body, Forest) or model.body.cover is None:
+            raise UnexplainableModelError(files.why_no_reference)
+        kind = "path_dependent"
     explainer = make_explainer(
-        model.scorer if model.body is None else model.body,
-        model.signature,
-        files.reference_rows,
-        kind="auto" if settings is None else settings.kind,
+        model.scorer if model.body is None else model.body, model.signature, files.reference_rows, kind=kind
     )
     return explainer, None if explainer.reference is None else files.reference_digest, files.policy
 
