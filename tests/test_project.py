@@ -228,7 +228,8 @@ def test_registering_twice_makes_one_version(project, training_set):
     assert project.profile(again) != before
     assert project.register(model, name="m", training_set=training_set, measure=False).reused
     assert set(project.registry.load_artifacts(again)) == {
-        "model.txt", "golden.msgpack", "model.json", "reference.msgpack", "explain_reference.msgpack"
+        "model.txt", "golden.msgpack", "model.json", "reference.msgpack", "training_rows.msgpack",
+        "explain_reference.msgpack",
     }  # fmt: skip
 
 

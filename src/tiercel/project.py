@@ -23,6 +23,7 @@ from tiercel.features.materialize import materialize
 from tiercel.features.online import ManifestWatcher, OnlineBase
 from tiercel.features.training import TrainingSet, get_historical_features
 from tiercel.monitor.reference import REFERENCE_FILE, Reference
+from tiercel.monitor.training_rows import TRAINING_ROWS_FILE, TrainingRows
 from tiercel.registry import Registry, VersionFacts
 from tiercel.settings import load_settings
 from tiercel.types import Tier, TrainingSnapshot
@@ -223,7 +224,7 @@ class Project:
             reasons: the reason policy (`tiercel.explain.policy_file`), a path relative to the project or its bytes; kept
                 with the version. Default: the one that [models.NAME.explain] of tiercel.toml names, if any.
             reference_rows: float32 (n, n_features): whom the version's explanations compare with; at most 100 of them are
-                drawn and kept. Default: the training set's rows.
+                drawn and kept. Default: the training set's rows, else the golden rows that are given.
             measure: False leaves measuring out: nothing stands against `tier`, and the first server measures.
             reuse: return the existing version when the same files were registered with the same facts before.
 
@@ -271,6 +272,8 @@ class Project:
             )
         prepare = models.prepare_file if models.is_file(model) else models.prepare
         prepared = prepare(model, feature_names=feature_names, golden_rows=golden_rows, training_rows=training_rows)
+        if reference_rows is None and training_rows is None:
+            reference_rows = golden_rows  # the caller's own; those that are made up are nobody's
         origin: Origin = "training" if reference_rows is None else "given"
         explanation = make_explanation_files(
             prepared.signature,
@@ -291,7 +294,8 @@ class Project:
         if training_rows is not None and prepared.scores is not None:
             rows = training_rows[:: prepared.scored_every]
             reference = Reference.build(rows, prepared.scores, prepared.signature.features)
-            artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes()}
+            sample = TrainingRows.draw(training_rows, prepared.signature.features)
+            artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes(), TRAINING_ROWS_FILE: sample.to_bytes()}
         facts = VersionFacts(
             snapshot=snapshot or TrainingSnapshot(source="unknown", n_rows=0, digest="unknown"),
             signature=prepared.signature,

@@ -86,7 +86,7 @@ def test_what_changed_stands_on_top_with_its_reason(drift):
 
 def test_programs_get_every_number(drift):
     """--json has all distances, shares, limits, notes and verdicts, without NaN."""
-    status, output = drift("late@champion", "--json")
+    status, output = drift("late@champion", "--json", "--no-score-shift")
     (report,) = json.loads(output)["reports"]
     assert (status, report["model"], report["version"], report["verdict"]) == (0, "late", 1, "drift")
     b = report["features"][1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,7 +123,6 @@ def test_before_anything_was_served(tmp_path, directory):
     ("arguments", "words"),
     [
         (("--test", "mmd"), "Name the MODEL"),
-        (("late", "--test", "mmd", "--against", "training"), "no rows"),
         (("late", "--test", "mmd", "--html", "x.html"), "--html"),
         (("late", "--test", "mmd", "--false-alarms", "2"), "--false-alarms"),
         (("late", "--rows", "200"), "are of --test"),
@@ -141,6 +141,60 @@ def test_without_lightgbm_the_install_command_is_said(drift, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     status, output = drift("late", "--test", "classifier", "--end", END)
     assert (status, 'pip install "tiercel[lightgbm]"' in output, "missing_extra" in output) == (1, True, True)
+
+
+def test_leaves_and_training_rows_need_their_files(drift, directory):
+    """A version without a training set, and one without trees, are told what to do instead."""
+    status, output = drift("late:1", "--test", "mmd", "--against", "training", "--end", END)
+    assert (status, "Register it again with its training set" in output) == (1, True), output
+    with Registry.for_state(directory / ".tiercel") as registry:
+        facts = replace(registry.get("late", 1).facts, engine="linear")
+        number = registry.register("late", {"model.txt": b"4"}, facts).version
+    status, output = drift(f"late:{number}", "--test", "leaves", "--end", END)
+    assert (status, "expected a forest" in output, "--test classifier or mmd" in output) == (1, True, True), output
+
+
+def test_leaves_of_a_served_forest_against_training(tmp_path):
+    """A registered forest: its own leaves, its own training rows; the printed command repeats the figures."""
+    import lightgbm
+
+    from tiercel.models import prepare
+    from tiercel.monitor.training_rows import TRAINING_ROWS_FILE, TrainingRows
+
+    (tmp_path / "tiercel.toml").write_text("[monitor]\nretention_days = 36500\n")
+    rng = np.random.default_rng(1)
+    rows = correlated(2_000, 0.9, rng, 3).astype(np.float32)
+    model = lightgbm.LGBMClassifier(n_estimators=10, num_leaves=15, n_jobs=1, verbosity=-1)
+    prepared = prepare(model.fit(rows, rows[:, 0] * rows[:, 1] > 0.5), feature_names=FEATURES)
+    files = {**prepared.artifacts, TRAINING_ROWS_FILE: TrainingRows.draw(rows, FEATURES, most=400).to_bytes()}
+    facts = VersionFacts(
+        snapshot=TrainingSnapshot("rows", 1, "0" * 64), signature=prepared.signature, author="a", engine="forest"
+    )
+    with Registry.for_state(tmp_path / ".tiercel") as registry:
+        registry.register("late", files, facts)
+    recorder = make_recorder(tmp_path / ".tiercel")
+    plan = recorder.for_plan("late", 1, prepared.signature)
+    for i, row in enumerate(correlated(300, -0.9, rng, 3).astype(np.float32)):
+        plan.add(row[None], np.full((1, 1), 0.5), number=i, received_us=NOW_US - HOUR_US + i * 10_000_000)
+    recorder.close()
+
+    def drift(*arguments):
+        command = ["drift", *arguments, "--project", str(tmp_path)]
+        return CliRunner().invoke(main, command, catch_exceptions=False).output
+
+    output = drift("late:1", "--test", "leaves", "--against", "training", "--end", END)
+    assert "late version 1 against training, leaf occupancy: drift" in output
+    assert "Rows end in other leaves of the model's trees than in training, chiefly by" in output
+    assert "compared with: training set, 400 rows\n" in output
+    assert "chi-square distance lost" in output
+    found = json.loads(drift("late:1", "--test", "leaves", "--against", "training", "--end", END, "--json"))
+    assert (found["verdict"], found["measure"], found["n_reference_available"]) == ("drift", "chi2", 2_000)
+    assert 0 < found["effect"] < found["statistic"] < 1
+    assert json.loads(drift(*shlex.split(found["command"])[2:], "--json")) == found
+    assert (
+        json.loads(drift("late:1", "--test", "classifier", "--against", "training", "--end", END, "--json"))["p_value"]
+        < 0.02
+    )
 
 
 def test_it_stands_back(drift, stood_back):

@@ -52,7 +52,10 @@ def asked(directory):
             for base in (url, f"{process.admin_url}/api")
         ]
         with Client(url) as client:
-            fast = client.predict("fraud", **QUESTION, explain="full")
+            for _ in range(50):  # on a busy machine there may be no time left of the tier's 10 ms
+                fast = client.predict("fraud", **QUESTION, explain="full")
+                if fast.explanation.method == "exact":
+                    break
             again = client.explanation(fast)
     return shown.output, told, ports, (fast, again)
 

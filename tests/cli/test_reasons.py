@@ -14,6 +14,7 @@ from tiercel import Project
 from tiercel.cli.main import main
 from tiercel.errors import ReasonPolicyError, SchemaMismatchError
 from tiercel.explain.version_files import load_explanation_files
+from tiercel.models.golden import Golden
 
 POLICY = """
 version = 1
@@ -140,3 +141,19 @@ def test_a_policy_that_does_not_fit_registers_nothing(directory):
         )
         loaded = load_explanation_files(project.registry.load_artifacts(version), version.facts.signature)
         assert (len(loaded.reference_rows), loaded.reference.origin) == (7, "given")
+
+
+def test_a_file_without_rows_has_no_reference_set(directory):
+    """Rows that registering makes up are nobody to compare with: golden rows count only where the caller brought them."""
+    with Project(directory) as project:
+        model, training_set = projects.train(project)[1:]
+        data = model.booster_.model_to_string().encode()
+        for golden_rows, n_rows in ((None, None), (training_set.X[:9], 9)):
+            version = project.register(
+                data, name="file", feature_names=training_set.feature_names, golden_rows=golden_rows, measure=False
+            )
+            artifacts = project.registry.load_artifacts(version)
+            golden = Golden.from_bytes(artifacts["golden.msgpack"]).rows
+            loaded = load_explanation_files(artifacts, version.facts.signature, golden_rows=golden)
+            assert (None if loaded.reference is None else len(loaded.reference_rows)) == n_rows
+            assert ("no reference set" in loaded.why_no_reference) == (n_rows is None)

@@ -32,7 +32,7 @@ SERVICE = "flight_delay"
 def flights(tmp_path_factory):
     """The applied project, its state and October's training set."""
     project = tmp_path_factory.mktemp("flights")
-    for name in ("features.py", "tiercel.toml"):
+    for name in ("features.py", "reasons.toml", "tiercel.toml"):
         shutil.copy(Path(project_package.__file__).parent / name, project)
     fetch_data(project)
     state = project / ".tiercel"

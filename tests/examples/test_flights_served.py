@@ -17,6 +17,7 @@ import tiercel.examples.flights as project_package
 from tiercel.examples.flights.data import LABEL, fetch_data, labels_sql
 from tiercel.examples.flights.replay import ENTITY_KEYS, REQUEST_FEATURES
 from tiercel.examples.flights.train import MODEL, SERVICE, TREES
+from tiercel.explain.policy_file import read_policy
 from tiercel.monitor.journal import read_journal
 from tiercel.project import Project
 
@@ -26,13 +27,37 @@ pytestmark = pytest.mark.skipif(
 )
 MOMENT = datetime(2013, 10, 10, 21, tzinfo=UTC)  # 17:00 in New York
 N_FLIGHTS = 240
+N_EXPLAINED = 40
+POLICY, _ = read_policy(Path(project_package.__file__).parent / "reasons.toml")
+
+
+def check_reasons(reply, model, row):
+    """Reasons are the policy's, against the score, and the largest of groups of contributions that add up to the margin."""
+    told = reply["explanation"]
+    assert told["method"] == "exact", told
+    assert told["policy"] == POLICY.digest
+    margin = model.booster_.predict(row[None, :], raw_score=True)[0]
+    assert told["expected"] + sum(told["contributions"].values()) == pytest.approx(margin, rel=1e-6, abs=1e-6)
+    texts = {each.wording.code: each.wording.text("en") for each in POLICY.reasons}
+    texts |= {each.missing.code: each.missing.text("en") for each in POLICY.reasons if each.missing}
+    texts |= {each.code: each.text("en") for each in (POLICY.missing, POLICY.insufficient)}
+    values = [reason["contribution"] for reason in reply["reasons"]]
+    assert values == sorted(values, reverse=True)
+    assert 1 <= len(values) <= POLICY.k
+    assert min(values) > 0 or [reason["code"] for reason in reply["reasons"]] == [POLICY.insufficient.code]
+    missing = {name for name, value in zip(model.booster_.feature_name(), row, strict=True) if np.isnan(value)}
+    for reason in reply["reasons"]:
+        assert reason["text"] == texts[reason["code"]]
+        is_about_missing = reason["code"].endswith("M")
+        counted = [name for name in reason["features"] if (name in missing) == is_about_missing]
+        assert reason["contribution"] == pytest.approx(sum(told["contributions"][name] for name in counted), abs=1e-12)
 
 
 def test_served_flights_are_the_training_rows(tmp_path):
     """Both paths score hundreds of flights on the bits of the training set, and give the scores of the trained model."""
     import lightgbm
 
-    for name in ("features.py", "tiercel.toml"):
+    for name in ("features.py", "reasons.toml", "tiercel.toml"):
         shutil.copy(Path(project_package.__file__).parent / name, tmp_path)
     with (tmp_path / "tiercel.toml").open("a") as file:
         file.write("\n[control]\nport = 0\n")
@@ -68,6 +93,12 @@ def test_served_flights_are_the_training_rows(tmp_path):
                 )
                 assert reply.status_code == 200, reply.text
                 asked[reply.json()["id"]] = (row, is_fast, reply.json()["score"])
+            if row < N_EXPLAINED:
+                check_reasons(
+                    client.post(f"/predict/{MODEL}", json={**body, "explain": "full", "deadline_ms": 60_000}).json(),
+                    model,
+                    trained.X[row],
+                )
     records = {record.id: record for record in read_journal(tmp_path / ".tiercel" / "journal")}
     expected = model.predict_proba(trained.X)[:, 1]
     for id_, (row, is_fast, score) in asked.items():

@@ -38,7 +38,7 @@ def flights_project(directory):
     from tiercel.examples.flights.train import MODEL, SERVICE, TREES
     from tiercel.project import Project
 
-    for name in ("features.py", "tiercel.toml"):
+    for name in ("features.py", "reasons.toml", "tiercel.toml"):
         shutil.copy(Path(project_package.__file__).parent / name, directory)
     with (directory / "tiercel.toml").open("a") as file:
         file.write("\n[control]\nport = 0\n")

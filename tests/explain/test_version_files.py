@@ -158,6 +158,8 @@ def test_versions_from_before_still_explain():
     assert loaded.policy.is_default
     assert loaded.reference.origin == "golden"
     assert len(loaded.reference_rows) == 100
+    for made_up in (rows_of(64), np.vstack([rows_of(99), np.full((1, 2), -np.inf, np.float32)])):
+        assert load_explanation_files({}, SIGNATURE, golden_rows=made_up).reference is None
     loaded = load_explanation_files({}, SIGNATURE, owner="'late' version 3")
     assert loaded.reference_rows is loaded.reference_digest is None
     assert "'late' version 3 was registered without training rows" in loaded.why_no_reference

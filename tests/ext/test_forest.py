@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference.forest import score_forest
+from tests.reference.forest import find_leaves, score_forest
 from tiercel._hot.forest import ForestScorer
 from tiercel._hot.forest_blocks import MODES
 
@@ -110,6 +110,38 @@ def test_forest_equals_reference(
     )  # fmt: skip
     rows = random_rows(forest, seed, n_rows)
     np.testing.assert_array_equal(forest.compile(wide=wide, blocks=blocks).score(rows), score_forest(forest, rows))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    n_rows=st.sampled_from([0, 1, 7, 8, 9, 64, 65, 130]),
+    sets=st.booleans(),
+    skew=st.booleans(),
+    wide=st.booleans(),
+)
+def test_leaves_equal_reference(seed, n_rows, sets, skew, wide):
+    """The leaf of every row in every tree is where the obvious walk ends, and stays below the tree's number of leaves."""
+    forest = random_forest(seed, sets=sets, skew=skew)
+    rows = random_rows(forest, seed, n_rows)
+    scorer = forest.compile(wide=wide)
+    found = scorer.leaves(rows)
+    np.testing.assert_array_equal(found, find_leaves(forest, rows))
+    assert found.dtype == np.int32
+    assert found.shape == (n_rows, forest.n_trees)
+    assert (found < scorer.leaf_counts).all()
+    ends = zip(forest.tree_start[:-1], forest.tree_start[1:], strict=True)
+    assert scorer.leaf_counts.tolist() == [int((forest.leaf[begin:end] >= 0).sum()) for begin, end in ends]
+
+
+def test_leaves_look_at_prepared_rows_and_refuse_other_shapes():
+    """Steps come before the walk, as they do for scores; rows of another width are refused."""
+    fill = Step(StepKind.IMPUTE_NAN, np.full(4, 0.25, np.float32), np.zeros(4, np.float32))
+    forest = random_forest(3, steps=(fill,))
+    rows = random_rows(forest, 4, 40)
+    np.testing.assert_array_equal(forest.compile().leaves(rows), find_leaves(forest, rows))
+    with pytest.raises(ValueError, match="Expected rows of 4 features, got 3"):
+        forest.compile().leaves(rows[:, :3].copy())
 
 
 @pytest.mark.parametrize("aggregate", list(Aggregate))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from tests.support import stores
-from tests.support.explained import LinearVersion
+from tests.support.linear_plans import LinearVersion
 from tiercel._hot.explained import Explanations
 from tiercel._hot.linear_shap import LinearExplainer
 from tiercel._hot.plan import ServingPlan

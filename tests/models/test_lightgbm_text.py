@@ -59,6 +59,17 @@ def test_scores_equal_lightgbm(objective, params, categorical):
 
 
 @pytest.mark.parametrize("categorical", [False, True])
+@pytest.mark.parametrize("objective", ["binary", "multiclass"])
+def test_leaves_are_those_that_lightgbm_predicts(objective, categorical):
+    """Leaf numbers are LightGBM's own `pred_leaf` on hostile rows, of plain trees and of those with category sets."""
+    data = lightgbm_bytes(objective, categorical)
+    parsed = read_lightgbm(data)
+    rows = probe_rows(parsed, 6, 2000, np.random.default_rng(3))
+    expected = lightgbm.Booster(model_str=data.decode()).predict(rows, num_threads=1, pred_leaf=True)
+    np.testing.assert_array_equal(parsed.body.compile().leaves(rows), expected)
+
+
+@pytest.mark.parametrize("categorical", [False, True])
 def test_scores_equal_reference(categorical):
     """The obvious walk over what was read gives the same sums."""
     body = replace(read_lightgbm(lightgbm_bytes("multiclass", categorical)).body, post=Post.IDENTITY)

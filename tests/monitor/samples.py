@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tiercel.monitor.exchanges import Units
@@ -33,3 +35,23 @@ def clustered(n_requests, size, rng, n_features=3):
 def units(n_beside, n_window):
     """A request per row."""
     return Units.of(np.arange(n_beside), np.arange(n_window))
+
+
+@functools.cache
+def forest(n_features=4, n_trees=20):
+    """A compiled forest whose leaves tell signs of the first two features' product, and the other features' sizes."""
+    import lightgbm
+
+    from tiercel.models.lightgbm_text import read_lightgbm
+
+    rng = np.random.default_rng(99)
+    rows = rng.normal(size=(4_000, n_features))
+    target = 3 * np.sign(rows[:, 0] * rows[:, 1]) + rows[:, 2:].sum(axis=1)
+    settings = {"num_leaves": 15, "verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True}
+    booster = lightgbm.train(settings, lightgbm.Dataset(rows, target), n_trees)
+    return read_lightgbm(booster.model_to_string().encode()).body.compile()
+
+
+def leaves_of(rows):
+    """Leaves of rows in `forest()`."""
+    return forest(rows.shape[1]).leaves(np.ascontiguousarray(rows, np.float32))

@@ -7,17 +7,19 @@ import json
 import duckdb
 import numpy as np
 import pytest
-from tests.monitor.samples import HOUR_US, correlated, sample
+from tests.monitor.samples import HOUR_US, correlated, leaves_of, sample
 from tests.monitor.test_row_samples import plan_of
 
 from tiercel.monitor.feature_drift import Verdict
 from tiercel.monitor.multivariate import TESTS, compare_samples, multivariate_report
+from tiercel.monitor.training_rows import TrainingRows
 
 NAMES = ("a", "b", "c", "d")
 BEGIN_US = 24 * HOUR_US
 
 
 def compare(window, beside, test="mmd", against="previous", features=NAMES, **kwargs):
+    kwargs = {"leaves_of": leaves_of} | kwargs
     return compare_samples("late", 1, features, window, beside, test=test, against=against, **kwargs)
 
 
@@ -28,7 +30,11 @@ def test_a_correlation_that_turned_is_found_and_told(test):
     report = compare(sample(correlated(400, -0.8, rng)), sample(correlated(400, 0.8, rng)), test)
     assert (report.verdict, report.n_rows, report.n_reference) == (Verdict.DRIFT, 400, 400)
     assert report.p_value <= 0.01 == report.level
-    assert report.effect == (report.statistic - 0.5 if test == "classifier" else report.statistic)
+    if test == "leaves":
+        assert 0 < report.effect < report.statistic < 1
+    else:
+        assert report.effect == (report.statistic - 0.5 if test == "classifier" else report.statistic)
+    assert (report.psi is not None) == (test == "leaves")
     assert report.statistic > report.chance_limit
     top = report.features[:2]
     assert {each.name for each in top} == {"a", "b"}
@@ -84,11 +90,33 @@ def test_features_that_tell_nothing_are_left_out_and_named(test):
     rows = correlated(240, 0, rng)
     rows[:, 1], rows[:, 2] = 5, np.nan
     rows[::7, 3] = np.inf
-    report = compare(sample(rows[:120]), sample(rows[120:]), test, masked=["secret"])
+    masked = [] if test == "leaves" else ["secret"]
+    report = compare(sample(rows[:120]), sample(rows[120:]), test, masked=masked)
     assert report.verdict is Verdict.STABLE
     assert "Left out: c (no value in any of these rows)." in report.notes
     assert "Left out: b (the same value in all of these rows)." in report.notes
-    assert any("secret" in note and "hash_columns" in note for note in report.notes)
+    assert any("secret" in note and "hash_columns" in note for note in report.notes) == bool(masked)
+
+
+def test_leaves_need_every_feature():
+    """A masked feature leaves nobody knowing where a row ends: no verdict, and the feature is named."""
+    rng = np.random.default_rng(4)
+    report = compare(sample(correlated(99, 0, rng)), sample(correlated(99, 0, rng)), "leaves", masked=["secret"])
+    assert (report.verdict, report.statistic) == (Verdict.NOT_COMPARABLE, None)
+    assert "need all features, and secret is masked" in report.meaning
+    with pytest.raises(ValueError, match="leaves_of"):
+        compare(sample(correlated(99, 0, rng)), sample(correlated(99, 0, rng)), "leaves", leaves_of=None)
+
+
+def test_rows_of_the_training_set_are_compared_with():
+    """Against training: the kept rows stand in for an earlier stretch, and the report says how many of how many."""
+    rng = np.random.default_rng(11)
+    kept = TrainingRows.draw(correlated(900, 0.8, rng).astype(np.float32), NAMES, most=300).sample()
+    report = compare(sample(correlated(300, -0.8, rng)), kept, "leaves", against="training")
+    assert (report.verdict, report.n_reference, report.n_reference_available) == (Verdict.DRIFT, 300, 900)
+    assert (report.reference_begin_us, report.reference_end_us) == (0, 0)
+    assert "Compared with 300 rows drawn from 900 of the training set." in report.notes
+    assert "than in training" in report.meaning
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -138,13 +166,19 @@ def test_no_features_at_all(test):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"test": "ks"}, {"against": "training"}, {"end_us": 0}, {"most_rows": 0}, {"most_rows": 10**6}]
+    "wrong", [{"test": "ks"}, {"against": "tomorrow"}, {"end_us": 0}, {"most_rows": 0}, {"most_rows": 10**6}]
 )
 def test_what_cannot_be_asked_is_refused(wrong):
     """Another test or comparison, no stretch, no bound: a ValueError that says what is expected."""
     given = {"test": "mmd", "begin_us": 0, "end_us": 1, **wrong}
     with duckdb.connect() as connection, pytest.raises(ValueError, match="Expected one of classifier, mmd"):
         multivariate_report(connection, plan_of(), given.pop("test"), **given)
+
+
+def test_training_needs_its_rows():
+    """Asked against training without the rows, it is the caller's mistake."""
+    with duckdb.connect() as connection, pytest.raises(ValueError, match="Expected rows of the training set"):
+        multivariate_report(connection, plan_of(), "mmd", begin_us=0, end_us=1, against="training")
 
 
 @pytest.mark.parametrize(("against", "back_us"), [("previous", HOUR_US), ("last-week", 7 * 24 * HOUR_US)])

@@ -15,6 +15,17 @@ def score_forest(forest: Forest, rows: np.ndarray) -> np.ndarray:
     return np.array([_score_row(forest, row, real) for row in prepared]).reshape(len(rows), -1)
 
 
+def find_leaves(forest: Forest, rows: np.ndarray) -> np.ndarray:
+    """What `forest.compile().leaves(rows)` must return: leaves numbered from each tree's first."""
+    bounds = zip(forest.tree_start[:-1], forest.tree_start[1:], strict=True)
+    first = [min(leaf for leaf in forest.leaf[begin:end] if leaf >= 0) for begin, end in bounds]
+    found = [
+        [_leaf(forest, tree, row) - first[tree] for tree in range(forest.n_trees)]
+        for row in apply_steps(forest.steps, rows)
+    ]
+    return np.array(found, dtype=np.int32).reshape(len(rows), forest.n_trees)
+
+
 def _score_row(forest, row, real):
     start = forest.base if forest.base_first else np.zeros(forest.n_raw)
     raw = [real(value) for value in start]

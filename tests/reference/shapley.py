@@ -24,11 +24,11 @@ def shapley(value, n_features: int) -> np.ndarray:
     worth = {frozenset(chosen): value(frozenset(chosen)) for chosen in coalitions(n_features)}
     phi = np.zeros(n_features)
     for j in range(n_features):
-        for without in worth:
+        for without, alone in worth.items():
             if j not in without:
                 s = len(without)
                 weight = math.factorial(s) * math.factorial(n_features - s - 1) / math.factorial(n_features)
-                phi[j] += weight * (worth[without | {j}] - worth[without])
+                phi[j] += weight * (worth[without | {j}] - alone)
     return phi
 
 
@@ -38,11 +38,11 @@ def interactions(value, n_features: int) -> np.ndarray:
     phi = np.zeros((n_features, n_features))
     for i in range(n_features):
         for j in range(n_features):
-            for without in worth:
+            for without, alone in worth.items():
                 if i != j and i not in without and j not in without:
                     s = len(without)
                     weight = math.factorial(s) * math.factorial(n_features - s - 2) / math.factorial(n_features - 1) / 2
-                    joint = worth[without | {i, j}] - worth[without | {i}] - worth[without | {j}] + worth[without]
+                    joint = worth[without | {i, j}] - worth[without | {i}] - worth[without | {j}] + alone
                     phi[i, j] += weight * joint
     np.fill_diagonal(phi, shapley(value, n_features) - phi.sum(axis=1))
     return phi

@@ -96,7 +96,7 @@ cdef class Explanations:
 
     def need_us(self, Py_ssize_t n_rows=1):
         """What explaining so many rows takes, as measured, in microseconds; 0: nothing, or not measured."""
-        return self.need_ns(n_rows) / 1000
+        return self.need_ns(n_rows) / 1000.0
 
     cdef int64_t need_ns(self, Py_ssize_t n_rows) noexcept nogil:
         return self._call_ns + n_rows * self._row_ns

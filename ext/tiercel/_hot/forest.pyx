@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from tiercel._hot.forest_blocks cimport ForestBlocks
 from tiercel._hot.forest_kernel cimport (
     TC_CHUNK_TREES, TC_LANES, TC_LEAF_BITS, TC_LEAF_MASK, TC_MAX, TC_NO_SET, TC_POST_KINDS, TC_STACK_RAW, TC_STEP_KINDS,
-    TC_SUM, tc_forest, tc_node, tc_score_rows, tc_set, tc_step, tc_walk_rows, tc_wide_node,
+    TC_SUM, tc_forest, tc_leaf_numbers, tc_node, tc_score_rows, tc_set, tc_step, tc_walk_rows, tc_wide_node,
 )
 from tiercel._hot.scorer cimport SCORE_NO_MEMORY, SCORE_OK, Scorer, ScoreStatus
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint16_t, uint32_t
@@ -206,11 +206,12 @@ cdef class ForestScorer(Scorer):
         placed = np.zeros(n_nodes, dtype=NODE if compact else WIDE_NODE)
         starts, depths = np.empty(n_trees, dtype=np.int32), np.zeros(n_trees, dtype=np.int32)
         has_sets, first_leaf = np.zeros(n_trees, dtype=np.uint8), np.zeros(n_trees, dtype=np.int64)
+        leaf_counts = np.zeros(n_trees, dtype=np.int64)
         order_array, level_array = np.empty(n_nodes, dtype=np.int32), np.empty(n_nodes, dtype=np.int32)
         seen_array = np.zeros(n_nodes, dtype=np.uint8)
         cdef int32_t[::1] order = order_array, level = level_array, start_of = starts, depth_of = depths
         cdef uint8_t[::1] seen = seen_array, sets_in = has_sets
-        cdef int64_t[::1] leaf_of = first_leaf
+        cdef int64_t[::1] leaf_of = first_leaf, count_of = leaf_counts
         cdef uint8_t[::1] raw = placed.view(np.uint8)
         cdef tc_node* nodes = <tc_node*>&raw[0]
         cdef tc_wide_node* wide = <tc_wide_node*>&raw[0]
@@ -257,7 +258,7 @@ cdef class ForestScorer(Scorer):
                 raise ValueError(f"Expected every node of tree {tree} below its root, {end - tail} are not")
             if highest - lowest >= TC_LEAF_MASK:
                 raise ValueError(f"Expected at most {TC_LEAF_MASK} leaves in tree {tree}")
-            start_of[tree], leaf_of[tree] = <int32_t>begin, lowest
+            start_of[tree], leaf_of[tree], count_of[tree] = <int32_t>begin, lowest, highest - lowest + 1
             longest = max(longest, depth_of[tree])
             # Children were appended in the order their parents were taken: the next unplaced pair is this node's.
             tail = begin + 1
@@ -295,7 +296,7 @@ cdef class ForestScorer(Scorer):
         self.depth = longest
         arrays = self._arrays
         arrays["nodes"], arrays["tree_start"], arrays["tree_depth"] = placed, starts, depths
-        arrays["tree_has_sets"], arrays["tree_leaf"] = has_sets, first_leaf
+        arrays["tree_has_sets"], arrays["tree_leaf"], arrays["leaf_counts"] = has_sets, first_leaf, leaf_counts
         self._forest.nodes = nodes if compact else NULL
         self._forest.wide_nodes = NULL if compact else wide
         self._forest.tree_start, self._forest.tree_depth = &start_of[0], &depth_of[0]
@@ -361,6 +362,34 @@ cdef class ForestScorer(Scorer):
         if tc_score_rows(&self._forest, &self._blocks.blocks, rows, n_rows, stride, out, self.n_outputs) != 0:
             return SCORE_NO_MEMORY
         return SCORE_OK
+
+    def leaves(self, const feature_t[:, ::1] rows not None):
+        """The leaf that each row reaches in each tree: int32 (n, n_trees), numbered within the tree.
+
+        Numbers are the source library's own where it numbers leaves (LightGBM's `pred_leaf`); `leaf_counts` says how many
+        each tree has. The GIL is released.
+
+        Raises:
+            ValueError: rows of another number of features.
+            MemoryError: there is no room for the result or for one block of rows.
+        """
+        if rows.shape[1] != self.n_features:
+            raise ValueError(f"Expected rows of {self.n_features} features, got {rows.shape[1]}")
+        result = np.empty((rows.shape[0], self.n_trees), dtype=np.int32)
+        if not rows.shape[0]:
+            return result
+        cdef int32_t[:, ::1] out = result
+        cdef int status
+        with nogil:
+            status = tc_leaf_numbers(&self._forest, &rows[0, 0], rows.shape[0], self.n_features, &out[0, 0])
+        if status != 0:
+            raise MemoryError
+        return result
+
+    @property
+    def leaf_counts(self):
+        """Leaves of each tree: int64 (n_trees,); `leaves` gives numbers below these."""
+        return self._arrays["leaf_counts"].copy()
 
     def time_one_row(self, const feature_t[:, ::1] rows not None, Py_ssize_t repeats):
         """Score `rows` one at a time from compiled code, `repeats` times over: (scores, seconds per row).

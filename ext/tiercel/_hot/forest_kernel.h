@@ -155,6 +155,22 @@ static inline void tc_find_leaves(const tc_forest* f, Py_ssize_t chunk, const fl
     }
 }
 
+/* Up to eight expanded rows, one behind the other, down one tree: at[0 .. n) ends on their leaves. */
+static inline void tc_walk_tree(const tc_forest* f, Py_ssize_t tree, const float* rows, int n, intptr_t* at) {
+    Py_ssize_t width = 2 * f->n_features;
+    const float* r[TC_LANES];
+    for (int lane = 0; lane < TC_LANES; lane++) {
+        at[lane] = f->tree_start[tree];
+        r[lane] = rows + (lane < n ? lane : 0) * width;
+    }
+    if (f->nodes != NULL)
+        tc_walk8(f->nodes, at, r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], f->tree_depth[tree]);
+    else if (!f->tree_has_sets[tree])
+        tc_wide_walk8(f->wide_nodes, at, r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], f->tree_depth[tree]);
+    else
+        for (int lane = 0; lane < n; lane++) at[lane] = tc_set_walk(f->wide_nodes, f->sets, f->words, at[lane], r[lane]);
+}
+
 /* One tree's leaf into one row's raw outputs; `seen` tells MIN and MAX whether acc holds anything yet. */
 #define TC_DEFINE_ADD(name, real, values_of)                                                                           \
     static inline void name(const tc_forest* f, Py_ssize_t tree, int64_t leaf, real* acc) {                            \
@@ -214,20 +230,8 @@ static inline void tc_find_leaves(const tc_forest* f, Py_ssize_t chunk, const fl
         for (Py_ssize_t tree = 0; tree < f->n_trees; tree++) {                                                         \
             for (Py_ssize_t i = 0; i < n_rows; i += TC_LANES) {                                                        \
                 intptr_t at[TC_LANES];                                                                                 \
-                const float* r[TC_LANES];                                                                              \
                 int n = n_rows - i < TC_LANES ? (int)(n_rows - i) : TC_LANES;                                          \
-                for (int lane = 0; lane < TC_LANES; lane++) {                                                          \
-                    at[lane] = f->tree_start[tree];                                                                    \
-                    r[lane] = rows + (i + (lane < n ? lane : 0)) * width;                                              \
-                }                                                                                                      \
-                if (f->nodes != NULL)                                                                                  \
-                    tc_walk8(f->nodes, at, r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], f->tree_depth[tree]);       \
-                else if (!f->tree_has_sets[tree])                                                                      \
-                    tc_wide_walk8(f->wide_nodes, at, r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7],                   \
-                                  f->tree_depth[tree]);                                                                \
-                else                                                                                                   \
-                    for (int lane = 0; lane < n; lane++)                                                               \
-                        at[lane] = tc_set_walk(f->wide_nodes, f->sets, f->words, at[lane], r[lane]);                   \
+                tc_walk_tree(f, tree, rows + i * width, n, at);                                                        \
                 for (int lane = 0; lane < n; lane++)                                                                   \
                     tc_add_##suffix(f, tree, tc_found(f, tree, at[lane]), &acc[(i + lane) * f->n_raw]);                \
             }                                                                                                          \
@@ -285,6 +289,30 @@ static inline int tc_walk_rows(const tc_forest* f, const float* rows, Py_ssize_t
     if (row != row_stack) free(row);
     if (acc != acc_stack) free(acc);
     return status;
+}
+
+/* Every tree's leaf, numbered within its tree, of every row: out is n_rows x n_trees. 0, or 1 without memory for scratch. */
+static inline int tc_leaf_numbers(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
+                                  int32_t* out) {
+    Py_ssize_t width = 2 * f->n_features;
+    Py_ssize_t block = n_rows < TC_BLOCK_ROWS ? n_rows : TC_BLOCK_ROWS;
+    float* expanded = (float*)malloc((size_t)(block * width) * sizeof *expanded);
+    if (expanded == NULL) return 1;
+    for (Py_ssize_t first = 0; first < n_rows; first += block) {
+        Py_ssize_t n_block = n_rows - first < block ? n_rows - first : block;
+        for (Py_ssize_t i = 0; i < n_block; i++) tc_expand(f, rows + (first + i) * stride, expanded + i * width);
+        for (Py_ssize_t tree = 0; tree < f->n_trees; tree++) {
+            for (Py_ssize_t i = 0; i < n_block; i += TC_LANES) {
+                intptr_t at[TC_LANES];
+                int n = n_block - i < TC_LANES ? (int)(n_block - i) : TC_LANES;
+                tc_walk_tree(f, tree, expanded + i * width, n, at);
+                for (int lane = 0; lane < n; lane++)
+                    out[(first + i + lane) * f->n_trees + tree] = (int32_t)(tc_found(f, tree, at[lane]) - f->tree_leaf[tree]);
+            }
+        }
+    }
+    free(expanded);
+    return 0;
 }
 
 #endif

@@ -79,3 +79,5 @@ cdef extern from "forest_blocks.h" nogil:
                       double* out, Py_ssize_t n_outputs)
     int tc_walk_rows(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
                      double* out, Py_ssize_t n_outputs)
+    # Leaves numbered within their trees, n_rows x n_trees; the same status.
+    int tc_leaf_numbers(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride, int32_t* out)

@@ -189,7 +189,7 @@ cdef class Prepared:
     @property
     def explain_need_us(self):
         """What explaining its rows takes, as measured, in microseconds."""
-        return self.plan.explanations.need_ns(self.n_rows) / 1000
+        return self.plan.explanations.need_ns(self.n_rows) / 1000.0
 
     cdef int _ask(self, bint is_full, ReasonForm form) except -1:
         """Be explained anew."""

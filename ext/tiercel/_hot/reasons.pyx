@@ -152,6 +152,7 @@ cdef class ReasonForm:
         """
         cdef int n_members = 0
         cdef Py_ssize_t n_rows = rows.shape[0], most, size
+        cdef const double* errors = NULL
         cdef char* out
         shape = (n_rows, self.n_features)
         if n_rows == 0:
@@ -162,6 +163,8 @@ cdef class ReasonForm:
             raise ValueError(f"Expected standard errors of {n_rows} rows and {self.n_features} features")
         if kind not in (BODY_JSON, BODY_MSGPACK) or not 0 <= output < self.n_outputs or (single and n_rows != 1):
             raise ValueError(f"Expected JSON or msgpack, one of {self.n_outputs} outputs, and one row where single")
+        if standard_error is not None:
+            errors = &standard_error[0, 0]
         most = self.most_bytes(n_rows, full)
         out = <char*>PyMem_RawMalloc(most)
         if out is NULL:
@@ -169,7 +172,7 @@ cdef class ReasonForm:
         try:
             size = self.write_into(
                 out, kind, &rows[0, 0], &phi[0, 0], n_rows, single, output, expected, full,
-                NULL if standard_error is None else &standard_error[0, 0], &n_members,
+                errors, &n_members,
             )
             return PyBytes_FromStringAndSize(out, size), n_members
         finally:

@@ -40,6 +40,7 @@ class ForestExplainer(Explainer):
         cover: NDArray[np.float64] | None = None,
         table_bytes: int = ...,
         merge_bytes: int = ...,
+        vector_bits: int = ...,
     ) -> None: ...
     def interact(
         self, rows: NDArray[np.float32], raw: int = 0

@@ -94,6 +94,7 @@ cdef class ForestExplainer(Explainer):
             these rows, which weigh alike.
         cover: float64 per node, how much of the training data came there: path-dependent. One of the two.
         table_bytes: bound on the tables; 0 for none.
+        vector_bits: use vectors of at most so many bits (for tests; the answers are the same).
         merge_bytes: subtrees are joined to one unit up to a table of this size, and where joining costs no memory.
     Raises:
         ValueError: arrays that do not describe trees, or a path of more than MAX_PATH_FEATURES different features.
@@ -113,6 +114,7 @@ cdef class ForestExplainer(Explainer):
         self, *, Py_ssize_t n_features, Py_ssize_t n_raw, tree_start, feature, threshold, left, right, missing_left,
         set_of, leaf, values, tree_raw, base, set_words, set_start, set_equal, bint floor_negative, list steps,
         reference=None, cover=None, Py_ssize_t table_bytes=TABLE_BYTES, Py_ssize_t merge_bytes=MERGE_BYTES,
+        int vector_bits=512,
     ):
         if self._arrays is not None:
             raise TypeError("ForestExplainer is immutable; it cannot be initialised twice")
@@ -171,6 +173,7 @@ cdef class ForestExplainer(Explainer):
         else:
             expected += reached[leaf[~inner]] @ values[leaf[~inner]]
         self._arrays["expected"] = expected
+        self._shap.simd = next(bits for bits in (512, 256, 0) if bits <= min(vector_bits, tc_shap_simd()))
         cdef const double[::1] expected_view = expected
         self._expected = &expected_view[0]
 
@@ -239,6 +242,7 @@ cdef class ForestExplainer(Explainer):
         sizes = np.diff(starts)
         layout.path_length, layout.has_table = np.zeros(n_nodes, np.uint8), np.zeros(n_nodes, np.uint8)
         layout.unit_inner, layout.unit_width = np.full(n_nodes, -1, np.int32), np.zeros(n_nodes, np.int32)
+        layout.unit_leaves = np.zeros(n_nodes, np.int32)
         layout.unit_bytes = np.zeros(n_nodes, np.int64)
         for tree in range(self.n_trees):
             layout.measure(starts[tree], 0, 0, tree)
@@ -291,9 +295,10 @@ cdef class ForestExplainer(Explainer):
         cdef const double[::1] quadrature = QUADRATURE
         layout.weights, layout.quadrature = &weights[0, 0], &quadrature[0]
         tree_top, tree_unit, tree_node, tree_set = (np.zeros(self.n_trees + 1, np.int64) for _ in range(4))
+        slots = np.zeros(self.n_trees, np.int64)
         for at, number in enumerate(trees):
             layout.begin = starts[number]
-            layout.first_top, layout.first_unit = layout.n_tops, layout.n_units
+            layout.first_top, layout.first_slot = layout.n_tops, layout.n_slots
             np.asarray(layout.masks)[0] = 0
             layout.place(layout.begin, 0)
             n_tops = layout.n_tops - layout.first_top
@@ -304,6 +309,7 @@ cdef class ForestExplainer(Explainer):
                     layout.out_tops[k].no = <uint32_t>(n_tops - 1 - <int32_t>layout.out_tops[k].no)
             tree_top[at + 1], tree_unit[at + 1] = layout.n_tops, layout.n_units
             tree_node[at + 1], tree_set[at + 1] = layout.n_nodes, layout.n_asked
+            slots[at] = n_tops + layout.n_slots - layout.first_slot
         if n_outputs == 1:
             raw_tree = np.searchsorted(raw_of[trees], np.arange(self.n_raw + 1)).astype(np.int64)
             raw_tree = np.stack([raw_tree[:-1], raw_tree[1:]], axis=1)
@@ -316,7 +322,7 @@ cdef class ForestExplainer(Explainer):
         made["alone"] = layout.alone[: layout.n_alone + 16].copy()  # vectors read beyond the last leaf's masks
         self._arrays |= made
         self.n_units, self.n_alone, self.alone_bytes = layout.n_units, layout.n_leaves_alone, made["alone"].nbytes
-        self._point(np.diff(tree_top) + np.diff(tree_unit), np.diff(tree_unit), n_outputs, n_inner, layout.cover.shape[0] > 0)
+        self._point(slots, np.diff(tree_unit), n_outputs, n_inner, layout.cover.shape[0] > 0)
 
     def _point(self, slots, units, Py_ssize_t width, Py_ssize_t n_nodes, bint by_path):
         """Let the kernel's structure point into the arrays."""
@@ -344,7 +350,7 @@ cdef class ForestExplainer(Explainer):
         s.units, s.alone, s.tables = <const tc_unit*>&unit[0], &alone[0], &tables[0]
         s.tree_top, s.tree_unit, s.tree_node, s.tree_set = &tree_top[0], &tree_unit[0], &tree_node[0], &tree_set[0]
         s.raw_tree = &raw_tree[0, 0]
-        s.quadrature, s.weights, s.by_path, s.simd = &quadrature[0], &weights[0, 0], by_path, tc_shap_simd()
+        s.quadrature, s.weights, s.by_path = &quadrature[0], &weights[0, 0], by_path
 
     cdef double expected(self, Py_ssize_t raw) noexcept nogil:
         return self._expected[raw]
@@ -371,7 +377,7 @@ cdef class ForestExplainer(Explainer):
         Threads: safe; the GIL is released.
         """
         self._check(rows.shape[1], raw)
-        if self.n_alone != self.n_units:
+        if self.table_bytes:
             raise ValueError("Expected an explainer without tables (table_bytes=0): tables have no pairs in them")
         cdef Py_ssize_t n_rows = rows.shape[0]
         result = np.empty((n_rows, self.n_features, self.n_features), dtype=np.float64)

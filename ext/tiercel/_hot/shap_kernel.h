@@ -24,7 +24,7 @@
 #include "forest_blocks.h"
 
 enum { TC_MAX_PATH = 64, TC_WEIGHTS = TC_MAX_PATH + 1, TC_SHAP_STACK = 24576, TC_SHAP_ROWS = 32, TC_NARROW = 16 };
-enum { TC_UNIT_TABLE = 0, TC_UNIT_LEAF = 1 };
+enum { TC_UNIT_TABLE = 0, TC_UNIT_LEAVES = 1, TC_UNIT_LEAF = 2 };
 
 #if defined(__GNUC__) || defined(__clang__)
 #define TC_SOON(address) __builtin_prefetch(address)
@@ -37,14 +37,16 @@ enum { TC_UNIT_TABLE = 0, TC_UNIT_LEAF = 1 };
 /* An inner node above all units: where its children's masks go, counted within its tree, and its feature's bit. */
 typedef struct { uint32_t node, yes, no, bit; } tc_top;
 
-/* A unit with a table, or a leaf without. What a leaf needs stands at `data` of `alone`, in words of eight bytes: its values,
- * one per output; then by path the share of cover that passes each feature; or against references its distinct masks, of 16
- * bits up to TC_NARROW features and of 64 above, and how many reference rows have each, a byte. */
+/* A unit: a subtree with a table, or one without, or one leaf of too many features for the latter. What those without a
+ * table need stands at `data` of `alone`, in words of eight bytes. Per leaf: its values, one per output, and then
+ * - by path: the share of cover that passes each feature; such units are single leaves;
+ * - against references: the distinct masks that they have there and how many have each (a byte). Masks are of 16 bits in
+ *   units of up to TC_NARROW features, which begin with how many masks each leaf has (16 bits each); else of 64. */
 typedef struct {
-    int64_t data;               /* first double of its table; of a leaf, first word in `alone` */
-    uint32_t node;              /* its first inner node; the others follow */
+    int64_t data;               /* first double of its table, or first word in `alone` */
+    uint32_t node;              /* with a table: its first inner node, the others follow */
     uint32_t columns;           /* where its features begin */
-    uint8_t prefix, inner, width, kind;     /* bits of the mask above it; inner nodes, or masks of a leaf; features */
+    uint8_t prefix, inner, width, kind;     /* bits of the mask above it; inner nodes, leaves, or masks; features */
 } tc_unit;
 
 typedef struct { uint32_t node, feature, set; } tc_asked_set;
@@ -89,17 +91,26 @@ static inline uint64_t tc_answers_of(const uint64_t* answers, uint32_t at, uint3
     return (low | high) & (((uint64_t)1 << n) - 1);
 }
 
-static inline double tc_alone_value(const tc_shap* s, const tc_unit* unit, Py_ssize_t raw) {
-    return ((const double*)(s->alone + unit->data))[s->width > 1 ? raw : 0];
+/* One leaf without a table. */
+typedef struct { double value; const uint64_t* wide; const uint16_t* narrow; const uint8_t* counts; int n; } tc_lone;
+
+/* The leaf of a TC_UNIT_LEAF. */
+static inline tc_lone tc_single_leaf(const tc_shap* s, const tc_unit* unit, Py_ssize_t raw) {
+    const uint64_t* data = s->alone + unit->data;
+    tc_lone leaf = {((const double*)data)[s->width > 1 ? raw : 0], data + s->width, NULL, NULL, unit->inner};
+    leaf.counts = (const uint8_t*)(leaf.wide + leaf.n);
+    return leaf;
 }
 
-static inline const uint64_t* tc_alone_data(const tc_shap* s, const tc_unit* unit) {
-    return s->alone + unit->data + s->width;
+/* The next leaf of a TC_UNIT_LEAVES; `at` starts behind the numbers of masks. */
+static inline tc_lone tc_next_leaf(const tc_shap* s, int n, Py_ssize_t raw, const uint64_t** at) {
+    tc_lone leaf = {((const double*)*at)[s->width > 1 ? raw : 0], NULL, (const uint16_t*)(*at + s->width), NULL, n};
+    leaf.counts = (const uint8_t*)(leaf.narrow + n);
+    *at += s->width + (3 * n + 7) / 8;
+    return leaf;
 }
 
-static inline const uint8_t* tc_alone_counts(const tc_shap* s, const tc_unit* unit) {
-    return (const uint8_t*)tc_alone_data(s, unit) + (size_t)unit->inner * (unit->width <= TC_NARROW ? 2 : 8);
-}
+static inline int tc_slots(const tc_unit* unit) { return unit->kind == TC_UNIT_LEAVES ? unit->inner : 1; }
 
 /* What a leaf worth 1 gives where absent features follow the training data, of which `share[j]` passes
  * feature j: to each feature that the row passes, and to those it fails, alike. The Shapley value of a
@@ -140,6 +151,60 @@ static inline void tc_path_pairs(const double* quadrature, uint64_t failed, cons
         for (int i = 0; i < width; i++)
             for (int j = 0; j < width; j++) both[i][j] += product * ratio[i] * ratio[j];
     }
+}
+
+/* What one leaf gives to each two of its features, half to either order, is added to pairs (n_features x n_features). */
+static inline void tc_add_pairs(const tc_shap* s, const tc_lone* leaf, uint64_t failed, int width, const uint32_t* columns,
+                                double* pairs) {
+    double both[TC_MAX_PATH][TC_MAX_PATH], across[TC_MAX_PATH], lost = 0.0;
+    int n = TC_COUNT(failed);
+    for (int i = 0; i < width; i++) {
+        across[i] = 0.0;
+        for (int j = 0; j < width; j++) both[i][j] = 0.0;
+    }
+    if (s->by_path) tc_path_pairs(s->quadrature, failed, (const double*)leaf->wide, width, both);
+    for (int b = 0; b < leaf->n; b++) {
+        uint64_t gains = leaf->narrow != NULL ? leaf->narrow[b] : leaf->wide[b];
+        if (gains & failed) continue;
+        int a = TC_COUNT(gains);
+        double count = (double)leaf->counts[b];
+        if (n > 1) lost += count * s->weights[(n - 1) * TC_WEIGHTS + a];
+        double cross = a > 0 && n > 0 ? count * s->weights[a * TC_WEIGHTS + n - 1] : 0.0;
+        double joint = a > 1 ? count * s->weights[(a - 1) * TC_WEIGHTS + n] : 0.0;
+        for (uint64_t first = gains; first; first &= first - 1) {
+            int i = TC_LOWEST(first);
+            across[i] -= cross;
+            for (uint64_t second = gains; second; second &= second - 1) both[i][TC_LOWEST(second)] += joint;
+        }
+    }
+    for (int i = 0; i < width; i++) {
+        for (int j = 0; j < width; j++) {
+            int i_failed = (int)(failed >> i & 1u), j_failed = (int)(failed >> j & 1u);
+            double given = both[i][j];
+            if (i == j) continue;
+            if (!s->by_path && i_failed && j_failed) given = lost;
+            else if (!s->by_path && (i_failed || j_failed)) given = across[i_failed ? j : i];
+            pairs[(size_t)columns[i] * (size_t)s->n_features + columns[j]] += 0.5 * leaf->value * given;
+        }
+    }
+}
+
+/* The same of all leaves of a unit without a table: how many they are. */
+static inline int tc_add_unit_pairs(const tc_shap* s, const tc_unit* unit, const uint64_t* failed, Py_ssize_t raw,
+                                    double* pairs) {
+    const uint32_t* columns = s->columns + unit->columns;
+    if (unit->kind == TC_UNIT_LEAF) {
+        tc_lone leaf = tc_single_leaf(s, unit, raw);
+        tc_add_pairs(s, &leaf, failed[0], unit->width, columns, pairs);
+        return 1;
+    }
+    const uint16_t* n = (const uint16_t*)(s->alone + unit->data);
+    const uint64_t* at = s->alone + unit->data + (unit->inner + 3) / 4;
+    for (int k = 0; k < unit->inner; k++) {
+        tc_lone leaf = tc_next_leaf(s, n[k], raw, &at);
+        tc_add_pairs(s, &leaf, failed[k], unit->width, columns, pairs);
+    }
+    return unit->inner;
 }
 
 typedef struct {
@@ -236,9 +301,9 @@ static inline int tc_interact_rows(const tc_shap* s, const float* rows, Py_ssize
         tc_answer_any(s, scratch.row, raw, scratch.answers);
         for (int64_t tree = s->raw_tree[2 * raw]; tree < s->raw_tree[2 * raw + 1]; tree++) {
             tc_find_any(s, scratch.answers, tree, raw, scratch.masks[0], scratch.found[0]);
-            int64_t n_tops = s->tree_top[tree + 1] - s->tree_top[tree], first = s->tree_unit[tree];
-            for (int64_t k = first; k < s->tree_unit[tree + 1]; k++)
-                tc_add_pairs_any(s, &s->units[k], scratch.masks[0][n_tops + k - first], raw, pairs);
+            const uint64_t* slot = scratch.masks[0] + (s->tree_top[tree + 1] - s->tree_top[tree]);
+            for (int64_t k = s->tree_unit[tree]; k < s->tree_unit[tree + 1]; k++)
+                slot += tc_add_unit_pairs(s, &s->units[k], slot, raw, pairs);
         }
         for (Py_ssize_t j = 0; j < p; j++) {
             double joint = 0.0;

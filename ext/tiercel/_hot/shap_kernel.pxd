@@ -7,7 +7,7 @@ from tiercel._hot.forest_kernel cimport tc_set, tc_step
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "shap_kernel.h" nogil:
-    enum: TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, TC_UNIT_TABLE, TC_UNIT_LEAF
+    enum: TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, TC_UNIT_TABLE, TC_UNIT_LEAVES, TC_UNIT_LEAF
     ctypedef struct tc_top:
         uint32_t node, yes, no, bit
     ctypedef struct tc_unit:

@@ -26,11 +26,12 @@ cdef class Layout:
     cdef const double* weights                 # of one reference row among all
     cdef const double* quadrature
     cdef Py_ssize_t n_references, merge_bytes, n_outputs
-    # By node: different features above a leaf, and whether it has a table; inner nodes of the unit that begins here, or
-    # -1, its features and its bytes.
+    # By node: different features above a leaf, and whether it has a table; of the unit that begins here its inner nodes
+    # (-1: it has no table), its leaves (0: it has one), its features and its bytes.
     cdef uint8_t[::1] path_length
     cdef uint8_t[::1] has_table
     cdef int32_t[::1] unit_inner
+    cdef int32_t[::1] unit_leaves
     cdef int32_t[::1] unit_width
     cdef int64_t[::1] unit_bytes
     # Of the path to the node that is being looked at.
@@ -46,9 +47,9 @@ cdef class Layout:
     cdef double[::1] out_tables
     cdef double[::1] reached                   # by leaf: how often it is reached when nothing is known of a row
     cdef object alone                          # uint64, grown as needed
-    cdef Py_ssize_t n_nodes, n_columns, n_asked, n_tops, n_units, n_leaves_alone, n_table, n_alone
+    cdef Py_ssize_t n_nodes, n_columns, n_asked, n_tops, n_units, n_leaves_alone, n_table, n_alone, n_slots
     # Of the tree that is being placed.
-    cdef Py_ssize_t begin, first_top, first_unit
+    cdef Py_ssize_t begin, first_top, first_slot, first_leaf
     cdef uint64_t[:, ::1] masks                # by node, of every reference row
     cdef double[::1] leaf_table
     cdef uint64_t[::1] distinct
@@ -69,6 +70,11 @@ cdef class Layout:
     cdef int follow(self, Py_ssize_t node, int bit) noexcept nogil
     cdef double part(self, Py_ssize_t node, Py_ssize_t child) noexcept nogil
     cdef int place(self, Py_ssize_t node, int length) except -1
+    cdef bint is_unit(self, Py_ssize_t node) noexcept nogil
+    cdef Py_ssize_t place_top(self, Py_ssize_t node, int bit) noexcept nogil
+    cdef int lead(self, Py_ssize_t top, int side, Py_ssize_t child) noexcept nogil
+    cdef int place_leaves(self, Py_ssize_t node, tc_unit* unit) except -1
+    cdef int make_room(self, Py_ssize_t words) except -1
     cdef int place_unit(self, Py_ssize_t node, int length) except -1
     cdef int fill(self, Py_ssize_t node, int length, tc_unit* unit) except -1
     cdef int expect(self, Py_ssize_t node, int length, int32_t n) noexcept nogil

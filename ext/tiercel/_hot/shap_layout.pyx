@@ -3,7 +3,7 @@
 import numpy as np
 
 from tiercel._hot.shap_kernel cimport (
-    TC_MAX_PATH, TC_NARROW, TC_UNIT_LEAF, TC_UNIT_TABLE, tc_distinct, tc_is_no, tc_leaf_table, tc_path_table, tc_unit,
+    TC_MAX_PATH, TC_NARROW, TC_UNIT_LEAF, TC_UNIT_LEAVES, TC_UNIT_TABLE, tc_distinct, tc_is_no, tc_leaf_table, tc_path_table, tc_unit,
 )
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -11,6 +11,8 @@ from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 cdef enum:
     MAX_KEY_BITS = 18
     MAX_DEPTH = 4096
+    # Leaves of a unit without a table.
+    MAX_LEAVES = 32
     # Masks are read 64 at a time: so many words beyond the last leaf's.
     SLACK_WORDS = 16
 
@@ -64,12 +66,12 @@ cdef class Layout:
 
     cdef int join(self, Py_ssize_t node, int length) noexcept nogil:
         """Second walk: the units. Inner nodes of the unit that this subtree is, or -1."""
-        cdef int bit, below, first, second, inner, width
+        cdef int bit, below, first, second, inner, width, leaves
         cdef int64_t size
         cdef Py_ssize_t yes, no
-        self.unit_inner[node] = -1
+        self.unit_inner[node], self.unit_leaves[node] = -1, 0
         if self.leaf[node] >= 0:
-            self.unit_width[node] = length
+            self.unit_width[node], self.unit_leaves[node] = length, 1
             if self.has_table[node]:
                 self.unit_inner[node] = 0
                 self.unit_bytes[node] = ((<int64_t>1) << length) * length * <int64_t>sizeof(double)
@@ -80,6 +82,12 @@ cdef class Layout:
         below = max(length, bit + 1)
         first = self.join(yes, below)
         second = self.join(no, below)
+        if first < 0 and second < 0 and not self.cover.shape[0] and self.unit_leaves[yes] and self.unit_leaves[no]:
+            leaves = self.unit_leaves[yes] + self.unit_leaves[no]
+            if leaves <= MAX_LEAVES and below <= TC_NARROW:
+                width = length + self.add_features(node, length, 0)
+                if width <= TC_NARROW:
+                    self.unit_leaves[node], self.unit_width[node] = leaves, width
         if first < 0 or second < 0 or length + first + second + 1 > MAX_KEY_BITS:
             return -1
         inner = first + second + 1
@@ -100,11 +108,14 @@ cdef class Layout:
                 node = stack.pop()
                 if self.unit_inner[node] >= 0:
                     total += self.unit_bytes[node] // <int64_t>sizeof(double)
-                if self.unit_inner[node] >= 0 or self.leaf[node] >= 0:
+                if self.is_unit(node):
                     columns += self.unit_width[node]
                 else:
                     stack += [self.yes[node], self.no[node]]
         return total, columns
+
+    cdef bint is_unit(self, Py_ssize_t node) noexcept nogil:
+        return self.unit_inner[node] >= 0 or self.unit_leaves[node] > 0
 
     cdef int place_node(self, Py_ssize_t node) noexcept nogil:
         """An inner node's place among the answers."""
@@ -138,34 +149,66 @@ cdef class Layout:
 
     cdef int place(self, Py_ssize_t node, int length) except -1:
         """Third walk: nodes above the units, then the units, of the tree that is being placed."""
-        cdef int bit, below, slot
+        cdef int bit, below
         cdef Py_ssize_t top, child, side
         cdef double before
-        if self.unit_inner[node] >= 0 or self.leaf[node] >= 0:
+        if self.is_unit(node):
             return self.place_unit(node, length)
-        top = self.n_tops
-        self.n_tops += 1
         bit = self.find(<uint32_t>self.feature[node], length)
         below = max(length, bit + 1)
-        self.out_tops[top].node, self.out_tops[top].bit = <uint32_t>self.n_nodes, <uint32_t>bit
-        self.place_node(node)
-        self.follow(node, bit)
+        top = self.place_top(node, bit)
         before = self.share[bit] if bit < length else 1.0
         for side in range(2):
             child = self.no[node] if side else self.yes[node]
             self.path[bit] = <uint32_t>self.feature[node]
             self.share[bit] = before * self.part(node, child) if self.cover.shape[0] else 1.0
-            # Units are counted after all of the tree's tops; the final places are made when those are known.
-            if self.unit_inner[child] >= 0 or self.leaf[child] >= 0:
-                slot = <int>(-1 - (self.n_units - self.first_unit))
-            else:
-                slot = <int>(self.n_tops - self.first_top)
-            if side:
-                self.out_tops[top].no = <uint32_t>slot
-            else:
-                self.out_tops[top].yes = <uint32_t>slot
+            self.lead(top, <int>side, child)
             self.place(child, below)
         self.share[bit] = before
+        return 0
+
+    cdef Py_ssize_t place_top(self, Py_ssize_t node, int bit) noexcept nogil:
+        """An inner node that hands masks on, before its children: its number."""
+        cdef Py_ssize_t top = self.n_tops
+        self.n_tops += 1
+        self.out_tops[top].node, self.out_tops[top].bit = <uint32_t>self.n_nodes, <uint32_t>bit
+        self.place_node(node)
+        self.follow(node, bit)
+        return top
+
+    cdef int lead(self, Py_ssize_t top, int side, Py_ssize_t child) noexcept nogil:
+        """Where the mask of the child that is placed next goes: to a top, or a slot, counted backwards from -1.
+
+        Slots come after all of the tree's tops; the final places are made when those are known.
+        """
+        cdef int place = <int>(self.n_tops - self.first_top)
+        if self.leaf[child] >= 0 or self.unit_inner[child] >= 0:
+            place = <int>(-1 - (self.n_slots - self.first_slot))
+        if side:
+            self.out_tops[top].no = <uint32_t>place
+        else:
+            self.out_tops[top].yes = <uint32_t>place
+        return 0
+
+    cdef int place_leaves(self, Py_ssize_t node, tc_unit* unit) except -1:
+        """Inner nodes and leaves of a unit without a table; bits of its masks are its features' places."""
+        cdef int bit
+        cdef Py_ssize_t top, child, side
+        if self.leaf[node] >= 0:
+            self.n_slots += 1
+            return self.keep_leaf(node, self.unit_width[node], unit)
+        for bit in range(self.unit_n_columns):
+            if self.unit_columns[bit] == <uint32_t>self.feature[node]:
+                break
+        else:
+            bit = self.unit_n_columns
+            self.unit_columns[bit] = <uint32_t>self.feature[node]
+            self.unit_n_columns += 1
+        top = self.place_top(node, bit)
+        for side in range(2):
+            child = self.no[node] if side else self.yes[node]
+            self.lead(top, <int>side, child)
+            self.place_leaves(child, unit)
         return 0
 
     cdef int place_unit(self, Py_ssize_t node, int length) except -1:
@@ -177,16 +220,24 @@ cdef class Layout:
         for k in range(length):
             self.unit_columns[k] = self.path[k]
         self.n_units += 1
-        if self.unit_inner[node] < 0:
-            unit.kind = TC_UNIT_LEAF
-            self.unit_n_columns = length
-            self.keep_leaf(node, length, unit)
-        else:
+        self.unit_n_columns = length
+        if self.unit_inner[node] >= 0:
             unit.kind, unit.inner, unit.data = TC_UNIT_TABLE, <uint8_t>self.unit_inner[node], self.n_table
-            self.unit_n_columns, self.unit_n_inner, self.edge_count = length, 0, 0
+            self.unit_n_inner, self.edge_count = 0, 0
+            self.n_slots += 1
             self.fill(node, length, unit)
             size = ((<Py_ssize_t>1) << (unit.prefix + unit.inner)) * unit.width
             self.n_table += size * self.n_outputs
+        elif self.cover.shape[0] or length > TC_NARROW:
+            unit.kind, unit.data = TC_UNIT_LEAF, self.n_alone
+            self.n_slots += 1
+            self.keep_leaf(node, length, unit)
+        else:
+            unit.kind, unit.inner, unit.data = TC_UNIT_LEAVES, <uint8_t>self.unit_leaves[node], self.n_alone
+            self.make_room((unit.inner + 3) // 4)
+            self.n_alone += (unit.inner + 3) // 4
+            self.first_leaf = self.n_leaves_alone
+            self.place_leaves(node, unit)
         for k in range(self.unit_n_columns):
             self.out_columns[self.n_columns + k] = self.unit_columns[k]
         self.n_columns += self.unit_n_columns
@@ -272,37 +323,42 @@ cdef class Layout:
                     table[place[k]] += value * row[k]
         return 0
 
+    cdef int make_room(self, Py_ssize_t words) except -1:
+        if self.n_alone + words + SLACK_WORDS > len(self.alone):
+            grown = np.zeros(2 * len(self.alone) + words + SLACK_WORDS, dtype=np.uint64)
+            grown[: self.n_alone] = self.alone[: self.n_alone]
+            self.alone = grown
+        return 0
+
     cdef int keep_leaf(self, Py_ssize_t node, int length, tc_unit* unit) except -1:
         """What shap_rows.h needs of a leaf without a table; see tc_unit."""
-        cdef int32_t n = 0, k, bytes_each = 2 if length <= TC_NARROW else 8
-        cdef Py_ssize_t size, at, n_values = self.values.shape[1]
+        cdef int32_t n = 0, k
+        cdef bint narrow = unit.kind == TC_UNIT_LEAVES
+        cdef Py_ssize_t size, n_values = self.values.shape[1], at = self.n_alone
         cdef uint64_t[::1] out
         cdef uint64_t* masks
         cdef uint8_t* counts
         if not self.cover.shape[0]:
             n = self.find_distinct(node)
-        size = n_values + (length if self.cover.shape[0] else (n * (bytes_each + 1) + 7) // 8)
-        if self.n_alone + size + SLACK_WORDS > len(self.alone):
-            grown = np.zeros(2 * len(self.alone) + size + SLACK_WORDS, dtype=np.uint64)
-            grown[: self.n_alone] = self.alone[: self.n_alone]
-            self.alone = grown
+        size = n_values + (length if self.cover.shape[0] else (n * (3 if narrow else 9) + 7) // 8)
+        self.make_room(size)
         out = self.alone
-        at = self.n_alone
-        unit.data, unit.inner = at, <uint8_t>n
         for k in range(n_values):
             (<double*>&out[at])[k] = self.values[self.leaf[node], k]
         masks = &out[at + n_values]
-        if self.cover.shape[0]:
-            for k in range(length):
-                (<double*>masks)[k] = self.share[k]
+        counts = <uint8_t*>masks + n * (2 if narrow else 8)
+        if narrow:
+            (<uint16_t*>&out[unit.data])[self.n_leaves_alone - self.first_leaf] = <uint16_t>n
         else:
-            counts = <uint8_t*>masks + n * bytes_each
-            for k in range(n):
-                if length <= TC_NARROW:
-                    (<uint16_t*>masks)[k] = <uint16_t>self.distinct[k]
-                else:
-                    masks[k] = self.distinct[k]
-                counts[k] = <uint8_t>self.distinct_count[k]
+            unit.inner = <uint8_t>n
+        for k in range(length if self.cover.shape[0] else 0):
+            (<double*>masks)[k] = self.share[k]
+        for k in range(n):
+            if narrow:
+                (<uint16_t*>masks)[k] = <uint16_t>self.distinct[k]
+            else:
+                masks[k] = self.distinct[k]
+            counts[k] = <uint8_t>self.distinct_count[k]
         self.n_alone += size
         self.n_leaves_alone += 1
         self.expect(node, length, n)

@@ -63,95 +63,97 @@ TC_TARGET static inline uint64_t TC_FN(tc_disjoint)(const uint16_t* masks, uint6
 #endif
 }
 
-/* tc_references for up to sixteen features, whose sums stay in registers. */
-TC_TARGET static inline int TC_FN(tc_few_features)(const tc_shap* s, const tc_unit* unit, uint64_t failed, double* passed,
-                                                   double* all_failed) {
-    const uint16_t* masks = (const uint16_t*)tc_alone_data(s, unit);
-    const uint8_t* counts = tc_alone_counts(s, unit);
-    int n = TC_COUNT(failed), any = 0;
-    const double* when_failed = s->weights + n * TC_WEIGHTS;
-    const double* when_passed = s->weights + n;
-    double lost = 0.0;
+#endif
+
+/* The sums of up to sixteen features: kept in registers while a unit's leaves are added. */
+typedef struct {
 #if TC_SIMD == 512
-    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+    __m512d low, high;
+#elif TC_SIMD == 256
+    __m256d part[4];
 #else
+    double each[TC_NARROW];
+#endif
+} TC_FN(tc_sums);
+
+/* sums[j] += value for every bit j of `chosen`. */
+TC_TARGET static inline void TC_FN(tc_add_to)(TC_FN(tc_sums)* sums, uint64_t chosen, double value) {
+#if TC_SIMD == 512
+    __m512d each = _mm512_set1_pd(value);
+    sums->low = _mm512_mask_add_pd(sums->low, (__mmask8)chosen, sums->low, each);
+    sums->high = _mm512_mask_add_pd(sums->high, (__mmask8)(chosen >> 8), sums->high, each);
+#elif TC_SIMD == 256
     const __m256i bits = _mm256_set_epi64x(8, 4, 2, 1);
-    __m256d sum[4];
-    for (int k = 0; k < 4; k++) sum[k] = _mm256_setzero_pd();
-#endif
-    for (int first = 0; first < unit->inner; first += 64) {
-        uint64_t valid = TC_FN(tc_disjoint)(masks + first, failed);
-        if (unit->inner - first < 64) valid &= ((uint64_t)1 << (unit->inner - first)) - 1;
-        any |= valid != 0;
-        for (; valid; valid &= valid - 1) {
-            int b = first + TC_LOWEST(valid);
-            uint64_t gains = masks[b];
-            int a = TC_COUNT(gains);
-            double count = (double)counts[b], gain = count * when_passed[a * TC_WEIGHTS];
-            lost += count * when_failed[a];
-#if TC_SIMD == 512
-            __m512d each = _mm512_set1_pd(gain);
-            low = _mm512_mask_add_pd(low, (__mmask8)gains, low, each);
-            high = _mm512_mask_add_pd(high, (__mmask8)(gains >> 8), high, each);
-#else
-            __m256d each = _mm256_set1_pd(gain);
-            for (int k = 0; k < 4; k++, gains >>= 4) {
-                __m256i chosen = _mm256_and_si256(_mm256_set1_epi64x((int64_t)gains), bits);
-                __m256d added = _mm256_and_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(chosen, bits)), each);
-                sum[k] = _mm256_add_pd(sum[k], added);
-            }
-#endif
-        }
+    __m256d each = _mm256_set1_pd(value);
+    for (int k = 0; k < 4; k++, chosen >>= 4) {
+        __m256i found = _mm256_and_si256(_mm256_set1_epi64x((int64_t)chosen), bits);
+        __m256d added = _mm256_and_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(found, bits)), each);
+        sums->part[k] = _mm256_add_pd(sums->part[k], added);
     }
-#if TC_SIMD == 512
-    _mm512_store_pd(passed, low);
-    _mm512_store_pd(passed + 8, high);
 #else
-    for (int k = 0; k < 4; k++) _mm256_store_pd(passed + 4 * k, sum[k]);
+    for (; chosen; chosen &= chosen - 1) sums->each[TC_LOWEST(chosen)] += value;
 #endif
-    *all_failed = -lost;
-    return any;
 }
-#endif
 
-/* What a leaf gives to a row that fails `failed`: to each feature it passes, and to every one that it fails, alike. Over the
- * distinct masks of reference rows that pass all that the row fails; 0 when there are none. */
-TC_TARGET static inline int TC_FN(tc_references)(const tc_shap* s, const tc_unit* unit, uint64_t failed, double* passed,
-                                                 double* all_failed) {
-    const uint64_t* masks = tc_alone_data(s, unit);
-    const uint8_t* counts = tc_alone_counts(s, unit);
-    int n = TC_COUNT(failed), narrow = unit->width <= TC_NARROW, any = 0;
-    double lost = 0.0;
+/* Leaves without tables: each gives to the features that the row passes and a reference fails, and takes from those that
+ * the row fails; over the distinct masks of references that fail none of the latter. */
+TC_TARGET static inline void TC_FN(tc_add_leaves)(const tc_shap* s, const tc_unit* unit, const uint64_t* failed,
+                                                  Py_ssize_t raw, double* phi) {
+    const uint32_t* columns = s->columns + unit->columns;
+    const uint16_t* n_masks = (const uint16_t*)(s->alone + unit->data);
+    const uint64_t* at = s->alone + unit->data + (unit->inner + 3) / 4;
+    _Alignas(64) double out[TC_NARROW];
+    TC_FN(tc_sums) sums;
+    memset(&sums, 0, sizeof sums);
+    for (int k = 0; k < unit->inner; k++) {
+        tc_lone leaf = tc_next_leaf(s, n_masks[k], raw, &at);
+        int n = TC_COUNT(failed[k]);
+        const double* when_failed = s->weights + n * TC_WEIGHTS;
+        const double* when_passed = s->weights + n;
+        double lost = 0.0;
 #if TC_SIMD
-    if (narrow) return TC_FN(tc_few_features)(s, unit, failed, passed, all_failed);
+        for (int first = 0; first < leaf.n; first += 64) {
+            uint64_t valid = TC_FN(tc_disjoint)(leaf.narrow + first, failed[k]);
+            if (leaf.n - first < 64) valid &= ((uint64_t)1 << (leaf.n - first)) - 1;
+            for (; valid; valid &= valid - 1) {
+                int b = first + TC_LOWEST(valid);
+                uint64_t gains = leaf.narrow[b];
+#else
+        {
+            for (int b = 0; b < leaf.n; b++) {
+                uint64_t gains = leaf.narrow[b];
+                if (gains & failed[k]) continue;
 #endif
-    for (int j = 0; j < unit->width; j++) passed[j] = 0.0;
-    for (int b = 0; b < unit->inner; b++) {
-        uint64_t gains = narrow ? ((const uint16_t*)masks)[b] : masks[b];
-        if (gains & failed) continue;
-        int a = TC_COUNT(gains);
-        double count = (double)counts[b], gain = count * s->weights[a * TC_WEIGHTS + n];
-        lost += count * s->weights[n * TC_WEIGHTS + a];
-        for (; gains; gains &= gains - 1) passed[TC_LOWEST(gains)] += gain;
-        any = 1;
+                int a = TC_COUNT(gains);
+                double value = leaf.value * (double)leaf.counts[b];
+                lost += value * when_failed[a];
+                TC_FN(tc_add_to)(&sums, gains, value * when_passed[a * TC_WEIGHTS]);
+            }
+        }
+        TC_FN(tc_add_to)(&sums, failed[k], -lost);
     }
-    *all_failed = -lost;
-    return any;
+    memcpy(out, &sums, sizeof out);
+    for (int j = 0; j < unit->width; j++) phi[columns[j]] += out[j];
 }
 
+/* A single leaf of many features, or one explained by path. */
 TC_TARGET static inline void TC_FN(tc_add_leaf)(const tc_shap* s, const tc_unit* unit, uint64_t failed, Py_ssize_t raw,
                                                 double* phi) {
-    _Alignas(64) double passed[TC_MAX_PATH];
     const uint32_t* columns = s->columns + unit->columns;
-    double value = tc_alone_value(s, unit, raw), lost;
-    int width = unit->width;
-    if (s->by_path) {
-        for (int j = 0; j < width; j++) passed[j] = 0.0;
-        lost = tc_path_leaf(s->quadrature, failed, (const double*)tc_alone_data(s, unit), width, passed);
-    } else if (!TC_FN(tc_references)(s, unit, failed, passed, &lost)) {
-        return;
+    tc_lone leaf = tc_single_leaf(s, unit, raw);
+    double passed[TC_MAX_PATH], lost = 0.0;
+    int n = TC_COUNT(failed), width = unit->width;
+    for (int j = 0; j < width; j++) passed[j] = 0.0;
+    if (s->by_path) lost = tc_path_leaf(s->quadrature, failed, (const double*)leaf.wide, width, passed);
+    for (int b = 0; b < leaf.n; b++) {
+        uint64_t gains = leaf.wide[b];
+        if (gains & failed) continue;
+        int a = TC_COUNT(gains);
+        double count = (double)leaf.counts[b], gain = count * s->weights[a * TC_WEIGHTS + n];
+        lost -= count * s->weights[n * TC_WEIGHTS + a];
+        for (; gains; gains &= gains - 1) passed[TC_LOWEST(gains)] += gain;
     }
-    for (int j = 0; j < width; j++) phi[columns[j]] += value * ((failed >> j & 1u) ? lost : passed[j]);
+    for (int j = 0; j < width; j++) phi[columns[j]] += leaf.value * ((failed >> j & 1u) ? lost : passed[j]);
 }
 
 /* The masks at the tree's units, from its root down; then where each unit's row is. */
@@ -167,8 +169,9 @@ TC_TARGET static inline void TC_FN(tc_find)(const tc_shap* s, const uint64_t* an
         masks[top->yes] = mask | no << top->bit;
         masks[top->no] = mask | (no ^ 1u) << top->bit;
     }
-    for (int64_t k = 0; k < n_units; k++, unit++) {
-        uint64_t key = masks[n_tops + k];
+    const uint64_t* slot = masks + n_tops;
+    for (int64_t k = 0; k < n_units; k++, slot += tc_slots(unit), unit++) {
+        uint64_t key = *slot;
         if (unit->kind != TC_UNIT_TABLE) {
             const char* data = (const char*)(s->alone + unit->data);
             TC_SOON(data);
@@ -188,13 +191,16 @@ TC_TARGET static inline void TC_FN(tc_add)(const tc_shap* s, int64_t tree, Py_ss
     int64_t n_tops = s->tree_top[tree + 1] - s->tree_top[tree];
     int64_t n_units = s->tree_unit[tree + 1] - s->tree_unit[tree];
     const tc_unit* unit = s->units + s->tree_unit[tree];
-    for (int64_t k = 0; k < n_units; k++, unit++) {
+    const uint64_t* slot = masks + n_tops;
+    for (int64_t k = 0; k < n_units; k++, slot += tc_slots(unit), unit++) {
         if (unit->kind == TC_UNIT_TABLE) {
             const uint32_t* columns = s->columns + unit->columns;
             const double* row = rows[k];
             for (int j = 0; j < unit->width; j++) phi[columns[j]] += row[j];
+        } else if (unit->kind == TC_UNIT_LEAVES) {
+            TC_FN(tc_add_leaves)(s, unit, slot, raw, phi);
         } else {
-            TC_FN(tc_add_leaf)(s, unit, masks[n_tops + k], raw, phi);
+            TC_FN(tc_add_leaf)(s, unit, *slot, raw, phi);
         }
     }
 }
@@ -220,46 +226,4 @@ TC_TARGET static void TC_FN(tc_explain_block)(const tc_shap* s, const tc_scratch
         }
     }
     if (last >= 0) TC_FN(tc_add)(s, last, raw, scratch->masks[turn ^ 1], scratch->found[turn ^ 1], last_phi);
-}
-
-/* Pairs: what a leaf gives to each two of its features, half to either order, added to pairs (n_features x n_features). */
-TC_TARGET static void TC_FN(tc_add_pairs)(const tc_shap* s, const tc_unit* unit, uint64_t failed, Py_ssize_t raw,
-                                          double* pairs) {
-    const uint32_t* columns = s->columns + unit->columns;
-    const uint64_t* masks = tc_alone_data(s, unit);
-    double value = 0.5 * tc_alone_value(s, unit, raw);
-    double both[TC_MAX_PATH][TC_MAX_PATH], across[TC_MAX_PATH], lost = 0.0;
-    int width = unit->width, n = TC_COUNT(failed);
-    for (int i = 0; i < width; i++) {
-        across[i] = 0.0;
-        for (int j = 0; j < width; j++) both[i][j] = 0.0;
-    }
-    if (s->by_path) {
-        tc_path_pairs(s->quadrature, failed, (const double*)masks, width, both);
-    } else {
-        const uint8_t* counts = tc_alone_counts(s, unit);
-        for (int b = 0; b < unit->inner; b++) {
-            uint64_t gains = width <= TC_NARROW ? ((const uint16_t*)masks)[b] : masks[b];
-            if (gains & failed) continue;
-            int a = TC_COUNT(gains);
-            double count = (double)counts[b];
-            if (n > 1) lost += count * s->weights[(n - 1) * TC_WEIGHTS + a];
-            double cross = a > 0 && n > 0 ? count * s->weights[a * TC_WEIGHTS + n - 1] : 0.0;
-            double joint = a > 1 ? count * s->weights[(a - 1) * TC_WEIGHTS + n] : 0.0;
-            for (uint64_t first = gains; first; first &= first - 1) {
-                int i = TC_LOWEST(first);
-                across[i] -= cross;
-                for (uint64_t second = gains; second; second &= second - 1) both[i][TC_LOWEST(second)] += joint;
-            }
-        }
-        for (int i = 0; i < width; i++)
-            for (int j = 0; j < width; j++) {
-                int i_failed = (int)(failed >> i & 1u), j_failed = (int)(failed >> j & 1u);
-                if (i_failed && j_failed) both[i][j] = lost;
-                else if (i_failed || j_failed) both[i][j] = across[i_failed ? j : i];
-            }
-    }
-    for (int i = 0; i < width; i++)
-        for (int j = 0; j < width; j++)
-            if (i != j) pairs[(size_t)columns[i] * (size_t)s->n_features + columns[j]] += value * both[i][j];
 }

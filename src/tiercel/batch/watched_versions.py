@@ -13,7 +13,8 @@ from tiercel.monitor.watch import Watched
 
 if TYPE_CHECKING:
     from tiercel.features.catalog import Catalog
-    from tiercel.registry import Registry
+    from tiercel.monitor.score_moves import Explained
+    from tiercel.registry import ModelVersion, Registry
     from tiercel.settings import Settings
     from tiercel.types import ServiceSchema
 
@@ -39,6 +40,7 @@ class RegistryVersions:
         self._generation: int | None = None
         self._served: set[tuple[str, int]] = set()
         self._found: dict[tuple[str, int], Watched] = {}
+        self._explains: tuple[tuple[str, int], Explained | None] | None = None
 
     def served(self) -> set[tuple[str, int]]:
         """(model, version) of every alias that gets traffic, and of shadows the settings name.
@@ -75,8 +77,27 @@ class RegistryVersions:
                 find_reference(self._registry.load_artifacts(record)),
                 self._origins(record.facts.service, record.facts.signature.features),
                 self._settings.model(model).value,
+                lambda: self._explained(record),
             )
         return known
+
+    def _explained(self, record: ModelVersion) -> Explained | None:
+        """How a version's rows are explained; None where they cannot be, which is logged once.
+
+        One version is held at a time: an explainer takes as much memory as its model, and few populations move at once.
+        """
+        key = record.name, record.version
+        if self._explains is None or self._explains[0] != key:
+            from tiercel.insight.shifts import watched  # with it come the model formats: only for who needs them
+            from tiercel.insight.versions import open_version
+
+            try:
+                found = watched(open_version(self._settings, self._registry, record))
+            except TiercelError as error:
+                log.warning("%s version %d: what moves its score cannot be said: %s", *key, error)
+                found = None
+            self._explains = key, found
+        return self._explains[1]
 
     def _origins(self, service: str | None, features: tuple[str, ...]) -> dict[str, tuple[Origin, ...]]:
         if service is None:

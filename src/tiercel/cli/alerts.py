@@ -160,6 +160,7 @@ def _print(alert: Alert, *, as_json: bool) -> None:
         ("rows", f"{finding.n:,}"),
         (finding.effect_name, f"{finding.effect:.4g}; from {finding.threshold:.4g} on it is one"),
         *((f"  {each.name}", f"{each.effect:.4g}; {each.reason}") for each in finding.features),
+        *((f"  moved by {each.name}", f"{each.effect:+.3g}; {each.reason}") for each in finding.moves),
         ("shown by", finding.command),
         *(
             (f"{shown_moment(event.time_us)} UTC", " ".join(filter(None, (event.what, event.by, event.note))))

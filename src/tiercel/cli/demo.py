@@ -174,6 +174,9 @@ def _tell(told: Replay) -> None:
             for p in told.samples
         ],
     )
+    console.print("\nWhat speaks for a delay, in the words of the version's reason policy:")
+    for p in told.samples:
+        console.print(f"  {p.flight} {p.route}: {' '.join(p.reasons) or 'no reasons were told'}", markup=False)
     p50, p99 = told.latency_ms(0.5), told.latency_ms(0.99)
     console.print(
         f"\n{told.n_flights:,} flights, {told.late_share:.0%} of them late. "
@@ -189,6 +192,8 @@ def _next(directory: Path, url: str, told: Replay, *, is_up: bool) -> None:
         *(() if is_up else (f"tiercel serve --project {directory} &",)),
         f"tiercel models --project {directory}",
         f"tiercel promote late challenger --project {directory}      # then predict again: no restart",
+        f"tiercel explain {sample.id} --project {directory}      # every feature's part in it",
+        f"tiercel reasons change {sample.id} --project {directory}",
         f"tiercel history --project {directory}",
         f"tiercel drift late --project {directory} --html drift.html",
         f"tiercel performance late --project {directory} --all-labels",

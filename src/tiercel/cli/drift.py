@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tiercel.monitor.drift import Compared, DriftReport, FeatureDrift
     from tiercel.monitor.reference import Reference
+    from tiercel.monitor.score_shift import ScoreShift
     from tiercel.monitor.windows import WindowStore
     from tiercel.registry import Registry
 
@@ -57,11 +58,18 @@ _STYLES = {
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with plots.")
 @click.option(
     "--test",
-    type=click.Choice(["classifier", "mmd"]),
-    help="Compare rows as wholes instead of features one by one: can a model tell when a row is of, or how far apart are they?",
+    type=click.Choice(["classifier", "mmd", "leaves"]),
+    help="Compare rows as wholes instead of features one by one: can a model tell when a row is of, how far apart are they, "
+    "or do they end in other leaves of the model's trees?",
 )
 @click.option("--rows", type=click.IntRange(100, 20_000), help="With --test: rows drawn of either side. Default: 4000.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="With --test: of what is drawn. Default: 0.")
+@click.option(
+    "--score-shift/--no-score-shift",
+    "wants_shift",
+    default=None,
+    help="Say which features moved the mean score, from sampled rows. Default: where a MODEL is named.",
+)
 @project_option
 @json_option
 def drift(
@@ -74,6 +82,7 @@ def drift(
     test: str | None,
     rows: int | None,
     seed: int | None,
+    wants_shift: bool | None,
     project_dir: str,
     as_json: bool,
 ) -> None:
@@ -81,19 +90,19 @@ def drift(
 
     Without MODEL: every champion and challenger, and whatever else answered in the window.
 
-    With --test, rows of the prediction table are compared as wholes with earlier ones: that sees features that move apart
-    while each stays as it was. It takes seconds to minutes.
+    With --test, rows of the prediction table are compared as wholes with earlier ones, or with rows of the training set: that
+    sees features that move apart while each stays as it was. It takes seconds to minutes.
     """
     if test is not None:
         from tiercel.cli.drift_rows import compare_rows
 
-        for option, given in (("--html", html_file), ("--false-alarms", false_alarms)):
+        for option, given in (
+            ("--html", html_file), ("--false-alarms", false_alarms), ("--score-shift", wants_shift or None),
+        ):  # fmt: skip
             if given is not None:
                 raise click.UsageError(f"{option} is of features one by one: leave it or --test out.")
         if model is None:
             raise click.UsageError("Name the MODEL to --test.")
-        if against == "training":
-            raise click.UsageError("Of training there are histograms and no rows: --test needs previous or last-week.")
         compare_rows(
             project_dir,
             model,
@@ -136,14 +145,28 @@ def drift(
                 problems.append(f"{name} version {version}: nothing was counted, and it has no reference")
             else:
                 found.append(compared)
+        shifts: dict[tuple[str, int], ScoreShift] = {}
+        if wants_shift or (wants_shift is None and model is not None):
+            from tiercel.cli.drift_scores import find_shifts
+
+            shifts = find_shifts(project, found, against, problems)
     budget = FalseAlarmBudget(per_quarter=false_alarms, every_us=length_us)
     reports = [compared.report(budget) for compared in found]
     if html_file is not None:
         from tiercel.cli.drift_page import write_page
 
-        write_page(html_file, found, reports)
+        write_page(html_file, found, reports, shifts)
     if as_json:
-        print_json({"reports": [report.to_json() for report in reports], "problems": problems})
+        told = [
+            {
+                **report.to_json(),
+                "score_shift": None
+                if (shift := shifts.get((report.model, report.version))) is None
+                else shift.to_json(),
+            }
+            for report in reports
+        ]
+        print_json({"reports": told, "problems": problems})
         return
     for problem in problems:
         errors.print(f"[yellow]note[/]: {escape(problem)}")
@@ -151,6 +174,10 @@ def drift(
         console.print("No model has a champion and none was served. Register one, then run: tiercel serve")
     for report in reports:
         _print(report)
+        if (report.model, report.version) in shifts:
+            from tiercel.cli.drift_scores import print_shift
+
+            print_shift(shifts[report.model, report.version])
     if html_file is not None:
         console.print(f"Report with plots: {html_file}")
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC, datetime
 from html import escape
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-import click
 import numpy as np
 
-from tiercel.errors import MissingExtraError
+from tiercel.cli import page_parts
 from tiercel.monitor.distances import is_discrete, shares
 from tiercel.monitor.drift_words import WORDS, name_bins
 from tiercel.monitor.thresholds import value_bins
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tiercel.monitor.drift import Compared, DriftReport, FeatureDrift
+    from tiercel.monitor.score_shift import ScoreShift
 
+NO_SHIFTS: Final[Mapping[tuple[str, int], ScoreShift]] = MappingProxyType({})
+#: Features whose parts in a move of the score are drawn.
+_N_PARTS = 12
 #: So many plots are open at first: those of the strongest alarms.
 _N_OPEN = 6
 _COLUMNS = (
@@ -38,53 +40,50 @@ _COLUMNS = (
 )
 
 
-def write_page(path: Path, compared: Sequence[Compared], reports: Sequence[DriftReport]) -> None:
+def write_page(
+    path: Path,
+    compared: Sequence[Compared],
+    reports: Sequence[DriftReport],
+    shifts: Mapping[tuple[str, int], ScoreShift] = NO_SHIFTS,
+) -> None:
     """Write the page, replacing a file of the name.
 
     Args:
         path: of the page.
         compared: what each report was made of.
         reports: as many.
+        shifts: (model, version) -> what moved its mean score, where that was asked for.
 
     Raises:
         MissingExtraError: plotly is not installed.
         click.FileError: the file cannot be written.
     """
-    page = render_page(compared, reports)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise click.FileError(str(path), error.strerror or str(error)) from error
+    page_parts.write(path, render_page(compared, reports, shifts))
 
 
-def render_page(compared: Sequence[Compared], reports: Sequence[DriftReport]) -> str:
+def render_page(
+    compared: Sequence[Compared],
+    reports: Sequence[DriftReport],
+    shifts: Mapping[tuple[str, int], ScoreShift] = NO_SHIFTS,
+) -> str:
     """The page's HTML.
 
     Raises:
         MissingExtraError: plotly is not installed.
     """
     plots: dict[str, Any] = {}
-    sections = [_section(i, *pair, plots) for i, pair in enumerate(zip(compared, reports, strict=True))]
-    # A name may hold anything: nothing in a script may end it.
-    data = json.dumps(plots, allow_nan=False).replace("<", "\\u003c")
+    sections = [
+        _section(i, *pair, plots, shifts.get((pair[1].model, pair[1].version)))
+        for i, pair in enumerate(zip(compared, reports, strict=True))
+    ]
     made = datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>tiercel drift</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<h1>Drift</h1><p>Made {made}.</p>{''.join(sections) or '<p>No model is served.</p>'}"
-        f"<script>{_plotly()}</script><script>const PLOTS = {data};{_SCRIPT}</script></body></html>"
-    )
+    body = f"<h1>Drift</h1><p>Made {made}.</p>{''.join(sections) or '<p>No model is served.</p>'}"
+    return page_parts.document("tiercel drift", page_parts.STYLE, body, plots, _SCRIPT)
 
 
-def _plotly() -> str:
-    """Plotly's JavaScript from its wheel; plotly itself is not imported."""
-    try:
-        return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-    except (ModuleNotFoundError, FileNotFoundError):
-        raise MissingExtraError(package="plotly", extra="dashboard", purpose="A report with plots") from None
-
-
-def _section(number: int, compared: Compared, report: DriftReport, plots: dict[str, Any]) -> str:
+def _section(
+    number: int, compared: Compared, report: DriftReport, plots: dict[str, Any], shift: ScoreShift | None
+) -> str:
     everything = sorted((*report.features, *report.scores), key=lambda each: (not each.is_alarm, -each.strength))
     # Where each is in the window's arrays.
     places = {
@@ -117,8 +116,38 @@ def _section(number: int, compared: Compared, report: DriftReport, plots: dict[s
         f'<span class="{report.verdict.name.lower()}">{report.verdict}</span></h2>'
         f"<p>{begin} to {end} UTC. {report.n_requests:,} requests, {report.n_counted:,} rows in the histograms, compared with "
         f"{report.n_reference:,}. By chance {100 * report.alpha:.2g} % of such windows would show anything at all.</p>"
-        f'<ul>{notes}</ul><div class="wide"><table><thead><tr><th>feature</th><th>verdict</th>{head}<th>why</th></tr></thead>'
+        f"<ul>{notes}</ul>{'' if shift is None else _shift(number, shift, plots)}"
+        f'<div class="wide"><table><thead><tr><th>feature</th><th>verdict</th>{head}<th>why</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _shift(number: int, shift: ScoreShift, plots: dict[str, Any]) -> str:
+    """What moved the mean score: a sentence, and a bridge from the mean before to the mean now."""
+    head = f"<h3>What moved the score</h3><p>{escape(shift.meaning)}</p>"
+    if shift.shift is None or shift.reference_margin is None:
+        return head
+    key = f"{number}-shift"
+    named = shift.features[:_N_PARTS]
+    rest = shift.shift - sum(each.shift for each in named)
+    plots[key] = {
+        "from": [WORDS[shift.against], shift.reference_margin],
+        "parts": [
+            *([each.name, each.shift] for each in named),
+            *([["the others", rest]] if len(shift.features) > len(named) else []),
+        ],
+        "to": "now",
+    }
+    rows = "".join(
+        f'<tr><th scope="row">{escape(each.name)}</th><td>{each.shift:+.4g}</td><td>{each.standard_error:.2g}</td>'
+        f"<td>{each.reference_mean:+.4g}</td><td>{each.mean:+.4g}</td><td>{escape(each.change)}</td></tr>"
+        for each in named
+    )
+    of = "margin" if shift.scale == "margin" else "score"
+    return (
+        f'{head}<div class="chart" id="{key}"></div><div class="wide"><table><thead><tr><th>feature</th>'
+        f"<th>moved the mean {of} by</th><th>standard error</th><th>mean part before</th><th>now</th><th>its values</th></tr>"
+        f"</thead><tbody>{rows}</tbody></table></div><h3>Distributions</h3>"
     )
 
 
@@ -158,23 +187,11 @@ def _cell(name: str, value: float) -> str:
     return f"{value:.3f}"
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2733; --paper: #ffffff; --line: #d7dde4; --known: #8a97a6; --now: #0b6bcb;
-  --bad: #b3261e; --warn: #8a5a00; --good: #1b6e3c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --paper: #14191f; --line: #36404b; --known: #7d8a99;
-  --now: #5eb0ff; --bad: #ff8f86; --warn: #f0bb55; --good: #77d49a; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto; max-width: 82rem;
-  padding: 0 1rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .6rem; border-top: 1px solid var(--line); vertical-align: top; }
-tr.plot td { border-top: 0; padding-top: 0; } summary { cursor: pointer; } .chart { height: 260px; }
-.drift { color: var(--bad); font-weight: 600; } .missing { color: var(--warn); font-weight: 600; }
-.stable { color: var(--good); } .too_few, .not_comparable { opacity: .7; }
-"""
 _SCRIPT = """
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 function draw(chart) {
   const plot = PLOTS[chart.id];
+  if (plot.parts) { bridge(chart, plot); return; }
   if (!plot.series.length) { chart.textContent = 'No values to draw.'; chart.style.height = 'auto'; return; }
   const colours = plot.series.length > 1 ? ['--known', '--now'] : ['--now'];
   const traces = plot.series.map((one, i) => ({ type: 'bar', name: one.name, x: plot.bins, y: one.shares,
@@ -184,7 +201,17 @@ function draw(chart) {
     yaxis: { tickformat: '.0%', rangemode: 'tozero', gridcolor: css('--line') }, legend: { orientation: 'h', y: 1.15 } },
     { responsive: true, displayModeBar: false });
 }
-function drawAll() { document.querySelectorAll('details[open] .chart').forEach(draw); }
+function bridge(chart, plot) {
+  const [name, start] = plot.from, names = plot.parts.map(part => part[0]), sizes = plot.parts.map(part => part[1]);
+  Plotly.newPlot(chart, [{ type: 'waterfall', x: [name, ...names, plot.to], y: [start, ...sizes, 0],
+    measure: ['absolute', ...names.map(() => 'relative'), 'total'], increasing: { marker: { color: css('--bad') } },
+    decreasing: { marker: { color: css('--now') } }, totals: { marker: { color: css('--known') } },
+    connector: { line: { color: css('--line') } }, hovertemplate: '%{x}: %{delta:+.3g}<extra></extra>' }],
+    { margin: { l: 50, r: 10, t: 10, b: 90 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+      font: { color: css('--ink') }, xaxis: { type: 'category', automargin: true }, yaxis: { gridcolor: css('--line') },
+      showlegend: false }, { responsive: true, displayModeBar: false });
+}
+function drawAll() { document.querySelectorAll('details[open] .chart, section > .chart').forEach(draw); }
 document.querySelectorAll('details').forEach(each => each.addEventListener('toggle', () => {
   if (each.open) draw(each.querySelector('.chart')); }));
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawAll);

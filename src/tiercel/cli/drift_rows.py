@@ -11,19 +11,23 @@ from rich.markup import escape
 
 from tiercel.cli.console import console, print_json, print_table, progress
 from tiercel.cli.durations import shown_moment
+from tiercel.errors import OutcomesError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import duckdb
 
-    from tiercel.monitor.journal import PlanDeclaration
+    from tiercel.monitor.leaf_occupancy import Leaves
     from tiercel.monitor.multivariate import MultivariateReport
     from tiercel.registry import ModelVersion
     from tiercel.settings import MonitorSettings
 
 _STYLES = {"drift": "bold red", "stable": "green"}
-_STAGES = {"classifier": "Train on exchanged labels", "mmd": "Compare rows"}
+_STAGES = {"classifier": "Train on exchanged labels", "mmd": "Compare rows", "leaves": "Count leaves"}
+_TESTS = {"classifier": "domain classifier", "mmd": "maximum mean discrepancy", "leaves": "leaf occupancy"}
+_STATISTICS = {"auc": "AUC", "mmd2": "MMD^2", "chi2": "chi-square distance"}
 
 
 def compare_rows(
@@ -43,8 +47,8 @@ def compare_rows(
     Args:
         project_dir: of the project.
         model: NAME, NAME@ALIAS or NAME:VERSION.
-        test: "classifier" or "mmd".
-        against: "previous" or "last-week".
+        test: "classifier", "mmd" or "leaves".
+        against: "previous", "last-week" or "training".
         length_us: of the window.
         end_us: of the window; None: now.
         rows: drawn of either side; None: as by default.
@@ -52,9 +56,12 @@ def compare_rows(
         as_json: instead of a table.
 
     Raises:
+        UnsupportedModelError: the leaves of what has none.
         TiercelError: as `multivariate_report`, the registry and the prediction table.
     """
     from tiercel.monitor.multivariate import ROWS, multivariate_report
+    from tiercel.monitor.row_samples import declared_plan
+    from tiercel.monitor.training_rows import find_training_rows
     from tiercel.priority import stand_back
     from tiercel.project import Project
     from tiercel.registry import parse_reference
@@ -63,14 +70,24 @@ def compare_rows(
     end_us = time.time_ns() // 1000 if end_us is None else end_us
     with Project(project_dir) as project:
         version = project.registry.get(*parse_reference(model))
+        needs_files = test == "leaves" or against == "training"
+        artifacts = project.registry.load_artifacts(version) if needs_files else {}
+        training = find_training_rows(artifacts) if against == "training" else None
+        if against == "training" and training is None:
+            raise OutcomesError(
+                f"Expected rows of the training set with {version.name} version {version.version}, got none: it was "
+                f"registered without a training set, or before they were kept. Register it again with its training set."
+            )
+        state_dir = project.settings.state_dir
         with (
-            _connect(project.settings.state_dir, project.settings.monitor, version.name) as connection,
+            _connect(state_dir, project.settings.monitor, version.name) as connection,
             progress() as at,
         ):
             report = multivariate_report(
-                connection, _declared(project.settings.state_dir, version), test,
+                connection, declared_plan(state_dir, version.name, version.version, version.facts.signature), test,
                 begin_us=end_us - length_us, end_us=end_us, against=against,
                 most_rows=ROWS if rows is None else rows, seed=seed,
+                leaves_of=_leaves_of(artifacts, version) if test == "leaves" else None, training=training,
                 progress=lambda done, total: at(_STAGES[test], done, total),
             )  # fmt: skip
     if as_json:
@@ -87,31 +104,30 @@ def _connect(state_dir: Path, settings: MonitorSettings, model: str) -> duckdb.D
     return open_outcomes(state_dir, settings, model=model)
 
 
-def _declared(state_dir: Path, version: ModelVersion) -> PlanDeclaration:
-    """What the version declared when it answered; what was registered, where it never did."""
-    from tiercel.monitor.journal import PlanDeclaration
-    from tiercel.monitor.prediction_ledger import TableLedger
-    from tiercel.monitor.predictions import PREDICTIONS
+def _leaves_of(artifacts: Mapping[str, bytes], version: ModelVersion) -> Leaves:
+    """Which leaf rows reach.
 
-    signature = version.facts.signature
-    known = TableLedger.read(state_dir / PREDICTIONS).versions.get(f"{version.name}:{version.version}")
-    return PlanDeclaration.from_json(
-        {"model": version.name, "version": version.version, "service": None, "service_fingerprint": None, "base": None}
-        | (
-            known
-            or {
-                "features": signature.features, "join_keys": (), "n_outputs": signature.n_outputs,
-                "task": signature.task.value, "classes": signature.classes,
-            }
+    Raises:
+        UnsupportedModelError: the version is not served by the forest engine.
+        ArtifactCorruptError and other errors of loading.
+    """
+    from tiercel.errors import UnsupportedModelError
+    from tiercel.models import load
+
+    if version.facts.engine != "forest":
+        raise UnsupportedModelError(
+            f"--test leaves: expected a forest, got {version.name} version {version.version} of engine "
+            f"{version.facts.engine}. Ask for --test classifier or mmd."
         )
-    )  # fmt: skip
+    leaves_of: Leaves = load(artifacts, verify=False).scorer.leaves
+    return leaves_of
 
 
 def _print(report: MultivariateReport) -> None:
     from tiercel.monitor.drift_words import WORDS
 
     style = _STYLES.get(report.verdict, "yellow")
-    what = "domain classifier" if report.test == "classifier" else "maximum mean discrepancy"
+    what = _TESTS[report.test]
     console.print(
         f"[bold]{escape(report.model)}[/] version [bold]{report.version}[/] against {WORDS[report.against]}, {what}: "
         f"[{style}]{report.verdict}[/]"
@@ -124,12 +140,14 @@ def _print(report: MultivariateReport) -> None:
             report.n_reference_requests,
         ),
     ):  # fmt: skip
-        span = f"{shown_moment(begin_us)} to {shown_moment(end_us)} UTC"
-        console.print(f"  {name}: {span}, {n:,} rows of {n_requests:,} requests")
+        span = f"{shown_moment(begin_us)} to {shown_moment(end_us)} UTC" if end_us else "training set"
+        console.print(f"  {name}: {span}, {n:,} rows" + (f" of {n_requests:,} requests" if end_us else ""))
     if report.statistic is not None and report.effect is not None:
-        name = "AUC" if report.measure == "auc" else "MMD^2"
+        name = _STATISTICS[report.measure]
         limit = "" if report.chance_limit is None else f", chance stays below {report.chance_limit:.4g} 99 times of 100"
-        effect = f" (effect {report.effect:+.4f})" if report.measure == "auc" else ""
+        effect = "" if report.measure == "mmd2" else f" (effect {report.effect:+.4f})"
+        if report.psi is not None:
+            effect += f", PSI {report.psi:.3g} by tree"
         console.print(
             f"  {name} {report.statistic:.4g}{effect}, p = {report.p_value:.4g} "
             f"among {report.n_exchanges:,} exchanges of requests{limit}"
@@ -137,7 +155,7 @@ def _print(report: MultivariateReport) -> None:
     for note in report.notes:
         console.print(f"  [yellow]note[/]: {escape(note)}")
     if report.features:
-        name = "AUC lost" if report.measure == "auc" else "MMD^2 lost"
+        name = f"{_STATISTICS[report.measure]} lost"
         print_table(
             "What tells them apart", ("feature", name, "what changed"),
             [(each.name, f"{each.loss:.2g}", each.change) for each in report.features],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tiercel.cli.console import console, json_option, print_json, print_table, project_option
+from tiercel.cli.durations import DURATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,15 @@ _MOST_SHOWN = 15
 @click.option("--now", help="Read features as of this time (ISO 8601).")
 @click.option("--locale", help="Of the reasons' texts. Default: the model's own.")
 @click.option("-k", "k", type=click.IntRange(1, 16), help="Reasons at most. Default: as the model's policy says.")
+@click.option("--global", "is_global", is_flag=True, help="What moves MODEL over many rows, not one prediction.")
+@click.option(
+    "--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="With --global: a page with plots."
+)
+@click.option(
+    "--window", "length_us", type=DURATION, help="With --global: how far back rows are looked for. Default: 7d."
+)
+@click.option("--rows", type=click.IntRange(10, 20_000), help="With --global: rows to explain. Default: 2000.")
+@click.option("--output", help="With --global: the class that is explained, of a model of several. Default: the first.")
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server, for a new prediction.")
 @project_option
 @json_option
@@ -37,6 +48,11 @@ def explain(
     now: str | None,
     locale: str | None,
     k: int | None,
+    is_global: bool,
+    html_file: Path | None,
+    length_us: int | None,
+    rows: int | None,
+    output: str | None,
     url: str,
     project_dir: str,
     as_json: bool,
@@ -45,7 +61,21 @@ def explain(
 
     A new prediction is asked of a running server, which waits for its explanation however long it takes. An earlier one
     (ID is a reply's "id") is explained from its receipt (the journal, then what is kept of it), without a server.
+
+    With --global: what moves MODEL (NAME, NAME@ALIAS or NAME:VERSION) over the rows that it was asked for, or was trained on.
+    NAME alone compares champion and challenger, where it has both, on the same rows.
     """
+    if is_global:
+        from tiercel.cli.explain_global import explain_globally
+
+        if entities or features or now is not None or k is not None or locale is not None:
+            raise click.UsageError(
+                "--entity, --feature, --now, --locale and -k are of one prediction: leave them or --global out."
+            )
+        explain_globally(project_dir, target, length_us, rows, output, html_file, as_json=as_json)
+        return
+    if html_file is not None or length_us is not None or rows is not None or output is not None:
+        raise click.UsageError("--html, --window, --rows and --output are of --global.")
     if not entities and not features and _ID.fullmatch(target):
         told = _recorded(target, project_dir, locale, k)
         if as_json:

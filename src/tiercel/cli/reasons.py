@@ -1,4 +1,4 @@
-"""`tiercel reasons check`: whether a reason policy can be read, and fits a model."""
+"""`tiercel reasons`: whether a reason policy fits a model, and what would have changed a decision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ def reasons() -> None:
 
 @reasons.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--model", metavar="NAME", help="A registered model it must fit: NAME, NAME@ALIAS or NAME:VERSION.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A registered model it must fit: NAME (every version that an alias points at), NAME@ALIAS or NAME:VERSION.",
+)
 @click.option("--service", metavar="NAME", help="A feature service whose every feature must have its place.")
 @click.option("--locale", help="Print texts in this language. Default: the policy's own.")
 @project_option
@@ -46,9 +50,43 @@ def check(
     with Project(project_dir) as project:
         path = _policy_of(project, str(model)) if file is None else file
         policy, _ = read_policy(path)
-        signature, known, fits = _what(project, model, service)
-        policy.check(signature, also_known=known, where=str(path))
-    _tell(policy, locale, str(path), fits, as_json=as_json)
+        asked = _what(project, model, service)
+        for signature, known, _ in asked:
+            policy.check(signature, also_known=known, where=str(path))
+    _tell(policy, locale, str(path), " and ".join(name for _, _, name in asked), as_json=as_json)
+
+
+@reasons.command()
+@click.argument("prediction", metavar="ID")
+@click.option("--threshold", type=float, help="Default: that of [models.NAME.value].")
+@click.option("--row", default=0, show_default=True, type=click.IntRange(0), help="Of a request of many rows.")
+@click.option("--locale", help="Of the sentences. Default: the policy's own.")
+@project_option
+@json_option
+def change(
+    prediction: str, threshold: float | None, row: int, locale: str | None, project_dir: str, as_json: bool
+) -> None:
+    """Say what would have changed the decision on the prediction with ID: the smallest changes that its policy allows."""
+    from tiercel.project import Project
+    from tiercel.serving.what_if import what_if
+
+    with Project(project_dir) as project:
+        told = what_if(project.settings, project.registry, prediction, threshold=threshold, row=row)
+    if as_json:
+        print_json(told.to_json(locale))
+        return
+    found = told.found
+    console.print(
+        f"{told.model} version {told.version}: {found.score:.6g}, "
+        f"{'at or above' if found.score >= found.threshold else 'below'} {found.threshold:g}",
+        markup=False,
+    )
+    for each, text in zip(found.found, told.sentences(locale), strict=True):
+        console.print(f"  {text} (score {each.score:.6g}, distance {each.distance:.3g})", markup=False)
+    if found.why:
+        console.print(f"  Nothing: {found.why}.", markup=False)
+    if not found.is_exhaustive:
+        console.print("  There are more changes of two features than were looked at.", markup=False)
 
 
 def _policy_of(project: Project, model: str) -> Path:
@@ -64,20 +102,25 @@ def _policy_of(project: Project, model: str) -> Path:
     return project.settings.project_dir / named
 
 
-def _what(project: Project, model: str | None, service: str | None) -> tuple[Signature, tuple[str, ...], str]:
-    """(what the policy must fit, features it may speak of, the same in words)."""
+def _what(project: Project, model: str | None, service: str | None) -> list[tuple[Signature, tuple[str, ...], str]]:
+    """Everything the policy must fit: (signature, features it may speak of, a name for people)."""
     from tiercel.registry import parse_reference
     from tiercel.types import Signature, Task
 
     if model is None:
         features = project.service(str(service)).features
         # Of a service no classes are known: with two that `adverse` can only name, everything else is looked at.
-        return Signature(features, Task.BINARY, ("0", "1")), (), f"service {service}"
+        return [(Signature(features, Task.BINARY, ("0", "1")), (), f"service {service}")]
     name, selector = parse_reference(model)
-    version = project.registry.get(name, "latest" if selector is None else selector)
-    read = version.facts.service if service is None else service
-    known = () if read is None else project.service(read).features
-    return version.facts.signature, known, f"{name} version {version.version}"
+    # Without one named, those that serve: every version that an alias points at, else the newest.
+    numbers = sorted(set(project.registry.aliases(name).values())) if selector is None else [selector]
+    asked = []
+    for number in numbers or ["latest"]:
+        version = project.registry.get(name, number)
+        read = version.facts.service if service is None else service
+        known = () if read is None else project.service(read).features
+        asked.append((version.facts.signature, known, f"{name} version {version.version}"))
+    return asked
 
 
 def _tell(policy: ReasonPolicy, locale: str | None, file: str, fits: str, *, as_json: bool) -> None:

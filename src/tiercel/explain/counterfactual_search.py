@@ -341,7 +341,7 @@ def _on_grid(values: NDArray[np.float32], change: Change) -> NDArray[np.float32]
 
 def _within(values: NDArray[np.float32], now: float, change: Change) -> NDArray[np.float32]:
     """The values that the feature may be changed to, ascending."""
-    kept = np.unique(values[np.isfinite(values)])
+    kept: NDArray[np.float32] = np.unique(values[np.isfinite(values)])
     kept = kept[kept != np.float32(now)]
     if change.direction != "either":
         kept = kept[kept > now] if change.direction == "up" else kept[kept < now]

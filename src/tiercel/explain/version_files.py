@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from tiercel.errors import ArtifactCorruptError, ReasonPolicyError
 from tiercel.explain.policy import default_policy
 from tiercel.explain.policy_file import parse_policy
@@ -13,7 +15,6 @@ from tiercel.explain.reference_set import REFERENCE_SET_FILE, Origin, ReferenceS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from tiercel.explain.policy import ReasonPolicy
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: The policy's name among a version's artifacts: the file that was handed over, byte for byte.
 POLICY_FILE: Final = "reasons.toml"
+#: Golden rows that registering makes up (`tiercel.models.preparing`), and a size that no real value has.
+_N_MADE_UP: Final = 64
+_EXTREME: Final = 1e30
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,15 @@ def make_explanation_files(
     return files
 
 
+def are_made_up(golden_rows: NDArray[np.float32]) -> bool:
+    """Whether golden rows are not anybody's: registering makes 64 of them where none are given, full of extremes.
+
+    Versions that were registered with rows since there are reference sets have one of those, so this is about older ones.
+    """
+    with np.errstate(invalid="ignore"):
+        return len(golden_rows) == _N_MADE_UP or bool((np.abs(golden_rows) >= _EXTREME).any())
+
+
 def load_explanation_files(
     artifacts: Mapping[str, bytes],
     signature: Signature,
@@ -96,8 +109,8 @@ def load_explanation_files(
         artifacts: the version's files; others are ignored.
         signature: the model's.
         settings: [models.NAME.explain] of the project: k and locale instead of the policy's.
-        golden_rows: float32 (n, n_features): what a version without a reference set is explained against. Leave out rows
-            that were made up around the model's thresholds: nobody is like those.
+        golden_rows: float32 (n, n_features): what a version without a reference set is explained against, unless they are
+            rows that were made up to look for trouble (`are_made_up`): nobody is like those.
         owner: names the version in messages.
 
     Raises:
@@ -124,7 +137,7 @@ def load_explanation_files(
     if data is not None:
         reference = ReferenceSet.from_bytes(data)
         reference.check(signature)
-    elif golden_rows is not None:
+    elif golden_rows is not None and not are_made_up(golden_rows):
         reference = draw_reference_set(golden_rows, signature, "golden")
     why = (
         ""

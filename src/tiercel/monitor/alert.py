@@ -60,6 +60,7 @@ class Finding:
         features: what shows it, the strongest first.
         message: one or two sentences.
         command: what shows it again.
+        moves: features by how much each moved the mean score, the largest part first; empty where that was not found out.
     """
 
     cause: str
@@ -76,13 +77,15 @@ class Finding:
     features: tuple[TopFeature, ...]
     message: str
     command: str
+    moves: tuple[TopFeature, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            **{name: value for name, value in vars(self).items() if name not in {"alert_class", "features"}},
+            **{name: value for name, value in vars(self).items() if name not in _NESTED},
             "class": self.alert_class.value,
             "features": [vars(each) for each in self.features],
+            "moves": [vars(each) for each in self.moves],
         }
 
     @classmethod
@@ -92,9 +95,17 @@ class Finding:
         Raises:
             KeyError, TypeError, ValueError: it was not written by `to_json`.
         """
-        names = [name for name in cls.__dataclass_fields__ if name not in {"alert_class", "features"}]
-        features = tuple(TopFeature(str(e["name"]), float(e["effect"]), str(e["reason"])) for e in data["features"])
-        return cls(**{name: data[name] for name in names}, alert_class=AlertClass(data["class"]), features=features)
+        names = [name for name in cls.__dataclass_fields__ if name not in _NESTED]
+        features, moves = (
+            tuple(TopFeature(str(e["name"]), float(e["effect"]), str(e["reason"])) for e in data.get(key, ()))
+            for key in ("features", "moves")  # alerts from before there were moves have none
+        )
+        return cls(
+            **{name: data[name] for name in names},
+            alert_class=AlertClass(data["class"]),
+            features=features,
+            moves=moves,
+        )
 
 
 @dataclass(frozen=True)
@@ -213,5 +224,7 @@ class Alert:
         )
 
 
+#: Of a finding, what is not a plain value.
+_NESTED = frozenset({"alert_class", "features", "moves"})
 _MAX_HISTORY = 50
 _MAX_UNSENT = 8

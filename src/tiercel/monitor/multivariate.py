@@ -1,8 +1,9 @@
 """Do a window's rows differ from earlier ones as wholes? The heavier tests, on rows of the prediction table.
 
 Histograms see one feature at a time. Where two features begin to move apart, or a group of rows vanishes that no single value
-marks, every histogram may stay as it was; a classifier that is asked which row is of when (`domain_classifier`), and distances
-between whole rows (`mean_discrepancy`), see that. Both take seconds to minutes, so they run in a command of their own.
+marks, every histogram may stay as it was; a classifier that is asked which row is of when (`domain_classifier`), distances
+between whole rows (`mean_discrepancy`), and the leaves of the model's own trees (`leaf_occupancy`) see that. They take seconds
+to minutes, so they run in a command of their own.
 
 Everything is drawn by a seed: the same stretch, bound and seed give the same report, as long as the table has the same rows.
 """
@@ -18,22 +19,27 @@ import numpy as np
 from tiercel.monitor.domain_classifier import measure_separation
 from tiercel.monitor.exchanges import Units
 from tiercel.monitor.feature_drift import Verdict
+from tiercel.monitor.leaf_occupancy import measure_occupancy, rank_by_leaves
 from tiercel.monitor.mean_discrepancy import ComparableRows, measure_discrepancy, rank_features
 from tiercel.monitor.multivariate_words import describe_change, describe_nothing, describe_result, many
-from tiercel.monitor.row_samples import draw_rows, feature_columns
+from tiercel.monitor.row_samples import draw_rows, empty_sample, feature_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import duckdb
     from numpy.typing import NDArray
 
     from tiercel.monitor.journal import PlanDeclaration
+    from tiercel.monitor.leaf_occupancy import Leaves
     from tiercel.monitor.row_samples import RowSample
+    from tiercel.monitor.training_rows import TrainingRows
 
-TESTS: Final = ("classifier", "mmd")
-#: What rows can be compared with. Of the training set there are histograms only.
-AGAINST: Final = ("previous", "last-week")
+TESTS: Final = ("classifier", "mmd", "leaves")
+#: What rows can be compared with: earlier ones, or the sample of the training set that is kept with a version.
+AGAINST: Final = ("previous", "last-week", "training")
+#: What each test measures.
+MEASURES: Final = {"classifier": "auc", "mmd": "mmd2", "leaves": "chi2"}
 #: Rows of either side that are drawn by default, and at most.
 ROWS, MOST_ROWS = 4_000, 20_000
 #: Requests of either side without which there is no verdict: fewer do not fill folds, and chance does too much.
@@ -80,13 +86,15 @@ class MultivariateReport:
     Attributes:
         model, version: registered name and number.
         test, against: of `TESTS` and `AGAINST`.
-        begin_us, end_us, reference_begin_us, reference_end_us: the two stretches.
+        begin_us, end_us, reference_begin_us, reference_end_us: the two stretches; the training set has none, 0 and 0.
         n_rows, n_reference: rows drawn of each; n_requests, n_reference_requests: requests that they belong to.
         n_available, n_reference_available: rows that there are with features.
         most_rows, seed: of the draw.
-        measure: what `statistic` is: "auc" or "mmd2". None is known where nothing was tested.
+        measure: what `statistic` is, of `MEASURES`; "chi2" is half the symmetric chi-square between shares of rows by leaf,
+            mean over the trees, from 0 to 1. None is known where nothing was tested.
         statistic: as measured.
-        effect: AUC - 0.5, or MMD^2: 0 where nothing differs.
+        effect: AUC - 0.5, MMD^2, or chi-square beyond what chance has on average: 0 where nothing differs.
+        psi: population stability index by leaf, mean over the trees; None of other tests.
         p_value: probability by chance of a statistic as large.
         chance_limit: statistic that chance exceeds once in a hundred times; None where that many were not drawn.
         n_exchanges: of requests between the sides, that p is counted among.
@@ -115,6 +123,7 @@ class MultivariateReport:
     measure: str
     statistic: float | None
     effect: float | None
+    psi: float | None
     p_value: float | None
     chance_limit: float | None
     n_exchanges: int
@@ -139,6 +148,7 @@ class _Measured:
     chance_limit: float | None
     n_exchanges: int
     losses: NDArray[np.float64]
+    psi: float | None = None
 
 
 def multivariate_report(
@@ -151,6 +161,8 @@ def multivariate_report(
     against: str = "previous",
     most_rows: int = ROWS,
     seed: int = 0,
+    leaves_of: Leaves | None = None,
+    training: TrainingRows | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MultivariateReport:
     """Draw rows of a window and of what it is compared with, and test them.
@@ -161,13 +173,16 @@ def multivariate_report(
         test: one of `TESTS`.
         begin_us: of the window, microseconds since the epoch.
         end_us: likewise; rows of this moment are not in it.
-        against: "previous" (the stretch of the same length before) or "last-week" (the same, seven days before).
+        against: "previous" (the stretch of the same length before), "last-week" (the same, seven days before) or "training".
         most_rows: drawn of either side, up to `MOST_ROWS`.
         seed: of everything that is drawn.
+        leaves_of: of the version's forest: rows, float32 (n, n_features) -> leaves, int32 (n, n_trees); for "leaves".
+        training: the version's own; for "training".
         progress: called with (done, total).
 
     Raises:
-        ValueError: another test or comparison, a stretch that does not end after it begins, or a bound that is none.
+        ValueError: another test or comparison, a stretch that does not end after it begins, a bound that is none, or no
+            `leaves_of` or `training` where they are needed.
         OutcomesError: the predictions cannot be read.
         MissingExtraError: the classifier needs LightGBM.
     """
@@ -176,19 +191,50 @@ def multivariate_report(
             f"Expected one of {', '.join(TESTS)} against one of {', '.join(AGAINST)}, a stretch of time and 1 to "
             f"{MOST_ROWS} rows; got {test}, {against}, {end_us - begin_us} us and {most_rows}"
         )
+    if against == "training" and training is None:
+        raise ValueError("Expected rows of the training set to compare with")
     columns, masked = feature_columns(connection, plan)
-    back_us = end_us - begin_us if against == "previous" else _WEEK_US
-    window, beside = (
-        draw_rows(
-            connection, columns, plan.model, plan.version,
-            begin_us=begin_us - back, end_us=end_us - back, most=most_rows, seed=seed,
-        )
-        for back in (0, back_us)
+    window, beside = draw_both(
+        connection, columns, plan, begin_us=begin_us, end_us=end_us, against=against, most=most_rows, seed=seed,
+        training=training,
     )  # fmt: skip
     return compare_samples(
-        plan.model, plan.version, tuple(columns), window, beside,
-        test=test, against=against, masked=masked, most_rows=most_rows, seed=seed, progress=progress,
+        plan.model, plan.version, tuple(columns), window, beside, test=test, against=against, masked=masked,
+        most_rows=most_rows, seed=seed, leaves_of=leaves_of, progress=progress,
     )  # fmt: skip
+
+
+def draw_both(
+    connection: duckdb.DuckDBPyConnection,
+    columns: Mapping[str, str],
+    plan: PlanDeclaration,
+    *,
+    begin_us: int,
+    end_us: int,
+    against: str,
+    most: int,
+    seed: int = 0,
+    training: TrainingRows | None = None,
+    with_scores: bool = False,
+) -> tuple[RowSample, RowSample]:
+    """Rows of a window and of what it is compared with; see `multivariate_report` and `draw_rows` for the arguments.
+
+    Raises:
+        OutcomesError: the predictions cannot be read.
+    """
+    back_us = end_us - begin_us if against == "previous" else _WEEK_US
+    window, *earlier = (
+        draw_rows(
+            connection, columns, plan.model, plan.version,
+            begin_us=begin_us - back, end_us=end_us - back, most=most, seed=seed, with_scores=with_scores,
+        )
+        for back in ((0,) if against == "training" else (0, back_us))
+    )  # fmt: skip
+    if training is None:
+        return window, earlier[0] if earlier else empty_sample(len(columns))
+    if against != "training":
+        return window, earlier[0]
+    return window, training.sample(tuple(columns))
 
 
 def compare_samples(
@@ -203,6 +249,7 @@ def compare_samples(
     masked: Sequence[str] = (),
     most_rows: int = ROWS,
     seed: int = 0,
+    leaves_of: Leaves | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MultivariateReport:
     """Test two samples.
@@ -218,11 +265,15 @@ def compare_samples(
         masked: features that the table does not show.
         most_rows: that the samples were drawn with.
         seed: of everything that is drawn.
+        leaves_of: for "leaves", see `multivariate_report`; it takes all features in the samples' order.
         progress: called with (done, total).
 
     Raises:
+        ValueError: no `leaves_of` for "leaves".
         MissingExtraError: the classifier needs LightGBM.
     """
+    if test == "leaves" and leaves_of is None:
+        raise ValueError("Expected leaves_of, which the test of leaves needs")
     rows = np.concatenate([beside.values, window.values])
     usable, notes = _usable(features, rows, masked)
     notes = [*_notes(window, beside, most_rows, seed), *notes]
@@ -231,17 +282,21 @@ def compare_samples(
         verdict = Verdict.TOO_FEW if not window.n_available else Verdict.NOT_COMPARABLE
     elif min(window.n_requests, beside.n_requests) < LEAST_REQUESTS:
         verdict = Verdict.TOO_FEW
-    elif not usable:
+    elif not usable or (test == "leaves" and masked):
         verdict = Verdict.NOT_COMPARABLE
     measured = None
     found: tuple[FeatureShare, ...] = ()
     if verdict is not Verdict.STABLE:
         meaning = describe_nothing(
-            against, window.n_available, beside.n_available, window.n_requests, beside.n_requests, LEAST_REQUESTS
-        )
+            against, window.n_available, beside.n_available, window.n_requests, beside.n_requests, LEAST_REQUESTS,
+            masked if test == "leaves" else (),
+        )  # fmt: skip
     else:
         units = Units.of(beside.requests, window.requests)
-        measured = (_classify if test == "classifier" else _measure)(rows[:, usable], units, seed, progress)
+        if test == "leaves" and leaves_of is not None:
+            measured = _occupy(rows, usable, units, leaves_of, seed, progress)
+        else:
+            measured = (_classify if test == "classifier" else _measure)(rows[:, usable], units, seed, progress)
         if measured.p_value <= LEVEL:
             verdict = Verdict.DRIFT
             found = _shares([features[i] for i in usable], rows[:, usable], units.rows(), measured.losses, against)
@@ -266,9 +321,10 @@ def compare_samples(
         n_reference_available=beside.n_available,
         most_rows=most_rows,
         seed=seed,
-        measure="auc" if test == "classifier" else "mmd2",
+        measure=MEASURES[test],
         statistic=None if measured is None else measured.statistic,
         effect=None if measured is None else measured.effect,
+        psi=None if measured is None else measured.psi,
         p_value=None if measured is None else measured.p_value,
         chance_limit=None if measured is None else measured.chance_limit,
         n_exchanges=0 if measured is None else measured.n_exchanges,
@@ -298,6 +354,23 @@ def _measure(
     return _Measured(found.mmd2, found.mmd2, found.p_value, found.chance_limit, found.n_exchanges, losses)
 
 
+def _occupy(
+    rows: NDArray[np.float64],
+    usable: Sequence[int],
+    units: Units,
+    leaves_of: Leaves,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> _Measured:
+    vectors = np.ascontiguousarray(rows, np.float32)
+    found = measure_occupancy(leaves_of(vectors), units, seed=seed, progress=progress)
+    losses = np.empty(0)
+    if found.p_value <= LEVEL:
+        losses = rank_by_leaves(vectors, units.rows(), leaves_of, seed=seed)[list(usable)]
+    effect = found.distance - found.chance_mean
+    return _Measured(found.distance, effect, found.p_value, found.chance_limit, found.n_exchanges, losses, found.psi)
+
+
 def _usable(features: Sequence[str], rows: NDArray[np.float64], masked: Sequence[str]) -> tuple[list[int], list[str]]:
     """Features that could tell rows apart, and sentences on the others."""
     usable, empty, constant = [], [], []
@@ -325,7 +398,9 @@ def _notes(window: RowSample, beside: RowSample, most_rows: int, seed: int) -> l
     """What there is to say of the rows."""
     notes = []
     for what, sample in (("window", window), ("comparison", beside)):
-        if sample.n < sample.n_available:
+        if sample.n < sample.n_available and not sample.end_us:
+            notes.append(f"Compared with {sample.n:,} rows drawn from {sample.n_available:,} of the training set.")
+        elif sample.n < sample.n_available:
             notes.append(
                 f"{sample.n:,} of the {what}'s {sample.n_available:,} rows were drawn, each as likely as any other "
                 f"(at most {most_rows:,} of either side, by seed {seed})."

@@ -22,7 +22,13 @@ _BEYOND = 4.0
 
 
 def describe_nothing(
-    against: str, n_available: int, n_reference: int, n_requests: int, n_reference_requests: int, least: int
+    against: str,
+    n_available: int,
+    n_reference: int,
+    n_requests: int,
+    n_reference_requests: int,
+    least: int,
+    masked: Sequence[str] = (),
 ) -> str:
     """Why there is no verdict.
 
@@ -33,10 +39,18 @@ def describe_nothing(
         n_requests: requests of the window's rows.
         n_reference_requests: likewise of the other side.
         least: requests that are needed of either.
+        masked: features that the table does not show though the test needs all.
     """
     beside = WORDS[against]
     if not n_available:
         return "Nothing can be said: no prediction with features was served in the window."
+    if masked:
+        return (
+            f"Nothing can be said: a row's leaves need all features, and {', '.join(masked)} "
+            f"{'is' if len(masked) == 1 else 'are'} masked in the prediction table ([monitor] drop_columns, hash_columns)."
+        )
+    if not n_reference and against == "training":
+        return "Nothing can be said: no rows of the training set are kept with the version. Register it with its training set."
     if not n_reference:
         return f"Nothing can be said: no prediction with features was served in {beside}."
     if min(n_requests, n_reference_requests) < least:
@@ -53,9 +67,9 @@ def describe_result(
     """One sentence.
 
     Args:
-        test: "classifier" or "mmd".
+        test: "classifier", "mmd" or "leaves".
         against: what is compared with.
-        statistic: AUC or MMD^2.
+        statistic: AUC, MMD^2 or chi-square.
         p_value: of it.
         chance_limit: that chance exceeds once in a hundred times, if known.
         names: of the features that carry the difference, most first; none: there is no difference beyond chance.
@@ -68,6 +82,18 @@ def describe_result(
             return f"No difference beyond chance: a model cannot tell the window's rows from those of {beside} ({pairs}; {chance})."
         degree = next((word for least, word in _DEGREES if statistic >= least), "a little better than by guessing")
         return f"A model tells the window's rows from those of {beside} {degree}{_chiefly(names)}: {pairs}; {chance}."
+    if test == "leaves":
+        if not names and p_value > 0.01:
+            return f"No difference beyond chance: rows end in the leaves of the model's trees as often as in {beside} ({chance})."
+        far = (
+            ""
+            if not chance_limit
+            else f", {statistic / chance_limit:.1f} times what chance stays below 99 times of 100"
+        )
+        return (
+            f"Rows end in other leaves of the model's trees than in {beside}{_chiefly(names)}: the chi-square distance is "
+            f"{statistic:.2g} of 1{far}; {chance}."
+        )
     if not names and p_value > 0.01:
         return (
             f"No difference beyond chance: rows lie no further from those of {beside} than from each other ({chance})."

@@ -36,19 +36,21 @@ from tiercel.monitor.outcomes import open_outcomes
 from tiercel.monitor.predictions import PredictionTable
 from tiercel.monitor.review import review
 from tiercel.monitor.routing import Router
+from tiercel.monitor.score_moves import with_moves
 from tiercel.monitor.thresholds import DISTRIBUTION_PART, FalseAlarmBudget, dispersion_of
 from tiercel.monitor.watch_state import BaseState, OutcomeState, WatchState
 from tiercel.monitor.windows import DAY_US, WindowStore
 from tiercel.settings import ValueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from tiercel.monitor.alert import Look
+    from tiercel.monitor.alert import Finding, Look
     from tiercel.monitor.causes import Origin
     from tiercel.monitor.drift import DriftReport
     from tiercel.monitor.reference import Reference
     from tiercel.monitor.review import Review
+    from tiercel.monitor.score_moves import Explained
     from tiercel.settings import Settings
     from tiercel.types import Task
 
@@ -81,6 +83,7 @@ class Watched:
         reference: its training data; None where it has none.
         origins: feature -> what it is made of.
         value: what its predictions are for.
+        explained: how its rows are explained; None where they cannot be. Slow where it is called first.
     """
 
     model: str
@@ -89,6 +92,7 @@ class Watched:
     reference: Reference | None = None
     origins: Mapping[str, tuple[Origin, ...]] = field(default_factory=dict)
     value: ValueSettings = field(default_factory=ValueSettings)
+    explained: Callable[[], Explained | None] = lambda: None
 
 
 class Versions(Protocol):
@@ -311,7 +315,26 @@ class Watch:
             if scale.judges_population:
                 others = [each for each in AGAINST if each not in {"training", against}]
                 self._waiting += [_Comparison(model, version, each, begin_us, end_us, budget) for each in others]
-        return drift_look(scale.name, judged, n_confirm=scale.n_confirm, n_clear=scale.n_clear)
+        look = drift_look(scale.name, judged, n_confirm=scale.n_confirm, n_clear=scale.n_clear)
+        return replace(look, findings=tuple(self._with_moves(each, judged, end_us) for each in look.findings))
+
+    def _with_moves(self, finding: Finding, judged: Sequence[Judged], now_us: int) -> Finding:
+        """What a population that moved did to the score. Whatever goes wrong, the finding is told."""
+        of = next(
+            (
+                each.report
+                for each in judged
+                if (each.report.model, each.report.version) == (finding.model, finding.version)
+            ),
+            None,
+        )
+        watched = None if of is None or finding.version is None else self._find(finding.model, finding.version)
+        if of is None or watched is None or finding.alert_class is not AlertClass.POPULATION:
+            return finding
+        with self.state.step("attribution"):
+            self._table.convert(now_us)
+            finding = with_moves(finding, watched.explained, of.against, self._state_dir, self._monitor)
+        return finding
 
     def _compare(self) -> None:
         """Reports that nobody is woken for: a few each turn, for their thresholds take long to find. Then all are saved."""

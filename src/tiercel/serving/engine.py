@@ -319,7 +319,9 @@ class Engine:
                 log.info("model %s:%s: %s: %s", name, version, tier, decision.reason)
             model = models.load(artifacts)
             declared = self._settings.model(name)
-            explanations = make_explanations(model, artifacts, declared, profile, label=f"{name}:{version}")
+            explanations = make_explanations(
+                model, artifacts, declared, profile, label=f"{name}:{version}", measures=self._profile_of is not None
+            )
             model = replace(model, body=None)
             loaded = _Loaded(record, model, reference, profile, tier, explanations)
             self._loaded[name, version] = loaded

@@ -34,6 +34,8 @@ INLINE_US: Final = 1000.0
 MOST_US: Final = 1_000_000
 #: Said where the reason is a bug or an exhausted machine: the log has it, the client need not.
 FAILED: Final = "the explainer failed; the server's log has the reason"
+#: Said where contributions are not those of the score: they are checked before they are sent.
+WRONG: Final = "the contributions do not add up to the model's margin within one part in a million"
 
 
 class Attributed(NamedTuple):
@@ -43,6 +45,7 @@ class Attributed(NamedTuple):
     expected: float
     output: int
     standard_error: NDArray[np.float64] | None
+    adds_up: bool = True  # to the rows' margins
 
 
 class Explaining:
@@ -132,6 +135,9 @@ def explain_here(prepared: Prepared, asked: ExplainRequest) -> None:
         return
     began_ns = time.monotonic_ns()
     found = explainer.attribute(prepared.rows(), prepared.scores())
+    if not found.adds_up:
+        prepared.explain_not(WRONG)
+        return
     prepared.give_attributions(
         found.values,
         found.expected,

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel._hot.explained import Explanations
-from tiercel.errors import TiercelError
+from tiercel.errors import TiercelError, UnexplainableModelError
 from tiercel.explain.reasons import ReasonForm, make_form
 from tiercel.explain.version_files import load_explanation_files
-from tiercel.models.explaining import make_explainer
+from tiercel.models.explaining import LEAST_PROBABILITY, make_explainer
 from tiercel.models.golden import Golden
 from tiercel.models.ir import Forest
 from tiercel.models.margins import explained_forest, explained_linear
 from tiercel.models.preparing import GOLDEN_FILE
 from tiercel.serving.explaining import Attributed
+from tiercel.types import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,10 @@ log = logging.getLogger("tiercel.serving")
 
 #: Forms that are kept for requests which name a locale or a number of reasons: as many as a few locales have numbers.
 MOST_FORMS: Final = 64
+#: What is believed of a measured tail, as a multiple of the median.
+MOST_SPREAD: Final = 10.0
+#: As in `explained.pyx`: relative to the largest of the numbers that are added.
+ADDITIVITY: Final = 1e-6
 
 
 class VersionExplainer:
@@ -111,9 +116,29 @@ class VersionExplainer:
         output = int(np.argmax(table.sum(axis=0))) if table.shape[1] > 1 else 0
         label = self._explainer.outputs[output] if table.shape[1] > 1 else None
         found = self._explainer.explain(rows, output=label)
-        return Attributed(
-            np.ascontiguousarray(found.values, np.float64), float(found.expected), output, found.standard_error
-        )
+        values, expected = np.ascontiguousarray(found.values, np.float64), float(found.expected)
+        is_right = add_up(values, expected, table[:, output], has_classes=self._signature.task is not Task.REGRESSION)
+        return Attributed(values, expected, output, found.standard_error, is_right)
+
+
+def add_up(values: NDArray[np.float64], expected: float, scores: NDArray[np.float64], *, has_classes: bool) -> bool:
+    """Whether sampled contributions add up to the margins of scores that were made apart from them.
+
+    Args:
+        values: (n, n_features).
+        expected: the margin that they start from.
+        scores: (n,).
+        has_classes: scores are probabilities, and margins their log odds, cut as the sampler cuts them.
+    """
+    totals, margins, slack = expected + values.sum(axis=1), scores, np.zeros(len(scores))
+    if has_classes:
+        cut = np.clip(scores, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+        margins = np.log(cut) - np.log1p(-cut)
+        # Scores are float32, and a batch of another size may round the last bits otherwise: so far apart are their log odds.
+        slack = 4 * LEAST_PROBABILITY / (cut * (1 - cut))
+    largest = np.maximum(np.abs(margins), np.maximum(abs(expected), np.abs(values).max(axis=1, initial=0.0)))
+    known = np.isfinite(totals) & np.isfinite(margins)
+    return bool((np.abs(totals - margins)[known] <= (ADDITIVITY * largest + slack)[known]).all())
 
 
 def make_explanations(
@@ -123,6 +148,7 @@ def make_explanations(
     profile: CostProfile | None = None,
     *,
     label: str,
+    measures: bool = False,
 ) -> Explanations:
     """How a version's plans explain. Slow where the model is large: never call it on an event loop.
 
@@ -130,8 +156,9 @@ def make_explanations(
         model: the version's, just loaded.
         artifacts: its files.
         declared: [models.NAME].
-        profile: what explaining costs on this host; None, or without that: it is measured here, briefly.
+        profile: what explaining costs on this host; None, or without that: see `measures`.
         label: names the version in messages.
+        measures: measure it here, briefly, where the profile does not say it; else it is predicted from the model's size.
     """
     n_features, n_outputs = len(model.signature.features), model.signature.n_outputs
     try:
@@ -142,7 +169,7 @@ def make_explanations(
             n_outputs,
             mine,
             mine.form_of(),
-            cost_us=_cost_us(explainer, profile),
+            cost_us=_cost_us(explainer, profile, measures=measures),
             margins=margins_of(model.body, mine.compiled),
         )
     except TiercelError as error:
@@ -160,24 +187,28 @@ def _make(
     settings = None if declared is None else declared.explain
     golden = Golden.from_bytes(artifacts[GOLDEN_FILE]).rows
     files = load_explanation_files(artifacts, model.signature, settings, golden_rows=golden, owner=f"version {label}")
+    kind = "auto" if settings is None else settings.kind
+    if files.reference_rows is None and kind == "auto":
+        # Nobody to compare with: what the file counted at each node of its trees is the next best.
+        if not isinstance(model.body, Forest) or model.body.cover is None:
+            raise UnexplainableModelError(files.why_no_reference)
+        kind = "path_dependent"
     explainer = make_explainer(
-        model.scorer if model.body is None else model.body,
-        model.signature,
-        files.reference_rows,
-        kind="auto" if settings is None else settings.kind,
+        model.scorer if model.body is None else model.body, model.signature, files.reference_rows, kind=kind
     )
     return explainer, None if explainer.reference is None else files.reference_digest, files.policy
 
 
-def _cost_us(explainer: ModelExplainer, profile: CostProfile | None) -> tuple[float, float]:
-    """What a call takes and what each of its rows, in microseconds: as the profile measured one row, else as measured now."""
+def _cost_us(explainer: ModelExplainer, profile: CostProfile | None, *, measures: bool) -> tuple[float, float]:
+    """What a call takes and what each of its rows, in microseconds."""
     if profile is None or profile.explain is None:
-        cost = explainer.measure()
-        one_us, row_us = cost.one_row_us, cost.batch_row_us
+        if measures:
+            explainer.measure()
+        one_us = explainer.predicted_us(1)
     else:
-        one_us = row_us = profile.explain.p99_us
-        if explainer.compiled is not None:
-            row_us = explainer.predicted_us(2) - explainer.predicted_us(1)
+        # A stall of the host while it was measured is not the explainer's: the time in compiled code hardly varies.
+        one_us = min(profile.explain.p99_us, MOST_SPREAD * profile.explain.p50_us)
+    row_us = one_us if explainer.compiled is None else explainer.predicted_us(2) - explainer.predicted_us(1)
     row_us = min(max(row_us, 0.0), one_us)
     return one_us - row_us, row_us
 

@@ -48,6 +48,8 @@ class Sample:
     challenger: float
     late: bool
     latency_ms: float
+    id: str  # of the champion's reply
+    reasons: tuple[str, ...]  # that it told, in words; empty where it told none
 
     def as_json(self) -> str:
         """The request's body."""
@@ -200,7 +202,7 @@ def publish(project: Project, url: str, moment: datetime) -> None:
 def _ask(client: Client, flight: dict[str, Any], told: Replay, *, keep: bool) -> tuple[str, str]:
     request = request_of(flight)
     begun = time.perf_counter()
-    champion = client.predict(MODEL, **request)
+    champion = client.predict(MODEL, **request, explain="reasons")
     latency_ms = 1000 * (time.perf_counter() - begun)
     challenger = client.predict(f"{MODEL}@challenger", **request)
     told.labels.append(flight[LABEL])
@@ -219,6 +221,8 @@ def _ask(client: Client, flight: dict[str, Any], told: Replay, *, keep: bool) ->
                 challenger=told.challenger[-1],
                 late=bool(flight[LABEL]),
                 latency_ms=latency_ms,
+                id=champion.id,
+                reasons=_texts(client, champion),
             )
         )
     return champion.id, challenger.id
@@ -227,6 +231,13 @@ def _ask(client: Client, flight: dict[str, Any], told: Replay, *, keep: bool) ->
 def _number(prediction: Any) -> float:
     score: float = prediction.score
     return score
+
+
+def _texts(client: Client, prediction: Any) -> tuple[str, ...]:
+    told = prediction.explanation
+    if told is not None and told.method == "later":  # there was no time for it within the tier's bound
+        told = client.explanation(prediction.id)
+    return () if told is None or told.reasons is None else tuple(reason.text for reason in told.reasons)
 
 
 def find_flights(

@@ -31,6 +31,7 @@ class AlertRow:
         kind: pipeline, population, concept or impact.
         state: open, acknowledged, silenced or resolved.
         top: (name, effect, reason) of what shows it, strongest first.
+        moves: (name, part, reason) of what moved the mean score, the largest part first.
         history: (what, time, by, note), newest first.
     """
 
@@ -50,6 +51,7 @@ class AlertRow:
     effect_name: str
     threshold: float
     top: Sequence[tuple[str, float, str]]
+    moves: Sequence[tuple[str, float, str]]
     opened_us: int
     updated_us: int
     resolved_us: int | None
@@ -86,6 +88,7 @@ class AlertRow:
             effect_name=str(data["effect_name"]),
             threshold=float(data["threshold"]),
             top=[(str(e["name"]), float(e["effect"]), str(e["reason"])) for e in data["features"]],
+            moves=[(str(e["name"]), float(e["effect"]), str(e["reason"])) for e in data["moves"]],
             opened_us=int(data["opened_us"]),
             updated_us=int(data["updated_us"]),
             resolved_us=data["resolved_us"],

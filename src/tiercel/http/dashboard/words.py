@@ -27,6 +27,12 @@ def number(value: float | None) -> str:
     return f"{value:.2f}" if size >= 1 else f"{value:.3f}" if size >= 0.1 else f"{value:.3g}"
 
 
+def signed(value: float | None) -> str:
+    """As `number`, with a sign."""
+    text = number(value)
+    return text if text == NOTHING or text.startswith("-") else f"+{text}"
+
+
 def count(value: float | None) -> str:
     """A count: 947, 12.3 k, 4.56 M."""
     if value is None or not math.isfinite(value):
