@@ -24,10 +24,23 @@ import threading
 import time
 from pathlib import Path
 
+import sqlalchemy.dialects.sqlite
+import uvicorn
+import uvicorn.loops.uvloop
+
 from benchmarks import tiers
 from benchmarks.machine import describe
+from tiercel.http.app import DataPlane
+from tiercel.http.native import NativeHttp
+from tiercel.http.predict import make_ids
 from tiercel.monitor.journal import read_journal
+from tiercel.monitor.recording import Recorder
+from tiercel.registry import Registry
+from tiercel.serving.engine import Engine
 from tiercel.settings import load_settings
+
+#: What a worker imports when it starts, so that the forks have it.
+IMPORTED = (sqlalchemy.dialects.sqlite, uvicorn.loops.uvloop)
 
 STRICT = '[models.bench.explain]\naudit = "strict"\n'
 #: Of the open loop, and what closed loop should reach.
@@ -59,15 +72,6 @@ def speed(made, logs: Path, *, seconds: float, n_rows: int, connections: int) ->
 
 def serve(directory: Path, listener: socket.socket) -> None:
     """A worker in this process, without a supervisor: until it is killed."""
-    import uvicorn
-
-    from tiercel.http.app import DataPlane
-    from tiercel.http.native import NativeHttp
-    from tiercel.http.predict import make_ids
-    from tiercel.monitor.recording import Recorder
-    from tiercel.registry import Registry
-    from tiercel.serving.engine import Engine
-
     settings = load_settings(directory)
     ids = make_ids(settings.server)
     recorder = Recorder(settings.state_dir, 0, ids.prefix, settings.journal)

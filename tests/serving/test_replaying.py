@@ -438,3 +438,44 @@ def test_the_audit_commands_export_verify_and_prove(directory, tiercel, tmp_path
     file.write_bytes(file.read_bytes().replace(b'"version":1', b'"version":2', 1))
     status, output = tiercel("audit", "verify", str(file))
     assert (status, "line 1" in output, "(receipt_corrupt)" in output) == (1, True, True)
+
+
+def tensors(*, is_binary):
+    """An infer request of two rows: (body, length of its JSON or -1)."""
+    amount = np.array([0.25, 0.75], np.float32)
+    columns = {
+        "customer_id": ("INT64", [3, 4]),
+        "shop": ("BYTES", ["a", "b"]),
+        "country": ("BYTES", ["nl", "de"]),
+        "amount": ("FP32", amount.tolist()),
+    }
+    inputs = [{"name": name, "shape": [2], "datatype": kind, "data": data} for name, (kind, data) in columns.items()]
+    if not is_binary:
+        return json.dumps({"inputs": inputs}).encode(), -1
+    del inputs[3]["data"]
+    inputs[3]["parameters"] = {"binary_data_size": amount.nbytes}
+    head = json.dumps({"inputs": inputs}).encode()
+    return head + amount.tobytes(), len(head)
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_tensors_are_asked_again_as_they_came(server, is_binary):
+    """An infer request, with tensors in JSON or binary behind it, comes out again bit for bit."""
+    body, header_length = tensors(is_binary=is_binary)
+    reply = server.plan().answer(body, 2, NOW_US, server.ids, header_length=header_length)
+    assert reply is not None
+    prediction_id = json.loads(reply)["id"]
+    (receipt,) = find_receipt(server.settings, prediction_id)
+    assert (receipt.request_kind, receipt.request, receipt.request_header) == ("tensors", body, header_length)
+    found = server.replay(prediction_id)
+    assert (found.verdict, found.source, found.vector.verdict) == ("equal", "request", "equal")
+
+
+@pytest.mark.parametrize("value", [1 << 70, object()])
+def test_a_question_that_cannot_be_packed_is_answered_and_said(server, value):
+    """A value that msgpack has no form for costs the request in the record, not the answer."""
+    plan = server.plan()
+    blank = plan.blank({}, features={"amount": value})
+    blank.give_scores(0.5)
+    (receipt,) = find_receipt(server.settings, blank.record(server.ids))
+    assert (receipt.request_kind, receipt.request, receipt.request_absent) == ("question", None, "too_large")
