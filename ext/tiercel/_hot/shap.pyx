@@ -9,7 +9,7 @@ from libc.string cimport memset
 from tiercel._hot.explainer cimport EXPLAIN_NO_MEMORY, EXPLAIN_OK, Explainer, ExplainStatus
 from tiercel._hot.forest_kernel cimport TC_STEP_KINDS, tc_set, tc_step
 from tiercel._hot.shap_kernel cimport (
-    TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, tc_asked_set, tc_expand_row, tc_explain_rows, tc_interact_rows, tc_shap_simd, tc_top, tc_unit,
+    TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, tc_asked_set, tc_edge, tc_expand_row, tc_explain_rows, tc_interact_rows, tc_shap_simd, tc_top, tc_unit,
 )
 from tiercel._hot.shap_layout cimport Layout
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -33,13 +33,18 @@ UNIT = np.dtype(
      ("width", np.uint8), ("kind", np.uint8)],
     align=True,
 )
+EDGE = np.dtype(
+    [("share", np.float64), ("ratio", np.float64), ("leaf", np.int64), ("answer", np.uint32), ("column", np.uint32),
+     ("parent", np.int32), ("before", np.int32), ("side", np.uint32)],
+    align=True,
+)
 ASKED_SET = np.dtype([("node", np.uint32), ("feature", np.uint32), ("set", np.uint32)])
 SET = np.dtype(
     [("start", np.uint32), ("n_bits", np.int32), ("equal", np.float32), ("missing_first", np.uint8),
      ("floor_negative", np.uint8)],
     align=True,
 )
-if (TOP.itemsize != sizeof(tc_top) or UNIT.itemsize != sizeof(tc_unit)
+if (EDGE.itemsize != sizeof(tc_edge) or TOP.itemsize != sizeof(tc_top) or UNIT.itemsize != sizeof(tc_unit)
         or ASKED_SET.itemsize != sizeof(tc_asked_set) or SET.itemsize != sizeof(tc_set)):
     raise ImportError("shap_kernel.h lays its structs out differently from shap.pyx; rebuild the compiled core")
 
@@ -252,7 +257,9 @@ cdef class ForestExplainer(Explainer):
         self.longest = length.max()
         order = np.argsort(length, kind="stable")
         so_far = np.cumsum((length << np.minimum(length, 40))[order] * 8 * n_outputs)
-        room, total = 2 * table_bytes, table_bytes + 1  # joining siblings halves what they need
+        walks = layout.cover.shape[0] > 0 and (so_far[-1] > 2 * table_bytes or self.longest > MAX_TABLE_BITS)
+        # By path it is all or nothing: a walk goes through whole trees.
+        room, total = 0 if walks else 2 * table_bytes, table_bytes + 1  # joining siblings halves what they need
         while total > table_bytes and room > 0:
             fits = (so_far <= room) & (length[order] <= MAX_TABLE_BITS)
             np.asarray(layout.has_table)[leaf_nodes] = 0
@@ -262,6 +269,7 @@ cdef class ForestExplainer(Explainer):
             doubles, n_columns = layout.count(starts)
             total = doubles * n_outputs * 8
             room = min(room * table_bytes // max(total, 1), room * 15 // 16)
+        walks = walks or (layout.cover.shape[0] > 0 and total > table_bytes)
         if total > table_bytes:
             fits = np.zeros(len(leaf_nodes), bool)
             np.asarray(layout.has_table)[leaf_nodes] = 0
@@ -287,6 +295,7 @@ cdef class ForestExplainer(Explainer):
         layout.out_columns, layout.out_tables = made["columns"], made["tables"]
         layout.out_sets, layout.out_tops = <tc_asked_set*>&asked[0], <tc_top*>&tops[0]
         layout.out_units, layout.alone = <tc_unit*>&units[0], np.zeros(64, np.uint64)
+        layout.place_of = np.zeros(n_nodes, np.uint32)
         layout.reached = np.zeros(len(self._arrays["values"]))
         n_references = max(1, layout.n_references)
         layout.masks = np.zeros((sizes.max(), n_references), np.uint64)
@@ -322,12 +331,30 @@ cdef class ForestExplainer(Explainer):
             raw_tree = np.tile(np.array([0, self.n_trees], np.int64), (self.n_raw, 1))
         made |= {"tree_top": tree_top, "tree_unit": tree_unit, "tree_node": tree_node, "tree_set": tree_set,
                  "raw_tree": np.ascontiguousarray(raw_tree)}
+        if walks:
+            self._lay_edges(layout, made, starts, trees, n_nodes)
         counts = {"units": layout.n_units, "asked": layout.n_asked, "tops": layout.n_tops}
         made |= {name: made[name][: max(1, count)].copy() for name, count in counts.items()}
         made["alone"] = layout.alone[: layout.n_alone + 16].copy()  # vectors read beyond the last leaf's masks
         self._arrays |= made
         self.n_units, self.n_alone, self.alone_bytes = layout.n_units, layout.n_leaves_alone, made["alone"].nbytes
         self._point(slots, np.diff(tree_unit), n_outputs, n_inner, layout.cover.shape[0] > 0)
+
+    def _lay_edges(self, Layout layout, made, starts, trees, Py_ssize_t n_nodes):
+        """Whole trees, for tc_walk."""
+        made["edges"], made["tree_edge"] = np.zeros(n_nodes, EDGE), np.zeros(self.n_trees + 1, np.int64)
+        made["values"] = self._arrays["values"]
+        cdef uint8_t[::1] edges = made["edges"].view(np.uint8)
+        cdef const int64_t[::1] tree_edge = made["tree_edge"]
+        cdef const double[:, ::1] values = made["values"]
+        layout.out_edges, layout.n_edges = <tc_edge*>&edges[0], 0
+        for at, number in enumerate(trees):
+            layout.first_edge = layout.n_edges
+            layout.place_edges(starts[number], 0, 0)
+            made["tree_edge"][at + 1] = layout.n_edges
+        self._shap.edges, self._shap.tree_edge = <const tc_edge*>&edges[0], &tree_edge[0]
+        self._shap.values, self._shap.max_edges = &values[0, 0], np.diff(made["tree_edge"]).max()
+        self._shap.n_points = 8 * max(1, -(-((self.longest + 1) // 2) // 8))
 
     def _point(self, slots, units, Py_ssize_t width, Py_ssize_t n_nodes, bint by_path):
         """Let the kernel's structure point into the arrays."""

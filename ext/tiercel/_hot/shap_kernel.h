@@ -52,6 +52,16 @@ typedef struct {
 
 typedef struct { uint32_t node, feature, set; } tc_asked_set;
 
+/* One node but a root, for walking whole trees by path: parents come before children, and places count within the tree. */
+typedef struct {
+    double share;               /* of cover that passes the feature from the root to here */
+    double ratio;               /* share by what it was above, where the feature was asked before */
+    int64_t leaf;               /* row of values, or -1 */
+    uint32_t answer, column;    /* the parent's inner node and feature */
+    int32_t parent, before;     /* before: the nearest node above that the same feature led to, or -1 */
+    uint32_t side;              /* the answer that leads here */
+} tc_edge;
+
 typedef struct {
     Py_ssize_t n_features, n_raw, n_nodes, n_steps, width, max_slots, max_units, n_sets;
     const tc_step* steps;
@@ -65,6 +75,10 @@ typedef struct {
     const uint32_t* columns;
     const double* tables;
     const uint64_t* alone;
+    const tc_edge* edges;               /* or NULL: no tree is walked */
+    const int64_t* tree_edge;           /* n_trees + 1 */
+    const double* values;               /* n_leaves x width, of walked trees */
+    Py_ssize_t max_edges, n_points;     /* n_points: of the quadrature, a multiple of eight */
     const int64_t* tree_top;            /* n_trees + 1 */
     const int64_t* tree_unit;           /* n_trees + 1 */
     const int64_t* tree_node;           /* n_trees + 1 */
@@ -215,6 +229,8 @@ typedef struct {
     uint64_t* masks[2];
     const double** found[2];
     float* row;
+    double* walk;               /* sums of features, then of nodes: see tc_walk */
+    uint8_t* passed;
 } tc_scratch;
 
 #define TC_FN(name) name##_any
@@ -255,7 +271,9 @@ static inline int tc_shap_simd(void) {
 
 static inline int tc_take_scratch(const tc_shap* s, size_t n_rows, void* stack, size_t stack_bytes, tc_scratch* out) {
     size_t words = tc_answer_words(s), masks = (size_t)s->max_slots, found = (size_t)s->max_units;
-    size_t bytes = 8 * (n_rows * words + 2 * (masks + found)) + 8 * (size_t)s->n_features;
+    size_t features = (size_t)s->n_features, nodes = (size_t)s->max_edges + 1, points = (size_t)s->n_points;
+    size_t walk = s->edges != NULL ? points * (features + 3 * nodes) : 0;
+    size_t bytes = 8 * (n_rows * words + 2 * (masks + found) + features + walk) + 64 + nodes;
     char* memory = bytes > stack_bytes ? (char*)malloc(bytes) : (char*)stack;
     if (memory == NULL) return 1;
     out->answers = (uint64_t*)memory;
@@ -264,6 +282,8 @@ static inline int tc_take_scratch(const tc_shap* s, size_t n_rows, void* stack, 
     out->found[0] = (const double**)(out->masks[1] + masks);
     out->found[1] = out->found[0] + found;
     out->row = (float*)(out->found[1] + found);
+    out->walk = (double*)(((uintptr_t)((double*)out->row + features) + 63u) & ~(uintptr_t)63u);
+    out->passed = (uint8_t*)(out->walk + walk);
     return 0;
 }
 

@@ -16,6 +16,12 @@ cdef extern from "shap_kernel.h" nogil:
         uint8_t prefix, inner, width, kind
     ctypedef struct tc_asked_set:
         uint32_t node, feature, set
+    ctypedef struct tc_edge:
+        double share, ratio
+        int64_t leaf
+        uint32_t answer, column
+        int32_t parent, before
+        uint32_t side
     ctypedef struct tc_shap:
         Py_ssize_t n_features, n_raw, n_nodes, n_steps, width, max_slots, max_units, n_sets
         const tc_step* steps
@@ -27,6 +33,10 @@ cdef extern from "shap_kernel.h" nogil:
         const tc_top* tops
         const tc_unit* units
         const uint64_t* alone
+        const tc_edge* edges
+        const int64_t* tree_edge
+        const double* values
+        Py_ssize_t max_edges, n_points
         const uint32_t* columns
         const double* tables
         const int64_t* tree_top

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tiercel._hot.shap_kernel cimport (
-    TC_MAX_PATH, TC_NARROW, TC_UNIT_LEAF, TC_UNIT_LEAVES, TC_UNIT_TABLE, tc_distinct, tc_is_no, tc_leaf_table, tc_path_table, tc_unit,
+    TC_MAX_PATH, TC_NARROW, TC_UNIT_LEAF, TC_UNIT_LEAVES, TC_UNIT_TABLE, tc_distinct, tc_is_no, tc_leaf_table, tc_edge, tc_path_table, tc_unit,
 )
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -120,6 +120,7 @@ cdef class Layout:
     cdef int place_node(self, Py_ssize_t node) noexcept nogil:
         """An inner node's place among the answers."""
         cdef Py_ssize_t at = self.n_nodes
+        self.place_of[node] = <uint32_t>at
         self.out_threshold[at], self.out_column[at] = self.cut[node], self.column[node]
         if self.set_of[node] >= 0:
             self.out_sets[self.n_asked].node = <uint32_t>at
@@ -369,3 +370,28 @@ cdef class Layout:
         return tc_distinct(
             &self.masks[node - self.begin, 0], self.n_references, &self.distinct[0], &self.distinct_count[0]
         )
+
+    cdef int place_edges(self, Py_ssize_t node, int length, int place) except -1:
+        """The nodes below one, for walking the tree by path; `place` is its own, and `asked` where its features led."""
+        cdef int bit, below, side, before
+        cdef Py_ssize_t child
+        cdef double share
+        cdef tc_edge* edge
+        if self.leaf[node] >= 0:
+            return 0
+        bit = self.find(<uint32_t>self.feature[node], length)
+        below = max(length, bit + 1)
+        before = self.asked[bit] if bit < length else -1
+        share = self.share[bit] if bit < length else 1.0
+        for side in range(2):
+            child = self.no[node] if side else self.yes[node]
+            edge = &self.out_edges[self.n_edges]
+            self.n_edges += 1
+            self.path[bit], self.asked[bit] = <uint32_t>self.feature[node], <int>(self.n_edges - self.first_edge)
+            self.share[bit] = share * self.part(node, child)
+            edge.share, edge.ratio, edge.leaf = self.share[bit], self.part(node, child), self.leaf[child]
+            edge.answer, edge.column, edge.side = self.place_of[node], <uint32_t>self.feature[node], <uint32_t>side
+            edge.parent, edge.before = place, before
+            self.place_edges(child, below, self.asked[bit])
+            self.share[bit], self.asked[bit] = share, before
+        return 0

@@ -231,6 +231,80 @@ TC_TARGET static inline void TC_FN(tc_add)(const tc_shap* s, int64_t tree, Py_ss
     }
 }
 
+/* A whole tree by path, for each of the quadrature's points at once (Linear TreeSHAP, Yu et al. 2022, in the nodes instead of
+ * the coefficients of its polynomials: what tc_path_leaf multiplies for each leaf is multiplied once for each node here).
+ * Down: the product of the factors of all features above. Up: the sum of the leaves' values times products. A node that
+ * feature j led to then gives j the sum of its leaves times (x_j - share) / factor, and takes what the node above said. */
+TC_TARGET static void TC_FN(tc_walk)(const tc_shap* s, const tc_scratch* scratch, const uint64_t* answers, int64_t tree,
+                                     Py_ssize_t raw) {
+    Py_ssize_t points = s->n_points, nodes = s->max_edges + 1;
+    const tc_edge* edges = s->edges + s->tree_edge[tree];
+    int64_t n = s->tree_edge[tree + 1] - s->tree_edge[tree];
+    uint8_t* passed = scratch->passed;
+    for (Py_ssize_t first = 0; first < points; first += 8) {
+        const double* at = s->quadrature + points * (points - 1) + first;
+        double t[8], u[8], minus[8];
+        double* sums = scratch->walk + first * s->n_features;
+        double* product = scratch->walk + points * s->n_features;
+        double* inverse = product + 8 * nodes;
+        double* below = inverse + 8 * nodes;
+        for (int k = 0; k < 8; k++) {
+            t[k] = at[k];
+            u[k] = 1.0 - t[k];
+            minus[k] = -1.0 / u[k];
+            product[k] = at[points + k];
+            below[k] = 0.0;
+        }
+        for (int64_t i = 1; i <= n; i++) {
+            const tc_edge* edge = &edges[i - 1];
+            const double* from = product + 8 * edge->parent;
+            const double* above = inverse + 8 * (edge->before > 0 ? edge->before : 0);
+            double *to = product + 8 * i, *inv = inverse + 8 * i, *sum = below + 8 * i;
+            int asked = edge->before >= 0, was = !asked || passed[edge->before];
+            int is = was && (answers[edge->answer >> 6] >> (edge->answer & 63u) & 1u) == edge->side;
+            double share = edge->share;
+            passed[i] = (uint8_t)is;
+            if (is) {
+                for (int k = 0; k < 8; k++) {
+                    double factor = t[k] + u[k] * share;
+                    inv[k] = 1.0 / factor;
+                    to[k] = from[k] * (asked ? factor * above[k] : factor);
+                }
+            } else if (was) {
+                for (int k = 0; k < 8; k++) to[k] = from[k] * (asked ? u[k] * share * above[k] : u[k] * share);
+            } else {
+                for (int k = 0; k < 8; k++) to[k] = from[k] * edge->ratio;
+            }
+            double value = edge->leaf >= 0 ? s->values[edge->leaf * s->width + (s->width > 1 ? raw : 0)] : 0.0;
+            for (int k = 0; k < 8; k++) sum[k] = edge->leaf >= 0 ? value * to[k] : 0.0;
+        }
+        for (int64_t i = n; i > 0; i--) {
+            const tc_edge* edge = &edges[i - 1];
+            const double *inv = inverse + 8 * i, *sum = below + 8 * i;
+            const double* above = inverse + 8 * (edge->before > 0 ? edge->before : 0);
+            double *up = below + 8 * edge->parent, *out = sums + 8 * (size_t)edge->column;
+            double rest = 1.0 - edge->share;
+            for (int k = 0; k < 8; k++) up[k] += sum[k];
+            if (passed[i]) for (int k = 0; k < 8; k++) out[k] += sum[k] * (rest * inv[k]);
+            else for (int k = 0; k < 8; k++) out[k] += sum[k] * minus[k];
+            if (edge->before < 0) continue;
+            rest = 1.0 - edges[edge->before - 1].share;
+            if (passed[edge->before]) for (int k = 0; k < 8; k++) out[k] -= sum[k] * (rest * above[k]);
+            else for (int k = 0; k < 8; k++) out[k] -= sum[k] * minus[k];
+        }
+    }
+}
+
+TC_TARGET static void TC_FN(tc_walk_trees)(const tc_shap* s, const tc_scratch* scratch, const uint64_t* answers,
+                                           Py_ssize_t raw, double* phi) {
+    memset(scratch->walk, 0, sizeof(double) * (size_t)(s->n_points * s->n_features));
+    for (int64_t tree = s->raw_tree[2 * raw]; tree < s->raw_tree[2 * raw + 1]; tree++)
+        TC_FN(tc_walk)(s, scratch, answers, tree, raw);
+    for (Py_ssize_t first = 0; first < s->n_points; first += 8)
+        for (Py_ssize_t j = 0; j < s->n_features; j++)
+            for (int k = 0; k < 8; k++) phi[j] += scratch->walk[first * s->n_features + 8 * j + k];
+}
+
 /* A block of rows, one tree after another so that its tables stay near. `s` has its scratch memory. */
 TC_TARGET static void TC_FN(tc_explain_block)(const tc_shap* s, const tc_scratch* scratch, const float* rows,
                                               Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t raw, double* phi) {
@@ -238,6 +312,11 @@ TC_TARGET static void TC_FN(tc_explain_block)(const tc_shap* s, const tc_scratch
     for (Py_ssize_t i = 0; i < n_rows; i++) {
         tc_expand_row(s, rows + i * stride, scratch->row);
         TC_FN(tc_answer)(s, scratch->row, raw, scratch->answers + (size_t)i * words);
+    }
+    if (s->edges != NULL) {
+        for (Py_ssize_t i = 0; i < n_rows; i++)
+            TC_FN(tc_walk_trees)(s, scratch, scratch->answers + (size_t)i * words, raw, phi + i * s->n_features);
+        return;
     }
     /* While one (tree, row) is added the next one's table rows are on their way. */
     int64_t last = -1;

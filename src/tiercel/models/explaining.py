@@ -369,14 +369,14 @@ def _score_function(
 
 
 def _predicted(compiled: Explainer) -> ExplanationCost:
-    """From what a row takes, counted; the constants are those of `bench_explain` on a 2.5 GHz server core."""
+    """From how many units and leaves are added; the constants are those of `bench_explain`, one core of a busy host."""
     if not isinstance(compiled, ForestExplainer):
         each = 0.05 + 0.002 * compiled.n_features
         return ExplanationCost(each, each, measured=False)
-    tables = compiled.n_units - compiled.n_alone
-    alone = 0.06 if compiled.method == "interventional" else 0.2
-    each = 0.5 + 0.009 * tables + alone * compiled.n_alone
-    return ExplanationCost(each * (1.5 if compiled.n_alone else 1.0), each, measured=False)
+    alone = 0.024 * compiled.n_alone
+    tables = 0.0 if compiled.table_bytes == 0 else 0.0095 * compiled.n_units
+    each = 0.5 + tables + alone
+    return ExplanationCost(each * (1.4 if compiled.n_alone else 1.0), each, measured=False)
 
 
 def _timed(call: Callable[[], Any]) -> float:
