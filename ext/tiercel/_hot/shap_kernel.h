@@ -224,6 +224,9 @@ static inline int tc_add_unit_pairs(const tc_shap* s, const tc_unit* unit, const
     return unit->inner;
 }
 
+/* Eight points of the quadrature; the compiler makes of it what the instruction set has. */
+typedef double tc_eight __attribute__((vector_size(64)));
+
 typedef struct {
     uint64_t* answers;          /* rows x words */
     uint64_t* masks[2];
