@@ -242,43 +242,34 @@ TC_TARGET static void TC_FN(tc_walk)(const tc_shap* s, const tc_scratch* scratch
     int64_t n = s->tree_edge[tree + 1] - s->tree_edge[tree];
     uint8_t* passed = scratch->passed;
     for (Py_ssize_t first = 0; first < points; first += 8) {
-        tc_eight *sums = (tc_eight*)(scratch->walk + first * s->n_features), t, u, minus;
+        tc_eight *sums = (tc_eight*)(scratch->walk + first * s->n_features), t, u, none;
         tc_eight* product = (tc_eight*)(scratch->walk + points * s->n_features);
-        tc_eight *inverse = product + nodes, *below = inverse + nodes;
+        tc_eight *inverse = product + nodes, *said = inverse + nodes, *below = said + nodes;
         memcpy(&t, s->quadrature + points * (points - 1) + first, sizeof t);
         memcpy(&product[0], s->quadrature + points * points + first, sizeof t);
         u = 1.0 - t;
-        minus = -1.0 / u;
-        below[0] = t - t;
+        /* PERF: no branches: which way a row goes cannot be predicted, and there would be three for each node. The root
+         *   stands in for "not asked before". */
+        none = t - t;
+        below[0] = said[0] = none;
+        inverse[0] = none + 1.0;
+        passed[0] = 1;
         for (int64_t i = 1; i <= n; i++) {
             const tc_edge* edge = &edges[i - 1];
-            int asked = edge->before >= 0, was = !asked || passed[edge->before];
-            int is = was && (answers[edge->answer >> 6] >> (edge->answer & 63u) & 1u) == edge->side;
-            tc_eight to = product[edge->parent];
-            passed[i] = (uint8_t)is;
-            if (was && asked) to *= inverse[edge->before];
-            if (is) {
-                tc_eight factor = t + u * edge->share;
-                inverse[i] = 1.0 / factor;
-                to *= factor;
-            } else if (was) {
-                to *= u * edge->share;
-            } else {
-                to *= edge->ratio;
-            }
-            product[i] = to;
-            if (edge->leaf >= 0) below[i] = to * s->values[edge->leaf * s->width + (s->width > 1 ? raw : 0)];
-            else below[i] = t - t;
+            uint64_t answer = answers[edge->answer >> 6] >> (edge->answer & 63u) & 1u;
+            uint8_t is = passed[edge->before] & (uint8_t)(answer == edge->side);
+            passed[i] = is;
+            tc_eight factor = t * (double)is + u * edge->share, reciprocal = 1.0 / factor;
+            inverse[i] = reciprocal;
+            said[i] = reciprocal * ((double)is - edge->share);
+            product[i] = product[edge->parent] * (factor * inverse[edge->before]);
+            below[i] = product[i] * s->values[edge->leaf * s->width + (s->width > 1 ? raw : 0)];
         }
         for (int64_t i = n; i > 0; i--) {
             const tc_edge* edge = &edges[i - 1];
-            tc_eight sum = below[i], said = passed[i] ? inverse[i] * (1.0 - edge->share) : minus;
+            tc_eight sum = below[i];
             below[edge->parent] += sum;
-            if (edge->before >= 0) {
-                if (passed[edge->before]) said -= inverse[edge->before] * (1.0 - edges[edge->before - 1].share);
-                else said -= minus;
-            }
-            sums[edge->column] += sum * said;
+            sums[edge->column] += sum * (said[i] - said[edge->before]);
         }
     }
 }
