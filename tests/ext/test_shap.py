@@ -209,6 +209,24 @@ def test_every_instruction_set_gives_the_same_bits(n_features):
         for bits in (256, 512):
             found = explainer_of(forest, reference=reference, vector_bits=bits, **memory).explain(rows)
             np.testing.assert_array_equal(found, plain)
+    cover = counted(forest, 1).cover
+    plain = explainer_of(forest, cover=cover, table_bytes=0, vector_bits=0).explain(rows)
+    for bits in (256, 512):
+        found = explainer_of(forest, cover=cover, table_bytes=0, vector_bits=bits).explain(rows)
+        np.testing.assert_array_equal(found, plain)
+
+
+def test_nodes_without_training_data_give_nothing():
+    """Covers of zero, of leaves and whole subtrees, with tables and walked: the definition's answer, and nothing infinite."""
+    forest = path_of(6, 3, 28)
+    cover = forest.cover.copy()
+    cover[5:] = 0.0
+    cover[4], cover[3] = 0.0, cover[2]
+    rows = random_rows(forest, 29, 30)
+    tables = explainer_of(forest, cover=cover).explain(rows)
+    walked = explainer_of(forest, cover=cover, table_bytes=0).explain(rows)
+    assert np.all(np.isfinite(walked))
+    np.testing.assert_allclose(walked, tables, rtol=0, atol=1e-12)
 
 
 def test_tables_stay_within_their_bound():

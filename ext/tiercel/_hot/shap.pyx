@@ -34,7 +34,7 @@ UNIT = np.dtype(
     align=True,
 )
 EDGE = np.dtype(
-    [("share", np.float64), ("ratio", np.float64), ("leaf", np.int64), ("answer", np.uint32), ("column", np.uint32),
+    [("share", np.float64), ("leaf", np.int64), ("answer", np.uint32), ("column", np.uint32),
      ("parent", np.int32), ("before", np.int32), ("side", np.uint32)],
     align=True,
 )
@@ -343,7 +343,7 @@ cdef class ForestExplainer(Explainer):
     def _lay_edges(self, Layout layout, made, starts, trees, Py_ssize_t n_nodes):
         """Whole trees, for tc_walk."""
         made["edges"], made["tree_edge"] = np.zeros(n_nodes, EDGE), np.zeros(self.n_trees + 1, np.int64)
-        made["values"] = self._arrays["values"]
+        made["values"] = np.concatenate([self._arrays["values"], np.zeros((1, layout.n_outputs))])
         cdef uint8_t[::1] edges = made["edges"].view(np.uint8)
         cdef const int64_t[::1] tree_edge = made["tree_edge"]
         cdef const double[:, ::1] values = made["values"]

@@ -54,11 +54,10 @@ typedef struct { uint32_t node, feature, set; } tc_asked_set;
 
 /* One node but a root, for walking whole trees by path: parents come before children, and places count within the tree. */
 typedef struct {
-    double share;               /* of cover that passes the feature from the root to here */
-    double ratio;               /* share by what it was above, where the feature was asked before */
-    int64_t leaf;               /* row of values, or -1 */
+    double share;               /* of cover that passes the feature from the root to here, never quite zero */
+    int64_t leaf;               /* row of values; of inner nodes the last one, which is zero */
     uint32_t answer, column;    /* the parent's inner node and feature */
-    int32_t parent, before;     /* before: the nearest node above that the same feature led to, or -1 */
+    int32_t parent, before;     /* before: the nearest node above that the same feature led to; 0: the root */
     uint32_t side;              /* the answer that leads here */
 } tc_edge;
 
@@ -77,7 +76,7 @@ typedef struct {
     const uint64_t* alone;
     const tc_edge* edges;               /* or NULL: no tree is walked */
     const int64_t* tree_edge;           /* n_trees + 1 */
-    const double* values;               /* n_leaves x width, of walked trees */
+    const double* values;               /* (n_leaves + 1) x width, of walked trees */
     Py_ssize_t max_edges, n_points;     /* n_points: of the quadrature, a multiple of eight */
     const int64_t* tree_top;            /* n_trees + 1 */
     const int64_t* tree_unit;           /* n_trees + 1 */
@@ -224,6 +223,9 @@ static inline int tc_add_unit_pairs(const tc_shap* s, const tc_unit* unit, const
     return unit->inner;
 }
 
+/* Eight points of the quadrature; the compiler makes of it what the instruction set has. */
+typedef double tc_eight __attribute__((vector_size(64)));
+
 typedef struct {
     uint64_t* answers;          /* rows x words */
     uint64_t* masks[2];
@@ -272,7 +274,7 @@ static inline int tc_shap_simd(void) {
 static inline int tc_take_scratch(const tc_shap* s, size_t n_rows, void* stack, size_t stack_bytes, tc_scratch* out) {
     size_t words = tc_answer_words(s), masks = (size_t)s->max_slots, found = (size_t)s->max_units;
     size_t features = (size_t)s->n_features, nodes = (size_t)s->max_edges + 1, points = (size_t)s->n_points;
-    size_t walk = s->edges != NULL ? points * (features + 3 * nodes) : 0;
+    size_t walk = s->edges != NULL ? points * features + 8 * 4 * nodes : 0;
     size_t bytes = 8 * (n_rows * words + 2 * (masks + found) + features + walk) + 64 + nodes;
     char* memory = bytes > stack_bytes ? (char*)malloc(bytes) : (char*)stack;
     if (memory == NULL) return 1;

@@ -17,7 +17,7 @@ cdef extern from "shap_kernel.h" nogil:
     ctypedef struct tc_asked_set:
         uint32_t node, feature, set
     ctypedef struct tc_edge:
-        double share, ratio
+        double share
         int64_t leaf
         uint32_t answer, column
         int32_t parent, before

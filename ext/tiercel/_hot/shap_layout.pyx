@@ -16,6 +16,8 @@ cdef enum:
     # Masks are read 64 at a time: so many words beyond the last leaf's.
     SLACK_WORDS = 16
 
+cdef double LEAST_SHARE = 1e-150
+
 
 cdef class Layout:
     """What is known of the trees while they are laid out: a walk over each, three times."""
@@ -381,7 +383,7 @@ cdef class Layout:
             return 0
         bit = self.find(<uint32_t>self.feature[node], length)
         below = max(length, bit + 1)
-        before = self.asked[bit] if bit < length else -1
+        before = self.asked[bit] if bit < length else 0
         share = self.share[bit] if bit < length else 1.0
         for side in range(2):
             child = self.no[node] if side else self.yes[node]
@@ -389,7 +391,9 @@ cdef class Layout:
             self.n_edges += 1
             self.path[bit], self.asked[bit] = <uint32_t>self.feature[node], <int>(self.n_edges - self.first_edge)
             self.share[bit] = share * self.part(node, child)
-            edge.share, edge.ratio, edge.leaf = self.share[bit], self.part(node, child), self.leaf[child]
+            # Never zero: where no training data came, the factors above and below cancel, and what is left is nothing.
+            edge.share = max(self.share[bit], LEAST_SHARE)
+            edge.leaf = self.leaf[child] if self.leaf[child] >= 0 else self.values.shape[0]
             edge.answer, edge.column, edge.side = self.place_of[node], <uint32_t>self.feature[node], <uint32_t>side
             edge.parent, edge.before = place, before
             self.place_edges(child, below, self.asked[bit])

@@ -242,55 +242,34 @@ TC_TARGET static void TC_FN(tc_walk)(const tc_shap* s, const tc_scratch* scratch
     int64_t n = s->tree_edge[tree + 1] - s->tree_edge[tree];
     uint8_t* passed = scratch->passed;
     for (Py_ssize_t first = 0; first < points; first += 8) {
-        const double* at = s->quadrature + points * (points - 1) + first;
-        double t[8], u[8], minus[8];
-        double* sums = scratch->walk + first * s->n_features;
-        double* product = scratch->walk + points * s->n_features;
-        double* inverse = product + 8 * nodes;
-        double* below = inverse + 8 * nodes;
-        for (int k = 0; k < 8; k++) {
-            t[k] = at[k];
-            u[k] = 1.0 - t[k];
-            minus[k] = -1.0 / u[k];
-            product[k] = at[points + k];
-            below[k] = 0.0;
-        }
+        tc_eight *sums = (tc_eight*)(scratch->walk + first * s->n_features), t, u, none;
+        tc_eight* product = (tc_eight*)(scratch->walk + points * s->n_features);
+        tc_eight *inverse = product + nodes, *said = inverse + nodes, *below = said + nodes;
+        memcpy(&t, s->quadrature + points * (points - 1) + first, sizeof t);
+        memcpy(&product[0], s->quadrature + points * points + first, sizeof t);
+        u = 1.0 - t;
+        /* PERF: no branches: which way a row goes cannot be predicted, and there would be three for each node. The root
+         *   stands in for "not asked before". */
+        none = t - t;
+        below[0] = said[0] = none;
+        inverse[0] = none + 1.0;
+        passed[0] = 1;
         for (int64_t i = 1; i <= n; i++) {
             const tc_edge* edge = &edges[i - 1];
-            const double* from = product + 8 * edge->parent;
-            const double* above = inverse + 8 * (edge->before > 0 ? edge->before : 0);
-            double *to = product + 8 * i, *inv = inverse + 8 * i, *sum = below + 8 * i;
-            int asked = edge->before >= 0, was = !asked || passed[edge->before];
-            int is = was && (answers[edge->answer >> 6] >> (edge->answer & 63u) & 1u) == edge->side;
-            double share = edge->share;
-            passed[i] = (uint8_t)is;
-            if (is) {
-                for (int k = 0; k < 8; k++) {
-                    double factor = t[k] + u[k] * share;
-                    inv[k] = 1.0 / factor;
-                    to[k] = from[k] * (asked ? factor * above[k] : factor);
-                }
-            } else if (was) {
-                for (int k = 0; k < 8; k++) to[k] = from[k] * (asked ? u[k] * share * above[k] : u[k] * share);
-            } else {
-                for (int k = 0; k < 8; k++) to[k] = from[k] * edge->ratio;
-            }
-            double value = edge->leaf >= 0 ? s->values[edge->leaf * s->width + (s->width > 1 ? raw : 0)] : 0.0;
-            for (int k = 0; k < 8; k++) sum[k] = edge->leaf >= 0 ? value * to[k] : 0.0;
+            uint64_t answer = answers[edge->answer >> 6] >> (edge->answer & 63u) & 1u;
+            uint8_t is = passed[edge->before] & (uint8_t)(answer == edge->side);
+            passed[i] = is;
+            tc_eight factor = t * (double)is + u * edge->share, reciprocal = 1.0 / factor;
+            inverse[i] = reciprocal;
+            said[i] = reciprocal * ((double)is - edge->share);
+            product[i] = product[edge->parent] * (factor * inverse[edge->before]);
+            below[i] = product[i] * s->values[edge->leaf * s->width + (s->width > 1 ? raw : 0)];
         }
         for (int64_t i = n; i > 0; i--) {
             const tc_edge* edge = &edges[i - 1];
-            const double *inv = inverse + 8 * i, *sum = below + 8 * i;
-            const double* above = inverse + 8 * (edge->before > 0 ? edge->before : 0);
-            double *up = below + 8 * edge->parent, *out = sums + 8 * (size_t)edge->column;
-            double rest = 1.0 - edge->share;
-            for (int k = 0; k < 8; k++) up[k] += sum[k];
-            if (passed[i]) for (int k = 0; k < 8; k++) out[k] += sum[k] * (rest * inv[k]);
-            else for (int k = 0; k < 8; k++) out[k] += sum[k] * minus[k];
-            if (edge->before < 0) continue;
-            rest = 1.0 - edges[edge->before - 1].share;
-            if (passed[edge->before]) for (int k = 0; k < 8; k++) out[k] -= sum[k] * (rest * above[k]);
-            else for (int k = 0; k < 8; k++) out[k] -= sum[k] * minus[k];
+            tc_eight sum = below[i];
+            below[edge->parent] += sum;
+            sums[edge->column] += sum * (said[i] - said[edge->before]);
         }
     }
 }

@@ -373,7 +373,7 @@ def _predicted(compiled: Explainer) -> ExplanationCost:
     if not isinstance(compiled, ForestExplainer):
         each = 0.05 + 0.002 * compiled.n_features
         return ExplanationCost(each, each, measured=False)
-    alone = 0.024 * compiled.n_alone
+    alone = (0.024 if compiled.method == "interventional" else 0.033) * compiled.n_alone
     tables = 0.0 if compiled.table_bytes == 0 else 0.0095 * compiled.n_units
     each = 0.5 + tables + alone
     return ExplanationCost(each * (1.4 if compiled.n_alone else 1.0), each, measured=False)
