@@ -18,7 +18,7 @@
 #          connection and a peer that does not read its replies have another. At most max_connections connections.
 #          A head is at most MAX_HEAD_BYTES, a body at most max_body_bytes; what is larger is handed on unread.
 # Writes : straight to the socket while the transport holds nothing back, else through the transport.
-# Overload: a request that was read late has that much less time; of those that could still be answered a share is refused,
+# Overload: a request that waited unread has that much less time; of those that could still be answered a share is refused,
 #          and a connection whose request was refused may be read later (aside.pxd).
 # Flow   : while the transport's write buffer is full nothing is read and nothing more is answered; while a request waits
 #          for its batch at most WAITING_BYTES are read, and what one read brings.

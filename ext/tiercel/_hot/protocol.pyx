@@ -241,7 +241,7 @@ cdef class HotProtocol:
         cdef HeadStatus status
         cdef ServingPlan plan
         cdef Arrival arrival
-        cdef int64_t wait_ns
+        cdef int64_t wait_ns, unread
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
         arrival.default_us = OWN_DEFAULT
         if is_new:
@@ -250,10 +250,10 @@ cdef class HotProtocol:
             path._polled_ns = arrival.read_ns
             path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
             path.aside.poll(arrival.read_ns, path.socket_wait_ns)
+        # The probe tells whether reading is behind for somebody; for this connection the kernel knows, if it is asked.
         wait_ns = path.socket_wait_ns
-        if self._came_back:
-            self._came_back, wait_ns = False, max(unread_ns(self._fd), 0)
-        self._is_refused = False
+        unread = unread_ns(self._fd) if is_new and (self._came_back or wait_ns > QUIET_NS) else 0
+        self._is_refused = self._came_back = False
         path._out.size = 0
         self._needed = 0
         path._heads.refresh(self.server_state)
@@ -273,9 +273,11 @@ cdef class HotProtocol:
                 break
             path.aside.n_read += 1
             arrival.shed_ns = 0
-            if self.begun_ns == arrival.read_ns and wait_ns > QUIET_NS:     # read just now; the marks know of the others
-                arrival.begun_ns -= wait_ns
-                if path.aside.sheds(plan.is_queued, wait_ns, arrival.read_ns):
+            if self.begun_ns == arrival.read_ns:        # read just now; the marks know of the others
+                if unread < 0:
+                    unread = wait_ns if plan.is_queued else 0
+                arrival.begun_ns -= unread
+                if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
             if plan.is_queued:
                 outcome = self._park(
