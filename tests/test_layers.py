@@ -65,6 +65,7 @@ DOORS = {
     # All but the engine and the scratch process for the name of the type alone.
     "plan": {
         "tiercel.serving.answers",
+        "tiercel.serving.asked",
         "tiercel.serving.durable_answers",
         "tiercel.serving.engine",
         "tiercel.serving.explaining",
@@ -76,6 +77,7 @@ DOORS = {
         "tiercel.serving.replaying",
         "tiercel.serving.router",
         "tiercel.serving.routes",
+        "tiercel.serving.score_check",
         "tiercel.serving.version_shelf",
         "tiercel.batch.runner",
         "tiercel.http.jobs",
