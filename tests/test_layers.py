@@ -65,6 +65,7 @@ DOORS = {
     # All but the engine and the scratch process for the name of the type alone.
     "plan": {
         "tiercel.serving.answers",
+        "tiercel.serving.asked",
         "tiercel.serving.durable_answers",
         "tiercel.serving.asked",
         "tiercel.serving.engine",
@@ -77,6 +78,7 @@ DOORS = {
         "tiercel.serving.replaying",
         "tiercel.serving.router",
         "tiercel.serving.routes",
+        "tiercel.serving.score_check",
         "tiercel.serving.version_shelf",
         "tiercel.serving.score_check",
         "tiercel.batch.runner",

@@ -6,9 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tiercel.errors import ScoreError
 from tiercel.serving.ladder import Reason, Rung
-from tiercel.serving.rollout import is_finite
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -168,21 +166,3 @@ def explanation_of(prepared: Prepared, prediction_id: str) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(prepared.explanation(prediction_id))
     del told["id"]
     return told
-
-
-def require_finite(prepared: Prepared) -> None:
-    """Refuse scores that are no numbers, where another can answer.
-
-    Raises:
-        ScoreError: there is one.
-    """
-    scores = prepared.scores()
-    if is_finite(scores):
-        return
-    row = next(i for i, score in enumerate(scores) if not is_finite([score]))
-    where = "" if prepared.is_single else f" for row {row}"
-    raise ScoreError(
-        f"Expected finite scores of model '{prepared.plan.model}' version {prepared.plan.version}, got {scores[row]}{where}. "
-        f"Ask within the range of its training data, or register a version that scores it",
-        row=None if prepared.is_single else row,
-    )

@@ -24,7 +24,7 @@ from tiercel.errors import (
 )
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
-from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served, require_finite
+from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served
 from tiercel.serving.asked import Asked, behind, leave_by, require_time
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.durable_answers import make_durable
