@@ -22,9 +22,11 @@ from tiercel import Project
 from tiercel.cli.main import main
 from tiercel.settings import (
     ControlSettings,
+    ExplainSettings,
     JournalSettings,
     ModelSettings,
     MonitorSettings,
+    PromotionSettings,
     ServerSettings,
     TracingSettings,
     ValueSettings,
@@ -132,6 +134,13 @@ def test_every_setting_of_money_is_documented():
     for item in fields(ValueSettings):
         full, short = f"`models.NAME.value.{item.name}`", f"`\N{HORIZONTAL ELLIPSIS}.{item.name}`"
         assert full in README or short in README, item.name
+
+
+def test_every_setting_of_explanations_and_promotion_is_documented():
+    """Each setting under [models.NAME.explain] and [models.NAME.promotion] stands in the README."""
+    for table, kind in (("explain", ExplainSettings), ("promotion", PromotionSettings)):
+        for item in fields(kind):
+            assert f"`models.NAME.{table}.{item.name}`" in README, item.name
 
 
 def test_the_commands_of_monitoring_are_taken_as_printed(tmp_path, monkeypatch):

@@ -198,6 +198,52 @@ def test_missing_values_are_a_reason_of_their_own():
     assert codes(policy, [0.5, 0.2, 0.1], rows=[1, 1, 1]) == ["R1", "R2"]
 
 
+@pytest.mark.parametrize("kind", [0, 1], ids=["JSON", "msgpack"])
+def test_features_of_a_reason_are_those_that_count_in_the_row(kind):
+    """A reason for missing values names what is missing in its row and nothing that was sent; the reason beside it the rest."""
+    names = ("a", "b", 'c "quoted" \u00fc', "d", "e")
+    policy = ReasonPolicy(
+        reasons=(Reason(said("R1"), names[:3], said("R1M")), Reason(said("R2"), names[3:])),
+        insufficient=said("N"), missing=said("R9"), locale="en", locales=LOCALES, adverse="either",
+    )  # fmt: skip
+    form = make_form(policy, signature_of(*names), **FACT)
+    nan = math.nan
+    rows = np.array([[1, 1, 1, 1, 1], [1, nan, nan, nan, 1], [nan, 1, nan, 1, nan], [nan] * 5], np.float32)
+    phi = np.array([[0.5, 0.25, 0.125, 0.0625, 0.03125]] * len(rows))
+    expected = [
+        {"R1": [0, 1, 2], "R2": [3, 4]},
+        {"R1": [0], "R1M": [1, 2], "R2": [4], "R9": [3]},
+        {"R1": [1], "R1M": [0, 2], "R2": [3], "R9": [4]},
+        {"R1M": [0, 1, 2], "R9": [3, 4]},
+    ]
+
+    def reasons_in(members):
+        return (msgpack.unpackb(b"\x82" + members) if kind else json.loads(b"{" + members + b"}"))["reasons"]
+
+    told = reasons_in(form.write(kind, rows, phi, 0.0)[0])
+    assert [
+        {reason["code"]: [names.index(name) for name in reason["features"]] for reason in each} for each in told
+    ] == expected
+    for at, each in enumerate(told):
+        assert reasons_in(form.write(kind, rows[at : at + 1], phi[at : at + 1], 0.0, single=True)[0]) == each
+        for reason in each:
+            assert reason["contribution"] == sum(phi[at, names.index(name)] for name in reason["features"])
+
+
+@pytest.mark.parametrize("n", [15, 16, 300])
+def test_the_longest_lists_of_missing_features_fit(n):
+    """Where every feature is missing in every row, all their names fit into the announced bytes, whatever a list's head takes."""
+    names = [f"feature_{at}" * (1 + at % 5) for at in range(n)]
+    policy = policy_of(names[: n // 2], names[n // 2 :], missing=said("R9"))
+    form = make_form(policy, signature_of(*names), **FACT)
+    rows, phi = np.full((200, n), math.nan, np.float32), np.full((200, n), 2.2250738585072014e-308)
+    for kind in (0, 1):
+        data, _ = form.write(kind, rows, phi, 0.0)
+        assert len(data) <= form.most(200, False)
+        told = msgpack.unpackb(b"\x82" + data) if kind else json.loads(b"{" + data + b"}")
+        assert {len(reasons[0]["features"]) for reasons in told["reasons"]} == {n}
+
+
 def test_a_model_without_a_policy_has_its_features_as_reasons():
     """The default policy tells the features that moved the score most, by name, either way."""
     signature = signature_of("b", "insufficient", "a")

@@ -8,7 +8,7 @@ UNIT = 1_000_000_000
 
 
 def contributions_by_code(policy, features, row, phi):
-    """{code: (features of the reason, contribution)} of every reason that has a feature of the model."""
+    """{code: (features that count towards the reason in this row, contribution)} of reasons that have a feature of the model."""
     of_feature = {}
     members = {}
     for reason in policy.reasons:
@@ -24,9 +24,10 @@ def contributions_by_code(policy, features, row, phi):
         elif policy.missing is not None:
             missing = policy.missing.code
         for code in {present, missing}:
-            members.setdefault(code, [[], 0.0])[0].append(name)
-        code = missing if math.isnan(row[at]) else present
-        members[code][1] += phi[at]
+            members.setdefault(code, [[], 0.0])
+        told = members[missing if math.isnan(row[at]) else present]
+        told[0].append(name)
+        told[1] += phi[at]
     return members
 
 

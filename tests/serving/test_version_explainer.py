@@ -13,6 +13,7 @@ from tiercel._hot.plan import ServingPlan
 from tiercel._hot.reply import ReplyIds
 
 from tiercel import models
+from tiercel.explain.policy_file import parse_policy
 from tiercel.explain.reference_set import REFERENCE_SET_FILE, ReferenceSet
 from tiercel.explain.version_files import POLICY_FILE, make_explanation_files
 from tiercel.models.profile import CostProfile, Quantiles, this_host
@@ -164,7 +165,8 @@ def test_path_dependent_has_no_reference():
     plan = plan_of(artifacts_of(lightgbm_bytes()), declared)
     told = explained(plan, np.ascontiguousarray(finite_table()[0][:2]))["explanation"]
     assert (told["kind"], told["reference"]) == ("path_dependent", None)
-    assert bound_by(plan.explanations)["explainer_kind"] == "path_dependent"
+    bound = bound_by(plan.explanations)
+    assert (bound["explainer_kind"], bound["reference_digest"]) == ("path_dependent", None)
 
 
 def test_a_policy_speaks_the_locale_that_is_nearest():
@@ -180,6 +182,24 @@ def test_a_policy_speaks_the_locale_that_is_nearest():
     assert not texts() & german
     assert texts(locale="fr") == texts()
     assert len(explained(plan, rows, k=1)["reasons"][0]) == 1
+
+
+def test_what_a_request_asks_changes_no_digest():
+    """However few reasons are wanted, in whichever language: the explanation names the policy that its plan is bound to."""
+    plan = plan_of(artifacts_of(lightgbm_bytes(), policy=POLICY.encode()))
+    rows = np.ascontiguousarray(finite_table()[0][:1])
+    bound = bound_by(plan.explanations)
+    assert bound["policy_digest"] == parse_policy(POLICY.encode()).digest
+    for asked in ({}, {"k": 1}, {"k": 16}, {"locale": "de"}, {"locale": "de", "k": 3}):
+        told = explained(plan, rows, **asked)["explanation"]
+        assert (told["policy"], told["reference"]) == (bound["policy_digest"], bound["reference_digest"])
+
+
+def test_forms_are_made_once():
+    """Requests that ask for the same language and number share a form, and those that ask for nothing the plan's own."""
+    explainer = plan_of(artifacts_of(lightgbm_bytes(), policy=POLICY.encode())).explanations.explainer
+    assert explainer.form_of() is explainer.form_of("en", 2) is explainer.form_of("fr")
+    assert explainer.form_of("de", 1) is explainer.form_of("de-AT", 1) is not explainer.form_of("de")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@
 #     "explanation": {"method": "none", ...}       one member
 # A reason is a group of features. Its contribution is the sum of theirs; how far that is adverse follows from the sign of
 # the output that is explained (+1: a higher margin is, -1: a lower one is, 0: either way counts). A feature is missing where
-# it is NaN; then it may count towards another reason, or towards none. Which reasons are told:
+# it is NaN; then it may count towards another reason, or towards none. The "features" of a reason are those that count
+# towards it in the row: of a reason for missing values those that are missing. Which reasons are told:
 #     share of a reason = its adverse contribution / all adverse contributions, those of excluded features among them
 # rounded to SHARE_UNIT. Told are the k largest shares, none below the minimum; equal ones in the order of codes. So noise
 # in the last bits of contributions moves nothing but ties within SHARE_UNIT. Where nothing is adverse beyond noise
@@ -54,7 +55,7 @@ cdef struct Told:
 cdef class ReasonForm:
     cdef list _kept                        # the bytes that the Texts point at
     cdef Text* _texts                      # owned; the others point into it
-    cdef Text* _openings[2]                # by format, by reason: up to the contribution
+    cdef Text* _openings[2]                # by format, by reason: up to the contribution; where it varies: to the features
     cdef Text* _names[2]                   # by format, by feature: `"name":`
     cdef Text* _heads[2]                   # by format, by output: of "explanation", up to "expected"
     cdef Text* _tails                      # by format: from behind "expected"
@@ -65,7 +66,8 @@ cdef class ReasonForm:
     cdef int32_t* _ends                    # owned; by reason: past its last member
     cdef Member* _excluded                 # points into _members
     cdef Py_ssize_t _n_excluded
-    cdef signed char* _signs             # owned; by output
+    cdef signed char* _signs               # owned; by output
+    cdef signed char* _varies              # owned; by reason: which of its features count depends on the row
     cdef int64_t _minimum                  # share, in SHARE_UNITs; at least 1
     cdef Py_ssize_t _row_bytes, _full_row_bytes, _constant_bytes
     cdef readonly Py_ssize_t n_features, n_outputs, n_reasons, k
@@ -99,7 +101,10 @@ cdef class ReasonForm:
         self, const feature_t* row, const double* phi, Py_ssize_t output, double expected, Told* told,
     ) noexcept nogil
     cdef double _contribution(self, Py_ssize_t reason, const feature_t* row, const double* phi) noexcept nogil
-    cdef char* _put_reasons(self, char* at, int kind, const Told* told, Py_ssize_t n_told) noexcept nogil
+    cdef char* _put_reasons(
+        self, char* at, int kind, const feature_t* row, const Told* told, Py_ssize_t n_told,
+    ) noexcept nogil
+    cdef char* _put_opening(self, char* at, int kind, const feature_t* row, Py_ssize_t reason) noexcept nogil
     cdef char* _put_all_values(
         self, char* at, int kind, const double* values, const double* phi, double expected, Py_ssize_t n_rows, bint single,
     ) noexcept nogil

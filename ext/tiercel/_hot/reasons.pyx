@@ -82,7 +82,11 @@ cdef class ReasonForm:
         self._members = <Member*>PyMem_RawMalloc((n_members + 1) * sizeof(Member))
         self._ends = <int32_t*>PyMem_RawMalloc((self.n_reasons + 1) * sizeof(int32_t))
         self._signs = <signed char*>PyMem_RawMalloc(self.n_outputs)
-        if self._texts is NULL or self._members is NULL or self._ends is NULL or self._signs is NULL:
+        self._varies = <signed char*>PyMem_RawMalloc(self.n_reasons + 1)
+        if (
+            self._texts is NULL or self._members is NULL or self._ends is NULL or self._signs is NULL
+            or self._varies is NULL
+        ):
             raise MemoryError("No memory for the form of reasons")
         for i, (feature, presence) in enumerate(members):
             self._members[i].feature, self._members[i].presence = feature, presence
@@ -90,6 +94,7 @@ cdef class ReasonForm:
         for i, (_, _, group) in enumerate(reasons):
             at += len(group)
             self._ends[i] = <int32_t>at
+            self._varies[i] = any(presence != ALWAYS for _, presence in group)
         self._excluded, self._n_excluded = self._members + at, n_members - at
         for i, sign in enumerate(signs):
             self._signs[i] = sign
@@ -108,7 +113,10 @@ cdef class ReasonForm:
             {"method": facts["method"], "kind": facts["kind"], "scale": facts["scale"], "output": output}
             for output in outputs
         ]
-        said = [_reason(code, text, [features[index] for index, _ in group]) for code, text, group in reasons]
+        said = [
+            (_reason(code, text, [features[index] for index, _ in group]), bool(self._varies[i]))
+            for i, (code, text, group) in enumerate(reasons)
+        ]
         for kind in (BODY_JSON, BODY_MSGPACK):
             is_json = kind == BODY_JSON
             self._absences[kind] = self._texts + at
@@ -120,9 +128,7 @@ cdef class ReasonForm:
             ])
             self._openings[kind] = self._texts + at
             at = self._keep_all(at, [
-                b"{" + _json_members(each) + b',"contribution":' if is_json
-                else b"\x84" + _packed_members(each) + pack("contribution")
-                for each in said
+                _json_opening(each, varies) if is_json else _packed_opening(each, varies) for each, varies in said
             ])
             self._names[kind] = self._texts + at
             at = self._keep_all(at, [_json(name) + b":" if is_json else pack(name) for name in features])
@@ -133,6 +139,7 @@ cdef class ReasonForm:
         PyMem_RawFree(self._members)
         PyMem_RawFree(self._ends)
         PyMem_RawFree(self._signs)
+        PyMem_RawFree(self._varies)
 
     def write(
         self, int kind, const feature_t[:, ::1] rows not None, const double[:, ::1] phi not None, double expected, *,
@@ -229,7 +236,7 @@ cdef class ReasonForm:
                 at = put_byte(at, 0x2C)
             n_told = self.choose(rows + r * self.n_features, phi + r * self.n_features, output, expected, told)
             n_failed += n_told < 0
-            at = self._put_reasons(at, kind, told, n_told)
+            at = self._put_reasons(at, kind, rows + r * self.n_features, told, n_told)
         if n_failed == n_rows:
             n_members[0] = 1
             return self.write_absent_into(out, kind, ABSENT_NOT_FINITE)
@@ -309,22 +316,48 @@ cdef class ReasonForm:
                 total += phi[self._members[i].feature]
         return total
 
-    cdef char* _put_reasons(self, char* at, int kind, const Told* told, Py_ssize_t n_told) noexcept nogil:
+    cdef char* _put_reasons(
+        self, char* at, int kind, const feature_t* row, const Told* told, Py_ssize_t n_told
+    ) noexcept nogil:
         cdef Py_ssize_t i
         if n_told < 0:
             return _put_null(at, kind)
         if kind == BODY_MSGPACK:
             at = put_count(at, 0x90, 0xDC, n_told if n_told else 1)
             for i in range(n_told):
-                at = put_float64(put_text(at, self._openings[BODY_MSGPACK] + told[i].reason), told[i].contribution)
+                at = put_float64(self._put_opening(at, BODY_MSGPACK, row, told[i].reason), told[i].contribution)
             return at if n_told else put_text(at, self._insufficient + BODY_MSGPACK)
         at = put_byte(at, 0x5B)
         for i in range(n_told):
             if i:
                 at = put_byte(at, 0x2C)
-            at = put_number(put_text(at, self._openings[BODY_JSON] + told[i].reason), told[i].contribution)
+            at = put_number(self._put_opening(at, BODY_JSON, row, told[i].reason), told[i].contribution)
             at = put_byte(at, 0x7D)
         return put_byte(at if n_told else put_text(at, self._insufficient + BODY_JSON), 0x5D)
+
+    cdef char* _put_opening(self, char* at, int kind, const feature_t* row, Py_ssize_t reason) noexcept nogil:
+        cdef Py_ssize_t i, n = 0
+        cdef Py_ssize_t start = self._ends[reason - 1] if reason else 0, end = self._ends[reason]
+        cdef const Text* name
+        at = put_text(at, self._openings[kind] + reason)
+        if not self._varies[reason]:
+            return at
+        if kind == BODY_MSGPACK:
+            for i in range(start, end):
+                n += counts(self._members + i, row)
+            at = put_count(at, 0x90, 0xDC, n)
+            for i in range(start, end):
+                if counts(self._members + i, row):
+                    at = put_text(at, self._names[BODY_MSGPACK] + self._members[i].feature)
+            return put_bytes(at, b"\xaccontribution", 13)
+        for i in range(start, end):
+            if counts(self._members + i, row):
+                if n:
+                    at = put_byte(at, 0x2C)
+                name = self._names[BODY_JSON] + self._members[i].feature
+                at = put_bytes(at, name.data, name.size - 1)    # without its colon
+                n += 1
+        return put_bytes(at, b'],"contribution":', 17)
 
     cdef char* _put_all_values(
         self, char* at, int kind, const double* values, const double* phi, double expected, Py_ssize_t n_rows, bint single
@@ -376,10 +409,17 @@ cdef class ReasonForm:
 
     cdef int _measure(self) except -1:
         """How many bytes rows and the rest may need: of each part the longer of its two formats, of reasons the k longest."""
-        cdef Py_ssize_t i, kind, names = 0, heads = 0
+        cdef Py_ssize_t i, j, names = 0, heads = 0
         openings = []
         for i in range(self.n_reasons):
-            openings.append(max(self._openings[BODY_JSON][i].size, self._openings[BODY_MSGPACK][i].size))
+            sizes = [self._openings[BODY_JSON][i].size, self._openings[BODY_MSGPACK][i].size]
+            if self._varies[i]:     # as if all of its features counted; the colon of a name is as long as a comma
+                for j in range(self._ends[i - 1] if i else 0, self._ends[i]):
+                    sizes[0] += self._names[BODY_JSON][self._members[j].feature].size
+                    sizes[1] += self._names[BODY_MSGPACK][self._members[j].feature].size
+                sizes[0] += 17      # `],"contribution":`
+                sizes[1] += 5 + 13  # the head of a list, "contribution"
+            openings.append(max(sizes))
         for i in range(self.n_features):
             names += max(self._names[BODY_JSON][i].size, self._names[BODY_MSGPACK][i].size)
         for i in range(self.n_outputs):
@@ -412,6 +452,20 @@ cdef inline char* _put_null(char* at, int kind) noexcept nogil:
 
 cdef dict _reason(code, text, features):
     return {"code": code, "text": text, "features": features}
+
+
+cdef bytes _json_opening(dict reason, bint varies):
+    """A reason up to its contribution; or where its features vary up to their list, which is then opened."""
+    if varies:
+        return _json(reason | {"features": []}).removesuffix(b"]}")
+    return b"{" + _json_members(reason) + b',"contribution":'
+
+
+cdef bytes _packed_opening(dict reason, bint varies):
+    """Likewise; the list's head, which counts, is part of the list."""
+    if varies:
+        return b"\x84" + _packed_members({"code": reason["code"], "text": reason["text"]}) + msgpack.packb("features")
+    return b"\x84" + _packed_members(reason) + msgpack.packb("contribution")
 
 
 cdef bytes _json(value):

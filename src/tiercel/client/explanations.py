@@ -22,7 +22,7 @@ class Reason:
 
     Args:
         code, text: as the model's reason policy has them; its features' names where it has none.
-        features: the group that it stands for.
+        features: those of its group that it stands for in this row: of a reason for missing values the missing ones.
         contribution: theirs together, to the margin that is explained.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tiercel._hot.explained import Explanations
 from tiercel.errors import TiercelError, UnexplainableModelError
-from tiercel.explain.reasons import ReasonForm, make_form
+from tiercel.explain.reasons import ReasonForms
 from tiercel.explain.version_files import load_explanation_files
 from tiercel.models.explaining import LEAST_PROBABILITY, make_explainer
 from tiercel.models.golden import Golden
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tiercel._hot.explainer import Explainer
     from tiercel._hot.scorer import Scorer
     from tiercel.explain.policy import ReasonPolicy
+    from tiercel.explain.reasons import ReasonForm
     from tiercel.models import LoadedModel
     from tiercel.models.explaining import ModelExplainer
     from tiercel.models.ir import Linear
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tiercel.serving")
 
-#: Forms that are kept for requests which name a locale or a number of reasons: as many as a few locales have numbers.
-MOST_FORMS: Final = 64
 #: What is believed of a measured tail, as a multiple of the median.
 MOST_SPREAD: Final = 10.0
 #: As in `explained.pyx`: relative to the largest of the numbers that are added.
@@ -56,7 +55,7 @@ class VersionExplainer:
         explainer: of `tiercel.models.explaining`.
         policy: fits the signature.
         signature: the version's.
-        reference: digest of the reference set; None: there is none.
+        reference: digest of the reference set; None: contributions are not against one.
 
     Threads: safe.
     """
@@ -66,8 +65,14 @@ class VersionExplainer:
     ) -> None:
         self._explainer, self._policy, self._signature = explainer, policy, signature
         self._reference = reference
-        self._forms: dict[tuple[str, int], ReasonForm] = {}
         self.compiled = explainer.compiled
+        self._forms = ReasonForms(
+            policy,
+            signature,
+            method="exact" if self.compiled is not None else "sampled",
+            kind=explainer.kind,
+            reference=reference,
+        )
 
     @property
     def kind(self) -> str:
@@ -84,23 +89,11 @@ class VersionExplainer:
         }
 
     def form_of(self, locale: str | None = None, k: int | None = None) -> ReasonForm:
-        """The form of reasons in the locale that is nearest to the one asked for, at most `k` of them."""
-        policy = self._policy
-        key = policy.choose_locale(locale), policy.k if k is None else k
-        form = self._forms.get(key)
-        if form is None:
-            form = make_form(
-                replace(policy, k=key[1]),
-                self._signature,
-                locale=key[0],
-                method="exact" if self.compiled is not None else "sampled",
-                kind=self.kind,
-                reference=self._reference,
-            )
-            if len(self._forms) >= MOST_FORMS:
-                self._forms.clear()
-            self._forms[key] = form
-        return form
+        """The form of reasons in the locale that is nearest to the one asked for, at most `k` of them.
+
+        Whatever a request asks, its explanation names the policy that is bound: `k` is the request's, not another policy's.
+        """
+        return self._forms.form_of(locale, k)
 
     def attribute(self, rows: NDArray[np.float32], scores: Any) -> Attributed:
         """Contributions to the margin that is explained: of several classes the one whose scores add up to most.
