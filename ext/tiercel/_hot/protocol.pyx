@@ -242,6 +242,7 @@ cdef class HotProtocol:
         cdef ServingPlan plan
         cdef Arrival arrival
         cdef int64_t wait_ns, unread
+        cdef bint close
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
         arrival.default_us = OWN_DEFAULT
         if is_new:
@@ -279,24 +280,19 @@ cdef class HotProtocol:
                 arrival.begun_ns -= unread
                 if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
+            close = self._draining and offset + total == size
             if plan.is_queued:
-                outcome = self._park(
-                    plan, data + offset, &head, &arrival, self._draining and offset + total == size, &offset
-                )
+                outcome = self._park(plan, data + offset, &head, &arrival, close, &offset)
                 if outcome != OUTCOME_DONE:
                     break
             elif plan.is_strict:
-                outcome = self._hold(
-                    plan, data + offset, &head, &arrival, self._draining and offset + total == size, &offset
-                )
+                outcome = self._hold(plan, data + offset, &head, &arrival, close, &offset)
                 if outcome != OUTCOME_DONE:
                     break
-            elif not path._answer(
-                plan, data + offset + head.head_length, &head, &arrival, self._draining and offset + total == size, None
-            ) and not (path._why is not None and self._stand_in(
-                plan, data + offset, &head, &arrival, self._draining and offset + total == size, path._why
-            )) and not self._refuse_inline(
-                plan, data + offset, &head, &arrival, self._draining and offset + total == size
+            elif not (
+                path._answer(plan, data + offset + head.head_length, &head, &arrival, close, None)
+                or (path._why is not None and self._stand_in(plan, data + offset, &head, &arrival, close, path._why))
+                or self._refuse_inline(plan, data + offset, &head, &arrival, close)
             ):
                 outcome = OUTCOME_HAND_ON
                 break
