@@ -128,8 +128,8 @@ cdef class Layout:
             self.out_sets[self.n_asked].node = <uint32_t>at
             self.out_sets[self.n_asked].feature = <uint32_t>self.feature[node]
             self.out_sets[self.n_asked].set = <uint32_t>self.set_of[node]
-            self.n_asked += 1
-        self.n_nodes += 1
+            self.n_asked = self.n_asked + 1
+        self.n_nodes = self.n_nodes + 1
         return 0
 
     cdef int follow(self, Py_ssize_t node, int bit) noexcept nogil:
@@ -173,7 +173,7 @@ cdef class Layout:
     cdef Py_ssize_t place_top(self, Py_ssize_t node, int bit) noexcept nogil:
         """An inner node that hands masks on, before its children: its number."""
         cdef Py_ssize_t top = self.n_tops
-        self.n_tops += 1
+        self.n_tops = self.n_tops + 1
         self.out_tops[top].node, self.out_tops[top].bit = <uint32_t>self.n_nodes, <uint32_t>bit
         self.place_node(node)
         self.follow(node, bit)
