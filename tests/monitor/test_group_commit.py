@@ -114,6 +114,7 @@ def test_records_of_segments_that_are_full_are_synced_too(recorder, disk):
 
     async def scenario():
         for number in range(6):
+            await asyncio.to_thread(wait_for_segment, recorder)
             plan = record(recorder, number, n_rows=30_000)
             await recorder.commit.wait()
             assert plan.is_recorded
