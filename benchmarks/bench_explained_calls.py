@@ -5,8 +5,8 @@
 The workload's forest (100 x 31, 23 stored features), registered with a reference set of 100 training rows and no policy, so
 every feature is a reason. Closed loop over 32 connections: requests/s with nothing asked, with `"explain": "reasons"` and with
 `"full"`, round by round in turn. Then open loop at half of what it answers with reasons: the tail. Of every run 200 replies are
-looked at (of "full" 50 before them): an explained one has the method "exact", at most four reasons, and contributions that with the expected margin are
-the score's log odds to one part in a million.
+looked at (of "full" 50 before them): an explained one has the method "exact", at most four reasons, and contributions that with
+the expected margin are the score's log odds to one part in a million. One that was put off ("later") is right, and counted.
 """
 
 from __future__ import annotations
@@ -43,12 +43,22 @@ def body(user: int, mode: str | None) -> bytes:
     return json.dumps(question if mode is None else {**question, "explain": mode}).encode()
 
 
+class Later:
+    """How many of the replies that were looked at put the explanation off."""
+
+    n = 0
+
+
 def is_right(mode: str | None, _user: int, reply: bytes) -> bool:
     """Whether a reply says what was asked."""
     told = json.loads(reply)
     if mode is None:
         return "explanation" not in told
-    explanation, reasons = told["explanation"], told["reasons"]
+    explanation = told["explanation"]
+    if explanation["method"] == "later":
+        Later.n += 1
+        return "reasons" not in told
+    reasons = told["reasons"]
     if explanation["method"] != "exact" or not 1 <= len(reasons) <= 4:
         return False
     if mode == "reasons":
@@ -122,7 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
             for run in tail:
                 print(show("reasons", run))
             p999_ms = statistics.median(run.latency.summary_us()["p99.9"] for run in tail) / 1000
-        print(f"\nwanted: {WANTED_PER_SECOND:,} requests/s with reasons, got {per_second['reasons']:,.0f}")
+        print(f"\nof the replies that were looked at {Later.n} put the explanation off")
+        print(f"wanted: {WANTED_PER_SECOND:,} requests/s with reasons, got {per_second['reasons']:,.0f}")
         print(f"wanted: p99.9 under {WANTED_P999_MS:g} ms at half of that, got {p999_ms:.3f} ms (median of {rounds})")
 
 
