@@ -193,7 +193,7 @@ cdef class HotProtocol:
                 self._set_reading(False)
             elif self._draining:
                 self._close()
-            elif self._is_refused and self.path.aside.is_too_much():
+            elif self._is_refused and self.path.aside.is_too_much(monotonic_ns()):
                 self._is_aside = True
                 self._set_reading(False)
                 self.path.aside.add(self, self.loop)
@@ -274,11 +274,11 @@ cdef class HotProtocol:
                 break
             path.aside.n_read += 1
             arrival.shed_ns = 0
-            if self.begun_ns == arrival.read_ns:        # read just now; the marks know of the others
+            if plan.is_queued and self.begun_ns == arrival.read_ns:     # read just now; the marks know of the others
                 if unread < 0:
-                    unread = wait_ns if plan.is_queued else 0
+                    unread = wait_ns
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
+                if unread > QUIET_NS and path.aside.sheds(unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
             close = self._draining and offset + total == size
             if plan.is_queued:
@@ -298,8 +298,7 @@ cdef class HotProtocol:
                 break
             else:
                 offset += total
-                if path._budget_us > 0:
-                    path.aside.note(False, 1000 * path._budget_us, arrival.read_ns)
+                path.aside.inline_ns = arrival.read_ns
             self.begun_ns = read_at(&self._marks, offset, arrival.read_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
@@ -325,7 +324,7 @@ cdef class HotProtocol:
         prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
         if prepared is None:
             return OUTCOME_HAND_ON
-        path.aside.note(True, prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
+        path.aside.note(prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
         if prepared._asked.is_late and not plan.has_stand_in:
             if not self._refuse_late(prepared, arrival, close):
                 return OUTCOME_HAND_ON
