@@ -196,6 +196,42 @@ def test_a_segment_that_is_gone_is_an_error(recorder, tmp_path):
     asyncio.run(scenario())
 
 
+def test_without_a_thread_nothing_is_durable_and_nobody_hangs(recorder, monkeypatch):
+    """Who asks when no thread is to be had hears that at once, and the next one is served by one that is."""
+
+    def start(_self):
+        raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        record(recorder, 1)
+        with monkeypatch.context() as without:
+            without.setattr(threading.Thread, "start", start)
+            with pytest.raises(AuditUnavailableError, match="new thread"):
+                await asyncio.wait_for(recorder.commit.wait(), 10)
+        record(recorder, 2)
+        await asyncio.wait_for(recorder.commit.wait(), 10)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake of our own"), MemoryError()])
+def test_whatever_goes_wrong_with_a_sync_is_said(recorder, disk, error):
+    """An error that is not the disk's refuses those who wait, and does not end the thread that all others wait for."""
+
+    async def scenario():
+        record(recorder, 1)
+        disk.error = error
+        with pytest.raises(AuditUnavailableError):
+            await asyncio.wait_for(recorder.commit.wait(), 10)
+        disk.error = None
+        await asyncio.to_thread(wait_for_segment, recorder)
+        record(recorder, 2)
+        await asyncio.wait_for(recorder.commit.wait(), 10)
+        assert disk.synced == [2]
+
+    asyncio.run(scenario())
+
+
 def test_who_no_longer_waits_is_passed_over(recorder, disk):
     """A wait that was cancelled, and a callback that raises, keep nobody else from hearing."""
 
