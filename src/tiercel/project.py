@@ -16,13 +16,11 @@ import numpy as np
 from tiercel import models
 from tiercel.errors import (
     AliasNotFoundError,
-    DefinitionError,
     InvalidFactsError,
-    ModelError,
-    OutcomesError,
     PromotionRefusedError,
     RequestError,
     SchemaMismatchError,
+    TiercelError,
 )
 from tiercel.explain.churn import LEAST_ROWS, ReasonChurn
 from tiercel.explain.policy_file import read_policy
@@ -367,6 +365,7 @@ class Project:
         Raises:
             ModelNotFoundError, VersionNotFoundError: no such version.
             ModelError, OutcomesError, DefinitionError: one of the two cannot be explained, or not on the same rows.
+            TableError, MonitorStorageError: what was served cannot be read.
         """
         from tiercel.insight.churns import find_churn
         from tiercel.insight.versions import open_version
@@ -443,7 +442,7 @@ class Project:
         if churn is None:
             try:
                 churn = self.reason_churn(name, version, champion=champion)
-            except (ModelError, OutcomesError, DefinitionError) as error:
+            except TiercelError as error:  # a damaged prediction table too, or no override would get past it
                 return None, (
                     f"Expected at most {limit:.1%} of decisions with other reasons than version {champion} gives "
                     f"([models.{name}.promotion] max_reason_churn), and that cannot be checked: {error}"

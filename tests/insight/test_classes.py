@@ -9,6 +9,7 @@ from tests.support.explained import population
 
 from tiercel.errors import ReasonPolicyError
 from tiercel.explain.version_files import make_explanation_files
+from tiercel.insight.churns import churn_of_rows
 from tiercel.insight.global_views import find_global_views
 from tiercel.insight.versions import open_version
 from tiercel.models import prepare
@@ -61,6 +62,26 @@ def test_one_class_is_explained(directory, output, expected):
     assert (found.churn.n_rows, found.churn.n_decisions) == (200, None)
     values = opened[0].rows.explain(opened[0].training.rows)
     assert first.mean_margin == pytest.approx(values.expected + values.values.sum(axis=1).mean())
+
+
+def test_reasons_of_the_likeliest_class_are_compared(directory, monkeypatch):
+    """Churn is of what replies say, which explain the class that a row is most likely of, not the first one."""
+    asked = []
+
+    def compare(model, champion, challenger, **_):
+        asked.extend((champion, challenger))
+
+    monkeypatch.setattr("tiercel.insight.churns.compare_reasons", compare)
+    with Project(directory) as project:
+        opened = [open_version(project.settings, project.registry, project.registry.get("kind", n)) for n in (1, 2)]
+    rows = opened[0].training.rows[:60]
+    churn_of_rows(*opened, rows, rows, "training", 0.5)
+    for version, (_, codes) in zip(opened, asked, strict=True):
+        likeliest = version.score(rows).argmax(axis=1)
+        assert set(likeliest.tolist()) == {0, 1, 2}
+        for k in range(len(rows)):
+            values = version.rows.explainer.explain(rows[k : k + 1], output=str(likeliest[k])).values[0]
+            assert codes[k][0] == FEATURES[int(np.abs(values).argmax())]
 
 
 def test_a_class_that_there_is_none_of_is_refused(directory):
