@@ -55,6 +55,15 @@ def test_too_much_churn_is_refused_and_nothing_changes(project):
     assert "challenger" in project.promote("late", 2, alias="challenger").aliases  # only champions are judged
 
 
+@pytest.mark.parametrize("alias", ["Champion", "CHAMPION", "previous"])
+def test_no_spelling_and_no_rollback_gets_past_the_limit(project, alias):
+    """Aliases are kept in lower case, and a rollback makes `previous` the champion: both are judged alike."""
+    before = project.registry.aliases("late")
+    with pytest.raises(PromotionRefusedError, match=r"at most 20\.0%"):
+        project.promote("late", 2, alias=alias)
+    assert project.registry.aliases("late") == before
+
+
 def test_what_keeps_to_the_limit_is_promoted_with_its_figure(project):
     """Little churn passes and stands in the history beside the reason."""
     assert "champion" in project.promote("late", 3, reason="one more tree").aliases

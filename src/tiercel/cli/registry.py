@@ -151,7 +151,7 @@ def promote(
 
     with Project(project_dir) as project:
         churn, note = None, ""
-        if alias == "champion" and not no_churn:
+        if alias.lower() == "champion" and not no_churn:
             try:
                 churn = project.reason_churn(name, version)
             except NotFoundError:  # there is no such version
