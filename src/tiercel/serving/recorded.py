@@ -148,8 +148,8 @@ def explain_again(settings: Settings) -> Explain:
             )
         prepared = plan.recall(rows, model.scorer.score(rows), is_single=False)
         explain_here(prepared, ExplainRequest(is_full=True))
-        told = explanation_of(prepared, receipt.id)
+        explained = explanation_of(prepared, receipt.id)
         # Two that were not explained are alike in nothing.
-        return None if told["explanation"]["method"] == "none" else told
+        return None if explained["explanation"]["method"] == "none" else explained
 
     return explain
