@@ -10,7 +10,7 @@ from tests.support.explained import POLICY, explained_project, register
 
 from tiercel import Project
 from tiercel.cli.main import main
-from tiercel.errors import InvalidFactsError, PromotionRefusedError, RegistryConflictError
+from tiercel.errors import InvalidFactsError, PromotionRefusedError, RegistryConflictError, TableError
 from tiercel.registry import Registry
 
 LIMIT = "[models.late.promotion]\nmax_reason_churn = 0.2\n"
@@ -55,6 +55,15 @@ def test_too_much_churn_is_refused_and_nothing_changes(project):
     assert "challenger" in project.promote("late", 2, alias="challenger").aliases  # only champions are judged
 
 
+@pytest.mark.parametrize("alias", ["Champion", "CHAMPION", "previous"])
+def test_no_spelling_and_no_rollback_gets_past_the_limit(project, alias):
+    """Aliases are kept in lower case, and a rollback makes `previous` the champion: both are judged alike."""
+    before = project.registry.aliases("late")
+    with pytest.raises(PromotionRefusedError, match=r"at most 20\.0%"):
+        project.promote("late", 2, alias=alias)
+    assert project.registry.aliases("late") == before
+
+
 def test_what_keeps_to_the_limit_is_promoted_with_its_figure(project):
     """Little churn passes and stands in the history beside the reason."""
     assert "champion" in project.promote("late", 3, reason="one more tree").aliases
@@ -78,6 +87,23 @@ def test_what_cannot_be_checked_is_refused(project):
     """A version that nobody can explain does not pass a limit on explanations."""
     with pytest.raises(PromotionRefusedError, match="cannot be checked: Expected golden"):
         project.promote("late", 4)
+
+
+def test_a_damaged_table_is_overridden_and_in_nobodys_way_without_a_limit(directory, project, monkeypatch):
+    """What was served cannot be read: a limit refuses that, an override gets past it, and the command only says it."""
+
+    def convert(*_, **__):
+        raise TableError("Expected a whole table, got half of one")
+
+    monkeypatch.setattr("tiercel.monitor.predictions.PredictionTable.convert", convert)
+    with pytest.raises(PromotionRefusedError, match="cannot be checked: Expected a whole table"):
+        project.promote("late", 3)
+    assert "champion" in project.promote("late", 3, override=True, reason="the disk was full").aliases
+    project.registry.promote("late", 1, actor="a")
+    told = CliRunner().invoke(
+        main, ["promote", "late", "3", "--override", "--reason", "disk", "--project", str(directory)]
+    )
+    assert (told.exit_code, "Expected a whole table" in told.output) == (0, True), told.output
 
 
 def test_a_champion_that_changed_meanwhile_is_a_conflict(project):

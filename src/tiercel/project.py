@@ -16,13 +16,11 @@ import numpy as np
 from tiercel import models
 from tiercel.errors import (
     AliasNotFoundError,
-    DefinitionError,
     InvalidFactsError,
-    ModelError,
-    OutcomesError,
     PromotionRefusedError,
     RequestError,
     SchemaMismatchError,
+    TiercelError,
 )
 from tiercel.explain.churn import LEAST_ROWS, ReasonChurn
 from tiercel.explain.policy_file import read_policy
@@ -35,6 +33,7 @@ from tiercel.features.training import TrainingSet, get_historical_features
 from tiercel.monitor.reference import REFERENCE_FILE, Reference
 from tiercel.monitor.training_rows import TRAINING_ROWS_FILE, TrainingRows
 from tiercel.registry import Registry, VersionFacts
+from tiercel.registry.names import CHAMPION, PREVIOUS, check_alias
 from tiercel.settings import load_settings
 from tiercel.types import Tier, TrainingSnapshot
 
@@ -367,6 +366,7 @@ class Project:
         Raises:
             ModelNotFoundError, VersionNotFoundError: no such version.
             ModelError, OutcomesError, DefinitionError: one of the two cannot be explained, or not on the same rows.
+            TableError, MonitorStorageError: what was served cannot be read.
         """
         from tiercel.insight.churns import find_churn
         from tiercel.insight.versions import open_version
@@ -403,21 +403,22 @@ class Project:
             reason: why; for the history.
             actor: who; default: the user's login name.
             churn: of `reason_churn` of these versions, where it was looked at already. It is noted in the history; where
-                `[models.NAME.promotion] max_reason_churn` limits it, a new champion is compared anyhow.
+                `[models.NAME.promotion] max_reason_churn` limits it, a new champion, or `previous`, is compared anyhow.
             override: promote although the limit is passed, or cannot be checked. It needs a reason, and is noted.
 
         Raises:
-            ModelNotFoundError, VersionNotFoundError: nothing to promote.
+            ModelNotFoundError, VersionNotFoundError: nothing to promote. InvalidNameError: it cannot be an alias.
             PromotionRefusedError: more decisions would get other reasons than the limit allows, or that cannot be said.
             RegistryConflictError: another version became champion while reasons were compared.
         """
-        target = self.registry.get(name, version)
+        target, alias = self.registry.get(name, version), check_alias(alias)  # "Champion" is the champion
         limit = self.settings.model(name).promotion.max_reason_churn
         expected: dict[str, Any] = {}
-        if alias == "champion" and (limit is not None or churn is not None):
-            champion = self.registry.list_versions(name)
-            now = next((each.version for each in champion if "champion" in each.aliases), None)
-            expected = {"expected": now}
+        # What a rollback makes champion is judged when it is named: a rollback asks nobody.
+        if alias in {CHAMPION, PREVIOUS} and (limit is not None or churn is not None):
+            versions = self.registry.list_versions(name)
+            now = next((each.version for each in versions if CHAMPION in each.aliases), None)
+            expected = {"expected": now} if alias == CHAMPION else {}
             churn, problem = self._checked_churn(name, target.version, now, churn, limit)
             if problem and not override:
                 raise PromotionRefusedError(
@@ -443,7 +444,7 @@ class Project:
         if churn is None:
             try:
                 churn = self.reason_churn(name, version, champion=champion)
-            except (ModelError, OutcomesError, DefinitionError) as error:
+            except TiercelError as error:  # a damaged prediction table too, or no override would get past it
                 return None, (
                     f"Expected at most {limit:.1%} of decisions with other reasons than version {champion} gives "
                     f"([models.{name}.promotion] max_reason_churn), and that cannot be checked: {error}"

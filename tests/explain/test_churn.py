@@ -70,3 +70,17 @@ def test_it_is_said_in_a_sentence():
     assert (empty.share, empty.describe()) == (0.0, "No rows to compare reasons on.")
     with pytest.raises(ValueError, match="the same rows"):
         compare_reasons("m", (1, []), (2, [("A",)]), source="training")
+
+
+def test_rows_that_nobody_can_explain_are_not_agreement():
+    """Of a contribution that is not finite there are no reasons; where neither version has any the row is not compared."""
+    form = make_form(default_policy(SIGNATURE), SIGNATURE, kind="linear", reference=None, k=1)
+    rows = np.zeros((2, 3), np.float32)
+    some = chosen_codes(form, rows, attributions([[np.inf, 0, 1], [0, 2, 1]]))
+    none = chosen_codes(form, rows, attributions([[np.nan, 0, 1], [0, np.inf, 1]]))
+    assert (some, none) == ([(), ("b",)], [(), ()])
+    decisions = np.array([True, True]), np.array([False, True])
+    found = compare_reasons("m", (1, some), (2, none), source="training", decisions=decisions)
+    assert (found.n_rows, found.n_changed, found.n_decisions) == (1, 1, 0)
+    nothing = compare_reasons("m", (1, none * LEAST_ROWS), (2, none * LEAST_ROWS), source="training")
+    assert (nothing.n_rows, nothing.is_enough) == (0, False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,6 +247,22 @@ def test_a_search_that_ran_out_says_so():
     assert found.why
     found = find_counterfactuals(row, landscape, policy, threshold=0.5)
     assert (len(found.found), found.is_exhaustive) == (1, True)
+
+
+def test_pairs_of_many_features_are_not_all_kept():
+    """Memory is bounded by the rows that are scored, not by how many pairs of values all features have."""
+    names = tuple("abcdefgh")
+    cuts = {at: np.arange(300, dtype=np.float32) + 0.5 for at in range(len(names))}
+    landscape = Landscape(names, lambda rows: np.zeros(len(rows)), np.ones(len(names)), cuts, "at")
+    policy = replace(policy_of(*map(change, names)), reasons=(Reason(Wording("R1", (("en", "one"),)), names),))
+    tracemalloc.start()
+    try:
+        found = find_counterfactuals(np.zeros(8, np.float32), landscape, policy, threshold=0.5, max_pair_rows=500)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found.found, found.is_exhaustive) == ((), False)
+    assert peak_bytes < 28 * 300 * 300 * 8  # a number for each pair there is; it had been ten
 
 
 def test_why_there_is_none():

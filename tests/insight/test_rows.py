@@ -7,15 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.support.explained import explained_project
+from tests.support.explained import explained_project, files_of, population
 
+from tiercel import models
 from tiercel.errors import OutcomesError
+from tiercel.explain.row_explainer import open_row_explainer
 from tiercel.insight.churns import find_churn
 from tiercel.insight.rows import Rows, find_rows, matching
 from tiercel.insight.versions import open_version
+from tiercel.models.explaining import make_explainer
+from tiercel.models.golden import Golden
+from tiercel.models.preparing import GOLDEN_FILE
 from tiercel.monitor.predictions import PredictionTable
 from tiercel.project import Project
-from tiercel.settings import MonitorSettings
+from tiercel.serving.version_explainer import make_explanations
+from tiercel.settings import ExplainSettings, MonitorSettings
 
 HOUR_US = 3_600_000_000
 
@@ -105,3 +111,15 @@ def test_masks_hide_what_rows_would_tell(tmp_path):
         found = find_rows(masked, version, most=100, **span())
     assert found.source == "training"
     assert "b masked in the prediction table" in found.notes[0]
+
+
+def test_a_version_without_anybody_to_compare_with_is_explained_as_a_server_does():
+    """No reference set: a forest that knows what came to its nodes is explained by path, in reports as in replies."""
+    files, _, model = files_of(with_training=False, n_trees=3)
+    rows = population(64, 1)[0]  # as many as registering makes up, which are nobody's
+    files[GOLDEN_FILE] = Golden(rows, model.predict_proba(rows)[:, 1:]).to_bytes()
+    loaded = models.load(files, verify=False)
+    served = make_explanations(loaded, files, label="late:1")
+    found = open_row_explainer(loaded, files, ExplainSettings(), make_explainer, golden_rows=rows, owner="late:1")
+    assert (found.reference, found.explainer.kind, served.explainer.kind) == (None, "path_dependent", "path_dependent")
+    assert np.isfinite(found.explain(rows).values).all()

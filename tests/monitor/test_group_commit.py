@@ -39,7 +39,7 @@ class Disk:
     """What stands in for fdatasync and fsync of segments: counts, waits, fails."""
 
     def __init__(self, monkeypatch):
-        self.synced, self.error = [], None
+        self.synced, self.error, self.bad = [], None, None  # `bad`: the one segment whose syncs fail; None: all of them
         self.gate, self.entered = threading.Event(), threading.Event()
         self.gate.set()
         for name in ("fdatasync", "fsync"):
@@ -54,7 +54,7 @@ class Disk:
                 return sync(descriptor)
             self.entered.set()
             assert self.gate.wait(20)
-            if self.error is not None:
+            if self.error is not None and (self.bad is None or path.endswith(f"{self.bad:06d}.log")):
                 raise self.error
             sync(descriptor)
             self.synced.append(int(path[-10:-4]))
@@ -149,6 +149,40 @@ def test_a_failed_sync_is_said_and_its_segment_never_believed_again(recorder, di
     assert len(list(read_journal(tmp_path / "journal"))) == 4
 
 
+def test_what_a_failing_segment_holds_is_lost_with_it_though_the_journal_went_on(recorder, disk):
+    """Who waits for a record that is, or begins, in a segment hears of its failed sync, though the journal is in the next one."""
+
+    async def scenario():
+        record(recorder, 1)
+        await asyncio.to_thread(wait_for_segment, recorder)
+        disk.error, disk.bad = OSError(5, "Input/output error"), 1
+        disk.gate.clear()
+        first = asyncio.ensure_future(recorder.commit.wait())
+        await asyncio.to_thread(disk.entered.wait, 10)
+        record(recorder, 2)
+        told = [asyncio.ensure_future(recorder.commit.wait())]
+        await asyncio.sleep(0)
+        number = 3
+        while recorder._journal.progress()[0] == 1:
+            record(recorder, number, n_rows=20_000)
+            told.append(asyncio.ensure_future(recorder.commit.wait()))
+            await asyncio.sleep(0)
+            number += 1
+        record(recorder, number)
+        after = asyncio.ensure_future(recorder.commit.wait())
+        await asyncio.sleep(0)
+        disk.gate.set()
+        with pytest.raises(AuditUnavailableError):
+            await first
+        assert [type(each) for each in await asyncio.gather(*told, return_exceptions=True)] == [
+            AuditUnavailableError
+        ] * len(told)
+        await after
+        assert disk.synced == [2]
+
+    asyncio.run(scenario())
+
+
 def test_a_segment_that_is_gone_is_an_error(recorder, tmp_path):
     """A segment that somebody removed cannot be synced, and that is said."""
 
@@ -158,6 +192,42 @@ def test_a_segment_that_is_gone_is_an_error(recorder, tmp_path):
             path.unlink()
         with pytest.raises(AuditUnavailableError, match="No such file"):
             await recorder.commit.wait()
+
+    asyncio.run(scenario())
+
+
+def test_without_a_thread_nothing_is_durable_and_nobody_hangs(recorder, monkeypatch):
+    """Who asks when no thread is to be had hears that at once, and the next one is served by one that is."""
+
+    def start(_self):
+        raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        record(recorder, 1)
+        with monkeypatch.context() as without:
+            without.setattr(threading.Thread, "start", start)
+            with pytest.raises(AuditUnavailableError, match="new thread"):
+                await asyncio.wait_for(recorder.commit.wait(), 10)
+        record(recorder, 2)
+        await asyncio.wait_for(recorder.commit.wait(), 10)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake of our own"), MemoryError()])
+def test_whatever_goes_wrong_with_a_sync_is_said(recorder, disk, error):
+    """An error that is not the disk's refuses those who wait, and does not end the thread that all others wait for."""
+
+    async def scenario():
+        record(recorder, 1)
+        disk.error = error
+        with pytest.raises(AuditUnavailableError):
+            await asyncio.wait_for(recorder.commit.wait(), 10)
+        disk.error = None
+        await asyncio.to_thread(wait_for_segment, recorder)
+        record(recorder, 2)
+        await asyncio.wait_for(recorder.commit.wait(), 10)
+        assert disk.synced == [2]
 
     asyncio.run(scenario())
 

@@ -762,6 +762,32 @@ def test_a_scorer_that_hangs_fails_its_waiters(threads, monkeypatch):
     asyncio.run(main())
 
 
+def test_who_can_leave_and_comes_while_a_batch_overruns_is_told_when_it_is_due(threads):
+    """A batch of patient requests that takes far longer than foreseen does not keep who came behind it from leaving."""
+    gate = threading.Event()
+
+    def score(rows):
+        if rows[0, 0] < 0:
+            gate.wait(10)
+        return scores_of(rows)
+
+    async def main():
+        batcher = Batcher(score, affine(1000, 10), threads, n_features=2, n_outputs=2)
+        slow = batcher.submit(np.full((1, 2), -1, np.float32), time.monotonic_ns() + 60_000 * MS, can_leave=True)
+        await asyncio.sleep(0.001)
+        hasty = batcher.submit(np.zeros((1, 2), np.float32), time.monotonic_ns() + 50 * MS, can_leave=True)
+        try:
+            with pytest.raises(DeadlineError):
+                await asyncio.wait_for(asyncio.shield(hasty), 0.5)  # who hangs is told of after a second
+            assert not slow.done()
+        finally:
+            gate.set()
+        assert (await asyncio.wait_for(slow, 5)).shape == (1, 2)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
 def test_batches_leave_nothing_for_the_collector():
     """What was answered is freed at once: with the collector off, no rows of earlier batches are left."""
 

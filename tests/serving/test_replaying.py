@@ -177,6 +177,7 @@ def test_a_base_that_is_gone_is_said_and_the_vector_is_scored(directory):
     assert (found.verdict, found.source) == ("equal", "vector")
     assert (found.vector.verdict, found.score.verdict) == ("not_replayed", "equal")
     assert "keep_bases" in found.vector.why
+    assert found.reasons.verdict == "not_replayed"  # there are no two vectors whose reasons could be compared
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,40 @@ def test_a_request_that_is_withheld_is_said(directory, settings, absent):
         if "hash" in settings:
             with pytest.raises(ReceiptNotFoundError, match="masked"):
                 find_receipt(server.settings, reply["id"])
+
+
+def test_receipts_of_before_a_mask_are_not_shown_after_it(directory):
+    """What was kept in clear text while nothing was masked is neither found nor exported once a name of it is masked."""
+    with Server(directory) as server:
+        reply = server.compiled(request(3))
+    PredictionTable(server.settings.state_dir, server.settings.monitor).convert(waits=True)
+    shutil.rmtree(server.settings.state_dir / "journal")
+    assert [parts[0].id for parts in read_all(server.settings)] == [reply["id"]]
+    (directory / "tiercel.toml").write_text(KEEP + '[monitor]\ndrop_columns = ["amount"]\n')
+    masked = load_settings(directory)
+    assert list(read_all(masked)) == []
+    with pytest.raises(ReceiptNotFoundError, match="masked"):
+        find_receipt(masked, reply["id"])
+
+
+def test_some_rows_of_a_request_are_scored_from_their_vector(server):
+    """Where other records of a large request are gone, nothing differs: what is there is proved, and the rest is said."""
+    reply = server.compiled(
+        {name: {key: [value] * 3 for key, value in each.items()} for name, each in request(3).items()}
+    )
+    (receipt,) = find_receipt(server.settings, reply["id"])
+    part = Receipt(**{**receipt.__dict__, "rows": receipt.rows[:2], "scores": receipt.scores[:2]})
+    found = Replayer(server.settings, server.registry).replay([part])
+    assert (found.verdict, found.source, found.score.verdict) == ("equal", "vector", "equal")
+    assert "some of the request's rows are not kept" in found.vector.why
+
+
+def test_two_that_are_not_explained_are_not_equal(server, monkeypatch):
+    """An explainer that fails says so for both vectors: that proves nothing about reasons."""
+    reply = server.compiled(request(3))
+    monkeypatch.setattr("tiercel.serving.recorded.explain_here", lambda prepared, _: prepared.explain_not("it failed"))
+    found = server.replay(reply["id"])
+    assert (found.verdict, found.reasons.verdict) == ("equal", "not_replayed")
 
 
 def test_what_differs_is_named(server):

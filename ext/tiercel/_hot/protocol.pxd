@@ -76,7 +76,7 @@ cdef class HotProtocol:
     cdef Py_ssize_t _needed                # bytes of it that are worth another look
     cdef double _deadline, _timer_at       # seconds of the monotonic clock
     cdef Phase _phase
-    cdef bint _write_paused, _read_paused, _draining
+    cdef bint _write_paused, _read_paused, _draining, _says_close
     cdef int _fd                           # of the open connection, -1: write through the transport only
     cdef bint _is_refused                  # the last read brought a request that was refused
     cdef bint _is_aside                    # not read until come_back()
@@ -103,7 +103,7 @@ cdef class HotProtocol:
     )
     cdef bint _refuse_late(self, Prepared asked, const Arrival* arrival, bint close) except *
     cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns)
-    cdef int _go_on(self) except -1
+    cdef int _go_on(self, bint says_close=*) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1
     cdef int _set_reading(self, bint wanted) except -1
     cdef int _flush(self) except -1

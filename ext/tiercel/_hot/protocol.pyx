@@ -109,8 +109,8 @@ cdef class HotProtocol:
         if self._phase == PHASE_PAUSED:
             self._go_on()
 
-    cdef int _go_on(self) except -1:
-        """Take up what came while nothing could be answered."""
+    cdef int _go_on(self, bint says_close=True) except -1:
+        """Take up what came while nothing could be answered. says_close: the last reply did, should this be drained."""
         self._set_phase(PHASE_IDLE, True)
         if self._write_paused:
             self._set_phase(PHASE_PAUSED, True)
@@ -121,8 +121,10 @@ cdef class HotProtocol:
         if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY or self._phase == PHASE_WAITING or self._is_aside:
             return 0
         self._set_reading(True)
-        if self._draining and self._phase == PHASE_IDLE:
+        if self._draining and self._phase == PHASE_IDLE and says_close:
             self._close()
+        elif self._draining and self._phase == PHASE_IDLE:
+            self.loop.call_later(DRAIN_S, self._close_if_idle)
         return 0
 
     cdef int _set_reading(self, bint wanted) except -1:
@@ -193,7 +195,7 @@ cdef class HotProtocol:
                 self._set_reading(False)
             elif self._draining:
                 self._close()
-            elif self._is_refused and self.path.aside.is_too_much():
+            elif self._is_refused and self.path.aside.is_too_much(monotonic_ns()):
                 self._is_aside = True
                 self._set_reading(False)
                 self.path.aside.add(self, self.loop)
@@ -274,11 +276,11 @@ cdef class HotProtocol:
                 break
             path.aside.n_read += 1
             arrival.shed_ns = 0
-            if self.begun_ns == arrival.read_ns:        # read just now; the marks know of the others
+            if plan.is_queued and self.begun_ns == arrival.read_ns:     # read just now; the marks know of the others
                 if unread < 0:
-                    unread = wait_ns if plan.is_queued else 0
+                    unread = wait_ns
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
+                if unread > QUIET_NS and path.aside.sheds(unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
             close = self._draining and offset + total == size
             if plan.is_queued:
@@ -298,8 +300,7 @@ cdef class HotProtocol:
                 break
             else:
                 offset += total
-                if path._budget_us > 0:
-                    path.aside.note(False, 1000 * path._budget_us, arrival.read_ns)
+                path.aside.inline_ns = arrival.read_ns
             self.begun_ns = read_at(&self._marks, offset, arrival.read_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
@@ -325,7 +326,7 @@ cdef class HotProtocol:
         prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
         if prepared is None:
             return OUTCOME_HAND_ON
-        path.aside.note(True, prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
+        path.aside.note(prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
         if prepared._asked.is_late and not plan.has_stand_in:
             if not self._refuse_late(prepared, arrival, close):
                 return OUTCOME_HAND_ON
@@ -363,21 +364,19 @@ cdef class HotProtocol:
         """Answer a request whose record must be durable first: OUTCOME_WAITING, or _HAND_ON; _DONE when it is refused."""
         cdef FastPath path = self.path
         cdef bytes held
-        if path.audit is None:
-            return OUTCOME_HAND_ON
         self._flush()
-        if not path._answer(plan, request + head.head_length, head, arrival, close, None):
+        if path.audit is None or not path._answer(plan, request + head.head_length, head, arrival, close, None):
             return OUTCOME_HAND_ON
         held = PyBytes_FromStringAndSize(<const char*>path._out.data, path._out.size)
         path._out.size = 0
+        path._counters.cells[<int>WORKER_ANSWERED] -= 1     # not yet
         consumed[0] += head.head_length + head.content_length
         if plan._recorder is None or not plan._recorder.is_recorded:
-            path._counters.cells[<int>WORKER_ANSWERED] -= 1
             told = path.audit.refusal(self, head.kind, close)
             if not put(&path._out, PyBytes_AS_STRING(<bytes?>told), PyBytes_GET_SIZE(<bytes>told)):
                 raise MemoryError("No memory for a refusal")
             return OUTCOME_DONE
-        self._held, self.begun_ns = held, read_at(&self._marks, consumed[0], arrival.read_ns)
+        self._held, self._says_close, self.begun_ns = held, close, read_at(&self._marks, consumed[0], arrival.read_ns)
         path.audit.hold(self, held, head.kind, close)
         return OUTCOME_WAITING
 
@@ -387,15 +386,18 @@ cdef class HotProtocol:
         if held is not self._held or self._phase != PHASE_WAITING:
             return      # its client is gone
         self._held = None
-        if refusal is not None:
-            path._counters.cells[<int>WORKER_ANSWERED] -= 1
-            held = refusal
-        path._out.size = 0
-        if not put(&path._out, PyBytes_AS_STRING(held), PyBytes_GET_SIZE(held)):
-            self._transport.abort()
-            raise MemoryError("No memory for a reply")
-        self._flush()
-        self._go_on()
+        if refusal is None:
+            path._counters.cells[<int>WORKER_ANSWERED] += 1
+        transport, path._out.size = self._transport, 0
+        told = held if refusal is None else refusal
+        try:
+            if not put(&path._out, PyBytes_AS_STRING(<bytes>told), PyBytes_GET_SIZE(<bytes>told)):
+                raise MemoryError("No memory for a reply")
+            self._flush()
+            self._go_on(self._says_close)
+        except BaseException:
+            transport.abort()       # nobody else would ever answer, or read on
+            raise
 
     cdef bint _stand_in(
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close, str reason

@@ -146,15 +146,17 @@ def promote(
     A new champion's reasons are compared with those of the one before, on rows of the last week: how many decisions it
     explains otherwise is said, kept in the history, and limited where tiercel.toml says so.
     """
-    from tiercel.errors import DefinitionError, ModelError, OutcomesError
+    from tiercel.errors import NotFoundError, TiercelError
     from tiercel.project import Project
 
     with Project(project_dir) as project:
         churn, note = None, ""
-        if alias == "champion" and not no_churn:
+        if alias.lower() == "champion" and not no_churn:
             try:
                 churn = project.reason_churn(name, version)
-            except (ModelError, OutcomesError, DefinitionError) as error:
+            except NotFoundError:  # there is no such version
+                raise
+            except TiercelError as error:  # what only informs is in nobody's way
                 note = f"Reasons were not compared with the champion's: {error}"
         promoted = project.promote(name, version, alias=alias, reason=reason, churn=churn, override=override)
     if as_json:

@@ -93,7 +93,7 @@ class ReasonChurn:
 def chosen_codes(
     form: ReasonForm, rows: NDArray[np.float32], attributions: Attributions, output: int = 0
 ) -> list[tuple[str, ...]]:
-    """Codes of the reasons that each row's reply names, the first first.
+    """Codes of the reasons that each row's reply names, the first first; none of a row whose contributions are not finite.
 
     Args:
         form: of the version.
@@ -110,7 +110,8 @@ def chosen_codes(
         standard_error=attributions.standard_error,
     )
     found = msgpack.unpackb(bytes([0x80 | n_members]) + packed)  # the members of a reply, as a map of their own
-    return [tuple(str(each["code"]) for each in reasons) for reasons in found["reasons"]]
+    told = found.get("reasons", [None] * len(rows))  # where no row has any, the reply has none either
+    return [tuple(str(each["code"]) for each in reasons or ()) for reasons in told]
 
 
 def compare_reasons(
@@ -121,7 +122,7 @@ def compare_reasons(
     source: str,
     decisions: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
 ) -> ReasonChurn:
-    """Compare the reasons of two versions, row by row.
+    """Compare the reasons of two versions, row by row. Rows that neither version has reasons for are not compared.
 
     Args:
         model: registered name.
@@ -136,6 +137,8 @@ def compare_reasons(
     before, now = champion[1], challenger[1]
     if len(before) != len(now):
         raise ValueError(f"Expected reasons of the same rows, got {len(before)} and {len(now)}")
+    # Two that say nothing agree on nothing: such rows must not make a limit hold.
+    is_told = np.array([bool(old or new) for old, new in zip(before, now, strict=True)], np.bool_)
     gained: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     n_changed = n_first = 0
@@ -149,10 +152,10 @@ def compare_reasons(
         model=model,
         champion=champion[0],
         challenger=challenger[0],
-        n_rows=len(now),
+        n_rows=int(is_told.sum()),
         n_changed=n_changed,
         n_first=n_first,
-        n_decisions=None if decisions is None else int((decisions[0] != decisions[1]).sum()),
+        n_decisions=None if decisions is None else int((decisions[0] != decisions[1])[is_told].sum()),
         source=source,
         changes=tuple(sorted(changes, key=lambda each: (-each.n_gained - each.n_lost, each.code))[:N_SHOWN]),
     )

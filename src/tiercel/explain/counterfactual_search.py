@@ -131,23 +131,27 @@ class SteppedSearch:
 
     def pair(self, nearer_than: float) -> Way | None:
         """The nearest change of two features, if it is nearer than that."""
-        found = []
+        best: list[NDArray[Any]] = []
+        n_all = 0
         for first, second in itertools.combinations(range(len(self._tries)), 2):
             a, b = self._tries[first][3], self._tries[second][3]
             if max(len(a), len(b)) > MAX_PAIR_VALUES:
                 self.is_exhaustive = False
                 a, b = a[:MAX_PAIR_VALUES], b[:MAX_PAIR_VALUES]
             total = a[:, None] + b[None, :]
-            i, j = np.nonzero(total < nearer_than)
-            found.append((np.full(len(i), first), np.full(len(i), second), i, j, total[i, j]))
-        if not found:
+            is_near = total < nearer_than
+            n_all += int(np.count_nonzero(is_near))
+            if best and len(best[-1]) == self._max_pair_rows:
+                is_near &= total < best[-1][-1]
+            i, j = np.nonzero(is_near)
+            found = [np.full(len(i), first), np.full(len(i), second), i, j, total[i, j]]
+            # The nearest so far, after each two features: what all of them have would not fit in memory.
+            best = self._nearest([np.concatenate(each) for each in zip(best, found, strict=True)] if best else found)
+        if not best:
             return None
-        firsts, seconds, i, j, total = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        order = np.lexsort((j, i, seconds, firsts, total))
-        n_all = len(order)
-        order = order[: self._max_pair_rows]
-        for begin in range(0, len(order), _BLOCK_ROWS):
-            block = order[begin : begin + _BLOCK_ROWS]
+        firsts, seconds, i, j, total = best
+        for begin in range(0, len(total), _BLOCK_ROWS):
+            block = np.arange(begin, min(begin + _BLOCK_ROWS, len(total)))
             rows = np.repeat(self._question.row[None, :], len(block), axis=0)
             for chosen, places in ((firsts, i), (seconds, j)):
                 for at, (index, _, values, _) in enumerate(self._tries):
@@ -161,8 +165,14 @@ class SteppedSearch:
                     index, change, values, _ = self._tries[at]
                     steps.append(Step(index, change, float(values[place]), "exactly"))
                 return Way(tuple(steps), float(total[way]))
-        self.is_exhaustive &= len(order) == n_all
+        self.is_exhaustive &= len(total) == n_all
         return None
+
+    def _nearest(self, pairs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Of (first, second, value of the first, of the second, distance) the nearest, in that order; others are left out."""
+        firsts, seconds, i, j, total = pairs
+        order = np.lexsort((j, i, seconds, firsts, total))[: self._max_pair_rows]
+        return [each[order] for each in pairs]
 
 
 class MonotoneSearch:

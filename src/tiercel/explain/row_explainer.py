@@ -144,8 +144,11 @@ def open_row_explainer(
         raise ReasonPolicyError(
             f"Expected a class of {owner} that can be explained ({known}), got {output!r}", code="unknown_output"
         )
+    kind = settings.kind
+    if files.reference is None and kind == "auto" and getattr(model.body, "cover", None) is not None:
+        kind = "path_dependent"  # as a server explains it that has nobody to compare with
     explainer = make_explainer(
-        model.scorer if model.body is None else model.body, model.signature, files.reference_rows, kind=settings.kind
+        model.scorer if model.body is None else model.body, model.signature, files.reference_rows, kind=kind
     )
     place = 0 if output is None else outputs.index(output)
     return RowExplainer(model.signature, files.policy, files.reference, place, explainer)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from tiercel.errors import OutcomesError
 from tiercel.explain.churn import K, ReasonChurn, chosen_codes, compare_reasons
@@ -10,7 +13,6 @@ from tiercel.insight.rows import find_rows, matching
 from tiercel.types import Task
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from tiercel.insight.versions import ExplainedVersion
@@ -65,12 +67,25 @@ def churn_of_rows(
     Raises:
         ModelError: rows cannot be explained.
     """
-    codes = [
-        (each.record.version, chosen_codes(each.rows.form(K), values, each.rows.explain(values), each.rows.output))
-        for each, values in ((champion, rows), (challenger, same))
-    ]
+    codes = [(each.record.version, _codes(each, values)) for each, values in ((champion, rows), (challenger, same))]
     decisions = None
     if champion.rows.signature.task is challenger.rows.signature.task is Task.BINARY:
         first, second = champion.score(rows), challenger.score(same)
         decisions = first[:, 0] >= threshold, second[:, 0] >= threshold
     return compare_reasons(champion.record.name, *codes, source=source, decisions=decisions)
+
+
+def _codes(version: ExplainedVersion, rows: NDArray[np.float32]) -> list[tuple[str, ...]]:
+    """The reasons that a reply to each row alone names: of several classes those of the likeliest."""
+    explained, form = version.rows, version.rows.form(K)
+    if explained.signature.task is not Task.MULTICLASS:
+        return chosen_codes(form, rows, explained.explain(rows), explained.output)
+    found: list[tuple[str, ...]] = [()] * len(rows)
+    likeliest = version.score(rows).argmax(axis=1)
+    for output in np.unique(likeliest).tolist():
+        places = np.flatnonzero(likeliest == output)
+        chosen = replace(explained, output=output)
+        codes = chosen_codes(form, rows[places], chosen.explain(rows[places]), output)
+        for place, each in zip(places.tolist(), codes, strict=True):
+            found[place] = each
+    return found

@@ -109,7 +109,7 @@ class FairnessReport:
         model: registered name.
         threshold: of decisions.
         groups: by segment and value; the champion first.
-        confidence: of the rates' intervals, and of all gaps of a segment together.
+        confidence: of the rates' intervals, and of all gaps of one rate in a segment together.
         notes: what a reader must know, in sentences.
     """
 
@@ -207,7 +207,7 @@ def _group(
     key: GroupKey, tally: Tally, whole: Tally, highest: float, n_groups: int, confidence: float
 ) -> GroupFairness:
     others = whole - tally
-    strict = 1 - (1 - confidence) / max(1, n_groups)  # Bonferroni's, over the segment's groups
+    strict = 1 - (1 - confidence) / max(1, n_groups)  # Bonferroni's, over the segment's groups, for each rate
     rates, gaps = {}, {}
     for name, what in RATES.items():
         nothing = f"no {what.rpartition(' of ')[2]}" if " of " in what else "no predictions"

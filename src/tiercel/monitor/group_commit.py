@@ -7,7 +7,8 @@ one. So the more wait, the fewer syncs each costs, and the event loop never wait
 A record counts as durable when a sync of its file, and of the directories that name it, has returned without an error that
 began after it was written. When a sync fails, the kernel may forget what it could not write and report the next sync as a
 success (see fsync(2), "errors are reported once"); so nothing in that segment is believed from then on: it is sealed, and
-only records of the segments that follow can become durable.
+only records of the segments that follow can become durable. Who waits is therefore known by the segment that its records
+begin in: the journal may have gone on to the next one while the sync failed.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class GroupCommit:
     def __init__(self, journal: Journal, directory: Path) -> None:
         self._journal, self._directory = journal, directory
         self._changed = threading.Condition()
-        self._waiting: list[Done] = []
+        self._waiting: list[tuple[int, Done]] = []  # with a segment's sequence: its records begin there or later
         self._last = 0  # sequence of the segment that has the newest record of those who wait
+        self._left = 0  # ... of the newest one that failed, and that nothing is appended to any more
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -67,15 +69,26 @@ class GroupCommit:
         """
         at = self._journal.progress()
         with self._changed:
-            if at is not None:
-                self._last = at[0]
-            self._waiting.append(done)
+            began = self._last
+            if at is not None and at[0] > self._last:
+                # The first in a segment may be a large request, whose records begin in the one that was there before.
+                began, self._last = max(self._last, self._left + 1), at[0]
+            self._waiting.append((began, done))
             if self._thread is None:
-                self._loop = asyncio.get_running_loop()
-                self._thread = threading.Thread(target=self._run, name="tiercel-commit", daemon=True)
-                self._thread.start()
+                self._start()
             elif len(self._waiting) == 1:
                 self._changed.notify()
+
+    def _start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        thread = threading.Thread(target=self._run, name="tiercel-commit", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread is to be had; the next one who asks tries again
+            lost, self._waiting = [done for _, done in self._waiting], []
+            self._loop.call_soon(self._finish, lost, _refusal(str(error)))
+            return
+        self._thread = thread
 
     async def wait(self) -> None:
         """Return when everything recorded by now is durable.
@@ -109,7 +122,6 @@ class GroupCommit:
         self._files = {}
 
     def _run(self) -> None:
-        loop = self._loop
         while True:
             with self._changed:
                 while not self._waiting and not self._is_closed:
@@ -118,19 +130,27 @@ class GroupCommit:
                     return
                 group, self._waiting = self._waiting, []
                 last = self._last
-            error = self._commit(last)
-            if loop is None:
-                continue
+            lost = [done for began, done in group if began <= self._failed]
+            kept = [done for began, done in group if began > self._failed]
             try:
-                loop.call_soon_threadsafe(self._finish, group, error)
+                if lost:
+                    self._tell(lost, _refusal(f"an earlier sync of segment {self._failed:06d} failed"))
+                if kept:
+                    self._tell(kept, self._commit(last))
             except RuntimeError:  # the loop has ended, and with it whoever waited
                 return
 
+    def _tell(self, group: list[Done], error: AuditUnavailableError | None) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._finish, group, error)
+
     def _finish(self, group: list[Done], error: AuditUnavailableError | None) -> None:
         """On the event loop: tell those who waited."""
-        at = self._journal.progress()
-        if error is not None and at is not None and at[0] <= self._failed:
-            self._journal.seal()  # what comes next goes into a segment that a sync can be believed of
+        at, failed = self._journal.progress(), self._failed
+        if error is not None:
+            if at is not None and at[0] <= failed:
+                self._journal.seal()  # what comes next goes into a segment that a sync can be believed of
+            self._left = failed
         for done in group:
             try:
                 done(error)
@@ -140,23 +160,17 @@ class GroupCommit:
     def _commit(self, last: int) -> AuditUnavailableError | None:
         """Sync every segment up to `last` that may hold what is not durable yet."""
         try:
-            if last <= self._failed:
-                raise OSError(f"an earlier sync of segment {last:06d} failed")  # noqa: TRY301 - one handler for both
             # A large request's records may begin in an earlier segment. Those before `last` are full: synced once more,
             # they are done with.
             for sequence in range(max(self._done, self._failed) + 1, last + 1):
                 self._sync(sequence, is_full=sequence < last)
             self._done = last - 1
-        except OSError as error:
-            if last > self._failed:
-                log.error("journal: records cannot be made durable, strict models refuse: %s", error)  # noqa: TRY400
-            self._failed = max(self._failed, last)
+        except Exception as error:  # noqa: BLE001 - whatever it is: without this thread everybody would wait for ever
+            log.error("journal: records cannot be made durable, strict models refuse: %s", error)  # noqa: TRY400
+            self._failed = last
             for sequence in [each for each in self._files if each <= last]:
                 os.close(self._files.pop(sequence))
-            return AuditUnavailableError(
-                f"Expected the record of this answer on the disk before it is given, got: {error}. Nothing was answered; "
-                f'free disk space or check the disk, or set audit = "default" for the model'
-            )
+            return _refusal(str(error))
         self.n_committed += 1
         return None
 
@@ -181,6 +195,13 @@ class GroupCommit:
         self.n_syncs += 1
         if is_full:
             os.close(self._files.pop(sequence))
+
+
+def _refusal(why: str) -> AuditUnavailableError:
+    return AuditUnavailableError(
+        f"Expected the record of this answer on the disk before it is given, got: {why}. Nothing was answered; "
+        f'free disk space or check the disk, or set audit = "default" for the model'
+    )
 
 
 def _sync_data(descriptor: int) -> None:

@@ -234,6 +234,8 @@ class Batcher:
         self._count(waiter, waiter.rest)
         self._lines.tell()
         self._lines.n_open += 1
+        if waiter.can_leave and due_ns < self._look_ns and self._running is not None:
+            self._watch_over(self._running, self._clock())  # should that one overrun
         self._wake()
 
     def poll(self) -> None:

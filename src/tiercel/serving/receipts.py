@@ -37,7 +37,7 @@ def find_receipt(settings: Settings, prediction_id: str) -> list[Receipt]:
         damage = error
     directory = settings.state_dir / RECEIPTS
     try:
-        records = find_receipts(directory, prediction_id)
+        records = [each for each in find_receipts(directory, prediction_id) if not _is_masked(each, settings)]
     except JournalError as error:
         raise ReceiptCorruptError(str(error)) from error
     if sum(len(record.rows) for record in records) == (records[0].request_rows if records else -1):
@@ -67,12 +67,19 @@ def read_all(
         MonitorStorageError, TableError: receipts cannot be brought up to date.
     """
     PredictionTable(settings.state_dir, settings.monitor).convert(waits=True)
-    records = read_receipts(settings.state_dir / RECEIPTS, model=model, since_us=since_us, until_us=until_us)
+    found = read_receipts(settings.state_dir / RECEIPTS, model=model, since_us=since_us, until_us=until_us)
+    records = (each for each in found if not _is_masked(each, settings))
     try:
         for _, parts in itertools.groupby(records, key=lambda record: record.id):
             yield [receipt_of(part) for part in parts]
     except JournalError as error:
         raise ReceiptCorruptError(str(error)) from error
+
+
+def _is_masked(record: Record, settings: Settings) -> bool:
+    """Whether a receipt, which was written before that, is of a plan that has a masked name by now."""
+    masked = {*settings.monitor.hash_columns, *settings.monitor.drop_columns}
+    return bool(masked) and not masked.isdisjoint((*record.plan.features, *(name for name, _ in record.plan.join_keys)))
 
 
 def receipt_of(record: Record) -> Receipt:

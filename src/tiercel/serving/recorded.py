@@ -148,6 +148,8 @@ def explain_again(settings: Settings) -> Explain:
             )
         prepared = plan.recall(rows, model.scorer.score(rows), is_single=False)
         explain_here(prepared, ExplainRequest(is_full=True))
-        return explanation_of(prepared, receipt.id)
+        explained = explanation_of(prepared, receipt.id)
+        # Two that were not explained are alike in nothing.
+        return None if explained["explanation"]["method"] == "none" else explained
 
     return explain

@@ -118,7 +118,8 @@ class Replayer:
         bound = self._load(receipt)
         outputs = _outputs(bound.model, scores.shape[1])
         source, vector, replayed = "vector", Part.not_replayed(self._why_vector(receipt, bound)), rows
-        if receipt.request is not None and bound.plan is not None:
+        is_whole = len(rows) == receipt.request_rows
+        if receipt.request is not None and bound.plan is not None and is_whole:
             prepared = _ask(bound.plan, receipt)
             source, replayed = "request", prepared.rows()
             vector = compare(receipt.features, rows, replayed)
@@ -138,7 +139,7 @@ class Replayer:
             source,
             vector,
             score,
-            self._reasons(receipt, bound, rows, replayed),
+            self._reasons(receipt, bound, rows, replayed if source == "request" else None),
         )
 
     def _unread(self, receipt: Receipt, scores: NDArray[np.float64]) -> Replay:
@@ -167,13 +168,20 @@ class Replayer:
     def _why_vector(receipt: Receipt, bound: _Bound) -> str:
         if receipt.request is None:
             return _ABSENT.get(receipt.request_absent or "", _NO_REQUEST)
-        return bound.why or "the base is not kept"
+        if bound.plan is None:
+            return bound.why or "the base is not kept"
+        return "some of the request's rows are not kept: their records were dropped, or gave way"
 
     def _reasons(
-        self, receipt: Receipt, bound: _Bound, recorded: NDArray[np.float32], replayed: NDArray[np.float32]
+        self, receipt: Receipt, bound: _Bound, recorded: NDArray[np.float32], replayed: NDArray[np.float32] | None
     ) -> Part:
+        """Whether the recorded vector and the one that was made again are explained alike; None: there is no other one."""
         if self._explain is None or receipt.bindings.get("explainer_kind") is None:
             return Part.not_replayed("its plan explains nothing")
+        if replayed is None:
+            return Part.not_replayed(
+                "they follow from the vector, which was not made again: there is nothing to compare"
+            )
         reproduced = Reproduced(receipt, bound.artifacts, bound.model)
         try:
             was = self._explain(reproduced, recorded)
