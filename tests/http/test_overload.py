@@ -20,6 +20,7 @@ SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=
 CURVE = ((1, 100, 150), (8, 200, 300), (64, 900, 1200))
 MS = 1_000_000
 NOW = 10**12
+QUEUED, INLINE = True, False
 
 
 @pytest.fixture(scope="module")
@@ -113,25 +114,34 @@ def spent(aside):
 def test_no_more_are_refused_than_reading_is_behind():
     """With reading behind by twice what the deadlines allow, every other request is refused; none while it keeps up."""
     aside = Aside()
-    assert not aside.sheds(1000 * MS, NOW)
-    aside.note(100 * MS, NOW)
-    assert not any(aside.sheds(25 * MS, NOW) for _ in range(100))
-    assert [aside.sheds(50 * MS, NOW) for _ in range(100)] == [False, True] * 50
-    assert sum(aside.sheds(250 * MS, NOW) for _ in range(1000)) == pytest.approx(900, abs=2)
+    assert not aside.sheds(QUEUED, 1000 * MS, NOW)
+    aside.note(QUEUED, 100 * MS, NOW)
+    assert not any(aside.sheds(QUEUED, 25 * MS, NOW) for _ in range(100))
+    assert [aside.sheds(QUEUED, 50 * MS, NOW) for _ in range(100)] == [False, True] * 50
+    assert sum(aside.sheds(QUEUED, 250 * MS, NOW) for _ in range(1000)) == pytest.approx(900, abs=2)
+    assert not any(aside.sheds(INLINE, 50 * MS, NOW) for _ in range(100))
+
+
+def test_queued_requests_make_room_for_inline_ones():
+    """Where realtime requests have deadlines, near-realtime ones are refused long before those would be."""
+    aside = Aside()
+    aside.note(QUEUED, 100 * MS, NOW)
+    aside.note(INLINE, 10 * MS, NOW)
+    assert any(aside.sheds(QUEUED, 2 * MS, NOW) for _ in range(100))
+    assert not any(aside.sheds(INLINE, 2 * MS, NOW) for _ in range(100))
+    assert any(aside.sheds(INLINE, 5 * MS, NOW) for _ in range(100))
     # A deadline that nobody has named for a while counts no more.
     later = NOW + 2000 * MS
-    assert not any(aside.sheds(50 * MS, later) for _ in range(100))
+    aside.note(QUEUED, 100 * MS, later)
+    assert not any(aside.sheds(QUEUED, 5 * MS, later) for _ in range(100))
 
 
 def test_nobody_stands_aside_where_others_are_answered_inline():
-    """Beside inline requests none makes room and no connection waits its turn: it may be theirs."""
+    """Beside inline requests no connection waits for its turn: its next request may be one of those."""
     aside = Aside()
-    aside.note(100 * MS, NOW)
-    assert [aside.sheds(50 * MS, NOW) for _ in range(4)] == [False, True] * 2
     while not aside.is_too_much(NOW):
         pass
     aside.inline_ns = NOW
-    assert not any(aside.sheds(50 * MS, NOW + 100 * MS) for _ in range(100))
     assert not any(aside.is_too_much(NOW + 100 * MS) for _ in range(100))
     assert aside.is_too_much(NOW + 2000 * MS)
 
@@ -178,12 +188,13 @@ def test_a_share_is_refused(server, world):
     assert server.native.counts["handed_on"] == 0
 
 
-def test_time_in_the_socket_counts(server, world):
+@pytest.mark.parametrize("kind", ["net", "late"])
+def test_time_in_the_socket_counts(server, world, kind):
     """Whoever has waited unread for all of its deadline is refused on the compiled path; without one it is answered."""
     with peers(server, 4) as many, peers(server, 4) as others:
         with stalled(server, 120):
             for each, other in zip(many, others, strict=True):
-                each.send(ask_of("net", 50))
+                each.send(ask_of(kind, 50))
                 other.send(ask_of("late"))
         for each in many:
             status, _, body = each.reply()

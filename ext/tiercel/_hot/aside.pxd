@@ -6,10 +6,8 @@
 # request was refused is not read again at once, where that happens more often than once in READS_EACH requests. It stands in
 # a line with the others and is read in its turn, one for as many requests that are read, and one each SLOW_NS in any case,
 # QUICK_NS where reading is not behind. Until then its next request waits in the socket, which costs nothing; how long it
-# did is asked of the kernel (protocol.pyx).
-#
-# All of this is for queued requests, and while nobody is answered inline: whatever stands in line on a connection waits with
-# it, and beside a model whose deadline is a few milliseconds the waits that batches cause look like overload (bench_overload).
+# did is asked of the kernel (protocol.pyx). Nobody stands in line while others are answered inline: whatever comes on a
+# connection waits with it, and for a request of a few milliseconds that is too long (bench_overload).
 #
 # Owns   : the line, and its timer. Keeps connections alive that stand in it.
 # GIL    : held throughout.
@@ -23,24 +21,26 @@ cdef enum:
     BURST = 64                          # so many refusals at once are nothing
     QUIET_NS = 1_000_000                # reading is not behind
     RECENT_NS = 1_000_000_000           # deadlines named longer ago count no more
-    WAITING_PART = 4                    # of its deadline a request may wait unread
+    INLINE_PART = 4                     # of an inline request's deadline, and of a queued one's, it may wait unread
+    BOTH_PART = 8                       # ... of an inline one's, where a queued one is refused for it
 
 
 cdef class Aside:
     cdef object _line, _loop, _timer
     cdef double _allowed, _due          # refusals that cost no place in the line; those who may come back
-    cdef public int64_t n_read                 # requests since the last poll
     cdef public int64_t inline_ns              # of the monotonic clock: when somebody was answered inline
-    cdef double _debt                   # refusals that are due
-    cdef int64_t _tightest_ns           # the tightest deadline lately, 0: none
-    cdef int64_t _tightest_at_ns
+    cdef public int64_t n_read                 # requests since the last poll
+    cdef double _debt[2]                # refusals that are due; by whether it is a queued request
+    cdef int64_t _tightest_ns[2]        # the tightest deadline lately, 0: none
+    cdef int64_t _tightest_at_ns[2]
     cdef int64_t _wait_ns, _polled_ns
 
-    # A queued request was given so much time.
-    cpdef void note(self, int64_t budget_ns, int64_t now_ns) noexcept
-    cdef bint _is_alone(self, int64_t now_ns) noexcept
-    # Whether a queued request that was read after `wait_ns` in its socket is to be refused.
-    cpdef bint sheds(self, int64_t wait_ns, int64_t now_ns) noexcept
+    # A request was given so much time.
+    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept
+    # Somebody was answered inline; budget_ns <= 0: without a deadline.
+    cdef void note_inline(self, int64_t budget_ns, int64_t now_ns) noexcept
+    # Whether a request that was read after `wait_ns` in its socket is to be refused, if it has a deadline.
+    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept
     # A request was refused: whether its connection has to stand in line.
     cpdef bint is_too_much(self, int64_t now_ns) noexcept
     # Stand in line: `connection.come_back()` is called once.

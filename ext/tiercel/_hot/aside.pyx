@@ -25,30 +25,39 @@ cdef class Aside:
         while self._line:
             self._line.popleft().come_back()
 
-    cpdef void note(self, int64_t budget_ns, int64_t now_ns) noexcept:
-        if budget_ns <= self._tightest_ns or self._tightest_ns == 0 or now_ns - self._tightest_at_ns > RECENT_NS:
-            self._tightest_ns, self._tightest_at_ns = budget_ns, now_ns
+    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept:
+        cdef int kind = 1 if is_queued else 0
+        if (
+            budget_ns <= self._tightest_ns[kind] or self._tightest_ns[kind] == 0
+            or now_ns - self._tightest_at_ns[kind] > RECENT_NS
+        ):
+            self._tightest_ns[kind], self._tightest_at_ns[kind] = budget_ns, now_ns
 
-    cdef bint _is_alone(self, int64_t now_ns) noexcept:
-        """Whether nobody has been answered inline lately."""
-        return now_ns - self.inline_ns > RECENT_NS
+    cdef void note_inline(self, int64_t budget_ns, int64_t now_ns) noexcept:
+        self.inline_ns = now_ns
+        if budget_ns > 0:
+            self.note(False, budget_ns, now_ns)
 
-    cpdef bint sheds(self, int64_t wait_ns, int64_t now_ns) noexcept:
-        cdef int64_t most_ns
-        if self._tightest_ns == 0 or now_ns - self._tightest_at_ns > RECENT_NS or not self._is_alone(now_ns):
+    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept:
+        cdef int kind = 1 if is_queued else 0
+        cdef int64_t most_ns = 0
+        if self._tightest_ns[kind] == 0 or now_ns - self._tightest_at_ns[kind] > RECENT_NS:
             return False
-        most_ns = max(self._tightest_ns // WAITING_PART, QUIET_NS)
+        most_ns = self._tightest_ns[kind] // INLINE_PART
+        if is_queued and self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS:
+            most_ns = min(most_ns, self._tightest_ns[0] // BOTH_PART)
+        most_ns = max(most_ns, QUIET_NS)
         if wait_ns <= most_ns:
             return False
         # A share of all, evenly: those who are left wait just so long.
-        self._debt += 1 - <double>most_ns / <double>wait_ns
-        if self._debt < 1:
+        self._debt[kind] += 1 - <double>most_ns / <double>wait_ns
+        if self._debt[kind] < 1:
             return False
-        self._debt -= 1
+        self._debt[kind] -= 1
         return True
 
     cpdef bint is_too_much(self, int64_t now_ns) noexcept:
-        if self._allowed < 1 and self._is_alone(now_ns):
+        if self._allowed < 1 and now_ns - self.inline_ns > RECENT_NS:
             return True
         self._allowed = max(0.0, self._allowed - 1)
         return False

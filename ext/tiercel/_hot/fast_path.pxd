@@ -42,6 +42,7 @@ cdef class FastPath:
     cdef public Refusal late, full, shed   # of a question whose time is over, that found no room, that made some; or None
     cdef readonly Aside aside
     cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
+    cdef int64_t _budget_us                # what the last body was given; -1: it named none, and its model has none
     cdef str _why                          # the last body was not answered: in a word, or None: no more is known
     cdef int64_t _polled_ns
     cdef ReplyIds _ids

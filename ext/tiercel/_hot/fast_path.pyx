@@ -111,6 +111,7 @@ cdef class FastPath:
         else:
             length = plan.answer_into(body, head.content_length, head.kind, arrival, self._ids, out, &watch, request)
         self._why = None if length > -2 else "deadline" if length == -2 and arrival.shed_ns == 0 else "overloaded"
+        self._budget_us = watch.budget_us if watch.budget_us >= 0 else plan._default_budget_us
         if length < 0 or (told is not None and not _extend(out, start + room, head.kind, told)):
             out.size = start
             return False

@@ -276,11 +276,11 @@ cdef class HotProtocol:
                 break
             path.aside.n_read += 1
             arrival.shed_ns = 0
-            if plan.is_queued and self.begun_ns == arrival.read_ns:     # read just now; the marks know of the others
+            if self.begun_ns == arrival.read_ns:        # read just now; the marks know of the others
                 if unread < 0:
-                    unread = wait_ns
+                    unread = wait_ns if plan.is_queued else 0
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path.aside.sheds(unread, arrival.read_ns):
+                if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
             close = self._draining and offset + total == size
             if plan.is_queued:
@@ -300,7 +300,7 @@ cdef class HotProtocol:
                 break
             else:
                 offset += total
-                path.aside.inline_ns = arrival.read_ns
+                path.aside.note_inline(1000 * path._budget_us, arrival.read_ns)
             self.begun_ns = read_at(&self._marks, offset, arrival.read_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
@@ -326,7 +326,7 @@ cdef class HotProtocol:
         prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
         if prepared is None:
             return OUTCOME_HAND_ON
-        path.aside.note(prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
+        path.aside.note(True, prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
         if prepared._asked.is_late and not plan.has_stand_in:
             if not self._refuse_late(prepared, arrival, close):
                 return OUTCOME_HAND_ON
