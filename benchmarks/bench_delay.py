@@ -61,6 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(describe("lightgbm", "numpy"))
     if options.smoke:
         options.null, options.changed = 4, 2
+        missing = [name for name, wanted in REQUIREMENTS.items() if not is_there(name, wanted)]
+        if missing:
+            print(f"--smoke installs nothing, and the streams and their peers need {', '.join(missing)}")
+            return
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         try:
@@ -78,6 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
                 for size in CHUNKS[: 1 if options.smoke else None]:
                     found |= by_chunks(directory, name, size)
         show(found, sorted({name.partition("/")[0] for name in streams}, key=list(dict.fromkeys(sets(streams))).index))
+
+
+def is_there(name: str, requirements: tuple[str, ...]) -> bool:
+    """Whether a peer's environment has been made."""
+    return (environment.directory(environment.default_cache(), name, requirements) / "versions.json").exists()
 
 
 def sets(streams: Iterable[str]) -> list[str]:
