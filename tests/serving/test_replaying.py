@@ -446,6 +446,9 @@ def test_the_command_says_equal_or_what_is_wrong(directory, tiercel, tmp_path):
     status, output = tiercel("replay", "--file", str(tmp_path / "ids"))
     assert status == 1
     assert "(receipt_not_found)" in output
+    for nothing in (("--all", "--model", "misspelt"), ("--all", "--since", "2100-01-01")):
+        status, output = tiercel("replay", *nothing)
+        assert (status, "(receipt_not_found)" in output) == (1, True), output
     status, output = tiercel("replay", "nonsense")
     assert (status, "(invalid_request)" in output) == (1, True)
     assert tiercel("replay")[0] == 2

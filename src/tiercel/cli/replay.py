@@ -103,7 +103,7 @@ def _replay_many(
     replayer: Replayer, chosen: Iterator[list[Receipt] | tuple[str, TiercelError]], *, as_json: bool
 ) -> bool:
     """Replay each; returns whether nothing differs and everything could be replayed."""
-    from tiercel.errors import TiercelError
+    from tiercel.errors import ReceiptNotFoundError, TiercelError
 
     counts = {"equal": 0, "differs": 0, "not_replayed": 0, "failed": 0}
     from_vector = 0
@@ -126,6 +126,11 @@ def _replay_many(
         counts["failed"] += 1
         if len(shown) < MOST_SHOWN:
             shown.append({"id": prediction_id, "verdict": "failed", "error": str(failure), "code": failure.code})
+    if not any(counts.values()):  # nothing differs in nothing: a misspelt model must not look like a proof
+        raise ReceiptNotFoundError(
+            "Expected predictions to replay, got none: nothing is kept of what was chosen. Look at --model, --since and --until, "
+            "or at the file of ids"
+        )
     if as_json:
         print_json({**counts, "from_vector": from_vector, "first": shown})
     else:
