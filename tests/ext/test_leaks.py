@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ MANY = {
     "entities": {**BODY["entities"], "tailnum": ["N1", "N2", "é\U0001f6eb"]},
     "features": {**BODY["features"], "rain": [0.5, None, 1e-7]},
 }
-STATM = Path("/proc/self/statm")
+STATUS = Path("/proc/self/status")
 
 
 def request(body, kind="application/json", target="late"):
@@ -205,6 +205,13 @@ def send_mixed(shared, n):
         shared.state.default_headers = [(b"date", b"%d" % turn)]
 
 
+def anonymous_bytes():
+    """This process's resident memory without pages of files: journal segments are mapped and written out as they please."""
+    if not STATUS.exists():
+        return 0
+    return 1024 * int(re.search(r"^RssAnon:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)[1])
+
+
 def kept(shared):
     """Counts that a leak would raise."""
     gc.collect()
@@ -215,26 +222,30 @@ def kept(shared):
         "objects": len(gc.get_objects()),
         "blocks": sys.getallocatedblocks(),  # 0 with PYTHONMALLOC=malloc
         "all references": getattr(sys, "gettotalrefcount", int)(),
-        "pages": int(STATM.read_text().split()[1]) if STATM.exists() and not SANITIZED else 0,
+        "resident": anonymous_bytes() if not SANITIZED else 0,
     }
 
 
 @pytest.mark.parametrize("send", [send_plain, send_mixed], ids=["plain", "mixed"])
 def test_a_million_requests_leave_nothing_behind(shared, send):
-    """References, objects, blocks and pages after a million requests are those after the first few thousand."""
+    """References, objects, blocks and memory after a million requests are those after the first few thousand.
+
+    What leaks leaks every time. What grew once, while a million requests were sent, may be the kernel's doing (it takes pages
+    of a long test run away and brings them back) or a thread's of an earlier test: only what grows three times is a leak.
+    """
     send(shared, 20_000)  # caches and the output buffer reach their size
-    before, answered = kept(shared), shared.path.answered
-    send(shared, N_REQUESTS)
-    after, answered = kept(shared), shared.path.answered - answered
-    assert answered > 0.8 * N_REQUESTS
-    assert shared.counts["refused"] > 100 or send is send_plain
-    grown = {name: after[name] - before[name] for name in after}
     # One reference or block a thousand requests would be a thousand; a few are pytest's and the loop's own.
-    assert grown["references"] < 50
-    assert grown["objects"] < 50
-    assert grown["blocks"] < 200
-    assert grown["all references"] < 500
-    assert grown["pages"] * resource.getpagesize() < 2 << 20
+    allowed = {"references": 50, "objects": 50, "blocks": 200, "all references": 500, "resident": 2 << 20}
+    for _ in range(3):
+        before, answered = kept(shared), shared.path.answered
+        send(shared, N_REQUESTS)
+        after, answered = kept(shared), shared.path.answered - answered
+        assert answered > 0.8 * N_REQUESTS
+        assert shared.counts["refused"] > 100 or send is send_plain
+        grown = {name: after[name] - before[name] for name in after}
+        if all(grown[name] < most for name, most in allowed.items()):
+            return
+    pytest.fail(f"each million requests leaves something behind, the last one {grown} where {allowed} is allowed")
 
 
 def test_every_kind_is_what_it_says(shared):
