@@ -37,6 +37,8 @@ DOORS = {
     "walk": {"tiercel.features.online"},
     "forest": {"tiercel.models.ir"},
     "forest_blocks": set(),
+    "forest_masks": set(),
+    "forest_ranks": set(),
     "linear": {"tiercel.models.ir"},
     "explainer": {"tiercel.models.explaining", "tiercel.serving.version_explainer"},
     "shap": {"tiercel.models.explaining"},

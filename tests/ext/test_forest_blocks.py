@@ -101,7 +101,7 @@ def test_blocks_equal_one_row_at_a_time(seed, n_rows, n_features, n_raw, n_trees
     rows = random_rows(forest, seed, n_rows)
     scorer = forest.compile(blocks=mode)
     assert scorer.block_lanes == (32 if "two_bytes" in mode else 64)
-    assert_same_bits(scorer.score(rows), one_by_one(forest.compile(blocks="never"), rows))
+    assert_same_bits(scorer.score(rows), one_by_one(forest.compile(blocks="never", masks="never"), rows))
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,7 +144,7 @@ def test_any_number_and_spread_of_thresholds(n_cuts, spread):
     rows = rng.permutation(np.concatenate([drawn, *near, np.float32([np.nan, -np.inf, np.inf, 0.0])]))[:, None]
     scorer = forest.compile(blocks="always")
     assert scorer.block_lanes == (64 if len(np.unique(drawn)) <= 254 else 32)
-    assert_same_bits(scorer.score(rows), one_by_one(forest.compile(blocks="never"), rows))
+    assert_same_bits(scorer.score(rows), one_by_one(forest.compile(blocks="never", masks="never"), rows))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,9 @@ def test_every_length_around_a_vector(n_rows, mode):
     """Blocks, half vectors and the walked rest cover each row once, at every length around their edges."""
     forest = random_forest(4, n_trees=90, n_raw=2)
     rows = random_rows(forest, n_rows, n_rows)
-    assert_same_bits(forest.compile(blocks=mode).score(rows), one_by_one(forest.compile(blocks="never"), rows))
+    assert_same_bits(
+        forest.compile(blocks=mode).score(rows), one_by_one(forest.compile(blocks="never", masks="never"), rows)
+    )
 
 
 @pytest.mark.parametrize("mode", ALWAYS)
@@ -168,7 +170,7 @@ def test_chains(n_nodes, mode):
     rows[rng.random(rows.shape) < 0.1] = np.nan
     scorer = forest.compile(blocks=mode)
     assert scorer.block_lanes == (32 if "two_bytes" in mode or n_nodes > 255 else 64)
-    assert_same_bits(scorer.score(rows), one_by_one(forest.compile(blocks="never"), rows))
+    assert_same_bits(scorer.score(rows), one_by_one(forest.compile(blocks="never", masks="never"), rows))
 
 
 @pytest.mark.parametrize("mode", ALWAYS)
@@ -197,14 +199,16 @@ def test_aggregates_and_steps(aggregate, mode):
         5, n_raw=2, vector=True, aggregate=aggregate, divisor=9.0, base_first=False, post=Post.SOFTMAX_F64, steps=steps
     )
     rows = random_rows(forest, 6, 140)
-    assert_same_bits(forest.compile(blocks=mode).score(rows), one_by_one(forest.compile(blocks="never"), rows))
+    assert_same_bits(
+        forest.compile(blocks=mode).score(rows), one_by_one(forest.compile(blocks="never", masks="never"), rows)
+    )
 
 
 def test_huge_trees_are_walked():
     """Where evaluating every node would cost more than walking to one leaf, nothing is laid out for blocks."""
     rng = np.random.default_rng(0)
     assert random_forest(1, n_trees=40).compile().block_lanes == 64
-    assert chain(3000, rng).compile(blocks="never").block_lanes == 0
+    assert chain(3000, rng).compile(blocks="never", masks="never").block_lanes == 0
     wide = 2 ** np.arange(14)  # a complete tree of 8,191 inner nodes and depth 13
     n = int(wide.sum())
     inner = np.arange(n) < 2**13 - 1

@@ -6,6 +6,7 @@
 #          (a block of rows, over 512 features, over 32 raw outputs).
 # Threads: safe; all scratch memory belongs to the call.
 from tiercel._hot.forest_blocks cimport ForestBlocks
+from tiercel._hot.forest_masks cimport ForestMasks
 from tiercel._hot.forest_kernel cimport tc_forest, tc_step
 from tiercel._hot.scorer cimport Scorer
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t
@@ -16,6 +17,7 @@ cdef class ForestScorer(Scorer):
     cdef tc_step* _steps               # n_steps, from malloc
     cdef dict _arrays                  # what _forest points into
     cdef ForestBlocks _blocks          # the same trees, for many rows at once
+    cdef ForestMasks _masks            # the same trees, for one row
     cdef readonly Py_ssize_t n_trees
     cdef readonly Py_ssize_t n_nodes
     cdef readonly Py_ssize_t n_leaves

@@ -14,6 +14,7 @@ class ForestScorer(Scorer):
     is_compact: bool
     block_lanes: int
     block_rows: int
+    mask_bytes: int
     def __init__(
         self,
         *,
@@ -45,6 +46,7 @@ class ForestScorer(Scorer):
         steps: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]],
         wide: bool = False,
         blocks: str = "auto",
+        masks: str = "auto",
     ) -> None: ...
     @property
     def leaf_counts(self) -> NDArray[np.int64]: ...

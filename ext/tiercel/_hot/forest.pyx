@@ -8,9 +8,11 @@ from libc.math cimport INFINITY, nextafterf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from tiercel._hot.forest_blocks cimport ForestBlocks
+from tiercel._hot.forest_masks cimport ForestMasks
+from tiercel._hot.forest_ranks cimport ForestRanks
 from tiercel._hot.forest_kernel cimport (
     TC_CHUNK_TREES, TC_LANES, TC_LEAF_BITS, TC_LEAF_MASK, TC_MAX, TC_NO_SET, TC_POST_KINDS, TC_STACK_RAW, TC_STEP_KINDS,
-    TC_SUM, tc_forest, tc_leaf_numbers, tc_node, tc_score_rows, tc_set, tc_step, tc_walk_rows, tc_wide_node,
+    TC_SUM, tc_forest, tc_leaf_numbers, tc_node, tc_score_rows, tc_set, tc_step, tc_wide_node,
 )
 from tiercel._hot.scorer cimport SCORE_NO_MEMORY, SCORE_OK, Scorer, ScoreStatus
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint16_t, uint32_t
@@ -68,6 +70,7 @@ cdef class ForestScorer(Scorer):
         steps: (TC_* kind, a, b) applied to each row first.
         wide: use 16-byte nodes even where 8 would do.
         blocks: how many rows are scored; one of forest_blocks.MODES.
+        masks: how one row is; one of forest_masks.MODES.
     Raises:
         ValueError: arrays that do not describe trees (a cycle, a child outside its tree, an index out of range).
     """
@@ -86,7 +89,7 @@ cdef class ForestScorer(Scorer):
         self, *, Py_ssize_t n_features, tree_start, feature, threshold, left, right, missing_left, set_of, leaf, values,
         tree_raw, Py_ssize_t n_raw, base, bint base_first, bint single_precision, double divisor, int aggregate,
         int post, double post_scale, bint normalize, int pick, set_words, set_start, set_equal, bint floor_negative,
-        list steps, bint wide=False, str blocks="auto",
+        list steps, bint wide=False, str blocks="auto", str masks="auto",
     ):
         if self._arrays is not None:
             raise TypeError("ForestScorer is immutable; it cannot be initialised twice")
@@ -165,12 +168,16 @@ cdef class ForestScorer(Scorer):
                 leaf_view, n_values, False,
             )
         self.is_compact = compact
-        self._blocks = ForestBlocks(
-            n_sets=n_sets, tree_start=np.asarray(tree_start_view), feature=np.asarray(feature_view),
-            threshold=np.asarray(threshold_view), left=np.asarray(left_view), right=np.asarray(right_view),
-            missing_left=missing_left, set_of=set_of, leaf=np.asarray(leaf_view), tree_leaf=arrays["tree_leaf"],
-            mode=blocks,
-        )
+        trees = {
+            "n_sets": n_sets, "tree_start": np.asarray(tree_start_view), "feature": np.asarray(feature_view),
+            "left": np.asarray(left_view), "right": np.asarray(right_view), "missing_left": missing_left,
+            "set_of": set_of, "leaf": np.asarray(leaf_view), "tree_leaf": arrays["tree_leaf"],
+        }
+        cuts = np.asarray(threshold_view)
+        plain = np.flatnonzero((trees["leaf"] < 0) & ~deciding)
+        ranks = ForestRanks(feature=trees["feature"], threshold=cuts, plain=plain)
+        self._masks = ForestMasks(ranks=ranks, n_features=n_features, threshold=cuts, mode=masks, **trees)
+        self._blocks = ForestBlocks(ranks=ranks, row_ns=self._masks.row_ns, mode=blocks, **trees)
         self._group_trees()
         self._take_steps(steps)
 
@@ -348,18 +355,23 @@ cdef class ForestScorer(Scorer):
 
     @property
     def block_lanes(self):
-        """Rows evaluated at once in a batch; 0 where every row is walked."""
+        """Rows evaluated at once in a batch; 0 where rows are scored one by one."""
         return self._blocks.blocks.lanes
 
     @property
+    def mask_bytes(self):
+        """Bytes of a tree's mask where one row is scored by masks; 0 where it is walked."""
+        return self._masks.masks.mask_bytes
+
+    @property
     def block_rows(self):
-        """The shortest batch that is not walked."""
+        """The shortest batch that is not scored row by row."""
         return self._blocks.blocks.min_rows
 
     cdef ScoreStatus score_rows(
         self, const feature_t* rows, Py_ssize_t n_rows, Py_ssize_t stride, score_t* out
     ) noexcept nogil:
-        if tc_score_rows(&self._forest, &self._blocks.blocks, rows, n_rows, stride, out, self.n_outputs) != 0:
+        if tc_score_rows(&self._forest, &self._blocks.blocks, &self._masks.masks, rows, n_rows, stride, out, self.n_outputs) != 0:
             return SCORE_NO_MEMORY
         return SCORE_OK
 

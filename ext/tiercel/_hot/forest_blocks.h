@@ -41,7 +41,7 @@ typedef struct {
     int64_t starts;             /* position in tc_blocks.starts */
     int32_t feature, n_cuts, n_buckets, probes, steps;
     float low, scale;
-    int32_t right, left;        /* column for nodes that send missing values to the second, first child; -1: no such */
+    int32_t right, left;        /* of blocks: column for nodes that send missing values to the second, first child; -1: none */
 } tc_ranking;
 
 typedef struct { int32_t feature, set, column; } tc_membership;
@@ -338,19 +338,6 @@ static inline int tc_score_blocks(const tc_forest* f, const tc_blocks* b, const 
     }
     free(taken);
     return 0;
-}
-
-/* Rows in blocks as far as that pays, the rest walked. 0, or 1 when there is no memory for scratch space. */
-static inline int tc_score_rows(const tc_forest* f, const tc_blocks* b, const float* rows, Py_ssize_t n_rows,
-                                Py_ssize_t stride, double* out, Py_ssize_t n_outputs) {
-    Py_ssize_t done = 0;
-    if (b->lanes > 0 && n_rows >= b->min_rows) {
-        Py_ssize_t rest = n_rows % b->lanes;
-        done = rest < b->min_rows ? n_rows - rest : n_rows;
-        if (tc_score_blocks(f, b, rows, done, stride, out, n_outputs) != 0) return 1;
-    }
-    if (done == n_rows) return 0;
-    return tc_walk_rows(f, rows + done * stride, n_rows - done, stride, out + done * n_outputs, n_outputs);
 }
 
 #endif

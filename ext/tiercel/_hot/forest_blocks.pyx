@@ -4,38 +4,28 @@ import numpy as np
 
 from libc.string cimport memset
 from tiercel._hot.forest_kernel cimport (
-    TC_MAX_VECTORS, TC_UNIT, TC_VECTOR, tc_blocks, tc_bucket, tc_has_avx2, tc_membership, tc_op, tc_ranking,
+    TC_MAX_VECTORS, TC_UNIT, TC_VECTOR, tc_blocks, tc_has_avx2, tc_membership, tc_op, tc_ranking,
 )
+from tiercel._hot.forest_ranks cimport ForestRanks
+from tiercel._hot.forest_ranks import MAX_CUTS
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 OP = np.dtype(
     [("column", np.uint16), ("first", np.uint16), ("second", np.uint16), ("to", np.uint16), ("bound", np.uint32)]
 )
-RANKING = np.dtype(
-    [("cuts", np.int64), ("starts", np.int64), ("feature", np.int32), ("n_cuts", np.int32), ("n_buckets", np.int32),
-     ("probes", np.int32), ("steps", np.int32), ("low", np.float32), ("scale", np.float32), ("right", np.int32),
-     ("left", np.int32)],
-    align=True,
-)
 MEMBERSHIP = np.dtype([("feature", np.int32), ("set", np.int32), ("column", np.int32)])
-if OP.itemsize != sizeof(tc_op) or RANKING.itemsize != sizeof(tc_ranking) or MEMBERSHIP.itemsize != sizeof(
-    tc_membership
-):
+if OP.itemsize != sizeof(tc_op) or MEMBERSHIP.itemsize != sizeof(tc_membership):
     raise ImportError("forest_blocks.h lays its structs out differently from forest_blocks.pyx; rebuild the core")
 
 # Ranks of one byte: 0, 1 + (0 .. 254 thresholds below), and one above them all.
 MAX_BYTE_CUTS, MAX_BYTE_LEAVES = 254, 256
-MAX_CUTS = 65_534
 # Trees are evaluated together until they have this many inner nodes: their vectors stay in the nearest cache.
 GROUP_NODES = 256
-# Buckets per threshold, at most, rounded up to a power of two; and comparisons after the bucket.
-MAX_BUCKETS_PER_CUT, GOOD_PROBES, MAX_PROBES = 16, 2, 4
 
 MODES = ("auto", "never", "always", "always two_bytes", "always portable", "always two_bytes portable")
 
 # Nanoseconds, from 100 x 31 and 500 x 127 leaves on Zen 3, where blocks overtake single rows at seven to eight rows;
 # only their ratios matter. Either way the answers are the same.
-NS_WALK_LEVEL = 1.4         # one row, one level of one tree (walks are shared by eight trees)
 NS_OP_AVX2, NS_OP = 1.5, 5.0                # one node, one vector
 NS_LEAF = 0.4               # one row, one tree
 NS_RANK, NS_MEMBER = 1.5, 2.5               # one row, one column
@@ -46,9 +36,11 @@ cdef class ForestBlocks:
     """A forest's nodes as vector operations and its thresholds as ranks.
 
     Args (arrays that ForestScorer has checked to be trees):
+        ranks: their thresholds.
         n_sets: number of category sets.
         tree_start .. leaf: as in ForestScorer.
         tree_leaf: lowest leaf of each tree.
+        row_ns: what one row takes otherwise.
         mode: one of MODES. "auto" does what should be fastest; the others are for tests and benchmarks.
     """
 
@@ -59,8 +51,8 @@ cdef class ForestBlocks:
         raise TypeError("ForestBlocks is not pickled; it is part of a ForestScorer")
 
     def __init__(
-        self, *, Py_ssize_t n_sets, tree_start, feature, threshold, left, right, missing_left, set_of, leaf, tree_leaf,
-        str mode="auto",
+        self, *, ForestRanks ranks, Py_ssize_t n_sets, tree_start, feature, left, right, missing_left, set_of, leaf,
+        tree_leaf, double row_ns, str mode="auto",
     ):
         cdef tc_blocks* b = &self.blocks
         if self._arrays is not None:
@@ -72,25 +64,12 @@ cdef class ForestBlocks:
             return
         inner = np.flatnonzero(leaf < 0)
         is_set = set_of[inner] >= 0
-        is_cut = ~is_set & ~np.isnan(threshold[inner])
-
-        # Distinct thresholds of every feature, ascending, and each node's place among them.
-        cut_nodes = inner[is_cut]
-        by_cut = np.lexsort((threshold[cut_nodes], feature[cut_nodes]))
-        cut_feature, cut = feature[cut_nodes][by_cut], threshold[cut_nodes][by_cut]
-        is_new = np.ones(len(by_cut), dtype=bool)
-        is_new[1:] = (np.diff(cut_feature) != 0) | (cut[1:] != np.roll(cut, 1)[1:])
-        place = np.cumsum(is_new) - 1
-        cut_feature, cut = cut_feature[is_new], cut[is_new]
         plain_feature = feature[inner[~is_set]]
-        features = np.unique(plain_feature)
-        cut_start = np.append(np.searchsorted(cut_feature, features), len(cut)).astype(np.int64)
-        most_cuts = int(np.diff(cut_start).max(initial=0))
 
         tree_of = np.repeat(np.arange(len(tree_start) - 1, dtype=np.int32), np.diff(tree_start))
         node_leaf = np.where(leaf >= 0, leaf - tree_leaf[tree_of], -1).astype(np.int32)
         n_constants = int(node_leaf.max()) + 1
-        cdef bint two_bytes = "two_bytes" in mode or most_cuts > MAX_BYTE_CUTS or n_constants > MAX_BYTE_LEAVES
+        cdef bint two_bytes = "two_bytes" in mode or ranks.most_cuts > MAX_BYTE_CUTS or n_constants > MAX_BYTE_LEAVES
         lanes, bias = (32, 32768) if two_bytes else (64, 128)
 
         # A column per feature and direction of missing values, and per feature and category set.
@@ -99,15 +78,15 @@ cdef class ForestBlocks:
         membership = feature[inner[is_set]].astype(np.int64) * max(n_sets, 1) + set_of[inner[is_set]]
         members, of_set = np.unique(membership, return_inverse=True)
         n_columns = len(directions) + len(members)
-        height, level = np.zeros(len(leaf), dtype=np.int32), np.zeros(len(leaf), dtype=np.int32)
-        _measure_trees(tree_start, node_leaf, left, right, height, level)
+        height = np.zeros(len(leaf), dtype=np.int32)
+        _measure_trees(tree_start, node_leaf, left, right, height)
         n_inner = np.bincount(tree_of[inner], minlength=len(tree_start) - 1)
-        if most_cuts > MAX_CUTS or max(n_columns, n_constants + max(int(n_inner.max()), GROUP_NODES)) > TC_MAX_VECTORS:
+        if ranks.most_cuts > MAX_CUTS or max(n_columns, n_constants + max(int(n_inner.max()), GROUP_NODES)) > TC_MAX_VECTORS:
             return
         b.use_avx2 = "portable" not in mode and tc_has_avx2()
         min_rows = self._shortest(
             lanes, len(inner), len(tree_start) - 1, len(directions), len(members),
-            float(np.sum(np.bincount(tree_of[leaf >= 0], level[leaf >= 0]) / np.bincount(tree_of[leaf >= 0]))),
+            row_ns,
         )
         if mode != "auto":
             min_rows = 1
@@ -116,7 +95,7 @@ cdef class ForestBlocks:
 
         column, bound = np.zeros(len(leaf), dtype=np.int32), np.ones(len(leaf), dtype=np.int64)
         column[inner[~is_set]], column[inner[is_set]] = of_plain, len(directions) + of_set
-        bound[cut_nodes[by_cut]] = place - cut_start[np.searchsorted(features, feature[cut_nodes][by_cut])] + 2
+        bound[ranks.nodes] = ranks.places + 2
         bound -= bias
         bound &= 0xFFFF if two_bytes else 0xFF
         bound *= 0x00010001 if two_bytes else 0x01010101
@@ -142,7 +121,7 @@ cdef class ForestBlocks:
         memberships["feature"], memberships["set"] = members // max(n_sets, 1), members % max(n_sets, 1)
         memberships["column"] = len(directions) + np.arange(len(members))
         arrays["memberships"] = memberships
-        self._lay_out_rankings(features, cut_start, cut, directions)
+        self._keep_rankings(ranks, directions)
 
         cdef const int64_t[::1] group_op = arrays["group_op"]
         cdef const int32_t[::1] group_tree = arrays["group_tree"]
@@ -152,16 +131,16 @@ cdef class ForestBlocks:
         b.group_op, b.group_tree, b.root = &group_op[0], &group_tree[0], &root[0]
         b.memberships = <const tc_membership*>&member_bytes[0] if len(members) else NULL
         b.n_columns, b.n_constants, b.n_groups = n_columns, n_constants, n_groups
-        b.n_rankings, b.n_memberships = len(features), len(members)
+        b.n_rankings, b.n_memberships = len(ranks.features), len(members)
         b.lanes, b.min_rows = lanes, min_rows
 
-    def _shortest(self, lanes, n_inner, n_trees, n_plain, n_members, levels):
-        """The number of rows from which a block is faster than walking them one by one; lanes + 1: never."""
+    def _shortest(self, lanes, n_inner, n_trees, n_plain, n_members, row_ns):
+        """The number of rows from which a block is faster than one after another; lanes + 1: never."""
         op = NS_OP_AVX2 if self.blocks.use_avx2 else NS_OP
         for rows in range(1, lanes + 1):
             # The call's own cost is counted as the first block's: later ones are cheaper still.
             vector = NS_CALL + n_inner * op * (0.6 if 2 * rows <= lanes else 1.0) + n_plain * NS_RANK * lanes
-            if vector + n_members * NS_MEMBER * lanes + rows * n_trees * NS_LEAF < rows * levels * NS_WALK_LEVEL:
+            if vector + n_members * NS_MEMBER * lanes + rows * n_trees * NS_LEAF < rows * row_ns:
                 return rows
         return lanes + 1
 
@@ -200,43 +179,28 @@ cdef class ForestBlocks:
             ops[at].bound = <uint32_t>bound[node]
         return <int>most
 
-    def _lay_out_rankings(self, features, cut_start, cut, directions):
-        """Tables that turn values into ranks."""
-        rankings = np.zeros(len(features), dtype=RANKING)
-        rankings["feature"], rankings["n_cuts"] = features, np.diff(cut_start)
-        rankings["right"], rankings["left"] = -1, -1
+    def _keep_rankings(self, ForestRanks ranks, directions):
+        """Tables that turn values into ranks, and the columns that these go to."""
+        rankings, cuts, starts = ranks.tables()
+        rankings = rankings.copy()
         for name, side in (("right", 0), ("left", 1)):
             columns = np.flatnonzero(directions % 2 == side)
-            rankings[name][np.searchsorted(features, directions[columns] // 2)] = columns
-        all_cuts, all_starts, n_all_cuts, n_all_starts = [np.zeros(0, np.float32)], [np.zeros(0, np.uint16)], 0, 0
-        for k in range(len(features)):
-            own = cut[cut_start[k] : cut_start[k + 1]]
-            steps = len(own).bit_length()
-            low, scale, starts, probes = _choose_buckets(own)
-            kept = np.full(max((1 << steps) - 1, len(own) + MAX_PROBES), np.inf, dtype=np.float32)
-            kept[: len(own)] = own
-            rankings["cuts"][k], rankings["starts"][k] = n_all_cuts, n_all_starts
-            rankings["steps"][k], rankings["n_buckets"][k], rankings["probes"][k] = steps, len(starts), probes
-            rankings["low"][k], rankings["scale"][k] = low, scale
-            all_cuts.append(kept)
-            all_starts.append(starts)
-            n_all_cuts, n_all_starts = n_all_cuts + len(kept), n_all_starts + len(starts)
+            rankings[name][np.searchsorted(ranks.features, directions[columns] // 2)] = columns
         arrays = self._arrays
-        arrays["cuts"], arrays["starts"] = np.concatenate(all_cuts), np.concatenate(all_starts)
-        arrays["rankings"] = rankings
-        cdef const float[::1] cuts_view = arrays["cuts"]
-        cdef const uint16_t[::1] starts_view = arrays["starts"]
+        arrays["cuts"], arrays["starts"], arrays["rankings"] = cuts, starts, rankings
+        cdef const float[::1] cuts_view = cuts
+        cdef const uint16_t[::1] starts_view = starts
         cdef const uint8_t[::1] rankings_bytes = rankings.view(np.uint8)
-        self.blocks.cuts = &cuts_view[0] if n_all_cuts else NULL
-        self.blocks.starts = &starts_view[0] if n_all_starts else NULL
-        self.blocks.rankings = <const tc_ranking*>&rankings_bytes[0] if len(features) else NULL
+        self.blocks.cuts = &cuts_view[0] if len(cuts) else NULL
+        self.blocks.starts = &starts_view[0] if len(starts) else NULL
+        self.blocks.rankings = <const tc_ranking*>&rankings_bytes[0] if len(rankings) else NULL
 
 
 cdef _measure_trees(
     const int32_t[::1] tree_start, const int32_t[::1] node_leaf, const int32_t[::1] left, const int32_t[::1] right,
-    int32_t[::1] height, int32_t[::1] level,
+    int32_t[::1] height,
 ):
-    """Fill in how far each node is above its deepest leaf and below its root."""
+    """Fill in how far each node is above its deepest leaf."""
     order_array = np.empty(height.shape[0], dtype=np.int32)
     cdef int32_t[::1] order = order_array
     cdef Py_ssize_t tree, head, tail, node
@@ -246,7 +210,6 @@ cdef _measure_trees(
         while head < tail:
             node = order[head]
             if node_leaf[node] < 0:
-                level[left[node]], level[right[node]] = level[node] + 1, level[node] + 1
                 order[tail], order[tail + 1] = left[node], right[node]
                 tail += 2
             head += 1
@@ -267,37 +230,3 @@ cdef _group_trees(const int64_t[::1] n_inner, int32_t[::1] groups):
             size = 0
         size += n_inner[tree]
         groups[tree] = number
-
-
-def _choose_buckets(const float[::1] cuts):
-    """(low, scale, starts, probes) of the fewest buckets that leave few comparisons; no buckets: search instead."""
-    cdef Py_ssize_t n = cuts.shape[0], k, most, run
-    cdef int32_t bucket, previous
-    cdef float low = 0.0, scale = 0.0, last = 0.0
-    none = (0.0, 0.0, np.zeros(0, dtype=np.uint16), 0)
-    finite = np.asarray(cuts)[np.isfinite(cuts)]
-    if n < 4 or len(finite) < 2:
-        return none
-    size = 4 << int(n).bit_length()
-    limit = size * MAX_BUCKETS_PER_CUT // 8
-    buckets_array = np.zeros(n, dtype=np.int32)
-    cdef int32_t[::1] buckets = buckets_array
-    while size <= limit:
-        low, last = finite[0], <float>(size - 1)
-        with np.errstate(over="ignore", divide="ignore"):
-            width = np.float32(finite[len(finite) - 1]) - np.float32(finite[0])
-            scale = np.float32(size) / width
-        if not (0.0 < scale < 3e38) or not np.isfinite(width):
-            return none
-        most, run, previous = 0, 0, -1
-        for k in range(n):
-            bucket = tc_bucket(cuts[k], low, scale, last)
-            run = run + 1 if bucket == previous else 1
-            previous = bucket
-            most = max(most, run)
-            buckets[k] = bucket
-        if most <= (GOOD_PROBES if size < limit else MAX_PROBES):
-            starts = np.searchsorted(buckets_array, np.arange(size)).astype(np.uint16)
-            return low, scale, starts, most
-        size *= 2
-    return none

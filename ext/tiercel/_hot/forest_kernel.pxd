@@ -1,6 +1,7 @@
-# forest_kernel.pxd - declarations only: the C structures and functions of forest_kernel.h and forest_blocks.h.
+# forest_kernel.pxd - declarations only: the C structures and functions of forest_kernel.h, forest_blocks.h
+# and forest_masks.h.
 #
-# Owns   : nothing; forest and forest_blocks own what the pointers lead to.
+# Owns   : nothing; forest, forest_blocks and forest_masks own what the pointers lead to.
 # GIL    : not needed by any function here; none raises.
 # Threads: safe; all scratch memory belongs to the call.
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
@@ -12,9 +13,10 @@ cdef extern from "transforms.h" nogil:
         const float* a
         const float* b
 
-cdef extern from "forest_blocks.h" nogil:
+cdef extern from "forest_masks.h" nogil:
     enum: TC_SUM, TC_MIN, TC_MAX, TC_LANES, TC_CHUNK_TREES, TC_STACK_RAW
     enum: TC_VECTOR, TC_UNIT, TC_MAX_VECTORS
+    enum: TC_LINE, TC_MASK_COLUMNS, TC_MASK_LINES, TC_MASK_FEATURES
     uint32_t TC_LEAF_BITS, TC_LEAF_MASK, TC_NO_SET
     ctypedef struct tc_node:
         float threshold
@@ -72,11 +74,20 @@ cdef extern from "forest_blocks.h" nogil:
         const tc_membership* memberships
         const float* cuts
         const uint16_t* starts
+    ctypedef struct tc_masks:
+        int32_t mask_bytes, use_avx2
+        Py_ssize_t n_rankings, n_memberships, row_bytes
+        const tc_ranking* rankings
+        const tc_membership* memberships
+        const float* cuts
+        const uint16_t* starts
+        const uint8_t* table
+        const uint8_t* leaf
     int tc_has_avx2()
     int32_t tc_bucket(float x, float low, float scale, float last)
     # 0, or 1 when there is no memory for scratch space.
-    int tc_score_rows(const tc_forest* f, const tc_blocks* b, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
-                      double* out, Py_ssize_t n_outputs)
+    int tc_score_rows(const tc_forest* f, const tc_blocks* b, const tc_masks* m, const float* rows, Py_ssize_t n_rows,
+                      Py_ssize_t stride, double* out, Py_ssize_t n_outputs)
     int tc_walk_rows(const tc_forest* f, const float* rows, Py_ssize_t n_rows, Py_ssize_t stride,
                      double* out, Py_ssize_t n_outputs)
     # Leaves numbered within their trees, n_rows x n_trees; the same status.

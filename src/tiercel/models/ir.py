@@ -135,12 +135,13 @@ class Forest:
         """Number of trees."""
         return len(self.tree_start) - 1
 
-    def compile(self, *, wide: bool = False, blocks: str = "auto") -> ForestScorer:
+    def compile(self, *, wide: bool = False, blocks: str = "auto", masks: str = "auto") -> ForestScorer:
         """The compiled scorer.
 
         Args:
             wide: use the larger node format even where the small one would do (for tests).
             blocks: how batches are scored, "auto" or one of the kernel's other MODES (for tests).
+            masks: how one row is scored, likewise.
 
         Raises:
             UnsupportedModelError: the arrays do not describe trees.
@@ -175,6 +176,7 @@ class Forest:
                 steps=[(int(step.kind), step.a, step.b) for step in self.steps],
                 wide=wide,
                 blocks=blocks,
+                masks=masks,
             )
         except ValueError as error:
             raise UnsupportedModelError(f"The file's trees cannot be used. {error}") from error
