@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tiercel.errors import JournalError, NotFoundError, ReceiptCorruptError, ReceiptNotFoundError
 from tiercel.explain.receipts import Receipt
 from tiercel.monitor.lookup import find_records
-from tiercel.monitor.predictions import PredictionTable
 from tiercel.monitor.receipt_files import RECEIPTS, find_receipts, read_receipts
 from tiercel.monitor.recording import JOURNAL
 
@@ -66,6 +65,9 @@ def read_all(
         ReceiptCorruptError: a receipt was changed, after all before it.
         MonitorStorageError, TableError: receipts cannot be brought up to date.
     """
+    # Only here: a worker, which finds single receipts, needs no DuckDB in its memory.
+    from tiercel.monitor.predictions import PredictionTable
+
     PredictionTable(settings.state_dir, settings.monitor).convert(waits=True)
     found = read_receipts(settings.state_dir / RECEIPTS, model=model, since_us=since_us, until_us=until_us)
     records = (each for each in found if not _is_masked(each, settings))
