@@ -9,7 +9,8 @@ from libc.string cimport memset
 from tiercel._hot.explainer cimport EXPLAIN_NO_MEMORY, EXPLAIN_OK, Explainer, ExplainStatus
 from tiercel._hot.forest_kernel cimport TC_STEP_KINDS, tc_set, tc_step
 from tiercel._hot.shap_kernel cimport (
-    TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, tc_asked_set, tc_edge, tc_expand_row, tc_explain_rows, tc_interact_rows, tc_shap_simd, tc_top, tc_unit,
+    TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, tc_asked_set, tc_branch, tc_expand_row, tc_explain_rows, tc_interact_rows,
+    tc_shap_simd, tc_tip, tc_top, tc_unit, tc_walked,
 )
 from tiercel._hot.shap_layout cimport Layout
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -33,9 +34,14 @@ UNIT = np.dtype(
      ("width", np.uint8), ("kind", np.uint8)],
     align=True,
 )
-EDGE = np.dtype(
-    [("share", np.float64), ("leaf", np.int64), ("answer", np.uint32), ("column", np.uint32),
-     ("parent", np.int32), ("before", np.int32), ("side", np.uint32)],
+BRANCH = np.dtype(
+    [("share", np.float64), ("parent_side", np.uint32), ("answer", np.uint32), ("column", np.uint32),
+     ("before", np.uint32)],
+    align=True,
+)
+TIP = np.dtype([("share", np.float64), ("parent_side", np.uint32), ("leaf", np.uint32)], align=True)
+WALKED = np.dtype(
+    [("branch", np.int64), ("tip", np.int64), ("n_branches", np.int32), ("n_tips", np.int32), ("n_points", np.int32)],
     align=True,
 )
 ASKED_SET = np.dtype([("node", np.uint32), ("feature", np.uint32), ("set", np.uint32)])
@@ -44,7 +50,8 @@ SET = np.dtype(
      ("floor_negative", np.uint8)],
     align=True,
 )
-if (EDGE.itemsize != sizeof(tc_edge) or TOP.itemsize != sizeof(tc_top) or UNIT.itemsize != sizeof(tc_unit)
+if (BRANCH.itemsize != sizeof(tc_branch) or TIP.itemsize != sizeof(tc_tip)
+        or WALKED.itemsize != sizeof(tc_walked) or TOP.itemsize != sizeof(tc_top) or UNIT.itemsize != sizeof(tc_unit)
         or ASKED_SET.itemsize != sizeof(tc_asked_set) or SET.itemsize != sizeof(tc_set)):
     raise ImportError("shap_kernel.h lays its structs out differently from shap.pyx; rebuild the compiled core")
 
@@ -332,7 +339,7 @@ cdef class ForestExplainer(Explainer):
         made |= {"tree_top": tree_top, "tree_unit": tree_unit, "tree_node": tree_node, "tree_set": tree_set,
                  "raw_tree": np.ascontiguousarray(raw_tree)}
         if walks:
-            self._lay_edges(layout, made, starts, trees, n_nodes)
+            self._lay_walks(layout, made, starts, trees, inner)
         counts = {"units": layout.n_units, "asked": layout.n_asked, "tops": layout.n_tops}
         made |= {name: made[name][: max(1, count)].copy() for name, count in counts.items()}
         made["alone"] = layout.alone[: layout.n_alone + 16].copy()  # vectors read beyond the last leaf's masks
@@ -340,21 +347,30 @@ cdef class ForestExplainer(Explainer):
         self.n_units, self.n_alone, self.alone_bytes = layout.n_units, layout.n_leaves_alone, made["alone"].nbytes
         self._point(slots, np.diff(tree_unit), n_outputs, n_inner, layout.cover.shape[0] > 0)
 
-    def _lay_edges(self, Layout layout, made, starts, trees, Py_ssize_t n_nodes):
+    def _lay_walks(self, Layout layout, made, starts, trees, inner):
         """Whole trees, for tc_walk."""
-        made["edges"], made["tree_edge"] = np.zeros(n_nodes, EDGE), np.zeros(self.n_trees + 1, np.int64)
-        made["values"] = np.concatenate([self._arrays["values"], np.zeros((1, layout.n_outputs))])
-        cdef uint8_t[::1] edges = made["edges"].view(np.uint8)
-        cdef const int64_t[::1] tree_edge = made["tree_edge"]
-        cdef const double[:, ::1] values = made["values"]
-        layout.out_edges, layout.n_edges = <tc_edge*>&edges[0], 0
+        n_inner = np.add.reduceat(inner, starts[:-1], dtype=np.int64)[trees]
+        made["branches"], made["tips"] = np.zeros(n_inner.sum() + 1, BRANCH), np.zeros(len(inner), TIP)
+        made["walked"] = walked = np.zeros(self.n_trees, WALKED)
+        longest = np.maximum.reduceat(np.asarray(layout.path_length), starts[:-1]).astype(np.int64)[trees]
+        # So many points integrate the longest path of a tree exactly.
+        walked["n_points"] = 8 * np.maximum(1, -(-((longest + 1) // 2) // 8))
+        walked["n_branches"] = n_inner
+        walked["branch"] = np.cumsum(n_inner) - n_inner
+        cdef uint8_t[::1] branches = made["branches"].view(np.uint8), tips = made["tips"].view(np.uint8)
+        cdef const uint8_t[::1] walked_view = walked.view(np.uint8)
+        cdef const double[:, ::1] values = self._arrays["values"]
+        layout.out_branches, layout.out_tips = <tc_branch*>&branches[0], <tc_tip*>&tips[0]
+        layout.walk_place = np.zeros(len(inner), np.uint32)
         for at, number in enumerate(trees):
-            layout.first_edge = layout.n_edges
-            layout.place_edges(starts[number], 0, 0)
-            made["tree_edge"][at + 1] = layout.n_edges
-        self._shap.edges, self._shap.tree_edge = <const tc_edge*>&edges[0], &tree_edge[0]
-        self._shap.values, self._shap.max_edges = &values[0, 0], np.diff(made["tree_edge"]).max()
-        self._shap.n_points = 8 * max(1, -(-((self.longest + 1) // 2) // 8))
+            walked["tip"][at] = layout.n_tips
+            layout.first_branch = walked["branch"][at]
+            if layout.number_walk(starts[number]):
+                layout.place_walk(starts[number], 0)
+            walked["n_tips"][at] = layout.n_tips - walked["tip"][at]
+        self._shap.branches, self._shap.tips = <const tc_branch*>&branches[0], <const tc_tip*>&tips[0]
+        self._shap.walked, self._shap.values = <const tc_walked*>&walked_view[0], &values[0, 0]
+        self._shap.max_branches = n_inner.max()
 
     def _point(self, slots, units, Py_ssize_t width, Py_ssize_t n_nodes, bint by_path):
         """Let the kernel's structure point into the arrays."""

@@ -16,12 +16,15 @@ cdef extern from "shap_kernel.h" nogil:
         uint8_t prefix, inner, width, kind
     ctypedef struct tc_asked_set:
         uint32_t node, feature, set
-    ctypedef struct tc_edge:
+    ctypedef struct tc_branch:
         double share
-        int64_t leaf
-        uint32_t answer, column
-        int32_t parent, before
-        uint32_t side
+        uint32_t parent_side, answer, column, before
+    ctypedef struct tc_tip:
+        double share
+        uint32_t parent_side, leaf
+    ctypedef struct tc_walked:
+        int64_t branch, tip
+        int32_t n_branches, n_tips, n_points
     ctypedef struct tc_shap:
         Py_ssize_t n_features, n_raw, n_nodes, n_steps, width, max_slots, max_units, n_sets
         const tc_step* steps
@@ -33,10 +36,11 @@ cdef extern from "shap_kernel.h" nogil:
         const tc_top* tops
         const tc_unit* units
         const uint64_t* alone
-        const tc_edge* edges
-        const int64_t* tree_edge
+        const tc_walked* walked
+        const tc_branch* branches
+        const tc_tip* tips
         const double* values
-        Py_ssize_t max_edges, n_points
+        Py_ssize_t max_branches
         const uint32_t* columns
         const double* tables
         const int64_t* tree_top

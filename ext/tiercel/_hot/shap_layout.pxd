@@ -5,7 +5,7 @@
 # GIL    : needed.
 # Threads: one.
 from tiercel._hot.forest_kernel cimport tc_set
-from tiercel._hot.shap_kernel cimport TC_MAX_PATH, tc_asked_set, tc_edge, tc_top, tc_unit
+from tiercel._hot.shap_kernel cimport TC_MAX_PATH, tc_asked_set, tc_branch, tc_tip, tc_top, tc_unit
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -49,10 +49,12 @@ cdef class Layout:
     cdef object alone                          # uint64, grown as needed
     cdef Py_ssize_t n_nodes, n_columns, n_asked, n_tops, n_units, n_leaves_alone, n_table, n_alone, n_slots
     # For walking trees by path.
-    cdef tc_edge* out_edges
-    cdef Py_ssize_t n_edges, first_edge
+    cdef tc_branch* out_branches
+    cdef tc_tip* out_tips
+    cdef Py_ssize_t n_tips, first_branch
+    cdef uint32_t[::1] walk_place              # by node: its place among the tree's inner nodes
     cdef uint32_t[::1] place_of                # by node: its place among the answers
-    cdef int asked[TC_MAX_PATH + 1]            # by bit of the path: the place that the feature led to last
+    cdef uint32_t asked[TC_MAX_PATH + 1]       # by bit of the path: the place that the feature led to last
     # Of the tree that is being placed.
     cdef Py_ssize_t begin, first_top, first_slot, first_leaf
     cdef uint64_t[:, ::1] masks                # by node, of every reference row
@@ -86,4 +88,5 @@ cdef class Layout:
     cdef int fill_leaf(self, Py_ssize_t node, int length, tc_unit* unit) except -1
     cdef int keep_leaf(self, Py_ssize_t node, int length, tc_unit* unit) except -1
     cdef int32_t find_distinct(self, Py_ssize_t node) noexcept nogil
-    cdef int place_edges(self, Py_ssize_t node, int length, int place) except -1
+    cdef Py_ssize_t number_walk(self, Py_ssize_t root) except -1
+    cdef int place_walk(self, Py_ssize_t node, int length) except -1

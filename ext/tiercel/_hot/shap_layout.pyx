@@ -3,7 +3,8 @@
 import numpy as np
 
 from tiercel._hot.shap_kernel cimport (
-    TC_MAX_PATH, TC_NARROW, TC_UNIT_LEAF, TC_UNIT_LEAVES, TC_UNIT_TABLE, tc_distinct, tc_is_no, tc_leaf_table, tc_edge, tc_path_table, tc_unit,
+    TC_MAX_PATH, TC_NARROW, TC_UNIT_LEAF, TC_UNIT_LEAVES, TC_UNIT_TABLE, tc_branch, tc_distinct, tc_is_no, tc_leaf_table,
+    tc_path_table, tc_tip, tc_unit,
 )
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -373,29 +374,40 @@ cdef class Layout:
             &self.masks[node - self.begin, 0], self.n_references, &self.distinct[0], &self.distinct_count[0]
         )
 
-    cdef int place_edges(self, Py_ssize_t node, int length, int place) except -1:
-        """The nodes below one, for walking the tree by path; `place` is its own, and `asked` where its features led."""
-        cdef int bit, below, side, before
+    cdef Py_ssize_t number_walk(self, Py_ssize_t root) except -1:
+        """Give a tree's inner nodes their places, level by level: how many they are."""
+        cdef Py_ssize_t head = 0, node, child
+        order = [root] if self.leaf[root] < 0 else []
+        while head < len(order):
+            node = order[head]
+            self.walk_place[node] = <uint32_t>head
+            for child in (self.yes[node], self.no[node]):
+                if self.leaf[child] < 0:
+                    order.append(child)
+            head += 1
+        return head
+
+    cdef int place_walk(self, Py_ssize_t node, int length) except -1:
+        """A numbered inner node, and what is below it, for walking the tree by path."""
+        cdef int bit = self.find(<uint32_t>self.feature[node], length), below = max(length, bit + 1)
+        cdef uint32_t before = self.asked[bit] if bit < length else 0, place = self.walk_place[node], side
+        cdef double share = self.share[bit] if bit < length else 1.0
         cdef Py_ssize_t child
-        cdef double share
-        cdef tc_edge* edge
-        if self.leaf[node] >= 0:
-            return 0
-        bit = self.find(<uint32_t>self.feature[node], length)
-        below = max(length, bit + 1)
-        before = self.asked[bit] if bit < length else 0
-        share = self.share[bit] if bit < length else 1.0
+        cdef tc_branch* branch = &self.out_branches[self.first_branch + place]
+        cdef tc_tip* tip
+        branch.answer, branch.column, branch.before = self.place_of[node], <uint32_t>self.feature[node], before
         for side in range(2):
             child = self.no[node] if side else self.yes[node]
-            edge = &self.out_edges[self.n_edges]
-            self.n_edges += 1
-            self.path[bit], self.asked[bit] = <uint32_t>self.feature[node], <int>(self.n_edges - self.first_edge)
-            self.share[bit] = share * self.part(node, child)
-            # Never zero: where no training data came, the factors above and below cancel, and what is left is nothing.
-            edge.share = max(self.share[bit], LEAST_SHARE)
-            edge.leaf = self.leaf[child] if self.leaf[child] >= 0 else self.values.shape[0]
-            edge.answer, edge.column, edge.side = self.place_of[node], <uint32_t>self.feature[node], <uint32_t>side
-            edge.parent, edge.before = place, before
-            self.place_edges(child, below, self.asked[bit])
+            self.path[bit], self.share[bit] = <uint32_t>self.feature[node], share * self.part(node, child)
+            if self.leaf[child] >= 0:
+                tip = &self.out_tips[self.n_tips]
+                self.n_tips += 1
+                tip.share, tip.parent_side, tip.leaf = self.share[bit], 2 * place + side, <uint32_t>self.leaf[child]
+            else:
+                self.asked[bit] = self.walk_place[child]
+                branch = &self.out_branches[self.first_branch + self.asked[bit]]
+                # Never zero: where no training data came, the factors above and below cancel, and what is left is nothing.
+                branch.share, branch.parent_side = max(self.share[bit], LEAST_SHARE), 2 * place + side
+                self.place_walk(child, below)
             self.share[bit], self.asked[bit] = share, before
         return 0

@@ -234,54 +234,72 @@ TC_TARGET static inline void TC_FN(tc_add)(const tc_shap* s, int64_t tree, Py_ss
 /* A whole tree by path, for each of the quadrature's points at once (Linear TreeSHAP, Yu et al. 2022, in the nodes instead of
  * the coefficients of its polynomials: what tc_path_leaf multiplies for each leaf is multiplied once for each node here).
  * Down: the product of the factors of all features above. Up: the sum of the leaves' values times products. A node that
- * feature j led to then gives j the sum of its leaves times (x_j - share) / factor, and takes what the node above said. */
+ * feature j led to then gives j the sum of its leaves times (x_j - share) / factor, and takes what the node above said.
+ *
+ * PERF: no branches: which way a row goes cannot be predicted, and there would be two for each node. A leaf's factor is
+ *   never divided by, so leaves keep nothing: they are a list of their own, after all nodes above them. */
 TC_TARGET static void TC_FN(tc_walk)(const tc_shap* s, const tc_scratch* scratch, const uint64_t* answers, int64_t tree,
-                                     Py_ssize_t raw) {
-    Py_ssize_t points = s->n_points, nodes = s->max_edges + 1;
-    const tc_edge* edges = s->edges + s->tree_edge[tree];
-    int64_t n = s->tree_edge[tree + 1] - s->tree_edge[tree];
-    uint8_t* passed = scratch->passed;
+                                     Py_ssize_t raw, tc_eight* sums) {
+    const tc_walked* walked = &s->walked[tree];
+    const tc_branch* branches = s->branches + walked->branch;
+    const tc_tip* tips = s->tips + walked->tip;
+    const double* values = s->values + (s->width > 1 ? raw : 0);
+    Py_ssize_t n = walked->n_branches, width = s->width, points = walked->n_points;
+    uint8_t *went = scratch->went, *passed = went + s->max_branches;
+    tc_walk_node* at = scratch->walk;
+    if (n == 0) return;
+    for (Py_ssize_t i = 0; i < n; i++) went[i] = (uint8_t)(answers[branches[i].answer >> 6] >> (branches[i].answer & 63u) & 1u);
+    /* The root stands in for "not asked before". */
+    passed[0] = 1;
+    for (Py_ssize_t i = 1; i < n; i++) {
+        uint32_t parent = branches[i].parent_side >> 1;
+        passed[i] = passed[branches[parent].before] & (uint8_t)(went[parent] == (branches[i].parent_side & 1u));
+    }
     for (Py_ssize_t first = 0; first < points; first += 8) {
-        tc_eight *sums = (tc_eight*)(scratch->walk + first * s->n_features), t, u, none;
-        tc_eight* product = (tc_eight*)(scratch->walk + points * s->n_features);
-        tc_eight *inverse = product + nodes, *said = inverse + nodes, *below = said + nodes;
+        tc_eight t, u, none;
         memcpy(&t, s->quadrature + points * (points - 1) + first, sizeof t);
-        memcpy(&product[0], s->quadrature + points * points + first, sizeof t);
+        memcpy(&at[0].product, s->quadrature + points * points + first, sizeof t);
         u = 1.0 - t;
-        /* PERF: no branches: which way a row goes cannot be predicted, and there would be three for each node. The root
-         *   stands in for "not asked before". */
         none = t - t;
-        below[0] = said[0] = none;
-        inverse[0] = none + 1.0;
-        passed[0] = 1;
-        for (int64_t i = 1; i <= n; i++) {
-            const tc_edge* edge = &edges[i - 1];
-            uint64_t answer = answers[edge->answer >> 6] >> (edge->answer & 63u) & 1u;
-            uint8_t is = passed[edge->before] & (uint8_t)(answer == edge->side);
-            passed[i] = is;
-            tc_eight factor = t * (double)is + u * edge->share, reciprocal = 1.0 / factor;
-            inverse[i] = reciprocal;
-            said[i] = reciprocal * ((double)is - edge->share);
-            product[i] = product[edge->parent] * (factor * inverse[edge->before]);
-            below[i] = product[i] * s->values[edge->leaf * s->width + (s->width > 1 ? raw : 0)];
+        at[0].below = at[0].said = none;
+        at[0].inverse = none + 1.0;
+        for (Py_ssize_t i = 1; i < n; i++) {
+            double share = branches[i].share, is = (double)passed[i];
+            uint32_t parent = branches[i].parent_side >> 1;
+            tc_eight factor = t * is + u * share, reciprocal = 1.0 / factor;
+            at[i].inverse = reciprocal;
+            at[i].said = reciprocal * (is - share);
+            at[i].product = at[parent].product * (factor * at[branches[parent].before].inverse);
+            at[i].below = none;
         }
-        for (int64_t i = n; i > 0; i--) {
-            const tc_edge* edge = &edges[i - 1];
-            tc_eight sum = below[i];
-            below[edge->parent] += sum;
-            sums[edge->column] += sum * (said[i] - said[edge->before]);
+        for (Py_ssize_t k = 0; k < walked->n_tips; k++) {
+            uint32_t parent = tips[k].parent_side >> 1, before = branches[parent].before;
+            double share = tips[k].share;
+            double is = (double)(passed[before] & (uint8_t)(went[parent] == (tips[k].parent_side & 1u)));
+            tc_eight worth = at[parent].product * at[before].inverse * values[tips[k].leaf * width];
+            at[parent].below += worth * (t * is + u * share);
+            sums[branches[parent].column] += worth * (is - share);
+        }
+        for (Py_ssize_t i = n - 1; i > 0; i--) {
+            uint32_t parent = branches[i].parent_side >> 1;
+            tc_eight sum = at[i].below;
+            at[parent].below += sum;
+            sums[branches[parent].column] += sum * at[i].said;
+            sums[branches[i].column] -= sum * at[branches[i].before].said;
         }
     }
 }
 
-TC_TARGET static void TC_FN(tc_walk_trees)(const tc_shap* s, const tc_scratch* scratch, const uint64_t* answers,
-                                           Py_ssize_t raw, double* phi) {
-    memset(scratch->walk, 0, sizeof(double) * (size_t)(s->n_points * s->n_features));
+/* A block of rows, one tree after another so that its nodes stay near. */
+TC_TARGET static void TC_FN(tc_walk_trees)(const tc_shap* s, const tc_scratch* scratch, Py_ssize_t n_rows, Py_ssize_t raw,
+                                           double* phi) {
+    size_t words = tc_answer_words(s);
+    memset(scratch->sums, 0, sizeof(tc_eight) * (size_t)(n_rows * s->n_features));
     for (int64_t tree = s->raw_tree[2 * raw]; tree < s->raw_tree[2 * raw + 1]; tree++)
-        TC_FN(tc_walk)(s, scratch, answers, tree, raw);
-    for (Py_ssize_t first = 0; first < s->n_points; first += 8)
-        for (Py_ssize_t j = 0; j < s->n_features; j++)
-            for (int k = 0; k < 8; k++) phi[j] += scratch->walk[first * s->n_features + 8 * j + k];
+        for (Py_ssize_t i = 0; i < n_rows; i++)
+            TC_FN(tc_walk)(s, scratch, scratch->answers + (size_t)i * words, tree, raw, scratch->sums + i * s->n_features);
+    for (Py_ssize_t j = 0; j < n_rows * s->n_features; j++)
+        for (int k = 0; k < 8; k++) phi[j] += scratch->sums[j][k];
 }
 
 /* A block of rows, one tree after another so that its tables stay near. `s` has its scratch memory. */
@@ -292,9 +310,8 @@ TC_TARGET static void TC_FN(tc_explain_block)(const tc_shap* s, const tc_scratch
         tc_expand_row(s, rows + i * stride, scratch->row);
         TC_FN(tc_answer)(s, scratch->row, raw, scratch->answers + (size_t)i * words);
     }
-    if (s->edges != NULL) {
-        for (Py_ssize_t i = 0; i < n_rows; i++)
-            TC_FN(tc_walk_trees)(s, scratch, scratch->answers + (size_t)i * words, raw, phi + i * s->n_features);
+    if (s->walked != NULL) {
+        TC_FN(tc_walk_trees)(s, scratch, n_rows, raw, phi);
         return;
     }
     /* While one (tree, row) is added the next one's table rows are on their way. */
