@@ -44,6 +44,7 @@ DOORS = {
     "shap": {"tiercel.models.explaining"},
     "shap_layout": set(),
     "linear_shap": {"tiercel.models.explaining"},
+    "steps": set(),
     "scorer": {"tiercel.serving.version_explainer"},
     "wire": {"tiercel.models.onnx_proto"},
     "http": set(),

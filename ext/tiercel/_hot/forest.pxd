@@ -7,14 +7,15 @@
 # Threads: safe; all scratch memory belongs to the call.
 from tiercel._hot.forest_blocks cimport ForestBlocks
 from tiercel._hot.forest_masks cimport ForestMasks
-from tiercel._hot.forest_kernel cimport tc_forest, tc_step
+from tiercel._hot.forest_kernel cimport tc_forest
 from tiercel._hot.scorer cimport Scorer
+from tiercel._hot.steps cimport Steps
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t
 
 
 cdef class ForestScorer(Scorer):
     cdef tc_forest _forest
-    cdef tc_step* _steps               # n_steps, from malloc
+    cdef Steps _steps
     cdef dict _arrays                  # what _forest points into
     cdef ForestBlocks _blocks          # the same trees, for many rows at once
     cdef ForestMasks _masks            # the same trees, for one row

@@ -5,16 +5,16 @@ import time
 import numpy as np
 
 from libc.math cimport INFINITY, nextafterf
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from tiercel._hot.forest_blocks cimport ForestBlocks
 from tiercel._hot.forest_masks cimport ForestMasks
 from tiercel._hot.forest_ranks cimport ForestRanks
 from tiercel._hot.forest_kernel cimport (
-    TC_CHUNK_TREES, TC_LANES, TC_LEAF_BITS, TC_LEAF_MASK, TC_MAX, TC_NO_SET, TC_POST_KINDS, TC_STACK_RAW, TC_STEP_KINDS,
-    TC_SUM, tc_forest, tc_leaf_numbers, tc_node, tc_score_rows, tc_set, tc_step, tc_wide_node,
+    TC_CHUNK_TREES, TC_LANES, TC_LEAF_BITS, TC_LEAF_MASK, TC_MAX, TC_NO_SET, TC_POST_KINDS, TC_STACK_RAW,
+    TC_SUM, tc_forest, tc_leaf_numbers, tc_node, tc_score_rows, tc_set, tc_wide_node,
 )
 from tiercel._hot.scorer cimport SCORE_NO_MEMORY, SCORE_OK, Scorer, ScoreStatus
+from tiercel._hot.steps cimport Steps
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, score_t, uint8_t, uint16_t, uint32_t
 
 cdef extern from "<math.h>" nogil:
@@ -76,11 +76,7 @@ cdef class ForestScorer(Scorer):
     """
 
     def __cinit__(self, *args, **kwargs):
-        self._steps = NULL
         memset(&self._forest, 0, sizeof(tc_forest))
-
-    def __dealloc__(self):
-        free(self._steps)
 
     def __reduce__(self):
         raise TypeError("ForestScorer is not pickled; load it from its artifacts")
@@ -179,7 +175,8 @@ cdef class ForestScorer(Scorer):
         self._masks = ForestMasks(ranks=ranks, n_features=n_features, threshold=cuts, mode=masks, **trees)
         self._blocks = ForestBlocks(ranks=ranks, row_ns=self._masks.row_ns, mode=blocks, **trees)
         self._group_trees()
-        self._take_steps(steps)
+        self._steps = Steps(steps, n_features)
+        self._forest.steps, self._forest.n_steps = self._steps.each, self._steps.n
 
         cdef tc_forest* f = &self._forest
         cdef const double[::1] base_view = arrays["base"]
@@ -334,24 +331,6 @@ cdef class ForestScorer(Scorer):
         cdef const int32_t[::1] chunk_view = arrays["chunk_group"]
         self._forest.lanes, self._forest.lane_depth = &lanes_view[0], &depth_view[0]
         self._forest.chunk_group = &chunk_view[0]
-
-    def _take_steps(self, list steps):
-        cdef const float[::1] a
-        cdef const float[::1] b
-        cdef Py_ssize_t i
-        if not steps:
-            return
-        self._steps = <tc_step*>malloc(len(steps) * sizeof(tc_step))
-        if self._steps == NULL:
-            raise MemoryError
-        for i, (kind, first, second) in enumerate(steps):
-            kept = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32))
-            if not (0 <= kind < TC_STEP_KINDS) or any(array.shape != (self.n_features,) for array in kept):
-                raise ValueError(f"Expected step {i} to be known and to hold {self.n_features} values")
-            self._arrays[f"step{i}"] = kept
-            a, b = kept
-            self._steps[i].kind, self._steps[i].a, self._steps[i].b = kind, &a[0], &b[0]
-        self._forest.steps, self._forest.n_steps = self._steps, len(steps)
 
     @property
     def block_lanes(self):

@@ -4,14 +4,11 @@
 # Owns   : nothing; forest, forest_blocks and forest_masks own what the pointers lead to.
 # GIL    : not needed by any function here; none raises.
 # Threads: safe; all scratch memory belongs to the call.
+from tiercel._hot.steps cimport tc_step
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 cdef extern from "transforms.h" nogil:
-    enum: TC_STEP_KINDS, TC_POST_KINDS
-    ctypedef struct tc_step:
-        int32_t kind
-        const float* a
-        const float* b
+    enum: TC_POST_KINDS
 
 cdef extern from "forest_masks.h" nogil:
     enum: TC_SUM, TC_MIN, TC_MAX, TC_LANES, TC_CHUNK_TREES, TC_STACK_RAW

@@ -5,15 +5,11 @@
 # GIL    : score_rows needs none and never raises; SCORE_NO_MEMORY is possible only above 512 features or 32 raw outputs.
 # Threads: safe; all scratch memory belongs to the call.
 from tiercel._hot.scorer cimport Scorer
+from tiercel._hot.steps cimport Steps
 from tiercel._hot.typedefs cimport int32_t
 
 cdef extern from "transforms.h" nogil:
-    enum: TC_STEP_KINDS, TC_POST_KINDS
-    ctypedef struct tc_step:
-        int32_t kind
-        const float* a
-        const float* b
-    void tc_apply_step(const tc_step* step, float* row, Py_ssize_t n)
+    enum: TC_POST_KINDS
     void tc_transform(int32_t kind, double scale, double* x, Py_ssize_t n)
     void tc_normalize_scores(double* x, Py_ssize_t n)
 
@@ -21,8 +17,8 @@ cdef extern from "transforms.h" nogil:
 cdef class LinearScorer(Scorer):
     cdef const double* _weights        # n_raw x n_features, into _arrays
     cdef const double* _intercept      # n_raw
-    cdef tc_step* _steps               # n_steps, from malloc
-    cdef Py_ssize_t _n_raw, _n_steps
+    cdef Steps _steps
+    cdef Py_ssize_t _n_raw
     cdef int32_t _post, _pick
     cdef double _post_scale
     cdef bint _single_precision, _normalize

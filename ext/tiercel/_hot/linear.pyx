@@ -5,6 +5,7 @@ import numpy as np
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from tiercel._hot.scorer cimport SCORE_NO_MEMORY, SCORE_OK, Scorer, ScoreStatus
+from tiercel._hot.steps cimport Steps, tc_apply_step
 from tiercel._hot.typedefs cimport feature_t, int32_t, score_t
 
 cdef enum:
@@ -24,12 +25,6 @@ cdef class LinearScorer(Scorer):
         ValueError: shapes or kinds that do not fit together.
     """
 
-    def __cinit__(self, *args, **kwargs):
-        self._steps = NULL
-
-    def __dealloc__(self):
-        free(self._steps)
-
     def __reduce__(self):
         raise TypeError("LinearScorer is not pickled; load it from its artifacts")
 
@@ -46,27 +41,13 @@ cdef class LinearScorer(Scorer):
             raise ValueError(f"Expected a known transform and output, got {post} and {pick}")
         cdef const double[:, ::1] weights_view = weights
         cdef const double[::1] intercept_view = intercept
-        cdef const float[::1] a
-        cdef const float[::1] b
-        cdef Py_ssize_t i
         self._arrays = {"weights": weights, "intercept": intercept}
         self._weights, self._intercept = &weights_view[0, 0], &intercept_view[0]
         self._n_raw, self.n_features = weights.shape[0], weights.shape[1]
         self.n_outputs = 1 if pick >= 0 else self._n_raw
         self._single_precision, self._normalize = single_precision, normalize
         self._post, self._post_scale, self._pick = post, post_scale, pick
-        if steps:
-            self._steps = <tc_step*>malloc(len(steps) * sizeof(tc_step))
-            if self._steps == NULL:
-                raise MemoryError
-        for i, (kind, first, second) in enumerate(steps):
-            kept = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32))
-            if not (0 <= kind < TC_STEP_KINDS) or any(array.shape != (self.n_features,) for array in kept):
-                raise ValueError(f"Expected step {i} to be known and to hold {self.n_features} values")
-            self._arrays[f"step{i}"] = kept
-            a, b = kept
-            self._steps[i].kind, self._steps[i].a, self._steps[i].b = kind, &a[0], &b[0]
-        self._n_steps = len(steps)
+        self._steps = Steps(steps, self.n_features)
 
     cdef ScoreStatus score_rows(
         self, const feature_t* rows, Py_ssize_t n_rows, Py_ssize_t stride, score_t* out
@@ -97,8 +78,8 @@ cdef class LinearScorer(Scorer):
         cdef Py_ssize_t i, j, k, n = self.n_features
         cdef const double* weight = self._weights
         cdef double even, odd
-        for i in range(self._n_steps):
-            tc_apply_step(&self._steps[i], row, n)
+        for i in range(self._steps.n):
+            tc_apply_step(&self._steps.each[i], row, n)
         for k in range(self._n_raw):
             # Two sums hide the latency of the additions; float64 keeps either order far below float32's last place.
             even, odd = 0.0, 0.0

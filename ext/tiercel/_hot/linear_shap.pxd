@@ -5,20 +5,12 @@
 # GIL    : not needed by explain_row; EXPLAIN_NO_MEMORY is possible only above 512 features.
 # Threads: safe; all scratch memory belongs to the call.
 from tiercel._hot.explainer cimport Explainer
-
-cdef extern from "transforms.h" nogil:
-    enum: TC_STEP_KINDS
-    ctypedef struct tc_step:
-        int kind
-        const float* a
-        const float* b
-    void tc_apply_step(const tc_step* step, float* row, Py_ssize_t n)
+from tiercel._hot.steps cimport Steps
 
 
 cdef class LinearExplainer(Explainer):
     cdef const double* _weights        # n_raw x n_features, into _arrays
     cdef const double* _mean           # n_features: of the prepared reference
     cdef const double* _expected       # n_raw
-    cdef tc_step* _steps               # n_steps, from malloc
-    cdef Py_ssize_t _n_steps
+    cdef Steps _steps
     cdef dict _arrays                  # what the pointers point into

@@ -5,6 +5,7 @@ import numpy as np
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from tiercel._hot.explainer cimport EXPLAIN_NO_MEMORY, EXPLAIN_OK, Explainer, ExplainStatus
+from tiercel._hot.steps cimport Steps, tc_apply_step
 from tiercel._hot.typedefs cimport feature_t
 
 cdef enum:
@@ -26,12 +27,6 @@ cdef class LinearExplainer(Explainer):
         ValueError: shapes or kinds that do not fit together.
     """
 
-    def __cinit__(self, *args, **kwargs):
-        self._steps = NULL
-
-    def __dealloc__(self):
-        free(self._steps)
-
     def __reduce__(self):
         raise TypeError("LinearExplainer is not pickled; make it from its model and reference")
 
@@ -49,24 +44,10 @@ cdef class LinearExplainer(Explainer):
         cdef const double[:, ::1] weights_view = weights
         cdef const double[::1] mean_view = mean
         cdef const double[::1] expected_view = expected
-        cdef const float[::1] a
-        cdef const float[::1] b
-        cdef Py_ssize_t i
         self._arrays = {"weights": weights, "mean": mean, "expected": expected}
         self._weights, self._mean, self._expected = &weights_view[0, 0], &mean_view[0], &expected_view[0]
         self.n_raw, self.n_features, self.method = weights.shape[0], weights.shape[1], "linear"
-        if steps:
-            self._steps = <tc_step*>malloc(len(steps) * sizeof(tc_step))
-            if self._steps == NULL:
-                raise MemoryError
-        for i, (kind, first, second) in enumerate(steps):
-            kept = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32))
-            if not (0 <= kind < TC_STEP_KINDS) or any(array.shape != (self.n_features,) for array in kept):
-                raise ValueError(f"Expected step {i} to be known and to hold {self.n_features} values")
-            self._arrays[f"step{i}"] = kept
-            a, b = kept
-            self._steps[i].kind, self._steps[i].a, self._steps[i].b = kind, &a[0], &b[0]
-        self._n_steps = len(steps)
+        self._steps = Steps(steps, self.n_features)
 
     cdef double expected(self, Py_ssize_t raw) noexcept nogil:
         return self._expected[raw]
@@ -81,8 +62,8 @@ cdef class LinearExplainer(Explainer):
             if prepared == NULL:
                 return EXPLAIN_NO_MEMORY
         memcpy(prepared, row, n * sizeof(float))
-        for j in range(self._n_steps):
-            tc_apply_step(&self._steps[j], prepared, n)
+        for j in range(self._steps.n):
+            tc_apply_step(&self._steps.each[j], prepared, n)
         for j in range(n):
             phi[j] = weight[j] * (<double>prepared[j] - self._mean[j])
         if prepared != stack:

@@ -6,12 +6,13 @@
 #          scratch must be allocated (thousands of inner nodes or features, a block of rows).
 # Threads: safe; all scratch memory belongs to the call.
 from tiercel._hot.explainer cimport Explainer
-from tiercel._hot.shap_kernel cimport tc_shap, tc_step
+from tiercel._hot.shap_kernel cimport tc_shap
+from tiercel._hot.steps cimport Steps
 
 
 cdef class ForestExplainer(Explainer):
     cdef tc_shap _shap
-    cdef tc_step* _steps               # n_steps, from malloc
+    cdef Steps _steps
     cdef const double* _expected       # n_raw, into _arrays
     cdef dict _arrays                  # what _shap points into
     cdef readonly Py_ssize_t n_trees

@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from tiercel._hot.explainer cimport EXPLAIN_NO_MEMORY, EXPLAIN_OK, Explainer, ExplainStatus
-from tiercel._hot.forest_kernel cimport TC_STEP_KINDS, tc_set, tc_step
+from tiercel._hot.forest_kernel cimport tc_set
 from tiercel._hot.shap_kernel cimport (
     TC_MAX_PATH, TC_NARROW, TC_WEIGHTS, tc_asked_set, tc_branch, tc_expand_row, tc_explain_rows, tc_interact_rows,
     tc_shap_simd, tc_tip, tc_top, tc_unit, tc_walked,
 )
 from tiercel._hot.shap_layout cimport Layout
+from tiercel._hot.steps cimport Steps
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 #: Memory for the tables of one model. Leaves with the shortest paths get theirs first; the rest are summed directly.
@@ -113,11 +113,7 @@ cdef class ForestExplainer(Explainer):
     """
 
     def __cinit__(self, *args, **kwargs):
-        self._steps = NULL
         memset(&self._shap, 0, sizeof(self._shap))
-
-    def __dealloc__(self):
-        free(self._steps)
 
     def __reduce__(self):
         raise TypeError("ForestExplainer is not pickled; make it from its model and reference")
@@ -154,7 +150,8 @@ cdef class ForestExplainer(Explainer):
         self.n_features, self.n_raw, self.n_trees = n_features, n_raw, n_trees
         self.method = "interventional" if cover is None else "path_dependent"
         self._take_sets(set_words, set_start, set_equal, floor_negative, set_of, missing_left)
-        self._take_steps(steps)
+        self._steps = Steps(steps, n_features)
+        self._shap.steps, self._shap.n_steps, self._shap.n_features = self._steps.each, self._steps.n, n_features
 
         cdef Layout layout = Layout()
         self._ask(layout, feature, threshold, left, right, missing_left, set_of)
@@ -209,23 +206,6 @@ cdef class ForestExplainer(Explainer):
         cdef const uint8_t[::1] sets_view = sets.view(np.uint8)
         cdef const uint32_t[::1] words_view = self._arrays["words"]
         self._shap.sets, self._shap.words = <const tc_set*>&sets_view[0], &words_view[0]
-
-    def _take_steps(self, list steps):
-        cdef const float[::1] a
-        cdef const float[::1] b
-        cdef Py_ssize_t i
-        if steps:
-            self._steps = <tc_step*>malloc(len(steps) * sizeof(tc_step))
-            if self._steps == NULL:
-                raise MemoryError
-        for i, (kind, first, second) in enumerate(steps):
-            kept = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32))
-            if not (0 <= kind < TC_STEP_KINDS) or any(array.shape != (self.n_features,) for array in kept):
-                raise ValueError(f"Expected step {i} to be known and to hold {self.n_features} values")
-            self._arrays[f"step{i}"] = kept
-            a, b = kept
-            self._steps[i].kind, self._steps[i].a, self._steps[i].b = kind, &a[0], &b[0]
-        self._shap.steps, self._shap.n_steps, self._shap.n_features = self._steps, len(steps), self.n_features
 
     def _ask(self, Layout layout, feature, threshold, left, right, missing_left, set_of):
         """Every test as `row[column] <= cut` over [x, -x], which missing values fail; see forest_kernel.h."""

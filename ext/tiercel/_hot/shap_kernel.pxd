@@ -3,7 +3,8 @@
 # Owns   : nothing; shap owns what the pointers lead to.
 # GIL    : not needed by any function here; none raises.
 # Threads: safe; all scratch memory belongs to the call.
-from tiercel._hot.forest_kernel cimport tc_set, tc_step
+from tiercel._hot.forest_kernel cimport tc_set
+from tiercel._hot.steps cimport tc_step
 from tiercel._hot.typedefs cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "shap_kernel.h" nogil:
