@@ -12,7 +12,8 @@ from tests.features.stores import INT64, TEXT, key_columns, key_values
 from tests.reference.row import reference_key
 
 from tiercel.errors import RequestError, SourceError
-from tiercel.features.keys import MAX_ENTITY_KEY_BYTES, decode_key, encode_key, encode_key_columns
+from tiercel.features.key_columns import encode_key_columns
+from tiercel.features.keys import MAX_ENTITY_KEY_BYTES, decode_key, encode_key
 from tiercel.types import DType, KeyColumn
 
 ID = (KeyColumn("id", DType.INT64),)

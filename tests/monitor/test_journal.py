@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tests.monitor.recorders import FEATURES, PREFIX, SCHEMA, SIGNATURE, SMALL, key_bytes, make_recorder, rows_of
 
 from tiercel.errors import JournalError
-from tiercel.monitor.journal import read_journal, read_segment, read_tables, segment_paths
+from tiercel.monitor.journal import read_journal, read_segment, segment_paths
+from tiercel.monitor.journal_tables import read_tables
 from tiercel.monitor.segments import trim_segment
 from tiercel.settings import JournalSettings
 from tiercel.types import Tier

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiercel.errors import BaseCorruptError, SourceError, StoreError
-from tiercel.features.keys import MAX_GROUPS, decode_key, encode_key_columns
+from tiercel.features.key_columns import encode_key_columns
+from tiercel.features.keys import MAX_GROUPS, decode_key
 from tiercel.features.layout import RowLayout
 from tiercel.features.manifest import (
     MANIFEST_NAME,

@@ -17,15 +17,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from tiercel.errors import BaseCorruptError, DefinitionError, SchemaMismatchError, SourceError
+from tiercel.errors import BaseCorruptError, DefinitionError, SchemaMismatchError
 from tiercel.features.keys import MAX_ENTITY_KEY_BYTES
-from tiercel.types import NO_EVENT_US, DType, GroupSchema
+from tiercel.types import DType, GroupSchema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
 
 #: Key + row that still share a 4 KiB leaf page; wider rows get whole pages of their own (one more page fault per read).
 INLINE_ENTRY_BYTES = 2030
@@ -37,13 +37,6 @@ MAX_VIEWS = 256
 _HEADER_BYTES = 8
 _NUMPY = {DType.FLOAT32: "<f4", DType.FLOAT64: "<f8", DType.INT64: "<i8", DType.BOOL: "u1", DType.STRING: "<i4"}
 _STRUCT = {DType.FLOAT32: "f", DType.FLOAT64: "d", DType.INT64: "q", DType.BOOL: "?", DType.STRING: "i"}
-_ARROW = {
-    DType.FLOAT32: pa.float32(),
-    DType.FLOAT64: pa.float64(),
-    DType.INT64: pa.int64(),
-    DType.BOOL: pa.bool_(),
-    DType.STRING: pa.int32(),
-}
 
 Value = float | int | bool | str
 
@@ -111,7 +104,8 @@ class RowLayout:
         return self.row_bytes <= self.max_row_bytes
 
     @cached_property
-    def _record(self) -> np.dtype[np.void]:
+    def record(self) -> np.dtype[np.void]:
+        """A row's bytes as fields: "fingerprint", "flags", an event time `v<j>` per view, "validity", a value `c<i>` per column."""
         views, columns = self.group.views, self.group.columns
         return np.dtype(
             {
@@ -161,25 +155,10 @@ class RowLayout:
         Raises:
             SourceError: a column is absent, of another type, or holds a code outside its dictionary.
         """
-        n = table.num_rows
-        rows = np.zeros(n, dtype=self._record)
-        rows["fingerprint"] = self.fingerprint
-        for j, view in enumerate(self.group.views):
-            times = _column(table, f"__event_us_{j}", pa.int64(), f"event time of view '{view.name}'")
-            rows[f"v{j}"] = pc.fill_null(times, NO_EVENT_US).to_numpy(zero_copy_only=False)
-        validity = rows["validity"]
-        for i, column in enumerate(self.group.columns):
-            cells = _column(table, column.name, _ARROW[column.dtype], f"feature '{column.name}'")
-            bit = np.uint8(1 << (i % 8))
-            if column.dtype is DType.STRING:
-                _check_codes(column.name, cells, n_categories[column.name])
-            if cells.null_count:
-                validity[:, i // 8] |= pc.is_valid(cells).to_numpy(zero_copy_only=False).astype(np.uint8) * bit
-                cells = pc.fill_null(cells, False if column.dtype is DType.BOOL else 0)
-            else:
-                validity[:, i // 8] |= bit
-            rows[f"c{i}"] = cells.to_numpy(zero_copy_only=False)
-        return rows.view(np.uint8).reshape(n, self.row_bytes)
+        # Only here: a worker packs no rows, and needs no Arrow in its memory.
+        from tiercel.features.row_packing import pack_rows
+
+        return pack_rows(self, table, n_categories=n_categories)
 
     def unpack(self, row: bytes, *, categories: Mapping[str, Sequence[str]]) -> UnpackedRow:
         """One row's typed values; strings are looked up in `categories`.
@@ -212,24 +191,3 @@ class RowLayout:
                 raise BaseCorruptError(f"Expected a code of '{name}' in 0..{len(names) - 1}, got {stored}")
             values[i] = names[stored]
         return UnpackedRow(tuple(rest[:n_views]), tuple(values))
-
-
-def _check_codes(name: str, codes: pa.Array, n_categories: int) -> None:
-    low, high = pc.min_max(codes).as_py().values()
-    if low is not None and not 0 <= low <= high < n_categories:
-        raise SourceError(
-            f"Expected codes of '{name}' in 0..{n_categories - 1} ({n_categories} strings), got {low}..{high}"
-        )
-
-
-def _column(table: pa.Table, name: str, dtype: pa.DataType, what: str) -> pa.Array:
-    index = table.schema.get_field_index(name)  # -1 also when the name is there twice
-    if index < 0:
-        raise SourceError(f"Expected one column '{name}' ({what}), got {', '.join(table.column_names)}")
-    column = table.column(index)
-    if column.type != dtype:
-        raise SourceError(f"Expected {dtype} for {what}, got {column.type}")
-    combined = column.combine_chunks()
-    if isinstance(combined, pa.ChunkedArray):  # zero chunks stay chunked in some pyarrow versions
-        combined = pa.concat_arrays(combined.chunks) if combined.num_chunks else pa.array([], dtype)
-    return combined

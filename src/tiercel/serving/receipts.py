@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tiercel.errors import JournalError, NotFoundError, ReceiptCorruptError, ReceiptNotFoundError
 from tiercel.explain.receipts import Receipt
 from tiercel.monitor.lookup import find_records
-from tiercel.monitor.receipt_files import RECEIPTS, find_receipts, read_receipts
 from tiercel.monitor.recording import JOURNAL
 
 if TYPE_CHECKING:
@@ -34,6 +33,9 @@ def find_receipt(settings: Settings, prediction_id: str) -> list[Receipt]:
         absent = str(error)
     except JournalError as error:  # what was converted before may be whole
         damage = error
+    # Only now: a worker, which is mostly asked for what the journal still has, needs neither Arrow nor DuckDB in its memory.
+    from tiercel.monitor.receipt_files import RECEIPTS, find_receipts
+
     directory = settings.state_dir / RECEIPTS
     try:
         records = [each for each in find_receipts(directory, prediction_id) if not _is_masked(each, settings)]
@@ -65,8 +67,8 @@ def read_all(
         ReceiptCorruptError: a receipt was changed, after all before it.
         MonitorStorageError, TableError: receipts cannot be brought up to date.
     """
-    # Only here: a worker, which finds single receipts, needs no DuckDB in its memory.
     from tiercel.monitor.predictions import PredictionTable
+    from tiercel.monitor.receipt_files import RECEIPTS, read_receipts
 
     PredictionTable(settings.state_dir, settings.monitor).convert(waits=True)
     found = read_receipts(settings.state_dir / RECEIPTS, model=model, since_us=since_us, until_us=until_us)
