@@ -7,6 +7,7 @@ import json
 import threading
 import time
 
+import numpy as np
 import pytest
 from tests.http.test_protocol import Running, peer, request
 from tests.support import stores
@@ -14,6 +15,7 @@ from tests.support.tiers import BODY, World, held
 from tiercel._hot.aside import Aside
 
 from tiercel.features.online import OnlineBase
+from tiercel.models.ir import Linear
 from tiercel.settings import ModelSettings, ServerSettings
 
 SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=100, idle_timeout_s=20)
@@ -186,6 +188,33 @@ def test_a_share_is_refused(server, world):
     assert "retry-after" in refused[1]
     assert world.counters.get("refused_capacity") == statuses.count(503)
     assert server.native.counts["handed_on"] == 0
+
+
+def test_a_refusal_is_written_once_for_each_sort(server):
+    """Whoever is refused between, the same words are said again to others like the first, without writing them anew."""
+    door, written = server.native._door, []
+    door.late = lambda asked, *rest, write=door.late: written.append(asked.plan.model) or write(asked, *rest)
+    with peers(server, 12) as many:
+        with stalled(server, 120):
+            for at, each in enumerate(many):
+                each.send(ask_of("net" if at % 2 else "late", 50))
+        assert [each.reply()[0] for each in many] == [504] * 12
+    assert sorted(written) == ["late", "net"]
+
+
+@pytest.mark.parametrize(("scorer", "statuses"), [("compiled", {200}), ("slow", {200, 503})])
+def test_a_quick_inline_model_answers_rather_than_refuse(server, world, base, scorer, statuses):
+    """Where an answer takes no longer than a refusal, nobody who is in time makes room; where it takes longer, a share does."""
+    n = len(base.schema.features)
+    weights = Linear(weights=np.zeros((1, n)), intercept=np.zeros(1), single_precision=False)
+    world.add("inline", needs_us=(1, 2, 1), scorer=weights.compile() if scorer == "compiled" else None)
+    del world.scorers["inline", 1]  # it holds nobody
+    with peers(server, 24) as many:
+        assert [each.ask(ask_of("inline", 400)) for each in many] == [200] * 24
+        with stalled(server, 160):
+            for each in many:
+                each.send(ask_of("inline", 400))
+        assert {each.reply()[0] for each in many} == statuses
 
 
 @pytest.mark.parametrize("kind", ["net", "late"])

@@ -326,6 +326,27 @@ def test_refusals_repeat(server, world):
     assert world.counters.get("replies_5xx") == 5
 
 
+def test_refusals_keep_no_plan(server, world):
+    """Once there are other plans, nothing holds those that were refused: their bases can go."""
+    late = {**BODY, "deadline_ms": 0.001}
+    path = server.native._path
+    with peer(server) as one:
+        assert one.ask(request(late, target="/predict/net")) == 504
+        assert len(path.late) == 1
+        world.add("other", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
+        assert one.ask(request(BODY, target="/predict/other")) == 200
+    assert len(path.late) == 0
+
+
+def test_ever_other_deadlines_do_not_fill_memory(server):
+    """Refusals of so many sorts of questions are remembered, and no more."""
+    path = server.native._path
+    with peer(server) as one:
+        for at in range(200):
+            assert one.ask(request({**BODY, "deadline_ms": 0.001 + at / 1e6}, target="/predict/net")) == 504
+            assert len(path.late) <= 64
+
+
 @pytest.mark.parametrize("tier", ["near-realtime", "realtime"])
 def test_a_stand_in_answers_for_what_is_no_number(server, world, tier):
     """Where somebody can stand in, a score that is NaN counts as a failure, on the compiled path too; elsewhere it is told."""

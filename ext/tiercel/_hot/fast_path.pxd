@@ -20,15 +20,20 @@ from tiercel._hot.typedefs cimport int64_t, uint8_t
 #
 # Owns   : references. Immutable.
 cdef class Refusal:
-    cdef ServingPlan plan
     cdef bytes reply
     cdef object headers                    # the list of uvicorn's headers that is in it
     cdef str code, cell                    # to be counted with it
-    cdef int status, kind, source
-    cdef int64_t budget_us, until_ns, slack_ns
-    cdef Py_ssize_t n_rows
+    cdef int status
+    cdef int64_t until_ns, slack_ns
 
-    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers)
+
+# The last refusal of each sort of question: of one plan, in one form, about so many rows, with the same deadline.
+#
+# Owns   : references; plans are let go with `clear`, when there are others.
+cdef class Refusals:
+    cdef dict _known
+
+    cdef Refusal find(self, Prepared asked, int64_t now_ns, object headers)
 
 
 # What all connections of a server share.
@@ -39,7 +44,7 @@ cdef class FastPath:
     cdef object _engine, _hand_on, _refuse
     cdef public object queue               # see fast_path.pyi; None: what needs a queue is handed on
     cdef public object audit               # see fast_path.pyi; None: what is strict is handed on
-    cdef public Refusal late, full, shed   # of a question whose time is over, that found no room, that made some; or None
+    cdef readonly Refusals late, full, shed    # of questions whose time is over, that found no room, that made some
     cdef readonly Aside aside
     cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
     cdef int64_t _budget_us                # what the last body was given; -1: it named none, and its model has none
@@ -57,6 +62,7 @@ cdef class FastPath:
     cdef TensorTallies _tallies
 
     cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued
+    cdef bint _sheds(self, ServingPlan plan, int64_t wait_ns, int64_t now_ns) noexcept
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1

@@ -66,7 +66,6 @@ class Refusal:
     """The refusal of a question, to be given again to others like it.
 
     Args:
-        asked: the question.
         reply: all of it.
         headers: the list of uvicorn's headers that `reply` was made with; once there is another one, the reply is stale.
         status, code, cell: what is counted with each.
@@ -76,7 +75,6 @@ class Refusal:
 
     def __init__(
         self,
-        asked: Prepared,
         reply: bytes,
         headers: object,
         *,
@@ -86,6 +84,13 @@ class Refusal:
         until_ns: int,
         slack_ns: int,
     ) -> None: ...
+
+class Refusals:
+    """The last refusal of each sort of question."""
+
+    def __len__(self) -> int: ...
+    def keep(self, asked: Prepared, refusal: Refusal) -> None: ...
+    def clear(self) -> None: ...
 
 class FastPath:
     """What the connections of one server share: limits, counts, the way to the plans.
@@ -110,9 +115,9 @@ class FastPath:
     max_connections: int
     queue: Queue | None
     audit: Audit | None
-    late: Refusal | None
-    full: Refusal | None
-    shed: Refusal | None
+    late: Refusals
+    full: Refusals
+    shed: Refusals
     aside: Aside
     socket_wait_ns: int
     def __init__(

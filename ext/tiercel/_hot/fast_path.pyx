@@ -8,6 +8,7 @@ from tiercel._hot.aside cimport Aside
 from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
 from tiercel._hot.lines cimport Lines
+from tiercel._hot.needs cimport is_quick
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Assembled, Prepared, ServingPlan, dispose
 from tiercel._hot.prediction cimport Stopwatch
@@ -22,24 +23,48 @@ cdef enum:
     CHECKED_ROWS = 64
 
 
+# Sorts of refusals that are remembered; clients that name ever other deadlines are refused one by one.
+cdef enum:
+    MAX_REFUSALS = 64
+
+
 cdef class Refusal:
     def __init__(
-        self, Prepared asked not None, bytes reply not None, headers, *, int status, str code not None, str cell not None,
-        int64_t until_ns, int64_t slack_ns,
+        self, bytes reply not None, headers, *, int status, str code not None, str cell not None, int64_t until_ns,
+        int64_t slack_ns,
     ):
-        self.plan, self.kind, self.n_rows = asked.plan, asked.kind, asked.n_rows
-        self.budget_us, self.source = asked.budget_us, asked._watch.budget_source
         self.reply, self.headers, self.status, self.code, self.cell = reply, headers, status, code, cell
         self.until_ns, self.slack_ns = until_ns, slack_ns
 
-    cdef bint fits(self, Prepared asked, int64_t now_ns, object headers):
-        return (
-            asked.plan is self.plan and asked.kind == self.kind and asked.n_rows == self.n_rows
-            and asked._watch.budget_source == self.source
-            and asked._asked.due_ns - asked._arrival.begun_ns == 1000 * self.budget_us
-            and asked._asked.due_ns - now_ns <= self.slack_ns and now_ns < self.until_ns
-            and headers is self.headers
-        )
+
+cdef inline tuple _sort_of(Prepared asked):
+    cdef int64_t budget_ns = asked._asked.due_ns - asked._arrival.begun_ns
+    return asked.plan, asked.kind, asked.n_rows, asked._watch.budget_source, budget_ns
+
+
+cdef class Refusals:
+    def __init__(self):
+        self._known = {}
+
+    def __len__(self):
+        return len(self._known)
+
+    def keep(self, Prepared asked not None, Refusal refusal not None):
+        """Say the same to others like it."""
+        if len(self._known) >= MAX_REFUSALS:
+            self._known.clear()
+        self._known[_sort_of(asked)] = refusal
+
+    def clear(self):
+        """Forget all of them."""
+        self._known.clear()
+
+    cdef Refusal find(self, Prepared asked, int64_t now_ns, object headers):
+        """What is still true of a question, or None."""
+        cdef Refusal found = self._known.get(_sort_of(asked))
+        if found is None or found.headers is not headers or now_ns >= found.until_ns:
+            return None
+        return found if asked._asked.due_ns - now_ns <= found.slack_ns else None
 
 
 cdef class FastPath:
@@ -57,6 +82,7 @@ cdef class FastPath:
         self._tallies = TensorTallies() if tallies is None else tallies
         self.hands_on_traced = hands_on_traced
         self._reference, self._heads, self.aside = b"", HeadWriter(), Aside()
+        self.late, self.full, self.shed = Refusals(), Refusals(), Refusals()
 
     def __dealloc__(self):
         free(self._out.data)
@@ -76,6 +102,8 @@ cdef class FastPath:
         ):
             if routes is not self._routes:
                 self._lines = self._lines_plan = None
+                for refusals in (self.late, self.full, self.shed):
+                    refusals.clear()        # of plans that may be gone
             self._reference = PyBytes_FromStringAndSize(<const char*>reference, length)
             name, _, version = self._reference.decode("ascii").partition("/versions/")
             self._plan = routes.by_reference.get(f"{name}:{version}" if version else name)
@@ -86,6 +114,10 @@ cdef class FastPath:
         if self._lines_plan is not plan:
             self._lines, self._lines_plan = self.queue.lines(plan), plan
         return self._lines
+
+    cdef bint _sheds(self, ServingPlan plan, int64_t wait_ns, int64_t now_ns) noexcept:
+        """Whether a request that waited so long in its socket is to make room for others."""
+        return (plan.is_queued or not is_quick(&plan._needs)) and self.aside.sheds(plan.is_queued, wait_ns, now_ns)
 
     cdef bint _answer(
         self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close, tuple told

@@ -22,6 +22,7 @@ cdef struct Needs:
 cdef enum:
     DOUBT_NS = 250_000_000
     DOUBT_ASKED = 16
+    QUICK_ANSWER_NS = 10_000
 
 
 # Scoring inline keeps everybody waiting who comes meanwhile. A model that somebody can stand in for may use so much of the
@@ -36,6 +37,11 @@ cdef inline double backlog_ns(const Needs* needs, int64_t now_ns) noexcept nogil
 cdef inline bint is_behind(const Needs* needs, int64_t score_ns, int64_t budget_ns, int64_t now_ns) noexcept nogil:
     cdef double behind_ns = backlog_ns(needs, now_ns)
     return behind_ns > 0 and behind_ns + <double>score_ns > <double>(budget_ns // 2)
+
+
+# Whether answering inline takes hardly longer than refusing would: to refuse would make room for nobody.
+cdef inline bint is_quick(const Needs* needs) noexcept nogil:
+    return 0 < needs.seen_ns < QUICK_ANSWER_NS
 
 
 # So much was scored inline just now. A stall of the host is not the model's: no more than 20 times the usual counts.

@@ -26,7 +26,7 @@
 # Lends  : `body` to answer_into() for the call.
 # GIL    : held throughout; the plan releases it for large requests.
 # Threads: all calls on the thread of the event loop.
-from tiercel._hot.fast_path cimport FastPath, Refusal
+from tiercel._hot.fast_path cimport FastPath, Refusals
 from tiercel._hot.http cimport Head
 from tiercel._hot.marks cimport Marks
 from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
@@ -102,7 +102,7 @@ cdef class HotProtocol:
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close
     )
     cdef bint _refuse_late(self, Prepared asked, const Arrival* arrival, bint close) except *
-    cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns)
+    cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns)
     cdef int _go_on(self, bint says_close=*) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1
     cdef int _set_reading(self, bint wanted) except -1

@@ -6,7 +6,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from tiercel._hot.aside cimport QUIET_NS
 from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_us
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
-from tiercel._hot.fast_path cimport FastPath, Refusal
+from tiercel._hot.fast_path cimport FastPath, Refusal, Refusals
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
 from tiercel._hot.lines cimport Seat, seat_of
 from tiercel._hot.marks cimport forget, mark, read_at
@@ -280,7 +280,7 @@ cdef class HotProtocol:
                 if unread < 0:
                     unread = wait_ns if plan.is_queued else 0
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
+                if unread > QUIET_NS and path._sheds(plan, unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
             close = self._draining and offset + total == size
             if plan.is_queued:
@@ -452,12 +452,11 @@ cdef class HotProtocol:
         self._is_refused = True
         return True
 
-    cdef bint _refuse_again(self, Refusal refusal, Prepared asked, int64_t now_ns):
-        """Refuse a question as the last one was, if it is like it."""
+    cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns):
+        """Refuse a question as the last one like it was."""
         cdef FastPath path = self.path
-        if refusal is None or not refusal.fits(asked, now_ns, self.server_state.default_headers):
-            return False
-        if not put(&path._out, PyBytes_AS_STRING(refusal.reply), PyBytes_GET_SIZE(refusal.reply)):
+        cdef Refusal refusal = refusals.find(asked, now_ns, self.server_state.default_headers)
+        if refusal is None or not put(&path._out, PyBytes_AS_STRING(refusal.reply), PyBytes_GET_SIZE(refusal.reply)):
             return False
         path._counters.count_reply(refusal.status, refusal.code)
         path._counters.add(refusal.cell)

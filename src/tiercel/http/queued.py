@@ -69,15 +69,17 @@ class QueueDoor:
             if close:  # which says so, and nobody else's is to
                 return reply
             now_ns = time.monotonic_ns()
-            self._path.full = Refusal(
+            self._path.full.keep(
                 asked,
-                reply,
-                hot.server_state.default_headers,
-                status=status_of(error),
-                code=error.code,
-                cell="refused_capacity",
-                until_ns=now_ns + FULL_NS,
-                slack_ns=asked.due_ns - now_ns,
+                Refusal(
+                    reply,
+                    hot.server_state.default_headers,
+                    status=status_of(error),
+                    code=error.code,
+                    cell="refused_capacity",
+                    until_ns=now_ns + FULL_NS,
+                    slack_ns=asked.due_ns - now_ns,
+                ),
             )
             return reply
         except DeadlineError as error:
@@ -122,7 +124,8 @@ class QueueDoor:
 
     def close(self) -> None:
         """The event loop is about to end."""
-        self._path.late = self._path.full = self._path.shed = None
+        for refusals in (self._path.late, self._path.full, self._path.shed):
+            refusals.clear()
         self._path.aside.close()
         if self._wait is not None:
             self._wait.close()
@@ -138,15 +141,17 @@ class QueueDoor:
         )
         reply = self.refusal(asked, error, hot, close)
         if not close:
-            self._path.shed = Refusal(
+            self._path.shed.keep(
                 asked,
-                reply,
-                hot.server_state.default_headers,
-                status=status_of(error),
-                code=error.code,
-                cell="refused_capacity",
-                until_ns=time.monotonic_ns() + SHED_NS,
-                slack_ns=NEVER_NS,
+                Refusal(
+                    reply,
+                    hot.server_state.default_headers,
+                    status=status_of(error),
+                    code=error.code,
+                    cell="refused_capacity",
+                    until_ns=time.monotonic_ns() + SHED_NS,
+                    slack_ns=NEVER_NS,
+                ),
             )
         return reply
 
@@ -159,15 +164,17 @@ class QueueDoor:
         except DeadlineError as error:
             reply = self.refusal(asked, error, hot, close)
             if is_over and not close:  # once it is over, the words do not depend on how long
-                self._path.late = Refusal(
+                self._path.late.keep(
                     asked,
-                    reply,
-                    hot.server_state.default_headers,
-                    status=status_of(error),
-                    code=error.code,
-                    cell="refused_deadline",
-                    until_ns=time.monotonic_ns() + LATE_NS,
-                    slack_ns=0,
+                    Refusal(
+                        reply,
+                        hot.server_state.default_headers,
+                        status=status_of(error),
+                        code=error.code,
+                        cell="refused_deadline",
+                        until_ns=time.monotonic_ns() + LATE_NS,
+                        slack_ns=0,
+                    ),
                 )
             return reply
         return None
