@@ -62,6 +62,7 @@ cdef class FastPath:
     cdef TensorTallies _tallies
 
     cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued
+    cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept
     cdef bint _sheds(self, ServingPlan plan, int64_t wait_ns, int64_t now_ns) noexcept
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept

@@ -4,7 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport free
 from libc.string cimport memcmp
 
-from tiercel._hot.aside cimport Aside
+from tiercel._hot.aside cimport QUIET_NS, RECENT_NS, Aside
 from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
 from tiercel._hot.lines cimport Lines
@@ -114,6 +114,19 @@ cdef class FastPath:
         if self._lines_plan is not plan:
             self._lines, self._lines_plan = self.queue.lines(plan), plan
         return self._lines
+
+    cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept:
+        """Whether queues have to be looked after, or reading may be behind: it is not where all connections, as quickly as
+        those that were read lately, are read sooner than that. Who is ready is read in turn, so nobody waits longer."""
+        cdef int64_t since_ns = now_ns - self._polled_ns
+        self._polled_ns = now_ns
+        if (
+            now_ns - self.aside._tightest_at_ns[1] <= <int64_t>RECENT_NS or len(self.aside) > 0
+            or 2 * n_connections * since_ns >= self.aside.n_read * <int64_t>QUIET_NS
+        ):
+            return True
+        self.aside.n_read = self.socket_wait_ns = 0
+        return False
 
     cdef bint _sheds(self, ServingPlan plan, int64_t wait_ns, int64_t now_ns) noexcept:
         """Whether a request that waited so long in its socket is to make room for others."""

@@ -249,8 +249,9 @@ cdef class HotProtocol:
         arrival.default_us = OWN_DEFAULT
         if is_new:
             self.begun_ns = arrival.read_ns
-        if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS:
-            path._polled_ns = arrival.read_ns
+        if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS and path._polls(
+            len(self.server_state.connections), arrival.read_ns
+        ):
             path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
             path.aside.poll(arrival.read_ns, path.socket_wait_ns)
         # The probe tells whether reading is behind for somebody; for this connection the kernel knows, if it is asked.
