@@ -455,6 +455,56 @@ def test_the_command_says_equal_or_what_is_wrong(directory, tiercel, tmp_path):
     assert tiercel("replay", ids[0], "--model", "fraud")[0] == 2
 
 
+def test_one_corrupt_receipt_does_not_end_a_run(directory, tiercel, tmp_path):
+    """Of many, a changed receipt and a file that cannot be read are named and counted, and the rest replayed; status 1."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with Server(directory) as server:
+        ids = [server.compiled(request(customer))["id"] for customer in range(5)]
+    state = server.settings.state_dir
+    PredictionTable(state, server.settings.monitor).convert()
+    shutil.rmtree(state / "journal")
+    (path,) = (state / "receipts").rglob("*.parquet")
+    table = pq.read_table(path)
+    records = table["record"].to_pylist()
+    records[1] = records[1][:-8] + bytes(8)
+    at = table.column_names.index("record")
+    pq.write_table(table.set_column(at, "record", pa.array(records, pa.large_binary())), path)
+    status, output = tiercel("replay", "--all")
+    assert (status, "4 equal bit for bit" in output, "1 corrupt" in output) == (1, True, True), output
+    assert f"{ids[1]}: failed" in output
+    assert "row 1 of row group 0" in output
+    foreign = path.with_name("foreign.parquet")
+    foreign.write_bytes(b"no file of receipts")
+    status, output = tiercel("replay", "--all", "--json")
+    told = json.loads(output)
+    assert (status, told["equal"], told["failed"], told["corrupt"]) == (1, 4, 2, 2)
+    assert {each["id"] for each in told["first"]} == {ids[1], str(foreign)}
+    assert {each["code"] for each in told["first"]} == {"receipt_corrupt"}
+    # What is exported is all of it or nothing.
+    status, output = tiercel("audit", "export", str(tmp_path / "audit.jsonl"))
+    assert (status, "(receipt_corrupt)" in output, list(tmp_path.glob("audit*"))) == (1, True, [])
+
+
+def test_a_prediction_that_breaks_its_replay_does_not_end_a_run(directory, tiercel, monkeypatch):
+    """Whatever a replay raises is one failure, told with its prediction's id."""
+    with Server(directory) as server:
+        ids = [server.compiled(request(customer))["id"] for customer in range(3)]
+    replay = Replayer.replay
+
+    def broken(self, receipts):
+        if receipts[0].id == ids[1]:
+            raise ValueError("shapes that do not fit")
+        return replay(self, receipts)
+
+    monkeypatch.setattr(Replayer, "replay", broken)
+    status, output = tiercel("replay", "--all")
+    assert (status, "2 equal bit for bit" in output, "1 could not be replayed" in output) == (1, True, True), output
+    assert f"{ids[1]}: failed" in output
+    assert "shapes that do not fit" in output
+
+
 def test_the_audit_commands_export_verify_and_prove(directory, tiercel, tmp_path):
     """An export verifies without the project; an edited line is named; a proof of one id stands for itself."""
     with Server(directory) as server:
