@@ -528,6 +528,20 @@ def test_the_audit_commands_export_verify_and_prove(directory, tiercel, tmp_path
     assert (status, "line 1" in output, "(receipt_corrupt)" in output) == (1, True, True)
 
 
+def test_an_export_of_nothing_is_an_error(directory, tiercel, tmp_path):
+    """A misspelt model or an empty window is refused, and an export that was there stays as it was."""
+    with Server(directory) as server:
+        server.compiled(request(3))
+    file = tmp_path / "audit.jsonl"
+    for nothing in (("--model", "misspelt"), ("--since", "2100-01-01"), ("--until", "2020-01-01")):
+        status, output = tiercel("audit", "export", str(file), *nothing)
+        assert (status, "(receipt_not_found)" in output, list(tmp_path.glob("*audit*"))) == (1, True, []), output
+    assert tiercel("audit", "export", str(file), "--model", "fraud")[0] == 0
+    before = file.read_bytes()
+    assert tiercel("audit", "export", str(file), "--model", "misspelt")[0] == 1
+    assert file.read_bytes() == before
+
+
 def tensors(*, is_binary):
     """An infer request of two rows: (body, length of its JSON or -1)."""
     amount = np.array([0.25, 0.75], np.float32)

@@ -99,11 +99,18 @@ def prove(prediction_id: str, file: Path, output: Path | None) -> None:
 
 
 def _lines(settings: Settings, *, model: str | None, since_us: int | None, until_us: int | None) -> Iterator[bytes]:
+    from tiercel.errors import ReceiptNotFoundError
     from tiercel.serving.receipts import read_all
 
+    is_empty = True
     for receipts in read_all(settings, model=model, since_us=since_us, until_us=until_us):
+        is_empty = False
         for receipt in receipts:
             yield receipt.to_line()
+    if is_empty:  # an export of nothing verifies: a misspelt model must not look like a proof
+        raise ReceiptNotFoundError(
+            "Expected receipts to export, got none: nothing is kept of what was chosen. Look at --model, --since and --until"
+        )
 
 
 def _proof_in(file: Path) -> dict[str, object] | None:
