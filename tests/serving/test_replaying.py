@@ -520,7 +520,12 @@ def test_the_audit_commands_export_verify_and_prove(directory, tiercel, tmp_path
     assert (status, "Unchanged" in output) == (0, True)
     proof = tmp_path / "proof.json"
     assert tiercel("audit", "prove", ids[4], str(file), "--output", str(proof))[0] == 0
-    assert tiercel("audit", "verify", str(proof), "--root", root)[0] == 0
+    status, output = tiercel("audit", "verify", str(proof), "--root", root)
+    assert (status, "with 6 others" in output) == (0, True), output
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps({**json.loads(proof.read_text()), "n_receipts": 8}, indent=1))
+    status, output = tiercel("audit", "verify", str(few), "--root", root)
+    assert (status, "(receipt_corrupt)" in output) == (1, True), output
     status, output = tiercel("audit", "prove", "f" * 20, str(file))
     assert (status, "(receipt_not_found)" in output) == (1, True)
     file.write_bytes(file.read_bytes().replace(b'"version":1', b'"version":2', 1))

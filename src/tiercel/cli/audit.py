@@ -75,9 +75,16 @@ def verify(file: Path, root: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"n_receipts": found.n_receipts, "root": found.root, "id": found.id, "is_noted": root is not None})
         return
-    what = f"{found.n_receipts:,} receipts" if found.id is None else f"The receipt of prediction {found.id}"
-    verb = "are" if found.id is None else "is"
-    console.print(f"[bold green]Unchanged.[/] {what} {verb} under the root {found.root}.")
+    count = "" if found.n_receipts is None else f"{found.n_receipts:,} receipts"
+    if found.id is None:
+        told = f"{count} are"
+    else:
+        told = f"The receipt of prediction {found.id} is" + (f", with {found.n_receipts - 1:,} others," if count else "")
+    console.print(f"[bold green]Unchanged.[/] {told} under the root {found.root}.")
+    if not count:
+        console.print(
+            "Of how many receipts it is one is not proved: the export is of format 1. One written by now proves that too."
+        )
     if root is None:
         console.print("That root is the file's own. Pass --root with the one that was noted when it was exported.")
 
@@ -115,7 +122,7 @@ def _lines(settings: Settings, *, model: str | None, since_us: int | None, until
 
 def _proof_in(file: Path) -> dict[str, object] | None:
     """The proof that a file holds; None: it is something else."""
-    from tiercel.explain.audit_file import PROOF_FORMAT
+    from tiercel.explain.audit_file import PROOF_FORMAT, PROOF_FORMAT_1
 
     try:
         with file.open("rb") as stream:
@@ -124,4 +131,4 @@ def _proof_in(file: Path) -> dict[str, object] | None:
         data = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return data if isinstance(data, dict) and data.get("format") == PROOF_FORMAT else None
+    return data if isinstance(data, dict) and data.get("format") in {PROOF_FORMAT, PROOF_FORMAT_1} else None
