@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 
@@ -157,6 +158,20 @@ def test_with_nobody_to_compare_with_the_file_is_asked():
     told = explained(plan_of(without_rows(linear_onnx())), rows)["explanation"]
     assert told["method"] == "none"
     assert "no reference set" in told["why"]
+
+
+def test_a_file_whose_counts_cannot_be_is_served_and_says_why():
+    """With nobody to compare with and counts below zero, the model answers, and the explanation names both."""
+    data = re.sub(rb"leaf_count=\d+", b"leaf_count=-7", lightgbm_bytes(), count=1)
+    sizes = b"tree_sizes=" + b" ".join(
+        b"%d" % (len(tree) + 6) for tree in data.partition(b"\nend of trees")[0].split(b"\nTree=")[1:]
+    )
+    plan = plan_of(without_rows(re.sub(rb"tree_sizes=[\d ]+", sizes, data)))
+    rows = np.ascontiguousarray(finite_table()[0][:2])
+    told = explained(plan, rows)["explanation"]
+    assert told["method"] == "none"
+    assert "no reference set" in told["why"]
+    assert "got -7" in told["why"]
 
 
 def test_path_dependent_has_no_reference():

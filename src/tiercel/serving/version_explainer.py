@@ -184,7 +184,9 @@ def _make(
     if files.reference_rows is None and kind == "auto":
         # Nobody to compare with: what the file counted at each node of its trees is the next best.
         if not isinstance(model.body, Forest) or model.body.cover is None:
-            raise UnexplainableModelError(files.why_no_reference)
+            why = model.body.why_no_cover if isinstance(model.body, Forest) else ""
+            instead = f". Nor can the file's own counts stand in for it: {why}" if why else ""
+            raise UnexplainableModelError(files.why_no_reference + instead)
         kind = "path_dependent"
     explainer = make_explainer(
         model.scorer if model.body is None else model.body, model.signature, files.reference_rows, kind=kind
