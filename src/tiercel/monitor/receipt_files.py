@@ -85,7 +85,7 @@ class ReceiptFiles:
 
     def __init__(self, directory: Path, settings: MonitorSettings) -> None:
         self.directory, self._settings = directory, settings
-        self._masked = {*settings.hash_columns, *settings.drop_columns}
+        self._masked = settings.masked
 
     def write(self, name: str, columns: SegmentColumns) -> None:
         """Bring the files of a segment ("<worker start>/<number>") up to its records.
@@ -134,7 +134,7 @@ class ReceiptFiles:
         if not self._masked:
             return kept
         for number, plan in columns.plans.items():
-            if self._masked & {*plan.features, *(name for name, _ in plan.join_keys)}:
+            if not self._masked.isdisjoint((*plan.features, *(name for name, _ in plan.join_keys))):
                 kept &= columns.heads["plan"] != number
         if "request_bytes" in (columns.heads.dtype.names or ()):
             kept &= columns.heads["request_bytes"] == 0

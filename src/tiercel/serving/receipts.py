@@ -107,7 +107,7 @@ def corrupt_receipt(damaged: DamagedReceipt) -> ReceiptCorruptError:
 
 def _is_masked(record: Record, settings: Settings) -> bool:
     """Whether a receipt, which was written before that, is of a plan that has a masked name by now."""
-    masked = {*settings.monitor.hash_columns, *settings.monitor.drop_columns}
+    masked = settings.monitor.masked
     return bool(masked) and not masked.isdisjoint((*record.plan.features, *(name for name, _ in record.plan.join_keys)))
 
 
