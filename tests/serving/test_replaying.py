@@ -21,9 +21,11 @@ from tiercel.monitor.recording import Recorder
 from tiercel.registry import Registry
 from tiercel.serving.answers import DEGRADED
 from tiercel.serving.engine import Engine
+from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.receipts import find_receipt, read_all
-from tiercel.serving.recorded import explain_again
+from tiercel.serving.recorded import explain_again, explain_receipt, plan_of_then
 from tiercel.serving.replaying import Replayer
+from tiercel.serving.version_shelf import VersionShelf
 from tiercel.settings import load_settings
 
 NOW_US = 1_767_400_000_000_000  # after the project's orders
@@ -312,6 +314,37 @@ def test_an_explainer_of_other_settings_is_named(directory):
     assert found.verdict == "equal"
     assert found.reasons.verdict == "not_replayed"
     assert "explainer_kind interventional then and path_dependent now" in found.reasons.why
+
+
+def test_a_recorded_prediction_is_explained_by_the_settings_of_then(directory, tiercel):
+    """Kind, k and locale that tiercel.toml changed since are undone for it; where that cannot be, the reply says so."""
+    with Server(directory) as server:
+        reply = server.compiled(request(3))
+    (receipt,) = find_receipt(server.settings, reply["id"])
+
+    def explained(receipt, *, as_then=True):
+        shelf = VersionShelf(load_settings(directory))
+        plan = shelf.find(f"fraud:{receipt.version}")
+        plan = plan_of_then(plan, receipt, shelf) if as_then else plan
+        found = explain_receipt(plan, [receipt], ExplainRequest(is_full=True))
+        shelf.close()
+        return found
+
+    then = explained(receipt)
+    by = {name: receipt.bindings[name] for name in ("explainer_kind", "reference_digest", "policy_digest")}
+    assert then["explained_by"] == {"settings": "then", **by}
+    (directory / "tiercel.toml").write_text(KEEP + '[models.fraud.explain]\nkind = "path_dependent"\nk = 1\n')
+    assert explained(receipt) == then
+    assert json.loads(tiercel("explain", reply["id"], "--json")[1]) == then
+    now = explained(receipt, as_then=False)
+    assert now["explanation"]["kind"] == "path_dependent"
+    assert now["explained_by"] | by == {"settings": "now", "then": by, **by}
+    assert now["explained_by"]["explainer_kind"] == "path_dependent"
+    foreign = {**receipt.bindings, "reference_digest": "0" * 64}
+    found = explained(Receipt(**{**receipt.__dict__, "bindings": foreign}))
+    assert (found["explained_by"]["settings"], found["explanation"]) == ("now", now["explanation"])
+    older = {name: value for name, value in receipt.bindings.items() if name not in by}
+    assert explained(Receipt(**{**receipt.__dict__, "bindings": older}))["explained_by"]["settings"] == "unknown"
 
 
 def test_a_version_that_is_gone_or_another_is_named(server):

@@ -20,7 +20,7 @@ from tiercel.explain.version_files import POLICY_FILE, make_explanation_files
 from tiercel.models.profile import CostProfile, Quantiles, this_host
 from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.explaining import explain_here
-from tiercel.serving.version_explainer import add_up, bound_by, make_explanations, margins_of
+from tiercel.serving.version_explainer import add_up, bound_by, make_explanations, margins_of, settings_that_bind
 from tiercel.settings import ExplainSettings, ModelSettings
 from tiercel.types import Task
 
@@ -182,6 +182,23 @@ def test_path_dependent_has_no_reference():
     assert (told["kind"], told["reference"]) == ("path_dependent", None)
     bound = bound_by(plan.explanations)
     assert (bound["explainer_kind"], bound["reference_digest"]) == ("path_dependent", None)
+
+
+@pytest.mark.parametrize("policy", [None, POLICY.encode()], ids=["default policy", "own policy"])
+@pytest.mark.parametrize(
+    "then", [ExplainSettings(), ExplainSettings(kind="path_dependent", k=3, locale="de"), ExplainSettings(k=7)], ids=str
+)
+def test_settings_of_then_are_told_by_what_was_bound(policy, then):
+    """From kind and digests alone settings are found whose explanations follow from the same, whatever today's are."""
+    artifacts = artifacts_of(lightgbm_bytes(), policy=policy)
+    plan = plan_of(artifacts, ModelSettings("m", explain=then))
+    bound = dict(bound_by(plan.explanations))
+    for today in (ExplainSettings(), ExplainSettings(kind="interventional", k=5, locale="en")):
+        found = settings_that_bind(bound, artifacts, plan.signature, today)
+        assert dict(bound_by(plan_of(artifacts, ModelSettings("m", explain=found)).explanations)) == bound
+    today = ExplainSettings(k=2)
+    foreign = {**bound, "policy_digest": "0" * 64}
+    assert settings_that_bind(foreign, artifacts, plan.signature, today).k == 2
 
 
 def test_a_policy_speaks_the_locale_that_is_nearest():
