@@ -340,7 +340,9 @@ class Project:
                 told = f"{name} version {number} is registered; only its alias '{alias}' was refused. {error}"
                 if isinstance(error, PromotionRefusedError):
                     raise PromotionRefusedError(told, registered=number) from error
-                raise RegistryConflictError(f"{told}. Point it there with `tiercel promote {name} {number} --alias {alias}`") from error
+                raise RegistryConflictError(
+                    f"{told}. Point it there with `tiercel promote {name} {number} --alias {alias}`"
+                ) from error
             version = self.registry.get(name, version.version)
         return version
 

@@ -120,14 +120,20 @@ def test_the_example_of_a_model_table_is_valid(tmp_path):
     text = "\n".join(each for each in blocks("toml") if "[models.fraud" in each)
     (tmp_path / "tiercel.toml").write_text(text)
     model, table = load_settings(tmp_path).model("fraud"), tomllib.loads(text)["models"]["fraud"]
-    nested = {item.name: type(getattr(model, item.name)) for item in fields(ModelSettings) if item.default_factory is not MISSING}
+    nested = {
+        item.name: type(getattr(model, item.name))
+        for item in fields(ModelSettings)
+        if item.default_factory is not MISSING
+    }
     assert nested == {"value": ValueSettings, "explain": ExplainSettings, "promotion": PromotionSettings}
     assert {item.name for item in fields(ModelSettings)} - {"name", "explain"} == table.keys()
     shown = [(model, table, item) for item in fields(ModelSettings) if item.name not in {"name", *nested}]
     for name in ("value", "promotion"):
         left_out = {"column"} & {item.name for item in fields(nested[name])}  # instead of the four outcomes
         assert {item.name for item in fields(nested[name])} - left_out == table[name].keys()
-        shown += [(getattr(model, name), table[name], item) for item in fields(nested[name]) if item.name not in left_out]
+        shown += [
+            (getattr(model, name), table[name], item) for item in fields(nested[name]) if item.name not in left_out
+        ]
     for settings, of, item in shown:
         value = getattr(settings, item.name)
         assert value != item.default, item.name

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercel.explain.merkle import RootBuilder, inclusion_path, leaf_hash, node_hash, root_from_path, root_of, sized_root
+from tiercel.explain.merkle import (
+    RootBuilder,
+    inclusion_path,
+    leaf_hash,
+    node_hash,
+    root_from_path,
+    root_of,
+    sized_root,
+)
 
 LEAVES = st.lists(st.binary(max_size=8), min_size=1, max_size=70)
 #: Inputs and roots of the certificate-transparency project's own test of this tree.

@@ -342,7 +342,9 @@ def test_counts_below_zero_are_no_counts():
     """A LightGBM file with a negative count is read; explaining it by path names the count."""
     data = re.sub(rb"internal_count=\d+", b"internal_count=-5", lightgbm_bytes("binary"), count=1)
     parsed = read_lightgbm_without_sizes(data)
-    with pytest.raises(UnexplainableModelError, match="leaf_count more than zero at a node that is split of tree 0, got -5"):
+    with pytest.raises(
+        UnexplainableModelError, match="leaf_count more than zero at a node that is split of tree 0, got -5"
+    ):
         make_explainer(parsed, SIGNATURES["binary"], kind="path_dependent")
 
 

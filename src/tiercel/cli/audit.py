@@ -75,13 +75,14 @@ def verify(file: Path, root: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"n_receipts": found.n_receipts, "root": found.root, "id": found.id, "is_noted": root is not None})
         return
-    count = "" if found.n_receipts is None else f"{found.n_receipts:,} receipts"
+    n_receipts = found.n_receipts
     if found.id is None:
-        told = f"{count} are"
+        told = f"{n_receipts:,} receipts are"
     else:
-        told = f"The receipt of prediction {found.id} is" + (f", with {found.n_receipts - 1:,} others," if count else "")
+        told = f"The receipt of prediction {found.id} is"
+        told += "" if n_receipts is None else f", with {n_receipts - 1:,} others,"
     console.print(f"[bold green]Unchanged.[/] {told} under the root {found.root}.")
-    if not count:
+    if n_receipts is None:
         console.print(
             "Of how many receipts it is one is not proved: the export is of format 1. One written by now proves that too."
         )

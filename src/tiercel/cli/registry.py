@@ -159,8 +159,14 @@ def promote(
             except TiercelError as error:  # what only informs is in nobody's way
                 note = f"Reasons were not compared with the champion's: {error}"
         is_limited = project.settings.model(name).promotion.max_reason_churn is not None
-        if is_limited and "champion" not in project.registry.aliases(name) and alias.lower() in {"champion", "previous"}:
-            note = "max_reason_churn was not checked: no version is champion, so there is nobody to compare reasons with"
+        if (
+            is_limited
+            and "champion" not in project.registry.aliases(name)
+            and alias.lower() in {"champion", "previous"}
+        ):
+            note = (
+                "max_reason_churn was not checked: no version is champion, so there is nobody to compare reasons with"
+            )
         promoted = project.promote(name, version, alias=alias, reason=reason, churn=churn, override=override)
     if as_json:
         found = None if churn is None else churn.to_json()

@@ -294,8 +294,10 @@ def _withheld(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     return [
-        f"How contributions depend on values of {', '.join(names)} is not shown: [monitor] hash_columns or drop_columns "
-        f"{'masks it' if len(names) == 1 else 'mask them'}."
+        (
+            f"How contributions depend on values of {', '.join(names)} is not shown: [monitor] hash_columns or drop_columns "
+            f"{'masks it' if len(names) == 1 else 'mask them'}."
+        )
     ]
 
 

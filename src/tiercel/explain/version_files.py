@@ -108,9 +108,7 @@ def policy_of(artifacts: Mapping[str, bytes], signature: Signature, *, owner: st
     try:
         policy = parse_policy(data, where=where)
     except ReasonPolicyError as error:  # it was checked when it was registered
-        raise ArtifactCorruptError(
-            f"{error} It was registered with another content, or by another tiercel."
-        ) from error
+        raise ArtifactCorruptError(f"{error} It was registered with another content, or by another tiercel.") from error
     policy.check(signature, also_known=None, where=where)
     return policy
 

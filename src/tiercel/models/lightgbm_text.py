@@ -26,8 +26,8 @@ from tiercel.models.ir import (
     Step,
     StepKind,
     class_labels,
-    fold_less_equal,
     cover_problem,
+    fold_less_equal,
 )
 from tiercel.types import Task
 

@@ -26,9 +26,9 @@ from tiercel.models.ir import (
     ParsedModel,
     Post,
     class_labels,
+    cover_problem,
     fold_less,
     log_float32,
-    cover_problem,
 )
 from tiercel.models.ubjson import read_ubjson
 from tiercel.types import Task
