@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 from click.testing import CliRunner
-from tests.support.explained import POLICY, explained_project, register
+from tests.monitor.recorders import FEATURES
+from tests.support.explained import POLICY, explained_project, files_of, population, register
 
 from tiercel import Project
 from tiercel.cli.main import main
-from tiercel.errors import InvalidFactsError, PromotionRefusedError, RegistryConflictError, TableError
+from tiercel.errors import InvalidFactsError, InvalidNameError, PromotionRefusedError, RegistryConflictError, TableError
 from tiercel.registry import Registry
 
 LIMIT = "[models.late.promotion]\nmax_reason_churn = 0.2\n"
@@ -144,3 +146,39 @@ def test_without_a_limit_nothing_is_compared_or_refused(directory, tmp_path):
         project.reason_churn = lambda *_, **__: pytest.fail("compared")
         assert "champion" in project.promote("late", 2).aliases
         project.promote("late", 1)
+
+
+def test_without_a_champion_the_limit_is_said_to_be_unchecked(directory, project, caplog):
+    """A removed champion leaves nobody to compare with: that passes, and result, history and log say that it was not checked."""
+    project.registry.remove_alias("late", "champion", actor="a")
+    with caplog.at_level("WARNING", "tiercel"):
+        project.promote("late", 2, reason="again")
+    event = [each for each in project.registry.history("late") if each.alias == "champion"][-1]
+    assert event.reason.startswith("again | max_reason_churn was not checked")
+    assert event.reason.endswith("its champion was removed")
+    assert "late version 2: max_reason_churn was not checked" in caplog.text
+    project.registry.remove_alias("late", "champion", actor="a")
+    told = CliRunner().invoke(main, ["promote", "late", "3", "--project", str(directory)])
+    assert (told.exit_code, "max_reason_churn was not checked" in told.output) == (0, True), told.output
+    project.registry.remove_alias("late", "champion", actor="a")
+    told = CliRunner().invoke(main, ["promote", "late", "3", "--project", str(directory), "--json"])
+    assert "not checked" in json.loads(told.stdout)["note"]
+
+
+def test_a_registered_version_whose_alias_is_refused_says_both(project):
+    """The version stays; the error has its number, says that only the alias was refused, and what to do next."""
+    _, _, model = files_of(policy=POLICY, change=lambda rows, _: (rows[:, 0] > 0).astype(int))
+    rows = population(64, 5)[0]
+    options = {"name": "late", "feature_names": FEATURES, "golden_rows": rows, "reasons": POLICY, "measure": False}
+    n_before = len(project.registry.list_versions("late"))
+    with pytest.raises(PromotionRefusedError, match=r"is registered; only its alias 'champion' was refused") as refused:
+        project.register(model, alias="Champion", **options)
+    number = refused.value.registered
+    assert number == n_before + 1 == len(project.registry.list_versions("late"))
+    assert f"late version {number} is registered" in str(refused.value)
+    assert f"`tiercel promote late {number} --override --reason ...`" in str(refused.value)
+    assert project.registry.aliases("late")["champion"] == 1
+    assert pickle.loads(pickle.dumps(refused.value)).registered == number
+    with pytest.raises(InvalidNameError):
+        project.register(model, alias="no alias!", **{**options, "name": "unheard"})
+    assert "unheard" not in {each.name for each in project.registry.list_models()}

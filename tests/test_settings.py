@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import fields
+
 import pytest
 
+from tiercel import settings as settings_module
 from tiercel.errors import DefinitionError
 from tiercel.settings import (
     ControlSettings,
     ExplainSettings,
+    JournalSettings,
+    ModelSettings,
     MonitorSettings,
+    PromotionSettings,
     ServerSettings,
+    TracingSettings,
     ValueSettings,
     load_settings,
 )
@@ -220,3 +228,20 @@ def test_what_cannot_be_kept_is_refused(tmp_path, text, message):
     (tmp_path / "tiercel.toml").write_text(text)
     with pytest.raises(DefinitionError, match=message):
         load_settings(tmp_path)
+
+
+def test_the_example_of_everything_is_valid(tmp_path):
+    """What the module says of tiercel.toml is read without complaint, and every table of it sets all that it can have."""
+    text = settings_module.__doc__
+    text = text[text.index("\n[") :]
+    column = next(line for line in text.splitlines() if line.startswith("column ="))
+    load_settings(project(tmp_path, text.replace(column, "")))  # money is either of four outcomes or of a column
+    table = tomllib.loads(text)
+    model = table["models"]["fraud"]
+    known = {"server": ServerSettings, "control": ControlSettings, "journal": JournalSettings, "monitor": MonitorSettings,
+             "tracing": TracingSettings}  # fmt: skip
+    for name, kind in known.items():
+        assert {item.name for item in fields(kind)} == table[name].keys(), name
+    assert {item.name for item in fields(ModelSettings)} - {"name"} == model.keys()
+    for name, kind in (("value", ValueSettings), ("explain", ExplainSettings), ("promotion", PromotionSettings)):
+        assert {item.name for item in fields(kind)} == model[name].keys(), name

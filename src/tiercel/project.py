@@ -18,6 +18,7 @@ from tiercel.errors import (
     AliasNotFoundError,
     InvalidFactsError,
     PromotionRefusedError,
+    RegistryConflictError,
     RequestError,
     SchemaMismatchError,
     TiercelError,
@@ -228,7 +229,8 @@ class Project:
             tags: free labels.
             author: default: the user's login name.
             code_commit: default: the project's git commit, if it is in a repository ("-dirty" when it has changes).
-            alias: "champion", "challenger", ... to point at the new version.
+            alias: "champion", "challenger", ... to point at the new version. As in `promote` it may be refused; then the
+                version is registered without it.
             tier: "realtime", "near-realtime" or "batch", where the tier that follows from the measured cost is not wanted.
             reasons: the reason policy (`tiercel.explain.policy_file`), a path relative to the project or its bytes; kept
                 with the version. Default: the one that [models.NAME.explain] of tiercel.toml names, if any.
@@ -241,13 +243,16 @@ class Project:
             UnsafeModelError, UnsupportedModelError, ParityError: the model cannot be served truthfully, or crashed or
                 overran the process that opened or measured it.
             TierDeniedError: its measured cost does not fit `tier`; the message has the numbers. Nothing is registered.
-            InvalidFactsError: a fact cannot be stored, or `tier` is none.
+            InvalidFactsError: a fact cannot be stored, or `tier` is none. InvalidNameError: `alias` cannot be one.
+            PromotionRefusedError: the version is registered (`registered` has its number), and its alias was refused.
+            RegistryConflictError: likewise, because another version got the alias meanwhile.
             SchemaMismatchError: the model takes a feature that the service does not have, or reference rows are of
                 another width than it takes.
             ReasonPolicyError: the reason policy is wrong, or does not fit the model.
             MissingExtraError: the library that trained it is not installed.
         """
         requested = None if tier is None else tier_of(tier)
+        alias = None if alias is None else check_alias(alias)  # before anything is registered
         policy, policy_name = self._policy(name, reasons)
         if training_set is not None:
             service = training_set.service.name if service is None else service
@@ -328,7 +333,16 @@ class Project:
             except OSError as error:  # the version is registered; a server measures again
                 log.warning("%s version %d: its measured cost cannot be kept: %s", name, version.version, error)
         if alias is not None and alias not in version.aliases:
-            self.promote(name, version.version, alias=alias)
+            try:
+                self.promote(name, version.version, alias=alias)
+            except (PromotionRefusedError, RegistryConflictError) as error:
+                number = version.version
+                told = f"{name} version {number} is registered; only its alias '{alias}' was refused. {error}"
+                if isinstance(error, PromotionRefusedError):
+                    raise PromotionRefusedError(told, registered=number) from error
+                raise RegistryConflictError(
+                    f"{told}. Point it there with `tiercel promote {name} {number} --alias {alias}`"
+                ) from error
             version = self.registry.get(name, version.version)
         return version
 
@@ -420,18 +434,29 @@ class Project:
             now = next((each.version for each in versions if CHAMPION in each.aliases), None)
             expected = {"expected": now} if alias == CHAMPION else {}
             churn, problem = self._checked_churn(name, target.version, now, churn, limit)
+            option = "" if alias == CHAMPION else f" --alias {alias}"
             if problem and not override:
                 raise PromotionRefusedError(
-                    f"{problem}. Look at both with `tiercel explain {name} --global`; promote it all the same with "
-                    f"--override and a --reason"
+                    f"{problem}. Look at both with `tiercel explain {name} --global`; promote it all the same with `tiercel "
+                    f"promote {name} {target.version}{option} --override --reason ...`"
                 )
             if problem and not reason.strip():
                 raise InvalidFactsError(f"Expected a reason to override with, got none. {problem}")
-            noted = [reason, *(["overridden: " + problem] if problem else [] if churn is None else [churn.describe()])]
-            reason = " | ".join(each for each in noted if each)
+            noted = "overridden: " + problem if problem else "" if churn is None else churn.describe()
+            if limit is not None and now is None:
+                noted = self._unchecked(name, target.version)
+            reason = " | ".join(each for each in (reason, noted) if each)
         return self.registry.promote(
             name, target.version, alias=alias, actor=actor or login_name(), reason=reason, **expected
         )
+
+    def _unchecked(self, name: str, version: int) -> str:
+        """Says that a limit was not checked, for nobody is champion. Where somebody was, that is worth a warning."""
+        had_one = any(each.alias == CHAMPION for each in self.registry.history(name))
+        why = "its champion was removed" if had_one else "it has had no champion yet"
+        told = f"max_reason_churn was not checked: there is nobody to compare reasons with, {why}"
+        log.log(logging.WARNING if had_one else logging.INFO, "%s version %d: %s", name, version, told)
+        return told
 
     def _checked_churn(
         self, name: str, version: int, champion: int | None, churn: ReasonChurn | None, limit: float | None

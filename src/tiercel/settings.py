@@ -210,6 +210,11 @@ class MonitorSettings:
     webhook_secret_env: str = ""
     webhook_classes: tuple[str, ...] = PAGING_CLASSES
 
+    @property
+    def masked(self) -> frozenset[str]:
+        """Join keys and features whose values are not to be shown, whatever is shown of them instead."""
+        return frozenset((*self.hash_columns, *self.drop_columns))
+
 
 @dataclass(frozen=True)
 class TracingSettings:

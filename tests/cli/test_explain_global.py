@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -65,6 +66,28 @@ def test_a_person_reads_both_versions_and_what_would_change(directory):
     for words in ("mean size v1", "mean size v2", "a and b together", "Features that act together of version 1",
                   "Version 2 instead of 1: ", "size = large", "Decisions at 0.5"):  # fmt: skip
         assert words in output, words
+
+
+def test_values_of_a_masked_feature_are_neither_printed_nor_plotted(directory, tmp_path):
+    """Its name and how much it moves scores are shown; its values are not, be the rows served ones or those of training."""
+    pytest.importorskip("plotly")
+    masked = shutil.copytree(directory, tmp_path / "project")
+    (masked / "tiercel.toml").write_text(f'{TOML}\n[monitor]\ndrop_columns = ["b"]\n')
+    page = tmp_path / "moves.html"
+    for is_empty in (False, True):
+        if is_empty:
+            shutil.rmtree(masked / ".tiercel" / "predictions")  # it is made again, without the column
+        status, output = explain(masked, "late", "--global", "--json", "--html", str(page))
+        report = json.loads(output)
+        assert status == 0
+        for view in report["views"]:
+            assert view["source"] == ("training" if is_empty else "predictions")
+            assert "b" in {each["name"] for each in view["features"]}
+            assert "b" not in {each["feature"] for each in view["dependence"]}
+            assert "b" not in {each["partner"] for each in view["dependence"]}
+            assert "values of b is not shown" in view["notes"][-1]
+        assert "b: what its value does" not in page.read_text()
+        assert "a: what its value does" in page.read_text()
 
 
 def test_one_version_is_shown_by_itself(directory):

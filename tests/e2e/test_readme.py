@@ -6,7 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
+import tomllib
+from dataclasses import MISSING, fields
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,10 +116,28 @@ def test_every_setting_of_traces_and_models_is_documented():
 
 
 def test_the_example_of_a_model_table_is_valid(tmp_path):
-    """The README's tiercel.toml sets everything that a model can have, and is read without complaint."""
-    (tmp_path / "tiercel.toml").write_text(blocks("toml")[0])
-    model = load_settings(tmp_path).model("fraud")
-    assert all(getattr(model, item.name) != item.default for item in fields(ModelSettings))
+    """The README's tables of a model, read together, are valid; each that is shown sets everything that it can have."""
+    text = "\n".join(each for each in blocks("toml") if "[models.fraud" in each)
+    (tmp_path / "tiercel.toml").write_text(text)
+    model, table = load_settings(tmp_path).model("fraud"), tomllib.loads(text)["models"]["fraud"]
+    nested = {
+        item.name: type(getattr(model, item.name))
+        for item in fields(ModelSettings)
+        if item.default_factory is not MISSING
+    }
+    assert nested == {"value": ValueSettings, "explain": ExplainSettings, "promotion": PromotionSettings}
+    assert {item.name for item in fields(ModelSettings)} - {"name", "explain"} == table.keys()
+    shown = [(model, table, item) for item in fields(ModelSettings) if item.name not in {"name", *nested}]
+    for name in ("value", "promotion"):
+        left_out = {"column"} & {item.name for item in fields(nested[name])}  # instead of the four outcomes
+        assert {item.name for item in fields(nested[name])} - left_out == table[name].keys()
+        shown += [
+            (getattr(model, name), table[name], item) for item in fields(nested[name]) if item.name not in left_out
+        ]
+    for settings, of, item in shown:
+        value = getattr(settings, item.name)
+        assert value != item.default, item.name
+        assert value == (tuple(of[item.name].items()) if isinstance(value, tuple) else of[item.name]), item.name
 
 
 def test_the_example_of_money_is_valid(tmp_path):

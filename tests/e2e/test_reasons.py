@@ -100,3 +100,13 @@ def test_reasons_are_told_and_a_change_is_found(directory):
         assert "(now 0.98)" in run(directory, many["id"], "--row", "1")[1]
         status, output = run(directory, many["id"], "--row", "2")
         assert (status, "from 0 to 1, got 2" in output) == (1, True)
+        # Once the feature is masked its values are not told, though the journal still has them.
+        settings = directory / "tiercel.toml"
+        before = settings.read_text()
+        settings.write_text(before + '[monitor]\nhash_columns = ["amount"]\n')
+        told = json.loads(run(directory, reply["id"], "--json")[1])
+        status, output = run(directory, reply["id"])
+        settings.write_text(before)
+        assert (told["counterfactuals"], told["masked"]) == ([], ["amount"])
+        assert "amount were" not in output
+        assert "because [monitor] masks their values: amount." in output

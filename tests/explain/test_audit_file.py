@@ -18,7 +18,7 @@ from tiercel.explain.audit_file import (
     verify_proof,
     write_export,
 )
-from tiercel.explain.merkle import leaf_hash
+from tiercel.explain.merkle import leaf_hash, root_of
 
 
 def lines_of(n):
@@ -133,7 +133,11 @@ def test_a_proof_that_was_edited_is_refused(export):
     for change in (
         {"receipt": proof["receipt"].replace("1.0", "1.5")},
         {"index": 6},
+        {"index": 7.0},
         {"n_receipts": 1 << 30},
+        {"n_receipts": 1 << 70},
+        {"n_receipts": 20.5},
+        {"n_receipts": "20"},
         {"path": proof["path"][1:]},
         {"path": ["zz"]},
         {"root": "0" * 64},
@@ -146,6 +150,39 @@ def test_a_proof_that_was_edited_is_refused(export):
         verify_proof(proof, root="1" * 64)
     with pytest.raises(ReceiptNotFoundError, match="20 of others"):
         prove(path, "id99")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 9, 20])
+def test_a_proof_binds_how_many_receipts_there_are(tmp_path, n):
+    """No other count than the exported one verifies, also where the leaf's path is the same in trees of both sizes."""
+    path = tmp_path / "audit.jsonl"
+    root = write_export(path, lines_of(n), {})["root"]
+    proof = prove(path, "id0")
+    assert verify_proof(proof, root=root).n_receipts == n
+    for other in range(1, 40):
+        if other != n:
+            with pytest.raises(ReceiptCorruptError, match="was edited"):
+                verify_proof({**proof, "n_receipts": other}, root=root)
+
+
+def test_an_export_of_format_1_is_still_read(tmp_path):
+    """What was noted of an earlier export verifies it; a proof of a line of it says nothing of how many there are."""
+    lines, path = lines_of(20), tmp_path / "audit.jsonl"
+    root = root_of(map(leaf_hash, lines)).hex()
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    leaves_path(path).write_bytes(b"".join(map(leaf_hash, lines)))
+    manifest = {"format": "tiercel-audit-1", "tree": "rfc6962-sha256", "n_receipts": 20, "root": root}
+    manifest_path(path).write_text(json.dumps(manifest))
+    assert verify_export(path, root=root).n_receipts == 20
+    proof = prove(path, "id7")
+    assert proof["format"] == "tiercel-audit-proof-1"
+    assert verify_proof(proof, root=root).n_receipts is None
+    for mixed in ({"format": "tiercel-audit-proof-2"}, {"tree": "rfc6962-sha256-sized"}):
+        with pytest.raises(ReceiptCorruptError, match="another format"):
+            verify_proof({**proof, **mixed})
+    manifest_path(path).write_text(json.dumps({**manifest, "n_receipts": 19}))
+    with pytest.raises(ReceiptCorruptError):
+        verify_export(path)
 
 
 def test_a_failed_export_leaves_nothing_and_replaces_nothing(export, tmp_path):

@@ -116,6 +116,22 @@ def test_partners_are_those_that_act_together():
     assert strengths[1:].max() == 0
 
 
+def test_values_that_are_hidden_stand_nowhere():
+    """A hidden feature is ranked and paired by name; no bin, point or colour has a value of it, and a note says so."""
+    rows = normal()
+    rows[:, 1] += 1_000  # so that no other value is near one of these
+    found = view(rows, attributions_of(rows - [0, 1_000, 0, 0]), hidden={"b", "no such"}, notes=["Before."])
+    assert "b" in {each.name for each in found.features}
+    assert {found.interactions[0].first, found.interactions[0].second} == {"a", "b"}
+    assert {each.feature for each in found.dependence} == {"a", "c"}
+    assert "b" not in {each.partner for each in found.dependence}
+    numbers = [x for each in found.dependence for point in each.points for x in point if x is not None]
+    numbers += [x for each in found.dependence for one in each.bins for x in (one.low, one.high)]
+    assert max(numbers) < 500
+    assert found.notes[0] == "Before."
+    assert "values of b is not shown" in found.notes[1]
+
+
 def test_exact_interactions_are_taken_where_there_are_any():
     """Given interaction values, strengths are their mean size, both halves; only so many rows are asked for."""
     rows = normal(700)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercel.explain.merkle import RootBuilder, inclusion_path, leaf_hash, node_hash, root_from_path, root_of
+from tiercel.explain.merkle import (
+    RootBuilder,
+    inclusion_path,
+    leaf_hash,
+    node_hash,
+    root_from_path,
+    root_of,
+    sized_root,
+)
 
 LEAVES = st.lists(st.binary(max_size=8), min_size=1, max_size=70)
 #: Inputs and roots of the certificate-transparency project's own test of this tree.
@@ -82,3 +90,10 @@ def test_a_leaf_that_is_not_there_has_no_path(index, n):
     with pytest.raises(ValueError, match="Expected a leaf"):
         inclusion_path(lambda first, end: [], index, n)
     assert root_from_path(leaf_hash(b""), index, n, []) is None
+
+
+def test_a_sized_root_is_of_one_tree_of_one_size():
+    """It is the hash of a prefix of its own, the size and the root; another size has another."""
+    root = root_of(map(leaf_hash, KNOWN))
+    assert sized_root(8, root) == hashlib.sha256(b"\2" + bytes(7) + b"\x08" + root).digest()
+    assert len({sized_root(n, root) for n in range(40)}) == 40

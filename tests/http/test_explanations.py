@@ -359,6 +359,7 @@ def test_an_earlier_prediction_is_explained_as_then(past, features):
     [(then, now)] = explained_later(past, [{"features": features, "explain": "full"}])
     assert now.status_code == 200
     told = now.json()
+    assert told.pop("explained_by")["settings"] == "unknown"  # the record of this plan binds nothing
     assert told == {name: then[name] for name in told}
     assert {"id", "model", "version", "explanation"} <= told.keys()
 
@@ -419,6 +420,8 @@ def test_stacks_of_rows_may_be_too_much():
     plan = plan_of(explanations=explanations_of(signature_of(), cost_us=(0.0, 1e6)))
     rows = np.ones((100, 3), np.float32)
     scores = plan.scorer.score(rows)
-    receipt = SimpleNamespace(features=FEATURES, rows=rows, scores=scores, is_many=True, degraded=None, id="0" * 17)
+    receipt = SimpleNamespace(
+        features=FEATURES, rows=rows, scores=scores, is_many=True, degraded=None, id="0" * 17, bindings={}
+    )
     told = recorded.explain_receipt(plan, [receipt], ExplainRequest(is_full=True))
     assert told["explanation"] == {"method": "none", "why": "explaining 100 rows would take 100 s"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -270,16 +272,80 @@ def read_lightgbm_without_sizes(data):
     return read_lightgbm(b"\n".join(lines) + b"\nTree=" + b"\nTree=".join(trees[1:]))
 
 
-@pytest.mark.parametrize("broken", [[1.0, 2.0], [-1.0], ["x"]])
-def test_damaged_covers_are_refused(broken):
-    """An XGBoost file whose sum_hessian is cut short, negative or no number is refused as damaged."""
+def with_hessians(edit, tree=0):
+    """An XGBoost file with other sums of second derivatives in one tree."""
     document = json.loads(bytes(xgboost_booster().save_raw("json")))
-    tree = document["learner"]["gradient_booster"]["model"]["trees"][0]
-    tree["sum_hessian"] = broken * (len(tree["sum_hessian"]) if len(broken) == 1 else 1)
+    edited = document["learner"]["gradient_booster"]["model"]["trees"][tree]
+    edited["sum_hessian"] = edit(edited)
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize("broken", [[1.0, 2.0], ["x"]])
+def test_damaged_covers_are_refused(broken):
+    """An XGBoost file whose sum_hessian is cut short or no number is refused as damaged."""
     from tiercel.errors import UnsupportedModelError
 
+    data = with_hessians(lambda tree: broken * (len(tree["sum_hessian"]) if len(broken) == 1 else 1))
     with pytest.raises(UnsupportedModelError):
-        read_xgboost(json.dumps(document).encode(), is_ubjson=False)
+        read_xgboost(data, is_ubjson=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_inner", "message"),
+    [
+        (-1.0, True, "sum_hessian more than zero at a node that is split of tree 2, got -1"),
+        (0.0, True, "sum_hessian more than zero at a node that is split of tree 2, got 0"),
+        (-0.5, False, "sum_hessian no less than zero at a leaf of tree 2, got -0.5"),
+        (math.inf, False, "a leaf of tree 2, got inf"),
+    ],
+)
+def test_covers_that_cannot_be_cost_path_dependent_explanations_alone(value, is_inner, message):
+    """A model of an objective that is not convex scores and is explained by reference rows; by path the reason is named."""
+
+    def edit(tree):
+        found = list(tree["sum_hessian"])
+        node = next(i for i, child in enumerate(tree["left_children"]) if (child >= 0) == is_inner)
+        found[node] = value
+        return found
+
+    booster, rows = xgboost_booster(), table()[0][:20]
+    parsed = read_xgboost(with_hessians(edit, tree=2), is_ubjson=False)
+    sound = read_xgboost(bytes(booster.save_raw("json")), is_ubjson=False)
+    np.testing.assert_array_equal(parsed.body.compile().score(rows), sound.body.compile().score(rows))
+    against = [make_explainer(each, SIGNATURES["binary"], rows, "interventional") for each in (parsed, sound)]
+    np.testing.assert_array_equal(*(each.explain(rows).values for each in against))
+    with pytest.raises(UnexplainableModelError, match="interventional") as caught:
+        make_explainer(parsed, SIGNATURES["binary"], kind="path_dependent")
+    assert message in str(caught.value)
+
+
+def test_a_leaf_without_training_data_is_never_followed():
+    """A zero at a leaf is no reason against path-dependent explanations, which still add up to the margin."""
+
+    def edit(tree):
+        found = list(tree["sum_hessian"])
+        found[next(i for i, child in enumerate(tree["left_children"]) if child < 0)] = 0.0
+        return found
+
+    rows = table()[0][:20]
+    parsed = read_xgboost(with_hessians(edit), is_ubjson=False)
+    explainer = make_explainer(parsed, SIGNATURES["binary"], kind="path_dependent")
+    found = explainer.explain(rows)
+    assert np.isfinite(found.values).all()
+    margins = make_explainer(parsed, SIGNATURES["binary"], rows, "interventional").explain(rows)
+    np.testing.assert_allclose(
+        found.expected + found.values.sum(axis=1), margins.expected + margins.values.sum(axis=1), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_counts_below_zero_are_no_counts():
+    """A LightGBM file with a negative count is read; explaining it by path names the count."""
+    data = re.sub(rb"internal_count=\d+", b"internal_count=-5", lightgbm_bytes("binary"), count=1)
+    parsed = read_lightgbm_without_sizes(data)
+    with pytest.raises(
+        UnexplainableModelError, match="leaf_count more than zero at a node that is split of tree 0, got -5"
+    ):
+        make_explainer(parsed, SIGNATURES["binary"], kind="path_dependent")
 
 
 def test_reference_sets_are_checked():

@@ -10,7 +10,7 @@ from tests.monitor.outcome_tables import DAY_US, HOUR_US, SECOND_US, START_US, m
 
 from tiercel.errors import DefinitionError
 from tiercel.monitor.cohorts import MISSING_VALUE, OTHER, Cohort
-from tiercel.monitor.fairness import RATES, difference, fairness_report
+from tiercel.monitor.fairness import MIN_DECISIONS, RATES, difference, fairness_report
 from tiercel.monitor.intervals import proportion
 from tiercel.settings import ValueSettings
 from tiercel.types import Task
@@ -70,6 +70,46 @@ def test_a_group_that_is_selected_less_is_told():
     assert found["DE"].ratio == 1.0
 
 
+def test_a_group_of_a_few_rows_is_no_finding():
+    """Three rows, none selected or all: compared with nothing, nobody's highest, and named as too small."""
+    for few_score in (0.0, 1.0):
+        country = ["AT"] * 100 + ["DE"] * 100 + ["LI"] * 3
+        score = [0.9] * 50 + [0.1] * 50 + [0.9] * 40 + [0.1] * 60 + [few_score] * 3
+        found = report(make_outcomes(203, score=score, label=[1] * 203, country=country))
+        groups = {each.key.value: each for each in found.groups}
+        assert (groups["LI"].ratio, groups["LI"].differs, groups["LI"].is_small) == (None, (), True)
+        assert "3 predictions: fewer than 30" in groups["LI"].gaps["selection_rate"].reason
+        assert groups["LI"].rates["selection_rate"].n == 3
+        assert [groups[name].ratio for name in ("AT", "DE")] == pytest.approx([1.0, 0.8])
+        (note,) = [note for note in found.notes if "fewer than" in note]
+        assert "country = LI (3 of version 1)" in note
+        assert "AT" not in note
+        assert found.to_json()["min_decisions"] == MIN_DECISIONS
+
+
+@pytest.mark.parametrize(("n_few", "is_compared"), [(MIN_DECISIONS - 1, False), (MIN_DECISIONS, True)])
+def test_the_smallest_group_that_is_compared(n_few, is_compared):
+    """A group is compared from MIN_DECISIONS on; neither it nor the others may be smaller than that."""
+    country = ["AT"] * 200 + ["DE"] * n_few
+    score = [0.9] * 150 + [0.1] * 50 + [0.1] * n_few
+    groups = {each.key.value: each for each in report(make_outcomes(len(score), score=score, country=country)).groups}
+    assert ("selection_rate" in groups["DE"].differs) is is_compared
+    assert ("selection_rate" in groups["AT"].differs) is is_compared  # its others are DE
+    reason = "" if is_compared else "29 predictions of others: fewer than 30 are not compared"
+    assert groups["AT"].gaps["selection_rate"].reason == reason
+    assert groups["DE"].ratio == (0.0 if is_compared else None)
+
+
+def test_an_error_rate_of_a_few_labels_is_not_compared():
+    """A group with decisions enough and three positive labels has a gap of selection rates, none of true positives."""
+    country = ["AT"] * 100 + ["DE"] * 100
+    label = [1.0] * 50 + [0.0] * 50 + [1.0] * 3 + [0.0] * 97
+    score = [0.9] * 50 + [0.1] * 50 + [0.1] * 100
+    (_, group) = report(make_outcomes(200, score=score, label=label, country=country)).groups
+    assert group.differs == ("selection_rate",)
+    assert "3 positive labels: fewer than 30" in group.gaps["true_positive_rate"].reason
+
+
 def test_chance_is_seldom_called_a_difference():
     """Five equal groups, 200 times: at most about one report in twenty has any group whose selection rate differs."""
     rng = np.random.default_rng(2)
@@ -114,7 +154,7 @@ def test_what_is_left_out_is_left_out():
         "n_scored": 6, "n_selected": 5, "n_positive": 1, "n_negative": 1, "n_true": 0, "n_false": 1,
     }  # fmt: skip
     assert group.gaps["selection_rate"].value is None
-    assert "others" in group.gaps["selection_rate"].reason
+    assert "6 predictions: fewer than 30" in group.gaps["selection_rate"].reason
     assert group.differs == ()
 
 

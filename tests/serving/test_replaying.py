@@ -21,9 +21,11 @@ from tiercel.monitor.recording import Recorder
 from tiercel.registry import Registry
 from tiercel.serving.answers import DEGRADED
 from tiercel.serving.engine import Engine
+from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.receipts import find_receipt, read_all
-from tiercel.serving.recorded import explain_again
+from tiercel.serving.recorded import explain_again, explain_receipt, plan_of_then
 from tiercel.serving.replaying import Replayer
+from tiercel.serving.version_shelf import VersionShelf
 from tiercel.settings import load_settings
 
 NOW_US = 1_767_400_000_000_000  # after the project's orders
@@ -314,6 +316,37 @@ def test_an_explainer_of_other_settings_is_named(directory):
     assert "explainer_kind interventional then and path_dependent now" in found.reasons.why
 
 
+def test_a_recorded_prediction_is_explained_by_the_settings_of_then(directory, tiercel):
+    """Kind, k and locale that tiercel.toml changed since are undone for it; where that cannot be, the reply says so."""
+    with Server(directory) as server:
+        reply = server.compiled(request(3))
+    (receipt,) = find_receipt(server.settings, reply["id"])
+
+    def explained(receipt, *, as_then=True):
+        shelf = VersionShelf(load_settings(directory))
+        plan = shelf.find(f"fraud:{receipt.version}")
+        plan = plan_of_then(plan, receipt, shelf) if as_then else plan
+        found = explain_receipt(plan, [receipt], ExplainRequest(is_full=True))
+        shelf.close()
+        return found
+
+    then = explained(receipt)
+    by = {name: receipt.bindings[name] for name in ("explainer_kind", "reference_digest", "policy_digest")}
+    assert then["explained_by"] == {"settings": "then", **by}
+    (directory / "tiercel.toml").write_text(KEEP + '[models.fraud.explain]\nkind = "path_dependent"\nk = 1\n')
+    assert explained(receipt) == then
+    assert json.loads(tiercel("explain", reply["id"], "--json")[1]) == then
+    now = explained(receipt, as_then=False)
+    assert now["explanation"]["kind"] == "path_dependent"
+    assert now["explained_by"] | by == {"settings": "now", "then": by, **by}
+    assert now["explained_by"]["explainer_kind"] == "path_dependent"
+    foreign = {**receipt.bindings, "reference_digest": "0" * 64}
+    found = explained(Receipt(**{**receipt.__dict__, "bindings": foreign}))
+    assert (found["explained_by"]["settings"], found["explanation"]) == ("now", now["explanation"])
+    older = {name: value for name, value in receipt.bindings.items() if name not in by}
+    assert explained(Receipt(**{**receipt.__dict__, "bindings": older}))["explained_by"]["settings"] == "unknown"
+
+
 def test_a_version_that_is_gone_or_another_is_named(server):
     """A version that the registry lost, and one with other files under its number, each have their code."""
     reply = server.compiled(request(3))
@@ -455,6 +488,56 @@ def test_the_command_says_equal_or_what_is_wrong(directory, tiercel, tmp_path):
     assert tiercel("replay", ids[0], "--model", "fraud")[0] == 2
 
 
+def test_one_corrupt_receipt_does_not_end_a_run(directory, tiercel, tmp_path):
+    """Of many, a changed receipt and a file that cannot be read are named and counted, and the rest replayed; status 1."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with Server(directory) as server:
+        ids = [server.compiled(request(customer))["id"] for customer in range(5)]
+    state = server.settings.state_dir
+    PredictionTable(state, server.settings.monitor).convert()
+    shutil.rmtree(state / "journal")
+    (path,) = (state / "receipts").rglob("*.parquet")
+    table = pq.read_table(path)
+    records = table["record"].to_pylist()
+    records[1] = records[1][:-8] + bytes(8)
+    at = table.column_names.index("record")
+    pq.write_table(table.set_column(at, "record", pa.array(records, pa.large_binary())), path)
+    status, output = tiercel("replay", "--all")
+    assert (status, "4 equal bit for bit" in output, "1 corrupt" in output) == (1, True, True), output
+    assert f"{ids[1]}: failed" in output
+    assert "row 1 of row group 0" in output
+    foreign = path.with_name("foreign.parquet")
+    foreign.write_bytes(b"no file of receipts")
+    status, output = tiercel("replay", "--all", "--json")
+    told = json.loads(output)
+    assert (status, told["equal"], told["failed"], told["corrupt"]) == (1, 4, 2, 2)
+    assert {each["id"] for each in told["first"]} == {ids[1], str(foreign)}
+    assert {each["code"] for each in told["first"]} == {"receipt_corrupt"}
+    # What is exported is all of it or nothing.
+    status, output = tiercel("audit", "export", str(tmp_path / "audit.jsonl"))
+    assert (status, "(receipt_corrupt)" in output, list(tmp_path.glob("audit*"))) == (1, True, [])
+
+
+def test_a_prediction_that_breaks_its_replay_does_not_end_a_run(directory, tiercel, monkeypatch):
+    """Whatever a replay raises is one failure, told with its prediction's id."""
+    with Server(directory) as server:
+        ids = [server.compiled(request(customer))["id"] for customer in range(3)]
+    replay = Replayer.replay
+
+    def broken(self, receipts):
+        if receipts[0].id == ids[1]:
+            raise ValueError("shapes that do not fit")
+        return replay(self, receipts)
+
+    monkeypatch.setattr(Replayer, "replay", broken)
+    status, output = tiercel("replay", "--all")
+    assert (status, "2 equal bit for bit" in output, "1 could not be replayed" in output) == (1, True, True), output
+    assert f"{ids[1]}: failed" in output
+    assert "shapes that do not fit" in output
+
+
 def test_the_audit_commands_export_verify_and_prove(directory, tiercel, tmp_path):
     """An export verifies without the project; an edited line is named; a proof of one id stands for itself."""
     with Server(directory) as server:
@@ -470,12 +553,31 @@ def test_the_audit_commands_export_verify_and_prove(directory, tiercel, tmp_path
     assert (status, "Unchanged" in output) == (0, True)
     proof = tmp_path / "proof.json"
     assert tiercel("audit", "prove", ids[4], str(file), "--output", str(proof))[0] == 0
-    assert tiercel("audit", "verify", str(proof), "--root", root)[0] == 0
+    status, output = tiercel("audit", "verify", str(proof), "--root", root)
+    assert (status, "with 6 others" in output) == (0, True), output
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps({**json.loads(proof.read_text()), "n_receipts": 8}, indent=1))
+    status, output = tiercel("audit", "verify", str(few), "--root", root)
+    assert (status, "(receipt_corrupt)" in output) == (1, True), output
     status, output = tiercel("audit", "prove", "f" * 20, str(file))
     assert (status, "(receipt_not_found)" in output) == (1, True)
     file.write_bytes(file.read_bytes().replace(b'"version":1', b'"version":2', 1))
     status, output = tiercel("audit", "verify", str(file))
     assert (status, "line 1" in output, "(receipt_corrupt)" in output) == (1, True, True)
+
+
+def test_an_export_of_nothing_is_an_error(directory, tiercel, tmp_path):
+    """A misspelt model or an empty window is refused, and an export that was there stays as it was."""
+    with Server(directory) as server:
+        server.compiled(request(3))
+    file = tmp_path / "audit.jsonl"
+    for nothing in (("--model", "misspelt"), ("--since", "2100-01-01"), ("--until", "2020-01-01")):
+        status, output = tiercel("audit", "export", str(file), *nothing)
+        assert (status, "(receipt_not_found)" in output, list(tmp_path.glob("*audit*"))) == (1, True, []), output
+    assert tiercel("audit", "export", str(file), "--model", "fraud")[0] == 0
+    before = file.read_bytes()
+    assert tiercel("audit", "export", str(file), "--model", "misspelt")[0] == 1
+    assert file.read_bytes() == before
 
 
 def tensors(*, is_binary):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from tiercel.explain.version_files import POLICY_FILE, make_explanation_files
 from tiercel.models.profile import CostProfile, Quantiles, this_host
 from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.explaining import explain_here
-from tiercel.serving.version_explainer import add_up, bound_by, make_explanations, margins_of
+from tiercel.serving.version_explainer import add_up, bound_by, make_explanations, margins_of, settings_that_bind
 from tiercel.settings import ExplainSettings, ModelSettings
 from tiercel.types import Task
 
@@ -159,6 +160,20 @@ def test_with_nobody_to_compare_with_the_file_is_asked():
     assert "no reference set" in told["why"]
 
 
+def test_a_file_whose_counts_cannot_be_is_served_and_says_why():
+    """With nobody to compare with and counts below zero, the model answers, and the explanation names both."""
+    data = re.sub(rb"leaf_count=\d+", b"leaf_count=-7", lightgbm_bytes(), count=1)
+    sizes = b"tree_sizes=" + b" ".join(
+        b"%d" % (len(tree) + 6) for tree in data.partition(b"\nend of trees")[0].split(b"\nTree=")[1:]
+    )
+    plan = plan_of(without_rows(re.sub(rb"tree_sizes=[\d ]+", sizes, data)))
+    rows = np.ascontiguousarray(finite_table()[0][:2])
+    told = explained(plan, rows)["explanation"]
+    assert told["method"] == "none"
+    assert "no reference set" in told["why"]
+    assert "got -7" in told["why"]
+
+
 def test_path_dependent_has_no_reference():
     """Asked for in tiercel.toml, contributions follow the file's own counts, and there is no reference to name."""
     declared = ModelSettings("m", explain=ExplainSettings(kind="path_dependent"))
@@ -167,6 +182,23 @@ def test_path_dependent_has_no_reference():
     assert (told["kind"], told["reference"]) == ("path_dependent", None)
     bound = bound_by(plan.explanations)
     assert (bound["explainer_kind"], bound["reference_digest"]) == ("path_dependent", None)
+
+
+@pytest.mark.parametrize("policy", [None, POLICY.encode()], ids=["default policy", "own policy"])
+@pytest.mark.parametrize(
+    "then", [ExplainSettings(), ExplainSettings(kind="path_dependent", k=3, locale="de"), ExplainSettings(k=7)], ids=str
+)
+def test_settings_of_then_are_told_by_what_was_bound(policy, then):
+    """From kind and digests alone settings are found whose explanations follow from the same, whatever today's are."""
+    artifacts = artifacts_of(lightgbm_bytes(), policy=policy)
+    plan = plan_of(artifacts, ModelSettings("m", explain=then))
+    bound = dict(bound_by(plan.explanations))
+    for today in (ExplainSettings(), ExplainSettings(kind="interventional", k=5, locale="en")):
+        found = settings_that_bind(bound, artifacts, plan.signature, today)
+        assert dict(bound_by(plan_of(artifacts, ModelSettings("m", explain=found)).explanations)) == bound
+    today = ExplainSettings(k=2)
+    foreign = {**bound, "policy_digest": "0" * 64}
+    assert settings_that_bind(foreign, artifacts, plan.signature, today).k == 2
 
 
 def test_a_policy_speaks_the_locale_that_is_nearest():

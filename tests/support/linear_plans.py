@@ -26,6 +26,7 @@ class LinearVersion:
     def __init__(self, signature, compiled, own=None):
         self.signature, self.compiled, self.own = signature, compiled, own or compiled
         self.asked = []
+        self.bound = {"explainer_kind": "linear", "reference_digest": REFERENCE, "policy_digest": None}
 
     def form_of(self, locale=None, k=None):
         policy = default_policy(self.signature)

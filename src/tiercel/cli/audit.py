@@ -75,9 +75,17 @@ def verify(file: Path, root: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"n_receipts": found.n_receipts, "root": found.root, "id": found.id, "is_noted": root is not None})
         return
-    what = f"{found.n_receipts:,} receipts" if found.id is None else f"The receipt of prediction {found.id}"
-    verb = "are" if found.id is None else "is"
-    console.print(f"[bold green]Unchanged.[/] {what} {verb} under the root {found.root}.")
+    n_receipts = found.n_receipts
+    if found.id is None:
+        told = f"{n_receipts:,} receipts are"
+    else:
+        told = f"The receipt of prediction {found.id} is"
+        told += "" if n_receipts is None else f", with {n_receipts - 1:,} others,"
+    console.print(f"[bold green]Unchanged.[/] {told} under the root {found.root}.")
+    if n_receipts is None:
+        console.print(
+            "Of how many receipts it is one is not proved: the export is of format 1. One written by now proves that too."
+        )
     if root is None:
         console.print("That root is the file's own. Pass --root with the one that was noted when it was exported.")
 
@@ -99,16 +107,23 @@ def prove(prediction_id: str, file: Path, output: Path | None) -> None:
 
 
 def _lines(settings: Settings, *, model: str | None, since_us: int | None, until_us: int | None) -> Iterator[bytes]:
+    from tiercel.errors import ReceiptNotFoundError
     from tiercel.serving.receipts import read_all
 
+    is_empty = True
     for receipts in read_all(settings, model=model, since_us=since_us, until_us=until_us):
+        is_empty = False
         for receipt in receipts:
             yield receipt.to_line()
+    if is_empty:  # an export of nothing verifies: a misspelt model must not look like a proof
+        raise ReceiptNotFoundError(
+            "Expected receipts to export, got none: nothing is kept of what was chosen. Look at --model, --since and --until"
+        )
 
 
 def _proof_in(file: Path) -> dict[str, object] | None:
     """The proof that a file holds; None: it is something else."""
-    from tiercel.explain.audit_file import PROOF_FORMAT
+    from tiercel.explain.audit_file import PROOF_FORMAT, PROOF_FORMAT_1
 
     try:
         with file.open("rb") as stream:
@@ -117,4 +132,4 @@ def _proof_in(file: Path) -> dict[str, object] | None:
         data = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return data if isinstance(data, dict) and data.get("format") == PROOF_FORMAT else None
+    return data if isinstance(data, dict) and data.get("format") in {PROOF_FORMAT, PROOF_FORMAT_1} else None

@@ -82,6 +82,11 @@ def explain(
             print_json(told)
             return
         _print(*_read(told))
+        if told["explained_by"]["settings"] == "now":
+            console.print(
+                f"  [models.{told['model']}.explain] was changed since and cannot be undone: this is by today's settings.",
+                markup=False,
+            )
         return
     from tiercel.cli.registry import literal, pairs
     from tiercel.client import Client
@@ -105,14 +110,15 @@ def _recorded(prediction_id: str, project_dir: str, locale: str | None, k: int |
     from tiercel.project import Project
     from tiercel.serving.explain_request import FULL, ExplainRequest, parse_explain
     from tiercel.serving.receipts import find_receipt
-    from tiercel.serving.recorded import explain_receipt
+    from tiercel.serving.recorded import explain_receipt, plan_of_then
     from tiercel.serving.version_shelf import VersionShelf
 
     options = {"explain": FULL, "locale": locale, "k": k}
     asked = parse_explain({name: value for name, value in options.items() if value is not None}, "--")
     with Project(project_dir) as project:
         receipts = find_receipt(project.settings, prediction_id)
-        plan = VersionShelf(project.settings, project.registry).find(f"{receipts[0].model}:{receipts[0].version}")
+        shelf = VersionShelf(project.settings, project.registry)
+        plan = plan_of_then(shelf.find(f"{receipts[0].model}:{receipts[0].version}"), receipts[0], shelf)
         return explain_receipt(plan, receipts, asked or ExplainRequest(is_full=True))
 
 

@@ -235,12 +235,13 @@ def _print_fairness(report: FairnessReport | None) -> None:
     if not report.groups:
         return
     from tiercel.cli.performance_tables import shown
+    from tiercel.monitor.fairness import FOUR_FIFTHS, MIN_DECISIONS
 
     rows = []
     for each in report.groups:
         who = f"version {each.key.version}" + ("" if each.key.arm == "champion" else f" ({each.key.arm})")
         rates = [shown(rate) for rate in each.rates.values()]
-        ratio = None if each.ratio is None else f"{each.ratio:.2f}"
+        ratio = "too few" if each.is_small else None if each.ratio is None else f"{each.ratio:.2f}"
         differs = ", ".join(name.replace("_", " ") for name in each.differs) or "-"
         rows.append((f"{each.key.segment} = {each.key.value}", who, f"{each.tally.n_scored:,}", *rates, ratio, differs))
     columns = (
@@ -257,5 +258,6 @@ def _print_fairness(report: FairnessReport | None) -> None:
     print_table(f"Decisions at {report.threshold:g}", columns, rows)
     console.print(
         f"[dim]intervals: {report.confidence:.4g} confidence; differs: from all others of the segment, beyond chance. "
-        f"Below 0.8 by the highest is what the four-fifths rule asks about[/]"
+        f"Below {FOUR_FIFTHS:g} by the highest is what the four-fifths rule asks about; too few: less than {MIN_DECISIONS} "
+        f"decisions, compared with nothing[/]"
     )

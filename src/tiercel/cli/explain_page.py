@@ -196,7 +196,7 @@ def _fairness(report: FairnessReport | None) -> str:
             f'<td class="{"drift" if name in each.differs else ""}">{escape(shown(rate) or "")}</td>'
             for name, rate in each.rates.items()
         )
-        ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
+        ratio = "too few" if each.is_small else "" if each.ratio is None else f"{each.ratio:.2f}"
         rows.append(
             f'<tr><th scope="row">{escape(str(each.key.segment))} = {escape(str(each.key.value))}</th><td>{who}</td>'
             f"<td>{each.tally.n_scored:,}</td>{cells}<td>{ratio}</td></tr>"

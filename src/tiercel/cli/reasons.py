@@ -85,6 +85,10 @@ def change(
         console.print(f"  {text} (score {each.score:.6g}, distance {each.distance:.3g})", markup=False)
     if found.why:
         console.print(f"  Nothing: {found.why}.", markup=False)
+    if told.masked:
+        console.print(
+            f"  Left as they are, because [monitor] masks their values: {', '.join(told.masked)}.", markup=False
+        )
     if not found.is_exhaustive:
         console.print("  There are more changes of two features than were looked at.", markup=False)
 

@@ -158,9 +158,19 @@ def promote(
                 raise
             except TiercelError as error:  # what only informs is in nobody's way
                 note = f"Reasons were not compared with the champion's: {error}"
+        is_limited = project.settings.model(name).promotion.max_reason_churn is not None
+        if (
+            is_limited
+            and "champion" not in project.registry.aliases(name)
+            and alias.lower() in {"champion", "previous"}
+        ):
+            note = (
+                "max_reason_churn was not checked: no version is champion, so there is nobody to compare reasons with"
+            )
         promoted = project.promote(name, version, alias=alias, reason=reason, churn=churn, override=override)
     if as_json:
-        print_json({**promoted.to_json(), "reason_churn": None if churn is None else churn.to_json()})
+        found = None if churn is None else churn.to_json()
+        print_json({**promoted.to_json(), "reason_churn": found, "note": note or None})
         return
     console.print(f"{name} version {promoted.version} is now {alias}.")
     if churn is not None:

@@ -50,7 +50,8 @@ def replay(
     """Make the prediction with PREDICTION_ID (a reply's "id") again and say whether anything differs.
 
     The same version and feature base are asked the same request at the same time. Vector, score and reasons are compared bit
-    for bit; what is not kept any more is named. Exit status 1: something differs, or could not be replayed at all.
+    for bit; what is not kept any more is named. Of many, one that is corrupt or cannot be replayed is named and counted, and
+    the rest are replayed. Exit status 1: something differs, is corrupt, or could not be replayed at all.
     """
     from tiercel.project import Project
     from tiercel.serving.recorded import explain_again
@@ -84,10 +85,15 @@ def _chosen(
 ) -> Iterator[list[Receipt] | tuple[str, TiercelError]]:
     """The receipts of each prediction, or why there are none."""
     from tiercel.errors import TiercelError
-    from tiercel.serving.receipts import find_receipt, read_all
+    from tiercel.monitor.receipt_files import DamagedReceipt
+    from tiercel.serving.receipts import corrupt_receipt, find_receipt, scan_all
 
     if ids_file is None:
-        yield from read_all(project.settings, model=model, since_us=since_us, until_us=until_us)
+        for found in scan_all(project.settings, model=model, since_us=since_us, until_us=until_us):
+            if isinstance(found, DamagedReceipt):
+                yield found.id or found.where, corrupt_receipt(found)
+            else:
+                yield found
         return
     with ids_file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -103,46 +109,54 @@ def _replay_many(
     replayer: Replayer, chosen: Iterator[list[Receipt] | tuple[str, TiercelError]], *, as_json: bool
 ) -> bool:
     """Replay each; returns whether nothing differs and everything could be replayed."""
-    from tiercel.errors import ReceiptNotFoundError, TiercelError
+    from tiercel.errors import JournalError, ReceiptCorruptError, ReceiptNotFoundError, TiercelError
 
     counts = {"equal": 0, "differs": 0, "not_replayed": 0, "failed": 0}
-    from_vector = 0
+    from_vector = corrupt = 0
     shown: list[dict[str, Any]] = []
     for each in chosen:
-        if isinstance(each, tuple):
-            prediction_id, failure = each
+        found = each[1] if isinstance(each, tuple) else _replayed(replayer, each)
+        if isinstance(found, TiercelError):
+            counts["failed"] += 1
+            corrupt += isinstance(found, (ReceiptCorruptError, JournalError))
+            named = each[0] if isinstance(each, tuple) else each[0].id
+            told = {"id": named, "verdict": "failed", "error": str(found), "code": found.code}
         else:
-            prediction_id = each[0].id
-            try:
-                found = replayer.replay(each)
-            except TiercelError as error:
-                failure = error
-            else:
-                counts[found.verdict.value] += 1
-                from_vector += found.source == "vector"
-                if found.verdict != "equal" and len(shown) < MOST_SHOWN:
-                    shown.append(found.to_json())
-                continue
-        counts["failed"] += 1
-        if len(shown) < MOST_SHOWN:
-            shown.append({"id": prediction_id, "verdict": "failed", "error": str(failure), "code": failure.code})
+            counts[found.verdict.value] += 1
+            from_vector += found.source == "vector"
+            told = {} if found.verdict == "equal" else found.to_json()
+        if told and len(shown) < MOST_SHOWN:
+            shown.append(told)
     if not any(counts.values()):  # nothing differs in nothing: a misspelt model must not look like a proof
         raise ReceiptNotFoundError(
             "Expected predictions to replay, got none: nothing is kept of what was chosen. Look at --model, --since and --until, "
             "or at the file of ids"
         )
     if as_json:
-        print_json({**counts, "from_vector": from_vector, "first": shown})
+        print_json({**counts, "corrupt": corrupt, "from_vector": from_vector, "first": shown})
     else:
         for told in shown:
-            console.print(f"{told['id']}: {told['verdict']}. {_why(told)}")
-        n = sum(counts.values())
+            console.print(f"{told['id']}: {told['verdict']}. {_why(told)}", markup=False)
+        n = sum(counts.values()) - corrupt
         console.print(
             f"{n:,} predictions replayed: [bold]{counts['equal']:,} equal[/] bit for bit ({from_vector:,} of the recorded "
             f"vector), [bold]{counts['differs']:,} differ[/], {counts['not_replayed']:,} were not made by a model, "
-            f"{counts['failed']:,} could not be replayed."
+            f"{counts['failed'] - corrupt:,} could not be replayed."
         )
+        if corrupt:
+            console.print(f"[bold red]{corrupt:,} corrupt[/]: receipts that were changed or cannot be read.")
     return not counts["differs"] and not counts["failed"]
+
+
+def _replayed(replayer: Replayer, receipts: list[Receipt]) -> Replay | TiercelError:
+    from tiercel.errors import TiercelError
+
+    try:
+        return replayer.replay(receipts)
+    except TiercelError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - one prediction must not end a run over many; it is told and counted
+        return TiercelError(f"Prediction {receipts[0].id}: expected to replay it, got {error!r}")
 
 
 def _why(told: dict[str, Any]) -> str:

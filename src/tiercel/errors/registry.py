@@ -6,9 +6,18 @@ from tiercel.errors.base import TiercelError
 
 
 class PromotionRefusedError(TiercelError):
-    """A version does not keep to what `[models.NAME.promotion]` asks of a champion; the message has the numbers."""
+    """A version does not keep to what `[models.NAME.promotion]` asks of a champion; the message has the numbers.
+
+    Args:
+        message: the limit, what was found, and what to do.
+        registered: the number of the version, where it was registered just now and stays so: only its alias was refused.
+    """
 
     code = "promotion_refused"
+
+    def __init__(self, message: str, *, registered: int | None = None) -> None:
+        super().__init__(message)
+        self.registered = registered
 
 
 class RegistryConflictError(TiercelError):

@@ -2,10 +2,14 @@
 
     FILE                receipts, one line each
     FILE.leaves         32 bytes per line: its hash as a leaf
-    FILE.manifest.json  how many, the Merkle root over the leaves (`merkle.py`), what was asked for, the ledger's head
+    FILE.manifest.json  how many, the root over their number and the leaves (`merkle.py`), what was asked for, the ledger's head
 
-The root is what matters: noted elsewhere (printed, signed, in another system), it pins every line. The leaves say which line
-was edited, and make a proof about one line without the others. Everything is checked from these files alone.
+The root is what matters: noted elsewhere (printed, signed, in another system), it pins every line and how many there are. The
+leaves say which line was edited, and make a proof about one line without the others. Everything is checked from these files
+alone.
+
+Exports of format 1 had the Merkle root itself as their root. They verify as they did, for their lines are there to be
+counted; a proof of one line of them does not say of how many it is one.
 
 Both ways memory is bounded by the longest line.
 """
@@ -19,26 +23,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel.errors import ReceiptCorruptError, ReceiptError, ReceiptNotFoundError
-from tiercel.explain.merkle import HASH_BYTES, RootBuilder, inclusion_path, leaf_hash, root_from_path, root_of
+from tiercel.explain.merkle import (
+    HASH_BYTES,
+    RootBuilder,
+    inclusion_path,
+    leaf_hash,
+    root_from_path,
+    root_of,
+    sized_root,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
-EXPORT_FORMAT = "tiercel-audit-1"
-PROOF_FORMAT = "tiercel-audit-proof-1"
-TREE = "rfc6962-sha256"
+EXPORT_FORMAT = "tiercel-audit-2"
+PROOF_FORMAT = "tiercel-audit-proof-2"
+TREE = "rfc6962-sha256-sized"
+#: Format and tree of exports and proofs of before, whose roots do not bind how many receipts there are.
+EXPORT_FORMAT_1 = "tiercel-audit-1"
+PROOF_FORMAT_1 = "tiercel-audit-proof-1"
+TREE_1 = "rfc6962-sha256"
 #: No receipt is longer: a record of the journal, its request and its numbers as text.
 MAX_LINE_BYTES = 64 << 20
+#: Nor are there more: a root binds their number in 8 bytes.
+MAX_RECEIPTS = (1 << 63) - 1
 _READ_LEAVES = 1 << 15
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked: lines and root in hex; `id` of a proof's receipt."""
+    """What was checked: lines and root in hex; `id` of a proof's receipt. No `n_receipts`: a proof that does not bind them."""
 
-    n_receipts: int
+    n_receipts: int | None
     root: str
     id: str | None = None
 
@@ -81,7 +99,7 @@ def write_export(path: Path, lines: Iterable[bytes], about: Mapping[str, Any]) -
             "format": EXPORT_FORMAT,
             "tree": TREE,
             "n_receipts": builder.n_leaves,
-            "root": builder.root().hex(),
+            "root": _rooted(TREE, builder.n_leaves, builder.root()),
             **about,
         }
         with unfinished[2].open("wb") as out:
@@ -110,14 +128,13 @@ def verify_export(path: Path, *, root: str | None = None) -> Verified:
         ReceiptCorruptError: which line was edited, or what else does not fit.
     """
     manifest = _read_manifest(path)
-    n_expected, expected = manifest["n_receipts"], manifest["root"]
+    n_expected, expected, tree = manifest["n_receipts"], manifest["root"], manifest["tree"]
     if root is not None and root.lower() != expected:
         raise ReceiptCorruptError(
             f"{manifest_path(path)}: expected the root {root}, which was given, got {expected}: another export, or the "
             f"manifest was edited"
         )
-    n_leaves, got = _root_of_leaves(path)
-    leaves_fit = (n_leaves, got) == (n_expected, expected)
+    leaves_fit = _root_of_leaves(path, tree) == (n_expected, expected)
     builder = RootBuilder()
     with _opened(path) as lines, _opened(leaves_path(path)) as leaves:
         for number, line in enumerate(_lines(path, lines), 1):
@@ -125,7 +142,8 @@ def verify_export(path: Path, *, root: str | None = None) -> Verified:
             builder.add(leaf)
             if leaves_fit and leaf != leaves.read(HASH_BYTES):
                 raise ReceiptCorruptError(_edited(path, number, n_expected, line))
-    if builder.n_leaves == n_expected and builder.root().hex() == expected:
+    got = _rooted(tree, builder.n_leaves, builder.root())
+    if builder.n_leaves == n_expected and got == expected:
         if not leaves_fit:
             raise ReceiptCorruptError(
                 f"{leaves_path(path)}: expected the hashes of {n_expected} lines, got others. The lines of {path} are as "
@@ -138,7 +156,7 @@ def verify_export(path: Path, *, root: str | None = None) -> Verified:
             + (" at its end" if leaves_fit else "")
         )
     raise ReceiptCorruptError(
-        f"{path}: expected the root {expected}, got {builder.root().hex()}. {leaves_path(path).name} was edited too, so which "
+        f"{path}: expected the root {expected}, got {got}. {leaves_path(path).name} was edited too, so which "
         f"line it is cannot be told"
     )
 
@@ -171,8 +189,8 @@ def prove(path: Path, prediction_id: str) -> dict[str, Any]:
     with _opened(leaves_path(path)) as leaves:
         siblings = inclusion_path(lambda first, end: _read_leaves(leaves, first, end), index, n_leaves)
     proof = {
-        "format": PROOF_FORMAT,
-        "tree": TREE,
+        "format": PROOF_FORMAT if manifest["tree"] == TREE else PROOF_FORMAT_1,
+        "tree": manifest["tree"],
         "id": prediction_id,
         "index": index,
         "n_receipts": n_leaves,
@@ -185,7 +203,7 @@ def prove(path: Path, prediction_id: str) -> dict[str, Any]:
 
 
 def verify_proof(proof: Mapping[str, Any], *, root: str | None = None) -> Verified:
-    """Check that a proof's receipt leads to its root.
+    """Check that a proof's receipt leads to its root, and that the root is of as many receipts as the proof says.
 
     Args:
         proof: of `prove`.
@@ -197,27 +215,35 @@ def verify_proof(proof: Mapping[str, Any], *, root: str | None = None) -> Verifi
     try:
         line, wanted = str(proof["receipt"]).encode(), str(proof["root"])
         path = [bytes.fromhex(each) for each in proof["path"]]
-        index, n_leaves, named = int(proof["index"]), int(proof["n_receipts"]), str(proof["id"])
-        if proof["format"] != PROOF_FORMAT or proof["tree"] != TREE:
+        index, n_leaves, named, tree = proof["index"], proof["n_receipts"], str(proof["id"]), proof["tree"]
+        if type(index) is not int or type(n_leaves) is not int or not 0 <= index < n_leaves <= MAX_RECEIPTS:
+            raise ValueError(f"place {index!r} of {n_leaves!r}")  # noqa: TRY301 - one handler for everything
+        if (proof["format"], tree) not in {(PROOF_FORMAT, TREE), (PROOF_FORMAT_1, TREE_1)}:
             raise ValueError("another format")  # noqa: TRY301 - one handler for everything
     except (KeyError, TypeError, ValueError) as error:
         raise ReceiptCorruptError(f"Expected a proof of format {PROOF_FORMAT}, got: {error!r}") from error
     if root is not None and root.lower() != wanted:
         raise ReceiptCorruptError(f"Expected a proof for the root {root}, which was given, got one for {wanted}")
-    got = root_from_path(leaf_hash(line), index, n_leaves, path)
-    if got is None or got.hex() != wanted or _id_of(line) != named:
+    found = root_from_path(leaf_hash(line), index, n_leaves, path)
+    got = "nowhere" if found is None else _rooted(tree, n_leaves, found)
+    if got != wanted or _id_of(line) != named:
         raise ReceiptCorruptError(
             f"Expected a path from the receipt of prediction {named} to the root {wanted}, got one to "
-            f"{'nowhere' if got is None else got.hex()}: the receipt or the proof was edited"
+            f"{got}: the receipt or the proof was edited"
         )
-    return Verified(n_leaves, wanted, named)
+    return Verified(n_leaves if tree == TREE else None, wanted, named)
+
+
+def _rooted(tree: str, n_leaves: int, root: bytes) -> str:
+    """What is noted of a tree, in hex."""
+    return (sized_root(n_leaves, root) if tree == TREE else root).hex()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     place = manifest_path(path)
     try:
         manifest = json.loads(place.read_bytes())
-        if manifest["format"] != EXPORT_FORMAT or manifest["tree"] != TREE:
+        if (manifest["format"], manifest["tree"]) not in {(EXPORT_FORMAT, TREE), (EXPORT_FORMAT_1, TREE_1)}:
             raise ValueError("another format")  # noqa: TRY301 - one handler for everything
         n, root = manifest["n_receipts"], manifest["root"]
         if type(n) is not int or n < 0 or len(bytes.fromhex(root)) != HASH_BYTES:
@@ -230,12 +256,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
-def _root_of_leaves(path: Path) -> tuple[int, str]:
+def _root_of_leaves(path: Path, tree: str) -> tuple[int, str]:
     with _opened(leaves_path(path)) as leaves:
         n_bytes = os.fstat(leaves.fileno()).st_size
         n_leaves = n_bytes // HASH_BYTES
         root = root_of(_read_leaves(leaves, 0, n_leaves))
-    return (n_leaves if n_bytes % HASH_BYTES == 0 else -1), root.hex()
+    return (n_leaves if n_bytes % HASH_BYTES == 0 else -1), _rooted(tree, n_leaves, root)
 
 
 def _read_leaves(leaves: BinaryIO, first: int, end: int) -> Iterator[bytes]:

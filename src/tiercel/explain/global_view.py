@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -125,7 +125,7 @@ class GlobalView:
         method, kind, scale, output, reference: of the attributions.
         expected: what they are added to; `mean_margin`: mean of the sums.
         features, reasons: the most important first; reasons are empty for versions whose reasons are their features.
-        dependence: of the most important features.
+        dependence: of the most important features whose values may be shown.
         interactions: the strongest first.
         is_exact: whether interactions were computed, not estimated from how attributions spread.
         notes: what a reader must know, in sentences.
@@ -180,6 +180,7 @@ def view_rows(
     groups: Sequence[ReasonGroup] = (),
     interact: Interact | None = None,
     notes: Sequence[str] = (),
+    hidden: Collection[str] = (),
 ) -> GlobalView:
     """Work out the view.
 
@@ -196,6 +197,8 @@ def view_rows(
         groups: reasons.
         interact: exact interaction values of rows; None: estimate.
         notes: of whoever drew the rows.
+        hidden: features whose values must not be shown. They are named and ranked, which says nothing of anybody's values;
+            they have no dependence, and their values stand beside no other feature's.
 
     Raises:
         ValueError: no rows, or attributions of another shape.
@@ -214,6 +217,11 @@ def view_rows(
     places = {name: i for i, name in enumerate(features)}
     top = [places[each.name] for each in importances[:N_DEPENDENCE] if each.mean_abs > 0]
     strengths = estimated_interactions(rows, values, top)
+    unseen = [places[name] for name in features if name in hidden]
+    told = [i for i in top if i not in unseen]
+    notes = [*notes, *_withheld([features[i] for i in unseen])]
+    beside = strengths.copy()
+    beside[:, unseen] = 0.0
     if interact is None:
         pairs = _pairs(features, np.maximum(strengths, strengths.T))
     else:
@@ -238,7 +246,7 @@ def view_rows(
         reasons=_rank(
             [_importance(each.code, each.text, values[:, list(each.columns)].sum(axis=1)) for each in groups]
         ),
-        dependence=tuple(_dependence(features, rows, values, i, strengths[i]) for i in top),
+        dependence=tuple(_dependence(features, rows, values, i, beside[i]) for i in told),
         interactions=pairs,
         is_exact=interact is not None,
         notes=tuple(notes),
@@ -279,6 +287,18 @@ def rank_correlation(values: NDArray[Any], attributions: NDArray[np.float64]) ->
     first, second = (_ranks(np.asarray(each[known], np.float64)) for each in (values, attributions))
     spread = math.sqrt(float((first @ first) * (second @ second)))
     return float(first @ second / spread) if spread > 1e-9 else None
+
+
+def _withheld(names: Sequence[str]) -> list[str]:
+    """The note that says what is not shown, if anything is."""
+    if not names:
+        return []
+    return [
+        (
+            f"How contributions depend on values of {', '.join(names)} is not shown: [monitor] hash_columns or drop_columns "
+            f"{'masks it' if len(names) == 1 else 'mask them'}."
+        )
+    ]
 
 
 def _importance(name: str, text: str, values: NDArray[np.float64], direction: float | None = None) -> Importance:

@@ -2,6 +2,9 @@
 
 A leaf's hash is sha256(0x00 || leaf), a node's sha256(0x01 || left || right); of n leaves the left subtree holds the largest
 power of two below n. The two prefixes keep a node from being passed off as a leaf.
+
+A root alone does not say how many leaves it is of: a leaf's path is the same in trees of many sizes. There the size is
+signed beside the root; here, where one hash is noted, `sized_root` binds both.
 """
 
 from __future__ import annotations
@@ -23,6 +26,11 @@ def leaf_hash(leaf: bytes) -> bytes:
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Of two subtrees."""
     return hashlib.sha256(b"\1" + left + right).digest()
+
+
+def sized_root(n_leaves: int, root: bytes) -> bytes:
+    """Of a tree and its size: sha256(0x02 || n as 8 bytes, the highest first || root). The prefix is no leaf's and no node's."""
+    return hashlib.sha256(b"\2" + n_leaves.to_bytes(8, "big") + root).digest()
 
 
 class RootBuilder:

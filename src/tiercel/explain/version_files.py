@@ -95,6 +95,24 @@ def are_made_up(golden_rows: NDArray[np.float32]) -> bool:
         return len(golden_rows) == _N_MADE_UP or bool((np.abs(golden_rows) >= _EXTREME).any())
 
 
+def policy_of(artifacts: Mapping[str, bytes], signature: Signature, *, owner: str = "the version") -> ReasonPolicy:
+    """A version's own reason policy, or the default one, without what settings change about it.
+
+    Raises:
+        ArtifactCorruptError, ReasonPolicyError: as `load_explanation_files`.
+    """
+    data = artifacts.get(POLICY_FILE)
+    if data is None:
+        return default_policy(signature)
+    where = f"{POLICY_FILE} of {owner}"
+    try:
+        policy = parse_policy(data, where=where)
+    except ReasonPolicyError as error:  # it was checked when it was registered
+        raise ArtifactCorruptError(f"{error} It was registered with another content, or by another tiercel.") from error
+    policy.check(signature, also_known=None, where=where)
+    return policy
+
+
 def load_explanation_files(
     artifacts: Mapping[str, bytes],
     signature: Signature,
@@ -118,18 +136,7 @@ def load_explanation_files(
         SchemaMismatchError: the reference set is of other features than the model.
         ReasonPolicyError: the policy does not fit the model, or has no texts in the locale that settings name.
     """
-    data = artifacts.get(POLICY_FILE)
-    if data is None:
-        policy = default_policy(signature)
-    else:
-        where = f"{POLICY_FILE} of {owner}"
-        try:
-            policy = parse_policy(data, where=where)
-        except ReasonPolicyError as error:  # it was checked when it was registered
-            raise ArtifactCorruptError(
-                f"{error} It was registered with another content, or by another tiercel."
-            ) from error
-        policy.check(signature, also_known=None, where=where)
+    policy = policy_of(artifacts, signature, owner=owner)
     if settings is not None:
         policy = policy.with_settings(k=settings.k, locale=settings.locale)
     data = artifacts.get(REFERENCE_SET_FILE)

@@ -79,25 +79,28 @@ def find_global_views(
     most = min(each.rows.most_rows(within_us, most_rows) for each in (version, other) if each is not None)
     span: dict[str, Any] = {"begin_us": begin_us, "end_us": end_us, "most": most, "seed": seed, "threads": threads}
     rows = find_rows(settings, version, **span)
-    views = [_view(version, rows, rows.values, exactly=exactly)]
+    shown: dict[str, Any] = {"hidden": settings.monitor.masked, "exactly": exactly}
+    views = [_view(version, rows, rows.values, **shown)]
     if other is None:
         return ComparedViews(tuple(views))
     same = matching(rows, version.features, other.features)
     if same is None:
         own = find_rows(settings, other, **span)
-        views.append(_view(other, own, own.values, exactly=exactly))
+        views.append(_view(other, own, own.values, **shown))
         lacking = ", ".join(name for name in other.features if name not in version.features)
         note = f"Version {other.record.version} takes {lacking}, which version {version.record.version} does not: each is shown on its own rows."
         return ComparedViews(tuple(views), None, note)
-    views.append(_view(other, rows, same, exactly=exactly))
+    views.append(_view(other, rows, same, **shown))
     threshold = settings.model(version.record.name).value.threshold
     return ComparedViews(tuple(views), churn_of_rows(version, other, rows.values, same, rows.source, threshold))
 
 
-def _view(version: ExplainedVersion, rows: Rows, values: NDArray[np.float32], *, exactly: bool) -> GlobalView:
+def _view(
+    version: ExplainedVersion, rows: Rows, values: NDArray[np.float32], *, hidden: frozenset[str], exactly: bool
+) -> GlobalView:
     record = version.record
     return view_rows(
         record.name, record.version, version.features, values, version.rows.explain(values), source=rows.source,
         begin_us=rows.begin_us, end_us=rows.end_us, n_available=rows.n_available, groups=version.rows.groups,
-        interact=version.rows.interact if exactly else None, notes=rows.notes,
+        interact=version.rows.interact if exactly else None, notes=rows.notes, hidden=hidden,
     )  # fmt: skip

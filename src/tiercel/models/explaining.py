@@ -335,9 +335,10 @@ def _linear_explainer(linear: Linear, rows: NDArray[np.float32]) -> LinearExplai
 def _forest_explainer(body: Forest, kind: str, rows: NDArray[np.float32] | None, table_bytes: int) -> ForestExplainer:
     forest = explained_forest(body)
     if kind == "path_dependent" and forest.cover is None:
+        got = f"one that says what cannot be: {forest.why_no_cover}" if forest.why_no_cover else "one that does not"
         raise UnexplainableModelError(
-            "Expected a file that says how much training data came to each node (LightGBM text, XGBoost), got one that "
-            "does not. Explain it by kind='interventional' against reference rows."
+            f"Expected a file that says how much training data came to each node (LightGBM text, XGBoost), got {got}. "
+            f"Explain it by kind='interventional' against reference rows."
         )
     try:
         return ForestExplainer(

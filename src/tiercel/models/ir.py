@@ -129,6 +129,7 @@ class Forest:
     pick: int = -1
     steps: tuple[Step, ...] = ()
     cover: DoubleVector | None = None  # per node: how much of the training data came there, where the file says
+    why_no_cover: str = ""  # the file says something that cannot be
 
     @property
     def n_trees(self) -> int:
@@ -295,3 +296,25 @@ def apply_steps(steps: tuple[Step, ...], rows: NDArray[np.float32]) -> NDArray[n
 def class_labels(n: int) -> tuple[str, ...]:
     """Labels of classes that a file does not name."""
     return tuple(str(k) for k in range(n))
+
+
+def cover_problem(cover: DoubleVector, is_inner: NDArray[np.bool_], tree_start: NDArray[np.int64], name: str) -> str:
+    """Why no explanation can follow training data through trees by these covers; empty: it can.
+
+    A leaf where none came is never followed. A node that is split and where none came, or less than none (sums of second
+    derivatives of an objective that is not convex), has no shares to follow.
+
+    Args:
+        cover: float64 (n_nodes,).
+        is_inner: (n_nodes,).
+        tree_start: each tree's first node, and n_nodes.
+        name: of the file's own field.
+    """
+    bad = ~np.isfinite(cover) | (cover < 0) | (is_inner & (cover == 0))
+    if not bad.any():
+        return ""
+    node = int(np.argmax(bad))
+    tree = int(np.searchsorted(tree_start, node, side="right")) - 1
+    where = "a node that is split" if is_inner[node] else "a leaf"
+    least = "more than zero" if is_inner[node] else "no less than zero"
+    return f"expected {name} {least} at {where} of tree {tree}, got {cover[node]:g}; {int(bad.sum())} of {len(cover)} are so"

@@ -26,6 +26,7 @@ from tiercel.models.ir import (
     Step,
     StepKind,
     class_labels,
+    cover_problem,
     fold_less_equal,
 )
 from tiercel.types import Task
@@ -187,6 +188,10 @@ def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest:
     )
     columns = {name: np.concatenate(part) for name, part in parts.items()}
     arrays, steps = _nodes(n_nodes, columns, set_offset, sets, n_features)
+    cover = np.concatenate(counts) if all(len(each) for each in counts) else None
+    why_no_cover = ""
+    if cover is not None:
+        why_no_cover = cover_problem(cover, arrays["leaf"] < 0, arrays["tree_start"], "internal_count, leaf_count")
     return Forest(
         n_features=n_features,
         n_raw=n_raw,
@@ -194,7 +199,8 @@ def _forest(trees: list[dict[str, str]], *, n_features: int, n_raw: int, **rest:
         base=np.zeros(n_raw),
         base_first=True,  # sums start at zero; the boosted average is part of the first tree
         single_precision=False,
-        cover=np.concatenate(counts) if all(len(each) for each in counts) else None,
+        cover=None if why_no_cover else cover,
+        why_no_cover=why_no_cover,
         sets=sets,
         steps=steps,
         **arrays,
@@ -212,7 +218,7 @@ def _counts(tree: dict[str, str], n_leaves: int, where: str) -> NDArray[Any]:
     if "internal_count" not in tree or "leaf_count" not in tree:
         return np.zeros(0)
     found = np.concatenate([_numbers(tree, "internal_count", where), _numbers(tree, "leaf_count", where)])
-    if len(found) != 2 * n_leaves - 1 or np.any(found < 0):
+    if len(found) != 2 * n_leaves - 1:
         raise UnsupportedModelError(f"Expected {2 * n_leaves - 1} counts (internal_count, leaf_count) in {where}")
     return found.astype(np.float64)
 

@@ -26,6 +26,7 @@ from tiercel.models.ir import (
     ParsedModel,
     Post,
     class_labels,
+    cover_problem,
     fold_less,
     log_float32,
 )
@@ -170,6 +171,8 @@ def _forest(
     is_leaf = joined("is_leaf", bool)
     leaf = np.where(is_leaf, np.cumsum(is_leaf) - 1, -1)
     n_sets = len(set_start) - 1
+    cover = joined("cover", np.float64) if all(len(part["cover"]) for part in parts) else None
+    why_no_cover = "" if cover is None else cover_problem(cover, ~is_leaf, start, "sum_hessian")
     return Forest(
         n_features=n_features,
         n_raw=n_raw,
@@ -186,7 +189,8 @@ def _forest(
         base=base,
         base_first=True,
         single_precision=True,
-        cover=joined("cover", np.float64) if all(len(part["cover"]) for part in parts) else None,
+        cover=None if why_no_cover else cover,
+        why_no_cover=why_no_cover,
         sets=CategorySets(
             words=np.concatenate(words) if words else np.zeros(0, np.uint32),
             start=np.array(set_start, dtype=np.int64),
@@ -243,10 +247,10 @@ def _tree(
 
 
 def _cover(tree: dict[str, Any], n: int, number: int) -> NDArray[np.float64]:
-    """How much of the training data, by the objective's second derivative, came to each node."""
+    """How much of the training data, by the objective's second derivative, came to each node; scoring does not need it."""
     cover = _array(tree["sum_hessian"], np.float64)
-    if len(cover) != n or not np.all(np.isfinite(cover)) or np.any(cover < 0):
-        raise UnsupportedModelError(f"Expected {n} values that are no less than zero in sum_hessian of tree {number}")
+    if len(cover) != n:
+        raise UnsupportedModelError(f"Expected {n} values in sum_hessian of XGBoost tree {number}, got {len(cover)}")
     return cover
 
 

@@ -5,6 +5,9 @@ the model answered, labelled or not; error rates are of those with a label in ti
 them. Each group is set beside all others of its segment: its rate, the difference with Newcombe's interval for independent
 proportions (Newcombe 1998, method 10) at a confidence that allows for as many comparisons as there are, and the ratio of its
 selection rate to the highest one, which the four-fifths rule of thumb looks at. None of this says why groups differ.
+
+A handful of decisions says next to nothing of a group, and a ratio has no interval that would show it. So a rate of fewer
+than `MIN_DECISIONS` is shown with its wide interval and compared with nothing: no gap, no ratio, and no ratio of others to it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from tiercel.monitor.intervals import CONFIDENCE, Estimate, proportion
 from tiercel.types import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import duckdb
 
@@ -33,6 +36,12 @@ RATES: Final = {
 }
 #: A selection rate below so much of the highest one is what the four-fifths rule asks about.
 FOUR_FIFTHS: Final = 0.8
+#: What a rate must be of at the least to be compared. At 30 Wilson's interval of a share of a half is still 0.34 wide. The
+#: Uniform Guidelines that the four-fifths rule is from (29 CFR 1607.4 D) give no number; they say that differences "based on
+#: small numbers" may be no adverse impact.
+MIN_DECISIONS: Final = 30
+#: Groups too small for that which a note names; the rest are counted.
+_MOST_NAMED: Final = 10
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,9 @@ class GroupFairness:
         key: a version, an arm, a segment and its value.
         tally: the counts.
         rates: name of `RATES` -> the group's rate.
-        gaps: name -> the rate less that of all others of the segment, with an interval.
-        ratio: its selection rate by the highest of the segment; None where that is not defined.
+        gaps: name -> the rate less that of all others of the segment, with an interval; missing where either is of fewer than
+            `MIN_DECISIONS`.
+        ratio: its selection rate by the highest of the segment's groups that are not small; None where that is not defined.
     """
 
     key: GroupKey
@@ -83,6 +93,11 @@ class GroupFairness:
     rates: dict[str, Estimate]
     gaps: dict[str, Estimate]
     ratio: float | None
+
+    @property
+    def is_small(self) -> bool:
+        """It has too few decisions to be compared with others."""
+        return self.tally.n_scored < MIN_DECISIONS
 
     @property
     def differs(self) -> tuple[str, ...]:
@@ -97,6 +112,7 @@ class GroupFairness:
             "rates": {name: each.to_json() for name, each in self.rates.items()},
             "gaps": {name: each.to_json() for name, each in self.gaps.items()},
             "ratio": self.ratio,
+            "is_small": self.is_small,
             "differs": list(self.differs),
         }
 
@@ -134,6 +150,7 @@ class FairnessReport:
             "model": self.model,
             "threshold": self.threshold,
             "confidence": self.confidence,
+            "min_decisions": MIN_DECISIONS,
             "groups": [each.to_json() for each in self.groups],
             "notes": list(self.notes),
         }
@@ -184,11 +201,13 @@ def fairness_report(
     groups = []
     for (number, arm, _), keys in segments.items():
         whole = tallies[GroupKey(number, arm)]
-        highest = max((_share(tallies[key].hits("selection_rate")) for key in keys), default=0.0)
+        large = [tallies[key] for key in keys if tallies[key].n_scored >= MIN_DECISIONS]
+        highest = max((each.n_selected / each.n_scored for each in large), default=0.0)
         groups += [_group(key, tallies[key], whole, highest, len(keys), confidence) for key in keys]
     if any(each.key.value == OTHER for each in groups):
         notes.append("Rare values of a segment are one group.")
     groups.sort(key=lambda each: each.key.order)
+    notes += _small(groups)
     return FairnessReport(model, settings.threshold, tuple(groups), confidence, tuple(notes))
 
 
@@ -213,13 +232,35 @@ def _group(
         nothing = f"no {what.rpartition(' of ')[2]}" if " of " in what else "no predictions"
         rates[name] = proportion(*tally.hits(name), confidence=confidence, nothing=nothing)
         sides = [
-            proportion(*each.hits(name), confidence=strict, nothing=f"{nothing}{where}")
+            _comparable(proportion(*each.hits(name), confidence=strict, nothing=f"{nothing}{where}"), what, where)
             for each, where in ((tally, ""), (others, " of others"))
         ]
         gaps[name] = difference(*sides)
     selected = rates["selection_rate"].value
-    ratio = None if selected is None or highest <= 0 else selected / highest
+    ratio = None if selected is None or tally.n_scored < MIN_DECISIONS or highest <= 0 else selected / highest
     return GroupFairness(key, tally, rates, gaps, ratio)
+
+
+def _comparable(rate: Estimate, what: str, where: str) -> Estimate:
+    """The rate, or that it is of too few."""
+    if not 0 < rate.n < MIN_DECISIONS:
+        return rate
+    counted = what.rpartition(" of ")[2] if " of " in what else "predictions"
+    return Estimate.missing(f"{rate.n} {counted}{where}: fewer than {MIN_DECISIONS} are not compared", rate.n)
+
+
+def _small(groups: Sequence[GroupFairness]) -> list[str]:
+    """The note that names the groups that were too small, if any was."""
+    small = [each for each in groups if each.is_small]
+    if not small:
+        return []
+    named = [
+        f"{each.key.segment} = {each.key.value} ({each.tally.n_scored} of version {each.key.version}"
+        + (")" if each.key.arm == "champion" else f", {each.key.arm})")
+        for each in small[:_MOST_NAMED]
+    ]
+    rest = f" and {len(small) - len(named)} more" if len(small) > len(named) else ""
+    return [f"Groups of fewer than {MIN_DECISIONS} decisions are not compared: {', '.join(named)}{rest}."]
 
 
 def _tallies(outcomes: Outcomes, cohort: Cohort, threshold: float) -> Mapping[GroupKey, Tally]:
@@ -240,7 +281,3 @@ def _tallies(outcomes: Outcomes, cohort: Cohort, threshold: float) -> Mapping[Gr
         codes.key(int(version), int(role), rest[:n]): Tally(*map(int, rest[n:]))
         for version, role, *rest in outcomes.run(query, codes.parameters)
     }
-
-
-def _share(hits: tuple[int, int]) -> float:
-    return hits[0] / hits[1] if hits[1] else 0.0

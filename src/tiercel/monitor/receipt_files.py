@@ -59,6 +59,20 @@ _SCHEMA = pa.schema(
 )
 
 
+class DamagedReceipt(NamedTuple):
+    """A place in the files that should give receipts and gives none.
+
+    Attributes:
+        id: of the prediction; None: of a row group or a file that cannot be read, which may have held many.
+        where: the file, with the row group and row where these are known.
+        error: what is wrong there.
+    """
+
+    id: str | None
+    where: str
+    error: JournalError
+
+
 class ReceiptFiles:
     """Writes and removes the receipts of a state directory.
 
@@ -71,7 +85,7 @@ class ReceiptFiles:
 
     def __init__(self, directory: Path, settings: MonitorSettings) -> None:
         self.directory, self._settings = directory, settings
-        self._masked = {*settings.hash_columns, *settings.drop_columns}
+        self._masked = settings.masked
 
     def write(self, name: str, columns: SegmentColumns) -> None:
         """Bring the files of a segment ("<worker start>/<number>") up to its records.
@@ -120,26 +134,26 @@ class ReceiptFiles:
         if not self._masked:
             return kept
         for number, plan in columns.plans.items():
-            if self._masked & {*plan.features, *(name for name, _ in plan.join_keys)}:
+            if not self._masked.isdisjoint((*plan.features, *(name for name, _ in plan.join_keys))):
                 kept &= columns.heads["plan"] != number
         if "request_bytes" in (columns.heads.dtype.names or ()):
             kept &= columns.heads["request_bytes"] == 0
         return kept
 
 
-def read_receipts(
+def scan_receipts(
     directory: Path, *, model: str | None = None, since_us: int | None = None, until_us: int | None = None
-) -> Iterator[Record]:
+) -> Iterator[Record | DamagedReceipt]:
     """Receipts in order of model, day, segment and record; a large request has several, by rows. Memory: a row group.
+
+    Damage does not end it: what is damaged comes in its place. A damaged receipt cannot say when it was received, so it
+    comes with those of its day, whatever part of the day was asked for.
 
     Args:
         directory: `<state>/receipts`.
         model: only its.
         since_us: only of requests received from then on.
         until_us: ... and before then.
-
-    Raises:
-        JournalError: a receipt was changed, after all before it.
     """
     pattern = _FILES if model is None else f"model={quote(model, safe='')}/date=*/*.parquet"
     for path in sorted(directory.glob(pattern)):
@@ -153,15 +167,18 @@ def read_receipts(
             file = pq.ParquetFile(path)
         except FileNotFoundError:  # retention was faster
             continue
-        except (pa.ArrowInvalid, OSError) as error:
-            raise JournalError(f"{path}: expected a file of receipts, got: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            damage = JournalError(f"{path}: expected a file of receipts, got: {error}")
+            yield DamagedReceipt(None, str(path), damage)
+            continue
         with file:
             for group in range(file.num_row_groups):
-                for record in _records(path, file, group):
-                    if (since_us is None or record.received_us >= since_us) and (
-                        until_us is None or record.received_us < until_us
+                for found in _records(path, file, group):
+                    if isinstance(found, DamagedReceipt) or (
+                        (since_us is None or found.received_us >= since_us)
+                        and (until_us is None or found.received_us < until_us)
                     ):
-                        yield record
+                        yield found
 
 
 def find_receipts(directory: Path, prediction_id: str) -> list[Record]:
@@ -179,10 +196,13 @@ def find_receipts(directory: Path, prediction_id: str) -> list[Record]:
                     known = column.statistics
                     if known is not None and known.has_min_max and not known.min <= prediction_id <= known.max:
                         continue
-                    found += _records(path, file, group, prediction_id)
+                    for each in _records(path, file, group, prediction_id):
+                        if isinstance(each, DamagedReceipt):
+                            raise each.error
+                        found.append(each)
         except FileNotFoundError:
             continue
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise JournalError(f"{path}: expected a file of receipts, got: {error}") from error
     return sorted(found, key=lambda record: record.first_row)
 
@@ -196,31 +216,51 @@ class _Place(NamedTuple):
         return f"{self.path}, row {self.row} of row group {self.group}"
 
 
-def _records(path: Path, file: pq.ParquetFile, group: int, prediction_id: str | None = None) -> Iterator[Record]:
+def _records(
+    path: Path, file: pq.ParquetFile, group: int, prediction_id: str | None = None
+) -> Iterator[Record | DamagedReceipt]:
     try:
         table = file.read_row_group(group)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise JournalError(f"{path}: expected a whole row group {group} of receipts, got: {error}") from error
-    rows = np.arange(table.num_rows)
-    if prediction_id is not None:
-        rows = np.flatnonzero(table["id"].to_numpy() == prediction_id)
-        table = table.take(pa.array(rows))
+        rows = np.arange(table.num_rows)
+        if prediction_id is not None:
+            rows = np.flatnonzero(table["id"].to_numpy() == prediction_id)
+            table = table.take(pa.array(rows))
+        columns = [table[name].to_pylist() for name in ("id", "plan", "worker", "prefix", "format", "record")]
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        where = f"{path}, row group {group} of {file.metadata.row_group(group).num_rows} receipts"
+        damage = JournalError(f"{where}: expected a whole row group of receipts, got: {error}")
+        yield DamagedReceipt(None, where, damage)
+        return
     plans: dict[str, PlanDeclaration] = {}
-    names = ("id", "plan", "worker", "prefix", "format", "record")
-    for row, values in zip(rows.tolist(), zip(*(table[name].to_pylist() for name in names), strict=True), strict=True):
-        named, text, worker, prefix, segment_format, data = values
+    for row, values in zip(rows.tolist(), zip(*columns, strict=True), strict=True):
         place = _Place(path, group, row)
-        if segment_format not in HEADS:
-            raise JournalError(f"{place}: expected a receipt of a known format, got format {segment_format}")
         try:
-            if text not in plans:
-                plans[text] = PlanDeclaration.from_json(json.loads(text))
-            record = parse_whole_record(data, plans[text], worker=worker, prefix=prefix, segment_format=segment_format)
-        except (JournalError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise JournalError(f"{place}: the receipt of prediction {named} was changed: {error}") from error
-        if record.id != named:
-            raise JournalError(f"{place}: the receipt of prediction {named} was changed: its record is of {record.id}")
-        yield record
+            yield _record(place, plans, *values)
+        except JournalError as error:
+            yield DamagedReceipt(values[0], str(place), error)
+
+
+def _record(
+    place: _Place,
+    plans: dict[str, PlanDeclaration],
+    named: str,
+    text: str,
+    worker: int,
+    prefix: str,
+    segment_format: int,
+    data: bytes,
+) -> Record:
+    if segment_format not in HEADS:
+        raise JournalError(f"{place}: expected a receipt of a known format, got format {segment_format}")
+    try:
+        if text not in plans:
+            plans[text] = PlanDeclaration.from_json(json.loads(text))
+        record = parse_whole_record(data, plans[text], worker=worker, prefix=prefix, segment_format=segment_format)
+    except (JournalError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise JournalError(f"{place}: the receipt of prediction {named} was changed: {error}") from error
+    if record.id != named:
+        raise JournalError(f"{place}: the receipt of prediction {named} was changed: its record is of {record.id}")
+    return record
 
 
 def _write(path: Path, columns: SegmentColumns, records: NDArray[np.int64]) -> None:

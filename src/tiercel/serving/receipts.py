@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tiercel.monitor.prediction_record import Record
+    from tiercel.monitor.receipt_files import DamagedReceipt
     from tiercel.settings import Settings
 
 
@@ -67,22 +68,53 @@ def read_all(
         ReceiptCorruptError: a receipt was changed, after all before it.
         MonitorStorageError, TableError: receipts cannot be brought up to date.
     """
+    from tiercel.monitor.receipt_files import DamagedReceipt
+
+    for found in scan_all(settings, model=model, since_us=since_us, until_us=until_us):
+        if isinstance(found, DamagedReceipt):
+            raise corrupt_receipt(found) from found.error
+        yield found
+
+
+def scan_all(
+    settings: Settings, *, model: str | None = None, since_us: int | None = None, until_us: int | None = None
+) -> Iterator[list[Receipt] | DamagedReceipt]:
+    """As `read_all`, but past damage: a prediction one of whose receipts was changed comes as that.
+
+    Args:
+        settings: of the project.
+        model: only its.
+        since_us: only of requests received from then on.
+        until_us: ... and before then.
+
+    Raises:
+        MonitorStorageError, TableError: receipts cannot be brought up to date.
+    """
     from tiercel.monitor.predictions import PredictionTable
-    from tiercel.monitor.receipt_files import RECEIPTS, read_receipts
+    from tiercel.monitor.receipt_files import RECEIPTS, DamagedReceipt, scan_receipts
 
     PredictionTable(settings.state_dir, settings.monitor).convert(waits=True)
-    found = read_receipts(settings.state_dir / RECEIPTS, model=model, since_us=since_us, until_us=until_us)
-    records = (each for each in found if not _is_masked(each, settings))
-    try:
-        for _, parts in itertools.groupby(records, key=lambda record: record.id):
-            yield [receipt_of(part) for part in parts]
-    except JournalError as error:
-        raise ReceiptCorruptError(str(error)) from error
+    found = scan_receipts(settings.state_dir / RECEIPTS, model=model, since_us=since_us, until_us=until_us)
+    kept = (each for each in found if isinstance(each, DamagedReceipt) or not _is_masked(each, settings))
+    for _, parts in itertools.groupby(kept, key=lambda each: each.id or each):
+        records: list[Record] = []
+        damaged: DamagedReceipt | None = None
+        for part in parts:
+            if isinstance(part, DamagedReceipt):
+                damaged = damaged or part
+            else:
+                records.append(part)
+        yield [receipt_of(record) for record in records] if damaged is None else damaged
+
+
+def corrupt_receipt(damaged: DamagedReceipt) -> ReceiptCorruptError:
+    """The error that says which receipt cannot be read, and where it is."""
+    return ReceiptCorruptError(str(damaged.error))
 
 
 def _is_masked(record: Record, settings: Settings) -> bool:
     """Whether a receipt, which was written before that, is of a plan that has a masked name by now."""
-    masked = {*settings.monitor.hash_columns, *settings.monitor.drop_columns}
+    masked = settings.monitor.masked
     return bool(masked) and not masked.isdisjoint((*record.plan.features, *(name for name, _ in record.plan.join_keys)))
 
 

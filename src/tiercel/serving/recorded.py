@@ -1,7 +1,8 @@
 """The explanation of a prediction that was answered before, from the vector its receipt holds.
 
 The receipt has what was scored and the scores, so nothing is read or scored again: the version's explainer and reasons, which
-are files of the version, say today what they would have said then.
+are files of the version, say today what they would have said then. What [models.NAME.explain] changed about them since is
+undone where the receipt tells it; each reply says which it is.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tiercel._hot.plan import ServingPlan
-from tiercel.errors import CapacityError, NotReplayableError, ReceiptCorruptError
+from tiercel.errors import CapacityError, NotReplayableError, ReceiptCorruptError, TiercelError
 from tiercel.priority import stand_back
 from tiercel.serving.answers import explanation_of
 from tiercel.serving.explain_request import ExplainRequest
 from tiercel.serving.explaining import explain_here
 from tiercel.serving.receipts import find_receipt
 from tiercel.serving.version_explainer import bound_by, make_explanations
+from tiercel.serving.version_shelf import VersionShelf
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +42,8 @@ MAX_EXPLAINERS: Final = 8
 MOST_WAITING: Final = 16
 #: ... and when the next one may come back.
 RETRY_US: Final = 1_000_000
+#: What explanations follow from, as bindings name it.
+_BOUND: Final = ("explainer_kind", "reference_digest", "policy_digest")
 
 
 class RecordedExplanations:
@@ -54,6 +58,7 @@ class RecordedExplanations:
 
     def __init__(self, settings: Settings, plan_of: PlanOf) -> None:
         self._settings, self._plan_of = settings, plan_of
+        self._shelf = VersionShelf(settings, most=1)
         self._beside = ThreadPoolExecutor(1, "tiercel-recorded", stand_back)
         self._n_waiting = 0
 
@@ -74,13 +79,50 @@ class RecordedExplanations:
         try:
             receipts = await loop.run_in_executor(self._beside, find_receipt, self._settings, prediction_id)
             plan = await self._plan_of(f"{receipts[0].model}:{receipts[0].version}")
-            return await loop.run_in_executor(self._beside, explain_receipt, plan, receipts, asked)
+            return await loop.run_in_executor(
+                self._beside, lambda: explain_receipt(plan_of_then(plan, receipts[0], self._shelf), receipts, asked)
+            )
         finally:
             self._n_waiting -= 1
 
     def close(self) -> None:
         """Begin nothing more."""
         self._beside.shutdown(wait=False, cancel_futures=True)
+        self._shelf.close()
+
+
+def plan_of_then(plan: ServingPlan, receipt: Receipt, shelf: VersionShelf) -> ServingPlan:
+    """The plan whose explanations follow from what they did when a receipt was made, where there can still be one.
+
+    Args:
+        plan: of the version that answered, by today's settings; given back where that explains as then, and where what
+            explained then is not known or cannot be made again.
+        receipt: of the prediction.
+        shelf: where the version is loaded by other settings than today's. Slow: never call it on an event loop.
+    """
+    then = _bound_then(receipt)
+    if not then or dict(bound_by(plan.explanations)) == then:
+        return plan
+    try:
+        again = shelf.find(f"{receipt.model}:{receipt.version}", then)
+    except TiercelError:  # today's explanation, which says that it is today's, is better than none
+        return plan
+    return again if dict(bound_by(again.explanations)) == then else plan
+
+
+def _bound_then(receipt: Receipt) -> dict[str, Any]:
+    """What explanations followed from; empty: nothing was explained, or the receipt is older than that in them."""
+    if receipt.bindings.get("explainer_kind") is None:
+        return {}
+    return {name: receipt.bindings.get(name) for name in _BOUND}
+
+
+def _explained_by(plan: ServingPlan, receipt: Receipt) -> dict[str, Any]:
+    then, now = _bound_then(receipt), dict(bound_by(plan.explanations))
+    told: dict[str, Any] = {"settings": "unknown" if not then else "then" if now == then else "now", **now}
+    if told["settings"] == "now":
+        told["then"] = then
+    return told
 
 
 def explain_receipt(plan: ServingPlan, receipts: Sequence[Receipt], asked: ExplainRequest) -> dict[str, Any]:
@@ -92,7 +134,9 @@ def explain_receipt(plan: ServingPlan, receipts: Sequence[Receipt], asked: Expla
         asked: how.
 
     Returns:
-        "id", "model", "version", "score" or "scores", "reasons" and "explanation" as the reply had them.
+        "id", "model", "version", "score" or "scores", "reasons" and "explanation" as the reply had them. "explained_by" has
+        the plan's explainer_kind, reference_digest and policy_digest, and under "settings" whether they are those of the
+        prediction ("then"), others, beside which "then" has the prediction's ("now"), or that is not known ("unknown").
 
     Raises:
         ReceiptCorruptError: the receipts are not of this plan.
@@ -115,7 +159,8 @@ def explain_receipt(plan: ServingPlan, receipts: Sequence[Receipt], asked: Expla
     told = explanation_of(prepared, first.id)
     values = prepared.scores()
     score = {"score": values[0]} if prepared.is_single else {"scores": values}
-    return {"id": first.id, "model": plan.model, "version": plan.version, **score, **told}
+    by = _explained_by(plan, first)
+    return {"id": first.id, "model": plan.model, "version": plan.version, **score, **told, "explained_by": by}
 
 
 def explain_again(settings: Settings) -> Explain:

@@ -14,8 +14,9 @@ import numpy as np
 
 from tiercel._hot.explained import Explanations
 from tiercel.errors import TiercelError, UnexplainableModelError
+from tiercel.explain.policy import MAX_K
 from tiercel.explain.reasons import ReasonForms
-from tiercel.explain.version_files import load_explanation_files
+from tiercel.explain.version_files import load_explanation_files, policy_of
 from tiercel.models.explaining import LEAST_PROBABILITY, make_explainer
 from tiercel.models.golden import Golden
 from tiercel.models.ir import Forest
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tiercel.models.explaining import ModelExplainer
     from tiercel.models.ir import Linear
     from tiercel.models.profile import CostProfile
-    from tiercel.settings import ModelSettings
+    from tiercel.settings import ExplainSettings, ModelSettings
     from tiercel.types import Signature
 
 log = logging.getLogger("tiercel.serving")
@@ -184,7 +185,9 @@ def _make(
     if files.reference_rows is None and kind == "auto":
         # Nobody to compare with: what the file counted at each node of its trees is the next best.
         if not isinstance(model.body, Forest) or model.body.cover is None:
-            raise UnexplainableModelError(files.why_no_reference)
+            why = model.body.why_no_cover if isinstance(model.body, Forest) else ""
+            instead = f". Nor can the file's own counts stand in for it: {why}" if why else ""
+            raise UnexplainableModelError(files.why_no_reference + instead)
         kind = "path_dependent"
     explainer = make_explainer(
         model.scorer if model.body is None else model.body, model.signature, files.reference_rows, kind=kind
@@ -220,3 +223,33 @@ def margins_of(body: Forest | Linear | None, compiled: Explainer | None) -> Scor
     bare = explained_forest(body) if isinstance(body, Forest) else explained_linear(body)
     scorer = replace(bare, single_precision=False).compile()
     return scorer if scorer.n_outputs == compiled.n_raw else None
+
+
+def settings_that_bind(
+    bound: Mapping[str, str | None],
+    artifacts: Mapping[str, bytes],
+    signature: Signature,
+    declared: ExplainSettings,
+) -> ExplainSettings:
+    """The settings under which a version's explanations follow from what an earlier reply's did.
+
+    The version's files are what they were: [models.NAME.explain] alone may have changed since. Its kind is told by what was
+    bound, and so are `k` and `locale` by the digest of the policy that they were made part of.
+
+    Args:
+        bound: of `bound_by` then; names that it lacks are taken from `declared`.
+        artifacts: the version's files.
+        signature: the model's.
+        declared: today's, for what cannot be told.
+    """
+    kind = bound.get("explainer_kind")
+    found = declared if kind is None else replace(declared, kind=kind)
+    wanted = bound.get("policy_digest")
+    policy = policy_of(artifacts, signature)
+    for locale in (declared.locale, None, *policy.locales):
+        if locale is not None and locale not in policy.locales and not policy.is_default:
+            continue
+        for k in (declared.k, None, *range(1, MAX_K + 1)):
+            if policy.with_settings(k=k, locale=locale).digest == wanted:
+                return replace(found, k=k, locale=locale)
+    return found

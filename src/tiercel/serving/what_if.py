@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -43,6 +43,7 @@ class WhatIf:
         row: of its request.
         found: see `Counterfactuals`.
         policy: which changes it allows.
+        masked: features that it would let change and whose values must not be shown, so that they were left as they are.
     """
 
     model: str
@@ -50,6 +51,7 @@ class WhatIf:
     row: int
     found: Counterfactuals
     policy: ReasonPolicy
+    masked: tuple[str, ...] = ()
 
     def sentences(self, locale: str | None = None) -> tuple[str, ...]:
         """The counterfactuals in words, nearest first, in the locale that is nearest to the one asked for."""
@@ -70,6 +72,7 @@ class WhatIf:
             ],
             "is_exhaustive": self.found.is_exhaustive,
             "why": self.found.why or None,
+            "masked": list(self.masked),
             "policy": self.policy.digest,
         }
 
@@ -108,13 +111,17 @@ def what_if(
         golden_rows=Golden.from_bytes(artifacts[GOLDEN_FILE]).rows,
         owner=f"version {first.model}:{first.version}",
     )
+    hidden = settings.monitor.masked
+    # A change names what its feature is now: of a masked one that is not to be told, so it is as if nobody could change it.
+    told = replace(files.policy, immutable=(*files.policy.immutable, *hidden.intersection(model.signature.features)))
     found = find_counterfactuals(
         rows[row],
         landscape_of(model, files.reference_rows),
-        files.policy,
+        told,
         threshold=declared.value.threshold if threshold is None else threshold,
     )
-    return WhatIf(first.model, first.version, row, found, files.policy)
+    masked = tuple(change.feature for change in files.policy.changes if change.feature in hidden)
+    return WhatIf(first.model, first.version, row, found, files.policy, masked)
 
 
 def landscape_of(model: LoadedModel, reference_rows: NDArray[np.float32] | None) -> Landscape:
