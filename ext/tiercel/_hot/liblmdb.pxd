@@ -12,6 +12,7 @@ from libc.stdint cimport uint32_t
 cdef enum:
     MDB_SUCCESS = 0
     MDB_NOTFOUND = -30798
+    MDB_CORRUPTED = -30796
     MDB_NOSUBDIR = 0x4000
     MDB_RDONLY = 0x20000
     MDB_NOLOCK = 0x400000

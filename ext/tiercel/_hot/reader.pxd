@@ -9,6 +9,7 @@
 # Threads: one sealed file is immutable and mdb_get on the main database keeps no state in a read-only transaction
 #          (see the SAFETY note in reader.pyx), so concurrent calls are allowed.
 from tiercel._hot.liblmdb cimport MDB_dbi, MDB_env, MDB_stat, MDB_txn
+from tiercel._hot.pages cimport tc_pages
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t
 
 
@@ -51,9 +52,11 @@ cdef class BaseFile:
     cdef MDB_env* _env
     cdef MDB_txn* _txn            # one, for the life of the file: the file never changes, so it pins nothing
     cdef MDB_dbi _dbi
+    cdef tc_pages _pages          # of LMDB's map, where rows are found without it (pages.h); map NULL: mdb_get finds them
     cdef readonly str path
     cdef object __weakref__
     cdef MDB_stat _stat(self) except *
+    cdef int _look_into_map(self) except -1
 
 
 # One column again, as the float64 that a transform sees.
@@ -64,7 +67,8 @@ cdef struct WideStep:
 
 # How the rows of one group are read; all a read needs, so that code without the GIL can hold one.
 cdef struct RowProgram:
-    MDB_txn* txn                  # borrowed from the BaseFile
+    tc_pages pages                # borrowed from the BaseFile, as are these
+    MDB_txn* txn
     MDB_dbi dbi
     int (*get)(MDB_txn*, MDB_dbi, void*, void*) noexcept nogil
     uint8_t group

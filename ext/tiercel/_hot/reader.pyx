@@ -9,12 +9,14 @@ from libc.string cimport memcpy, memset
 
 from tiercel._hot cimport liblmdb
 from tiercel._hot.liblmdb cimport (
-    MDB_NOLOCK, MDB_NORDAHEAD, MDB_NOSUBDIR, MDB_NOTFOUND, MDB_RDONLY, MDB_SUCCESS,
-    MDB_dbi, MDB_stat, MDB_txn, MDB_val,
+    MDB_CORRUPTED, MDB_FIRST, MDB_NOLOCK, MDB_NORDAHEAD, MDB_NOSUBDIR, MDB_NOTFOUND, MDB_RDONLY, MDB_SUCCESS,
+    MDB_cursor, MDB_dbi, MDB_stat, MDB_txn, MDB_val,
 )
+from tiercel._hot.pages cimport TC_ABSENT, TC_FOUND, tc_find_row, tc_pages_fit
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t
 
 import os
+import struct
 
 from tiercel.errors import BaseCorruptError, StoreError
 
@@ -23,6 +25,13 @@ cdef extern from *:
     #define TIERCEL_LIKELY(x) __builtin_expect(!!(x), 1)
     """
     bint likely "TIERCEL_LIKELY" (bint condition) noexcept nogil
+
+# Of a meta page, from its start (pages.h): magic and version at 16; of the main database page size, flags, depth, entries
+# and root from 40 on; at 136 the last page and the transaction. And a page's first offset, and a branch's page number.
+MAGIC, DATA_VERSION, META_BYTES, MAX_LEVELS = 0xBEEFC0DE, 1, 152, 32
+META_MAGIC, META_LAST = struct.Struct("<II"), struct.Struct("<QQ")
+META_MAIN = struct.Struct("<I2s46sHH24xQQ")
+PAGE_FIRST, PAGE_CHILD = struct.Struct("<H"), struct.Struct("<HHH")
 
 # PERF: below this many rows a read keeps the GIL. Handing it over costs 0.1 us when nobody wants it, but a whole switch
 #   interval (5 ms) and more when another thread is busy; a read of 255 rows holds it for a third of a millisecond at most
@@ -50,12 +59,17 @@ cdef class BaseFile:
 
     Check the file's digest first: LMDB 0.9 has no page checksums, and a damaged page can crash the process.
 
+    Args:
+        path: of the file.
+        own_search: find rows in the pages themselves (pages.h) where the file and this machine allow it; else, and without,
+            liblmdb finds them.
+
     Raises:
         UnsupportedLmdbError: the installed lmdb wheel does not fit.
         BaseCorruptError: not an LMDB file.
     """
 
-    def __cinit__(self, path not None):
+    def __cinit__(self, path not None, bint own_search=True):
         cdef bytes encoded = os.fsencode(path)
         cdef const char* c_path = encoded
         cdef size_t size
@@ -81,6 +95,8 @@ cdef class BaseFile:
             rc = liblmdb.api.dbi_open(self._txn, NULL, 0, &self._dbi)
         if rc != MDB_SUCCESS:
             raise BaseCorruptError(f"Cannot open {self.path} as a sealed base: {lmdb_error(rc)}. Materialize the service again")
+        if own_search and tc_pages_fit():
+            self._look_into_map()
 
     def __dealloc__(self):
         if self._txn is not NULL:
@@ -113,6 +129,53 @@ cdef class BaseFile:
     def page_bytes(self):
         """LMDB page size; the page size of the machine that wrote the file."""
         return self._stat().ms_psize
+
+    @property
+    def searches_pages(self):
+        """Whether rows are found without liblmdb."""
+        return self._pages.map is not NULL
+
+    cdef int _look_into_map(self) except -1:
+        """Find LMDB's map, and the root in it; where anything is not as pages.h has it, leave the pages to LMDB.
+
+        liblmdb does not say where its map is, but lends a pointer to the first key, and the file says how far in that is.
+        """
+        cdef MDB_cursor* cursor = NULL
+        cdef MDB_val key, row
+        cdef MDB_stat stat = self._stat()
+        cdef int rc
+        cdef size_t first
+        fd = self.fd
+        page_bytes, size = stat.ms_psize, os.fstat(fd).st_size
+        metas = [os.pread(fd, META_BYTES, at * page_bytes) for at in range(2)]
+        if any(len(meta) < META_BYTES or META_MAGIC.unpack_from(meta, 16) != (MAGIC, DATA_VERSION) for meta in metas):
+            return 0
+        meta = max(metas, key=lambda each: META_LAST.unpack_from(each, 136)[1])
+        psize, _, _, flags, depth, entries, root = META_MAIN.unpack_from(meta, 40)
+        if (psize, flags, depth, entries) != (page_bytes, 0, stat.ms_depth, stat.ms_entries) or not 0 < depth < MAX_LEVELS:
+            return 0
+        number = root
+        for level in range(depth):
+            page = os.pread(fd, page_bytes, number * page_bytes)
+            if len(page) < page_bytes:
+                return 0
+            at = PAGE_FIRST.unpack_from(page, 16)[0]
+            if at + 8 > page_bytes:
+                return 0
+            if level < depth - 1:
+                low, high, highest = PAGE_CHILD.unpack_from(page, at)
+                number = low | high << 16 | highest << 32
+        first = number * page_bytes + at + 8
+        rc = liblmdb.api.cursor_open(self._txn, self._dbi, &cursor)
+        if rc == MDB_SUCCESS:
+            rc = liblmdb.api.cursor_get(cursor, &key, &row, MDB_FIRST)
+            liblmdb.api.cursor_close(cursor)
+        if rc != MDB_SUCCESS or <size_t>key.mv_data <= first or (<size_t>key.mv_data - first) % page_bytes != 0:
+            return 0
+        self._pages.n_bytes = min(size, (META_LAST.unpack_from(meta, 136)[0] + 1) * page_bytes)
+        self._pages.root, self._pages.page_bytes, self._pages.depth = root, page_bytes, depth
+        self._pages.map = <const uint8_t*>key.mv_data - first
+        return 0
 
     def get(self, bytes stored_key not None):
         """A copy of the row under a stored key (group byte included), or None.
@@ -229,9 +292,13 @@ cdef ReadStatus read_row(
         return READ_MISSING
     stored[0] = program.group
     memcpy(stored + 1, key, key_len)
-    key_val.mv_size = key_len + 1
-    key_val.mv_data = stored
-    rc = program.get(program.txn, program.dbi, &key_val, &row)
+    if likely(program.pages.map is not NULL):
+        rc = tc_find_row(&program.pages, stored, key_len + 1, <const uint8_t**>&row.mv_data, &row.mv_size)
+        rc = MDB_SUCCESS if rc == TC_FOUND else MDB_NOTFOUND if rc == TC_ABSENT else MDB_CORRUPTED
+    else:
+        key_val.mv_size = key_len + 1
+        key_val.mv_data = stored
+        rc = program.get(program.txn, program.dbi, &key_val, &row)
     if likely(rc == MDB_SUCCESS):
         # SAFETY: LMDB lends row.mv_size bytes of the map; nothing is read until that equals the layout's width.
         if row.mv_size == program.row_bytes:
@@ -283,7 +350,7 @@ cdef class GroupReader:
             raise ValueError(f"Expected the validity bits after {len(ttls_us)} event times, got offset {bitmap_offset} of {row_bytes}")
         self._base = base
         program = &self.program
-        program.txn = base._txn
+        program.pages, program.txn = base._pages, base._txn
         program.dbi = base._dbi
         program.get = <int (*)(MDB_txn*, MDB_dbi, void*, void*) noexcept nogil>liblmdb.api.get
         program.group = group
