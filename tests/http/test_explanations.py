@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -67,14 +68,14 @@ def slow_plan(cost_us=100.0, kind=Slow, **options):
     return plan_of(explanations=made, **options), version
 
 
-def serve(plan, work, *, declared=(), others=(), ids=None, **options):
+def serve(plan, work, *, declared=(), others=(), ids=None, settings=SETTINGS, **options):
     """Run `work(client)` against a data plane of this champion."""
 
     async def run():
         engine = Engine(("champion", plan), *others)
         if ids is not None:
-            options["native"] = NativeHttp(engine, SETTINGS, ids)
-        plane = DataPlane(engine, SETTINGS, declared=declared, **options)
+            options["native"] = NativeHttp(engine, settings, ids)
+        plane = DataPlane(engine, settings, declared=declared, **options)
         transport = httpx.ASGITransport(app=plane)
         # A busy machine must not decide what is explained: where time is the point, the body says less.
         ample = {"x-request-timeout-seconds": "60"}
@@ -387,6 +388,25 @@ def test_what_cannot_be_found(past, path, status, code):
     _, options = past
     reply = serve(plan_of(), lambda client: client.get(path), **options)
     assert (reply.status_code, reply.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("server", "status"),
+    [
+        pytest.param({}, 404, id="loopback"),
+        pytest.param({"host": "0.0.0.0"}, 403, id="every interface"),
+        pytest.param({"host": "models.example"}, 403, id="a name"),
+        pytest.param({"host": "0.0.0.0", "explanations": True}, 404, id="every interface, as set"),
+        pytest.param({"explanations": False}, 403, id="loopback behind a proxy, as set"),
+    ],
+)
+def test_strangers_are_not_told_what_others_asked(past, server, status):
+    """Ids can be guessed: a port that other machines reach explains nothing by id, before it looks, unless that is set."""
+    settings = replace(SETTINGS, **server)
+    path = "/predictions/ffffffffffffffff1/explanation"
+    reply = serve(plan_of(), lambda client: client.get(path), settings=settings, **past[1])
+    assert reply.status_code == status
+    assert reply.json()["code"] == {404: "receipt_not_found", 403: "explanations_closed"}[status]
 
 
 def test_only_so_many_wait(past, monkeypatch):

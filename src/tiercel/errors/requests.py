@@ -90,3 +90,9 @@ class TierDeniedError(TiercelError):
     """A version's measured cost does not fit the tier that was asked for; the message has the numbers."""
 
     code = "tier_denied"
+
+
+class ExplanationsClosedError(TiercelError):
+    """Earlier predictions are not explained on the port that was asked; the message has who does."""
+
+    code = "explanations_closed"
