@@ -330,6 +330,28 @@ def test_oip_refusals(request_, code):
     assert (reply.status_code, reply.json()["code"]) == (400, code)
 
 
+@pytest.mark.parametrize("explain", ["reasons", "full"])
+@pytest.mark.parametrize("path", [V1, "/v2/models/line/infer"], ids=["V1", "OIP"])
+def test_what_would_keep_the_event_loop_is_refused(monkeypatch, path, explain):
+    """More rows than may be told at once are refused before one is explained; as many as may be are explained."""
+    each = explaining.REASONS_VALUES + {"reasons": 3, "full": 6}[explain]
+    monkeypatch.setattr(explaining, "MOST_VALUES", 3 * each - 1)
+    plan = plan_of()
+
+    def ask(n_rows):
+        if path == V1:
+            return post(plan, path, {"instances": [ROW] * n_rows, "explain": explain})
+        inputs = [{"name": k, "datatype": "FP64", "shape": [n_rows], "data": [v] * n_rows} for k, v in ROW.items()]
+        return post(plan, path, {"inputs": inputs, "parameters": {"explain": explain}})
+
+    assert ask(2).status_code == 200
+    reply = ask(3)
+    assert (reply.status_code, reply.json()["code"]) == (413, "explanation_too_large")
+    what = {"reasons": "reasons", "full": "all 3 contributions"}[explain]
+    assert reply.json()["error"].startswith(f"Expected at most 2 rows with {what} of each")
+    assert post(plan, "/v1/models/line:predict", {"instances": [ROW] * 3}).status_code == 200
+
+
 # -- what was answered before -----------------------------------------------------------------------------------------
 
 
@@ -407,6 +429,22 @@ def test_strangers_are_not_told_what_others_asked(past, server, status):
     reply = serve(plan_of(), lambda client: client.get(path), settings=settings, **past[1])
     assert reply.status_code == status
     assert reply.json()["code"] == {404: "receipt_not_found", 403: "explanations_closed"}[status]
+
+
+def test_where_a_closed_port_s_explanation_can_be_had(past):
+    """A reply that put its explanation off names a path; on a closed port that path says where to ask for it instead."""
+    recorder, options = past
+    plan = plan_of(explanations=explanations_of(signature_of(), cost_us=(0.0, 20_000.0)), recorder=recorder)
+
+    async def work(client):
+        body = {"features": ROW, "explain": "full", "deadline_ms": 10}
+        then = (await client.post("/predict/line", json=body)).json()
+        return then, await client.get(then["explanation"]["href"])
+
+    then, reply = serve(plan, work, settings=replace(SETTINGS, explanations=False), **options)
+    assert then["explanation"]["method"] == "later"
+    assert (reply.status_code, reply.json()["code"]) == (403, "explanations_closed")
+    assert f"admin port, for /api{then['explanation']['href']}:" in reply.json()["error"]
 
 
 def test_only_so_many_wait(past, monkeypatch):

@@ -41,6 +41,7 @@ class RequestError(TiercelError):
             "unsupported_media_type",
             "invalid_name",  # a model, version or alias that cannot be one
             "invalid_deadline",  # negative, zero, not a number, or absurd
+            "explanation_too_large",  # explanations of more rows than are told at once
             "invalid_explain",  # an explanation asked for in another way than there is
             "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
             "invalid_label",  # feedback whose label is none, is not finite, or is missing

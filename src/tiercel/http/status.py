@@ -32,7 +32,13 @@ from tiercel.serving.limits import retry_after_ms, retry_after_s
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-REQUEST_STATUS = {"body_too_large": 413, "too_many_rows": 413, "unsupported_media_type": 415, "body_timeout": 408}
+REQUEST_STATUS = {
+    "body_too_large": 413,
+    "too_many_rows": 413,
+    "explanation_too_large": 413,
+    "unsupported_media_type": 415,
+    "body_timeout": 408,
+}
 STATUS: dict[type[TiercelError], int] = {
     RequestError: 400,
     InvalidNameError: 400,
