@@ -24,6 +24,7 @@ shutdown_grace_s = 30.0            # how long requests in flight may take after 
 verify_bases = true                # hash a base before it goes live; false only checks its size
 workers = 1                        # processes that answer requests
 pin_cores = false                  # keep each worker on a core of its own
+explanations = true                # of earlier predictions, by id, for whoever reaches the port; default: on loopback
 
 [control]
 enabled = true
@@ -95,6 +96,7 @@ max_reason_churn = 0.2             # of decisions at most get other reasons than
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import tomllib
 from dataclasses import dataclass, field, fields
@@ -168,6 +170,12 @@ class ServerSettings:
     verify_bases: bool = True
     workers: int = 1
     pin_cores: bool = False
+    explanations: bool | None = None
+
+    @property
+    def tells_earlier(self) -> bool:
+        """Whether the port explains what it answered before: ids can be guessed, so not to just anybody unless it is set."""
+        return is_loopback(self.host) if self.explanations is None else self.explanations
 
 
 @dataclass(frozen=True)
@@ -499,6 +507,16 @@ def _names(path: Path, name: str, value: Any) -> tuple[str, ...]:
     if type(value) is not list or not all(type(each) is str and each for each in value):
         raise DefinitionError(f'{path}: expected {name} to be a list of names such as ["a", "b"], got {value!r}')
     return tuple(value)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; a name other than localhost is not looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_http_url(text: str) -> bool:

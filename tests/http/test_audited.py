@@ -162,6 +162,45 @@ def test_what_cannot_be_made_durable_is_refused(server, commit, wire):
         assert one.reply()[0] == 200
 
 
+def infer_body(*, binary=False):
+    """The usual question as an infer request."""
+    kinds = {"rain": "FP32", "hour": "INT64", "night": "BOOL", "gate": "INT64"}
+    inputs = [
+        {"name": name, "shape": [1], "datatype": kinds.get(name, "BYTES"), "data": [value]}
+        for name, value in {**BODY["entities"], **BODY["features"]}.items()
+    ]
+    return {"inputs": inputs, **({"parameters": {"binary_data_output": True}} if binary else {})}
+
+
+def stats_of(one):
+    """Counts of answered and failed infer requests, rows, and nanoseconds of each."""
+    one.send(b"GET /v2/models/strict/stats HTTP/1.1\r\nHost: x\r\n\r\n")
+    (found,) = json.loads(one.reply()[2])["model_stats"]
+    spent = found["inference_stats"]
+    return [spent["success"]["count"], spent["fail"]["count"], found["inference_count"]], spent
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["JSON", "binary"])
+@pytest.mark.parametrize("path", ["compiled", "general"])
+def test_what_is_refused_counts_as_failed(server, commit, path, binary):
+    """Statistics of infer requests have a refused one among the failures, on both paths, and nothing of it elsewhere."""
+    target, body = "/v2/models/strict/infer", infer_body(binary=binary)
+    wire = request(body, target=target) if path == "compiled" else chunked(body, target)
+    with peer(server) as one:
+        one.send(wire)
+        assert one.reply()[0] == 200
+        assert stats_of(one)[0] == [1, 0, 1]
+        commit.error = AuditUnavailableError("no disk")
+        one.send(wire)
+        assert one.reply()[0] == 503
+        counts, spent = stats_of(one)
+    assert counts == [1, 1, 1]
+    assert spent["compute_infer"]["count"] == 1
+    assert all(spent[name]["ns"] > 0 for name in ("success", "fail"))
+    stages = ("queue", "compute_input", "compute_infer", "compute_output")
+    assert all(0 <= spent[stage]["ns"] < 10**10 for stage in stages)
+
+
 def test_a_refusal_is_in_the_request_s_own_format(server, commit):
     """A msgpack request is refused in msgpack."""
     commit.error = AuditUnavailableError("no disk")
@@ -219,15 +258,7 @@ def test_without_a_journal_a_strict_model_does_not_answer(world):
 )
 def test_every_protocol_waits(server, commit, path, body):
     """V1, V2 and /invocations hold a strict model's reply like the native one."""
-    if body is None:
-        values = {**BODY["entities"], **BODY["features"]}
-        kinds = {"rain": "FP32", "hour": "INT64", "night": "BOOL", "gate": "INT64"}
-        body = {
-            "inputs": [
-                {"name": name, "shape": [1], "datatype": kinds.get(name, "BYTES"), "data": [value]}
-                for name, value in values.items()
-            ]
-        }
+    body = infer_body() if body is None else body
     commit.is_held = True
     with peer(server) as one:
         one.send(request(body, target=path, headers=["x-tiercel-model: strict"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -67,14 +68,14 @@ def slow_plan(cost_us=100.0, kind=Slow, **options):
     return plan_of(explanations=made, **options), version
 
 
-def serve(plan, work, *, declared=(), others=(), ids=None, **options):
+def serve(plan, work, *, declared=(), others=(), ids=None, settings=SETTINGS, **options):
     """Run `work(client)` against a data plane of this champion."""
 
     async def run():
         engine = Engine(("champion", plan), *others)
         if ids is not None:
-            options["native"] = NativeHttp(engine, SETTINGS, ids)
-        plane = DataPlane(engine, SETTINGS, declared=declared, **options)
+            options["native"] = NativeHttp(engine, settings, ids)
+        plane = DataPlane(engine, settings, declared=declared, **options)
         transport = httpx.ASGITransport(app=plane)
         # A busy machine must not decide what is explained: where time is the point, the body says less.
         ample = {"x-request-timeout-seconds": "60"}
@@ -329,6 +330,28 @@ def test_oip_refusals(request_, code):
     assert (reply.status_code, reply.json()["code"]) == (400, code)
 
 
+@pytest.mark.parametrize("explain", ["reasons", "full"])
+@pytest.mark.parametrize("path", [V1, "/v2/models/line/infer"], ids=["V1", "OIP"])
+def test_what_would_keep_the_event_loop_is_refused(monkeypatch, path, explain):
+    """More rows than may be told at once are refused before one is explained; as many as may be are explained."""
+    each = explaining.REASONS_VALUES + {"reasons": 3, "full": 6}[explain]
+    monkeypatch.setattr(explaining, "MOST_VALUES", 3 * each - 1)
+    plan = plan_of()
+
+    def ask(n_rows):
+        if path == V1:
+            return post(plan, path, {"instances": [ROW] * n_rows, "explain": explain})
+        inputs = [{"name": k, "datatype": "FP64", "shape": [n_rows], "data": [v] * n_rows} for k, v in ROW.items()]
+        return post(plan, path, {"inputs": inputs, "parameters": {"explain": explain}})
+
+    assert ask(2).status_code == 200
+    reply = ask(3)
+    assert (reply.status_code, reply.json()["code"]) == (413, "explanation_too_large")
+    what = {"reasons": "reasons", "full": "all 3 contributions"}[explain]
+    assert reply.json()["error"].startswith(f"Expected at most 2 rows with {what} of each")
+    assert post(plan, "/v1/models/line:predict", {"instances": [ROW] * 3}).status_code == 200
+
+
 # -- what was answered before -----------------------------------------------------------------------------------------
 
 
@@ -388,6 +411,41 @@ def test_what_cannot_be_found(past, path, status, code):
     _, options = past
     reply = serve(plan_of(), lambda client: client.get(path), **options)
     assert (reply.status_code, reply.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("server", "status"),
+    [
+        pytest.param({}, 404, id="loopback"),
+        pytest.param({"host": "0.0.0.0"}, 403, id="every interface"),
+        pytest.param({"host": "models.example"}, 403, id="a name"),
+        pytest.param({"host": "0.0.0.0", "explanations": True}, 404, id="every interface, as set"),
+        pytest.param({"explanations": False}, 403, id="loopback behind a proxy, as set"),
+    ],
+)
+def test_strangers_are_not_told_what_others_asked(past, server, status):
+    """Ids can be guessed: a port that other machines reach explains nothing by id, before it looks, unless that is set."""
+    settings = replace(SETTINGS, **server)
+    path = "/predictions/ffffffffffffffff1/explanation"
+    reply = serve(plan_of(), lambda client: client.get(path), settings=settings, **past[1])
+    assert reply.status_code == status
+    assert reply.json()["code"] == {404: "receipt_not_found", 403: "explanations_closed"}[status]
+
+
+def test_where_a_closed_port_s_explanation_can_be_had(past):
+    """A reply that put its explanation off names a path; on a closed port that path says where to ask for it instead."""
+    recorder, options = past
+    plan = plan_of(explanations=explanations_of(signature_of(), cost_us=(0.0, 20_000.0)), recorder=recorder)
+
+    async def work(client):
+        body = {"features": ROW, "explain": "full", "deadline_ms": 10}
+        then = (await client.post("/predict/line", json=body)).json()
+        return then, await client.get(then["explanation"]["href"])
+
+    then, reply = serve(plan, work, settings=replace(SETTINGS, explanations=False), **options)
+    assert then["explanation"]["method"] == "later"
+    assert (reply.status_code, reply.json()["code"]) == (403, "explanations_closed")
+    assert f"admin port, for /api{then['explanation']['href']}:" in reply.json()["error"]
 
 
 def test_only_so_many_wait(past, monkeypatch):

@@ -85,7 +85,7 @@ class World:
         self.counters = self.recorder.counters
         self.ids, self.declared = ids, declared
         native = SimpleNamespace(
-            ids=ids, counters=self.counters, counts={}, queue_with=lambda _router: None, tallies=None
+            ids=ids, counters=self.counters, counts={}, queue_with=lambda _router: None, statistics=None
         )
         self.routes = Routes()
         self.app = DataPlane(self, SETTINGS, native, declared=declared, jobs=jobs)

@@ -33,6 +33,7 @@ def project_option(command: Callable[..., Any]) -> Callable[..., Any]:
         default=".",
         show_default=True,
         envvar="TIERCEL_PROJECT",
+        show_envvar=True,
         type=click.Path(file_okay=False),
         help="The project's directory.",
     )(command)

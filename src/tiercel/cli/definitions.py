@@ -91,7 +91,7 @@ def materialize(
 @click.argument("service")
 @project_option
 def rollback_base(service: str, project_dir: str) -> None:
-    """Serve a feature service from the base before the current one."""
+    """Serve a feature service from the base (what one `materialize` published) before the current one."""
     from tiercel.features.manifest import rollback
     from tiercel.project import Project
 

@@ -39,8 +39,20 @@ STOP_TIMEOUT_S = 45.0
     help="The project's directory; made when it is not there.",
 )
 @click.option("--once", is_flag=True, help="Stop the server and exit when the story is told.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0 picks a free one.")
-@click.option("--hours", default=24, show_default=True, type=click.IntRange(1, 24 * 30), help="Of October to replay.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65_535),
+    help="Port of the server; 0 picks a free one.",
+)
+@click.option(
+    "--hours",
+    default=24,
+    show_default=True,
+    type=click.IntRange(1, 24 * 30),
+    help="Hours of October's flights to replay.",
+)
 @click.option(
     "--until",
     type=click.DateTime(["%Y-%m-%d"]),

@@ -47,7 +47,7 @@ _STYLES = {
     type=DURATION,
     default="1h",
     show_default=True,
-    help="How far back to look.",
+    help="How far back to look, such as 15min, 6h or 7d.",
 )
 @click.option("--end", "end_us", type=MOMENT, help="End of the window (ISO 8601). Default: now.")
 @click.option(
@@ -59,11 +59,11 @@ _STYLES = {
 @click.option(
     "--test",
     type=click.Choice(["classifier", "mmd", "leaves"]),
-    help="Compare rows as wholes instead of features one by one: can a model tell when a row is of, how far apart are they, "
-    "or do they end in other leaves of the model's trees?",
+    help="Compare rows as wholes instead of features one by one: can a model tell which of the two a row is of, how far "
+    "apart are they, or do they end in other leaves of the model's trees?",
 )
 @click.option("--rows", type=click.IntRange(100, 20_000), help="With --test: rows drawn of either side. Default: 4000.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="With --test: of what is drawn. Default: 0.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="With --test: seed of what is drawn. Default: 0.")
 @click.option(
     "--score-shift/--no-score-shift",
     "wants_shift",

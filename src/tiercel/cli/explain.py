@@ -27,11 +27,19 @@ _MOST_SHOWN = 15
 @click.option("--entity", "entities", multiple=True, metavar="KEY=VALUE", help="A join key; repeatable.")
 @click.option("--feature", "features", multiple=True, metavar="NAME=VALUE", help="A request-time feature; repeatable.")
 @click.option("--now", help="Read features as of this time (ISO 8601).")
-@click.option("--locale", help="Of the reasons' texts. Default: the model's own.")
-@click.option("-k", "k", type=click.IntRange(1, 16), help="Reasons at most. Default: as the model's policy says.")
-@click.option("--global", "is_global", is_flag=True, help="What moves MODEL over many rows, not one prediction.")
+@click.option("--locale", help="Language of the reasons' texts. Default: the model's own.")
 @click.option(
-    "--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="With --global: a page with plots."
+    "-k",
+    "k",
+    type=click.IntRange(1, 16),
+    help="How many reasons at most. Default: as the model's policy says.",
+)
+@click.option("--global", "is_global", is_flag=True, help="Say what moves MODEL over many rows, not in one prediction.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --global: write a page with plots to this file.",
 )
 @click.option(
     "--window", "length_us", type=DURATION, help="With --global: how far back rows are looked for. Default: 7d."

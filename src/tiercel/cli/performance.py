@@ -25,15 +25,32 @@ MOST_ROWS = 50_000
 
 @click.command()
 @click.argument("model")
-@click.option("--since", "span_us", type=DURATION, default="7d", show_default=True, help="How far back.")
+@click.option(
+    "--since",
+    "span_us",
+    type=DURATION,
+    default="7d",
+    show_default=True,
+    help="How far back, such as 36h or 30d.",
+)
 @click.option("--window", "window_us", type=DURATION, default="1d", show_default=True, help="Length of a window.")
 @click.option(
     "--maturity", "maturity_us", type=DURATION, help="Age at which a prediction is judged. Default: as labels come."
 )
 @click.option("--all-labels", is_flag=True, help="Judge all predictions by whatever labels have come.")
 @click.option("--as-of", "as_of_us", type=MOMENT, help="As it was known at this moment (ISO, UTC). Default: now.")
-@click.option("--threshold", type=float, help="Of decisions. Default: the project's, or 0.5.")
-@click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True, help="Of intervals.")
+@click.option(
+    "--threshold",
+    type=float,
+    help="Score from which a decision is positive. Default: the project's, or 0.5.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 0.9999),
+    default=0.95,
+    show_default=True,
+    help="Of the intervals.",
+)
 @click.option("--no-estimates", is_flag=True, help="Leave out what is estimated before labels come.")
 @click.option("--with-degraded", is_flag=True, help="Judge what a fallback or default answered, too.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")

@@ -58,9 +58,13 @@ def check(
 
 @reasons.command()
 @click.argument("prediction", metavar="ID")
-@click.option("--threshold", type=float, help="Default: that of [models.NAME.value].")
-@click.option("--row", default=0, show_default=True, type=click.IntRange(0), help="Of a request of many rows.")
-@click.option("--locale", help="Of the sentences. Default: the policy's own.")
+@click.option(
+    "--threshold",
+    type=float,
+    help="Score from which a decision is positive. Default: that of [models.NAME.value], or 0.5.",
+)
+@click.option("--row", default=0, show_default=True, type=click.IntRange(0), help="Which row of a request of many.")
+@click.option("--locale", help="Language of the sentences. Default: the policy's own.")
 @project_option
 @json_option
 def change(

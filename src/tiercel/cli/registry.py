@@ -21,21 +21,34 @@ if TYPE_CHECKING:
 @click.argument("model_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--service", help="The feature service the model reads. Default: every feature comes with the request.")
 @click.option("--features", "feature_names", help="The model's inputs in order, separated by commas.")
-@click.option("--training-data", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Parquet file.")
-@click.option("--timestamp-field", default="event_timestamp", show_default=True, help="Its time column.")
+@click.option(
+    "--training-data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Parquet file it was trained on.",
+)
+@click.option(
+    "--timestamp-field",
+    default="event_timestamp",
+    show_default=True,
+    help="Time column of the training data.",
+)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=NUMBER", help="An evaluation result; repeatable.")
 @click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A hyperparameter; repeatable.")
 @click.option("--tag", "tags", multiple=True, metavar="NAME=TEXT", help="A free label; repeatable.")
 @click.option("--description", default="", help="Free text.")
-@click.option("--author", help="Default: your login name.")
+@click.option("--author", help="Who registers it. Default: your login name.")
 @click.option("--alias", help='Point this alias at the new version, e.g. "champion".')
-@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Default: what its measured cost gives.")
+@click.option(
+    "--tier",
+    type=click.Choice([tier.value for tier in Tier]),
+    help="Tier to serve it in. Default: what its measured cost gives.",
+)
 @click.option(
     "--reasons",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Its reason policy. Default: what [models.NAME.explain] names.",
 )
-@click.option("--no-measure", is_flag=True, help="Leave measuring to the first server.")
+@click.option("--no-measure", is_flag=True, help="Do not measure what a prediction costs now; the first server does.")
 @project_option
 @json_option
 def register(
@@ -123,8 +136,8 @@ def models(name: str | None, project_dir: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("version")
-@click.option("--alias", default="champion", show_default=True)
-@click.option("--reason", default="", help="Kept in the history.")
+@click.option("--alias", default="champion", show_default=True, help="The alias that points at VERSION from now on.")
+@click.option("--reason", default="", help="Why; kept in the history.")
 @click.option("--override", is_flag=True, help="Promote although [models.NAME.promotion] refuses it. Needs a --reason.")
 @click.option(
     "--no-churn", is_flag=True, help="Do not compare its reasons with the champion's, unless that is limited."
@@ -181,7 +194,7 @@ def promote(
 
 @click.command()
 @click.argument("name")
-@click.option("--reason", default="", help="Kept in the history.")
+@click.option("--reason", default="", help="Why; kept in the history.")
 @project_option
 @json_option
 def rollback(name: str, reason: str, project_dir: str, as_json: bool) -> None:

@@ -10,11 +10,17 @@ from tiercel.cli.console import console, errors, json_option, print_json, projec
 
 
 @click.command()
-@click.option("--host", help="Default: tiercel.toml, else 127.0.0.1.")
-@click.option("--port", type=click.IntRange(0, 65_535), help="Default: tiercel.toml, else 8000. 0 picks a free one.")
+@click.option("--host", help="Address of the data port. Default: tiercel.toml, else 127.0.0.1.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    help="The data port. Default: tiercel.toml, else 8000. 0 picks a free one.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that answer. Default: tiercel.toml, else 1.")
 @click.option(
-    "--admin-port", type=click.IntRange(0, 65_535), help="Default: tiercel.toml, else 8001. 0 picks a free one."
+    "--admin-port",
+    type=click.IntRange(0, 65_535),
+    help="Port of the dashboard and metrics. Default: tiercel.toml, else 8001. 0 picks a free one.",
 )
 @project_option
 @click.pass_context
@@ -61,7 +67,7 @@ def _warn(text: str) -> None:
 @click.option("--entity", "entities", multiple=True, metavar="KEY=VALUE", help="A join key; repeatable.")
 @click.option("--feature", "features", multiple=True, metavar="NAME=VALUE", help="A request-time feature; repeatable.")
 @click.option("--now", help="Read features as of this time (ISO 8601).")
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The running server.")
 @json_option
 def predict(
     model: str, entities: tuple[str, ...], features: tuple[str, ...], now: str | None, url: str, as_json: bool

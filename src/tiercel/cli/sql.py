@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("query")
 @click.option("--model", help="Only this model's predictions, and only its columns.")
 @click.option(
-    "--limit", default=100, show_default=True, type=click.IntRange(1), help="Rows of a table that is printed."
+    "--limit", default=100, show_default=True, type=click.IntRange(1), help="Rows of a printed table, at most."
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all rows.")
 @click.option("--no-refresh", is_flag=True, help="Leave out what was predicted or told since the last conversion.")

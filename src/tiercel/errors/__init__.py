@@ -43,6 +43,7 @@ Import from here: which module of this package holds a class is nobody's busines
     ├── DeadlineError              a prediction that cannot be made within its deadline; refused before it is begun
     ├── CapacityError              no room: what is running already would be late
     ├── TierDeniedError            a version's measured cost does not fit the tier that was asked for
+    ├── ExplanationsClosedError    earlier predictions are explained on another port than the one that was asked
     ├── ListenError                an address is taken or not ours
     ├── ForcedStopError            a server was told to stop at once
     ├── MonitorError               what workers recorded
@@ -131,7 +132,13 @@ from tiercel.errors.registry import (
     RegistrySchemaError,
     RegistryUnavailableError,
 )
-from tiercel.errors.requests import CapacityError, DeadlineError, RequestError, TierDeniedError
+from tiercel.errors.requests import (
+    CapacityError,
+    DeadlineError,
+    ExplanationsClosedError,
+    RequestError,
+    TierDeniedError,
+)
 from tiercel.errors.server import ForcedStopError, ListenError
 from tiercel.errors.store import (
     BaseCorruptError,
@@ -162,6 +169,7 @@ __all__ = [
     "DeadlineError",
     "DefinitionError",
     "EntityNotFoundError",
+    "ExplanationsClosedError",
     "ForcedStopError",
     "InvalidFactsError",
     "InvalidNameError",

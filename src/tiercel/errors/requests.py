@@ -41,6 +41,7 @@ class RequestError(TiercelError):
             "unsupported_media_type",
             "invalid_name",  # a model, version or alias that cannot be one
             "invalid_deadline",  # negative, zero, not a number, or absurd
+            "explanation_too_large",  # explanations of more rows than are told at once
             "invalid_explain",  # an explanation asked for in another way than there is
             "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
             "invalid_label",  # feedback whose label is none, is not finite, or is missing
@@ -90,3 +91,9 @@ class TierDeniedError(TiercelError):
     """A version's measured cost does not fit the tier that was asked for; the message has the numbers."""
 
     code = "tier_denied"
+
+
+class ExplanationsClosedError(TiercelError):
+    """Earlier predictions are not explained on the port that was asked; the message has who does."""
+
+    code = "explanations_closed"

@@ -79,14 +79,16 @@ class DataPlane:
         self._predict = PredictEndpoint(engine, settings, ids, counters, self._router, jobs=jobs, tracing=tracing)
         self._explanations = None
         if project is not None:
-            self._explanations = ExplanationEndpoint(RecordedExplanations(project, self._router.find), counters)
+            self._explanations = ExplanationEndpoint(
+                RecordedExplanations(project, self._router.find), counters, is_open=settings.tells_earlier
+            )
         self._starlette = Starlette(
             routes=[
                 Route("/features/{service}", FeaturesEndpoint(engine, settings, counters), methods=["POST"]),
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
                 *protocol_routes(
-                    engine, self._router, settings, counters, os.environ, None if native is None else native.tallies
+                    engine, self._router, settings, counters, os.environ, None if native is None else native.statistics
                 ),
                 *(() if self._explanations is None else self._explanations.routes()),
                 *(() if jobs is None else jobs.routes()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +12,7 @@ from tiercel.serving.handover import Handover
 from tiercel.serving.listening import address, bind
 from tiercel.serving.processes import Process, ProcessTable, interpreter
 from tiercel.serving.supervisor import Supervisor
-from tiercel.settings import PROJECT_FILE, ControlSettings, Settings, load_settings
+from tiercel.settings import PROJECT_FILE, ControlSettings, Settings, is_loopback, load_settings
 
 if TYPE_CHECKING:
     import socket
@@ -136,7 +135,7 @@ class Deployment:
             raise ForcedStopError("Stopped by force: what was in flight is lost")
 
     def _bind_admin(self, control: ControlSettings) -> socket.socket:
-        if not _is_loopback(control.host):
+        if not is_loopback(control.host):
             self._warn(
                 f"warning: control.host is {control.host}: the admin port has no authentication and would be open to "
                 f"whoever reaches it. Keep it on 127.0.0.1 unless a proxy or firewall stands before it."
@@ -206,12 +205,3 @@ class Deployment:
             self._admin.close()
         if self._board is not None:
             self._board.close()
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -16,6 +16,7 @@ from tiercel.http.predict import send_body, timing_header
 from tiercel.http.presence import while_connected
 from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.serving.deadline import budget_of
+from tiercel.serving.explaining import require_tellable
 from tiercel.serving.rollout import CHAMPION_ARM
 
 if TYPE_CHECKING:
@@ -110,7 +111,12 @@ class Exchange:
     async def answer(
         self, reference: str, question: Question, budget: Budget, explain: ExplainRequest | None = None
     ) -> Answer:
-        """The router's answer, given up when the client goes away. Raises as `Router.answer` and `while_connected`."""
+        """The router's answer, given up when the client goes away.
+
+        Raises as `Router.answer`, `while_connected` and, where it is to be explained, `require_tellable`.
+        """
+        if explain is not None:
+            require_tellable(await self.host.router.find(reference), question.n_rows, explain)
         return await while_connected(self.host.router.answer(reference, question, budget, explain), self._receive)
 
     async def json(self, *, nan_is_null: bool = False) -> dict[str, Any]:

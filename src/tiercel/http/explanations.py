@@ -4,6 +4,9 @@
     &locale=de&k=3      as in a prediction's request
 
 The reply is {"id", "model", "version", "score" or "scores", "reasons", "explanation"}.
+
+Ids count up, so whoever knows one can guess those beside it. A data port that others than this machine reach therefore gives
+explanations of what was asked before only where `server.explanations` says so.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import orjson
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tiercel.errors import RequestError, TiercelError
+from tiercel.errors import ExplanationsClosedError, RequestError, TiercelError
 from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.serving.explain_request import EXPLAIN_FIELDS, FULL, ExplainRequest, parse_explain
 
@@ -34,10 +37,13 @@ class ExplanationEndpoint:
     Args:
         recorded: finds and explains.
         counters: of the worker, where replies are counted; None: nowhere.
+        is_open: whether whoever reaches the port may ask; otherwise all are refused.
     """
 
-    def __init__(self, recorded: RecordedExplanations, counters: WorkerCounters | None = None) -> None:
-        self._recorded, self._counters = recorded, counters
+    def __init__(
+        self, recorded: RecordedExplanations, counters: WorkerCounters | None = None, *, is_open: bool = True
+    ) -> None:
+        self._recorded, self._counters, self._is_open = recorded, counters, is_open
 
     def routes(self, prefix: str = "") -> list[Route]:
         """Its one route."""
@@ -50,6 +56,7 @@ class ExplanationEndpoint:
     async def _answer(self, request: Request) -> Response:
         status, code, headers = 200, None, {}
         try:
+            self._require_open(request.url.path)
             body: Any = await self._recorded.find(request.path_params["id"], _asked(request))
         except TiercelError as error:
             request_id = request_id_of(request.scope["headers"])
@@ -64,6 +71,14 @@ class ExplanationEndpoint:
         if self._counters is not None:
             self._counters.count_reply(status, code)
         return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+    def _require_open(self, path: str) -> None:
+        if not self._is_open:  # a reply that put its explanation off leads here too: this says where that can be had
+            raise ExplanationsClosedError(
+                f"Expected to be asked on the admin port, for /api{path[:90]}: earlier predictions are not explained on a port "
+                f"that other machines reach, since their ids can be guessed, unless server.explanations = true in tiercel.toml. "
+                f"With the prediction it is explained here: ask with a longer deadline_ms where there was no time"
+            )
 
 
 def _asked(request: Request) -> ExplainRequest:

@@ -15,6 +15,7 @@ from tiercel._hot.protocol import HotProtocol
 from tiercel._hot.tensors import TensorTallies
 from tiercel.http.audited import AuditDoor
 from tiercel.http.general import GeneralProtocol, RefusedError, refuse
+from tiercel.http.oip_statistics import Statistics
 from tiercel.http.predict import ReplyIds, make_ids
 from tiercel.http.queued import QueueDoor
 from tiercel.monitor.counting import WorkerCounters
@@ -56,8 +57,9 @@ class NativeHttp:
         #: One worker's ids, for every path that answers predictions.
         self.ids = make_ids(settings) if ids is None else ids
         self.counters = WorkerCounters() if counters is None else counters
-        #: Infer requests that were answered here, for the protocol's statistics.
-        self.tallies = TensorTallies()
+        tallies = TensorTallies()
+        #: Of infer requests, whoever answers them; those that are answered here are in already.
+        self.statistics = Statistics(tallies)
         self._path = FastPath(
             engine,
             header_timeout_s=settings.header_timeout_s,
@@ -68,7 +70,7 @@ class NativeHttp:
             ids=self.ids,
             counters=self.counters,
             hands_on_traced=hands_on_traced,
-            tallies=self.tallies,
+            tallies=tallies,
             hand_on=self._hand_on,
             refuse=self._refuse,
         )
@@ -84,7 +86,7 @@ class NativeHttp:
 
     def audit_with(self, commit: GroupCommit) -> None:
         """Answer strict models here too, each reply once its record is durable. Without this they are handed on."""
-        self._path.audit = AuditDoor(commit, self.counters)
+        self._path.audit = AuditDoor(commit, self.counters, self.statistics)
 
     def close(self) -> None:
         """The event loop is about to end."""

@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 
     from tiercel.http.exchange import Exchange, Host
     from tiercel.http.inputs import Plan
-    from tiercel.http.oip_statistics import TensorTallies
     from tiercel.serving.deadline import Budget
     from tiercel.serving.router import Answer
 
@@ -77,9 +76,9 @@ _REQUEST_FIELDS = ("id", "parameters", "inputs", "outputs")
 _OUTPUT_FIELDS = ("name", "parameters")
 
 
-def oip_routes(host: Host, tallies: TensorTallies | None = None) -> list[Route]:
-    """The endpoints under /v2; `tallies` are what the compiled path answered of them."""
-    statistics = Statistics(tallies)
+def oip_routes(host: Host, statistics: Statistics | None = None) -> list[Route]:
+    """The endpoints under /v2; `statistics` have what the compiled path answered of them."""
+    statistics = Statistics() if statistics is None else statistics
     infer = Infer(statistics)
     model = "/v2/models/{model}"
     routes: list[tuple[str, str, Callable[[Exchange], Awaitable[Reply]]]] = [

@@ -7,6 +7,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from tiercel._hot.tensors import TensorTallies
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ STAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "compute_infer": ("score",),
     "compute_output": ("explain", "reply"),
 }
+_HEADER_LENGTH: Final = b"inference-header-content-length:"
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class _Total:
         self.ns += ns
 
     def to_json(self) -> dict[str, int]:
-        return {"count": self.count, "ns": self.ns}
+        return {"count": self.count, "ns": max(0, self.ns)}  # what was withdrawn was known to a tenth of a microsecond
 
 
 @dataclass(slots=True)
@@ -76,6 +79,24 @@ class Statistics:
     def failed(self, model: str, version: int, total_us: float) -> None:
         """One request that a model was found for, and that was answered with an error."""
         self._models.setdefault((model, version), _Model()).fail.add(total_us)
+
+    def withdrawn(self, held: bytes, total_us: float) -> None:
+        """One request that the compiled path has counted as answered, and that was answered with an error instead.
+
+        Args:
+            held: the whole reply that was not sent; it says whose it was and what it took, but for writing it.
+            total_us: until the error.
+        """
+        head, _, body = held.partition(b"\r\n\r\n")
+        lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(_HEADER_LENGTH)]
+        told = orjson.loads(body[: int(lengths[0])] if lengths else body)
+        spent = told["parameters"]["timing_us"]
+        counted = self._models.setdefault((told["model_name"], int(told["model_version"])), _Model())
+        counted.rows -= told["outputs"][0]["shape"][0]
+        counted.success.add_many(-1, -round(1000 * spent["total"]))
+        for stage, names in STAGES.items():
+            counted.stages[stage].add_many(-1, -round(1000 * sum(spent.get(name, 0.0) for name in names)))
+        counted.fail.add(total_us)
 
     def of(self, model: str, version: int) -> dict[str, Any]:
         """One entry of "model_stats"; zeros for a version that nobody asked."""

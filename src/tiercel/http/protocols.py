@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from starlette.routing import Route
 
-    from tiercel.http.oip_statistics import TensorTallies
+    from tiercel.http.oip_statistics import Statistics
     from tiercel.monitor.counting import WorkerCounters
     from tiercel.serving.engine import Engine
     from tiercel.serving.router import Router
@@ -28,7 +28,7 @@ def protocol_routes(
     settings: ServerSettings,
     counters: WorkerCounters,
     environ: Mapping[str, str],
-    tallies: TensorTallies | None = None,
+    statistics: Statistics | None = None,
 ) -> list[Route]:
     """Routes of the Open Inference Protocol, V1, MLflow, SageMaker, Vertex AI and Feast.
 
@@ -38,7 +38,7 @@ def protocol_routes(
         settings: the limits.
         counters: where replies are counted.
         environ: the process's environment, read once, here (Vertex AI's variables).
-        tallies: what the compiled path answered over the Open Inference Protocol; None: it answers nothing.
+        statistics: of the Open Inference Protocol, with what the compiled path answered; None: it answers nothing.
 
     Raises:
         DefinitionError: a variable of Vertex AI that makes no sense.
@@ -47,7 +47,7 @@ def protocol_routes(
     # Vertex AI's paths are like "/v1/endpoints/1/deployedModels/2:predict", or whatever else it says: they come first.
     return [
         *invocation_routes(host, environ),
-        *oip_routes(host, tallies),
+        *oip_routes(host, statistics),
         *v1_routes(host),
         *feast_routes(host),
     ]

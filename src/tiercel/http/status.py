@@ -11,6 +11,7 @@ from tiercel.errors import (
     AuditUnavailableError,
     CapacityError,
     DeadlineError,
+    ExplanationsClosedError,
     InvalidNameError,
     JobsDisabledError,
     JobStateError,
@@ -31,7 +32,13 @@ from tiercel.serving.limits import retry_after_ms, retry_after_s
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-REQUEST_STATUS = {"body_too_large": 413, "too_many_rows": 413, "unsupported_media_type": 415, "body_timeout": 408}
+REQUEST_STATUS = {
+    "body_too_large": 413,
+    "too_many_rows": 413,
+    "explanation_too_large": 413,
+    "unsupported_media_type": 415,
+    "body_timeout": 408,
+}
 STATUS: dict[type[TiercelError], int] = {
     RequestError: 400,
     InvalidNameError: 400,
@@ -42,6 +49,7 @@ STATUS: dict[type[TiercelError], int] = {
     ModelUnavailableError: 503,
     CapacityError: 503,
     TierDeniedError: 400,
+    ExplanationsClosedError: 403,
     DeadlineError: 504,
     JobStateError: 409,
     AlertStateError: 409,

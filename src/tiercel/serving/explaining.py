@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tiercel.errors import RequestError
 from tiercel.priority import stand_back
 from tiercel.serving.deadline import TIER_DEFAULT
 from tiercel.serving.ladder import Rung
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tiercel._hot.plan import Prepared
+    from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel.serving.answers import Served
     from tiercel.serving.explain_request import ExplainRequest
 
@@ -32,6 +33,12 @@ log = logging.getLogger("tiercel.serving")
 INLINE_US: Final = 1000.0
 #: What explaining may take where nobody set a deadline, however many rows there are.
 MOST_US: Final = 1_000_000
+#: Values that an explained request may have where it is read and its reply put together on the event loop, as Python values:
+#: each feature of each row, and each contribution. On a small cloud machine such a request of V1 or the Open Inference
+#: Protocol kept the loop for 31 to 56 ms: of 5, 50 and 300 features, with reasons or all contributions.
+MOST_VALUES: Final = 40_000
+#: What the reasons of a row cost there, in values.
+REASONS_VALUES: Final = 12
 #: Said where the reason is a bug or an exhausted machine: the log has it, the client need not.
 FAILED: Final = "the explainer failed; the server's log has the reason"
 #: Said where contributions are not those of the score: they are checked before they are sent.
@@ -117,6 +124,28 @@ class Explaining:
         """Begin nothing more."""
         if self._beside is not None:
             self._beside.shutdown(wait=False, cancel_futures=True)
+
+
+def require_tellable(plan: ServingPlan, n_rows: int, asked: ExplainRequest) -> None:
+    """Refuse what would keep the event loop for long, before it is scored.
+
+    Args:
+        plan: who is asked.
+        n_rows: of the question.
+        asked: what of them is to be told.
+
+    Raises:
+        RequestError: `explanation_too_large`.
+    """
+    per_row = REASONS_VALUES + plan.n_features * (2 if asked.is_full else 1)
+    most_rows = max(1, MOST_VALUES // per_row)
+    if n_rows > most_rows:
+        what = f"all {plan.n_features} contributions" if asked.is_full else "reasons"
+        raise RequestError(
+            f"Expected at most {most_rows} rows with {what} of each in one request to model '{plan.model}', got {n_rows}. "
+            f"Send them in several requests, or ask /predict/{plan.model}, which explains as many as fit its time",
+            code="explanation_too_large",
+        )
 
 
 def explain_here(prepared: Prepared, asked: ExplainRequest) -> None:

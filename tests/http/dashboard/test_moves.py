@@ -6,13 +6,16 @@ import json
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from tests.http.dashboard.conftest import Admin
 from tests.support.explained import POLICY, explained_project
 
+from tiercel.explain.global_view import Importance
 from tiercel.http.dashboard import moves
 from tiercel.monitor.predictions import PredictionTable
+from tiercel.monitor.score_shift import FeatureShift
 from tiercel.registry import Registry
 from tiercel.settings import load_settings
 
@@ -64,6 +67,39 @@ def test_the_bridge_leads_from_the_mean_before_to_the_mean_now(page):
     assert bridge["measure"] == ["absolute", "relative", "relative", "relative", "total"]
     assert "The mean margin rose: +" in page
     assert '<li><b class="name">b</b> +' in page
+
+
+@pytest.mark.parametrize(
+    ("start", "parts", "note"),
+    [
+        pytest.param(-2.0, (0.03, -0.01), "the axis does not begin at 0", id="far from 0"),
+        pytest.param(-0.01, (0.03, -0.01), "", id="across 0"),
+        pytest.param(5.0, (0.0, 0.0), "the axis does not begin at 0", id="nothing moved"),
+    ],
+)
+def test_the_bridge_s_steps_fill_its_height(start, parts, note):
+    """The axis reaches from the lowest level between two steps to the highest, with a little room, and says so."""
+    features = [FeatureShift(name, part, 0.001, 0, 0, None, None, "") for name, part in zip("ab", parts, strict=True)]
+    shift = SimpleNamespace(features=features, reference_margin=start, shift=sum(parts), scale="margin", meaning="")
+    bridge = moves.build(moves.Moves(None, shift, None)).bridge
+    low, high = bridge.layout["yaxis"]["range"]
+    levels = [start, start + parts[0], start + sum(parts)]
+    assert low < min(levels) <= max(levels) < high
+    assert high - low <= 1.3 * (max(levels) - min(levels)) or max(levels) == min(levels)
+    assert bridge.note == note
+
+
+def test_sentences_have_two_lines_in_bars():
+    """Reasons that begin alike are told apart by their second line; what does not fit two goes, and nothing is markup."""
+    said = ["The airline's flights are leaving <b>this</b> airport late.", "word " * 30, "Short."]
+    bars = [Importance(f"R{i}", text, 1.0, 0.1, 0.3, 0.5, None) for i, text in enumerate(said)]
+    view = SimpleNamespace(
+        features=[], reasons=bars, notes=(), output=None, source="predictions", scale="margin", n_rows=9, method="exact",
+        kind="linear",
+    )  # fmt: skip
+    names = moves.build(moves.Moves(view, None, None)).reasons.layout["yaxis"]["ticktext"]
+    assert names[0] == "The airline's flights are<br>leaving &lt;b&gt;this&lt;/b&gt; airport \u2026"
+    assert (names[1].count("<br>"), names[1][-1], names[2]) == (1, "\u2026", "Short.")
 
 
 def test_decisions_by_segment_are_told(page):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jinja2
+import pytest
 from tests.http.dashboard.test_pages import Text
 
-from tiercel.http.dashboard import outlook, words
+from tiercel.http.dashboard import charts, outlook, pages, words
 from tiercel.http.dashboard.judged import Judged
 from tiercel.monitor.cohorts import Cohort, GroupKey
 from tiercel.monitor.concept_state import Alarm, ConceptState
@@ -91,7 +93,38 @@ def test_a_models_page_shows_both(admin):
 def test_a_table_of_labels_and_decisions_is_whole():
     """A row per class that came, its counts per class decided and the share that was right; names are escaped."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    environment.filters["wrapped"] = pages.wrapped
     macros = environment.get_template("macros.html").make_module({"words": words})
     found = Text(str(macros.confusion(Confusion(("a", "<b>", "c"), ((8, 2, 0), (1, 3, 0), (0, 0, 0))))))
     assert found.wrong == []
     assert str(found).endswith("Came a <b> c Right a 8 2 0 80 % <b> 1 3 0 75 % c 0 0 0 \u2013")
+
+
+@pytest.mark.parametrize("n_windows", [1, 2])
+def test_a_single_window_has_a_day_of_axis(n_windows):
+    """Of one moment there is an axis of a day, and bars of both arms that stand side by side on it; of two, the library's."""
+    found = [
+        SimpleNamespace(
+            key=GroupKey(version, "champion", 86_400_000_000 * (1 + place)), metrics={"auc": Estimate(0.8)},
+            coverage=Estimate(0.5), counts=SimpleNamespace(n_labelled=5, n_cohort=10),
+        )
+        for place in range(n_windows)
+        for version in (1, 2)
+    ]  # fmt: skip
+    chart = charts.performance(found, "auc", "AUC", [(1, "champion"), (2, "champion")])
+    bars = [trace for trace in chart.traces if trace["type"] == "bar"]
+    if n_windows == 2:
+        assert "range" not in chart.layout["xaxis"]
+        assert all("width" not in bar for bar in bars)
+        return
+    assert chart.layout["xaxis"]["range"] == ["1970-01-01 12:00:00", "1970-01-02 12:00:00"]
+    assert chart.layout["xaxis"]["ticktext"] == ["1970-01-02 00:00"]
+    (left, right), day_ms = bars, 86_400_000
+    assert (
+        -day_ms / 2
+        < left["offset"]
+        < left["offset"] + left["width"]
+        == right["offset"]
+        < right["offset"] + right["width"]
+    )
+    assert right["offset"] + right["width"] < day_ms / 2

@@ -75,6 +75,36 @@ def test_what_took_long_is_kept_longer(shelf, clock, monkeypatch):
     asyncio.run(story())
 
 
+def test_slow_things_begin_when_the_page_is_made(shelf):
+    """What a page peeks at is not begun while that page is waited for, nor is what stood in line before it."""
+    order, begun, may_end, gate = [], threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        begun.set()
+        assert may_end.wait(5)
+        order.append("first")
+
+    def page():
+        may_end.set()
+        gate.wait(0.2)  # nobody opens it before the page is made: who begins too early does so within this time
+        order.append("page")
+
+    def slow(name):
+        order.append(name)
+        gate.set()
+
+    async def ask():
+        shelf.peek("first", first, 9)
+        assert isinstance(shelf.peek("second", lambda: slow("second"), 9), Pending)
+        assert await asyncio.to_thread(begun.wait, 5)
+        assert isinstance(shelf.peek("third", lambda: slow("third"), 9), Pending)
+        await shelf.get("page", page, 9)
+        await asyncio.gather(*(shelf._making[key] for key in ("second", "third")))
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+    assert order == ["first", "page", "second", "third"]
+
+
 def test_a_failure_reaches_all_who_wait_and_is_not_kept(shelf):
     """The next one who asks tries again."""
     results = [ValueError("first"), 7]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tiercel.monitor.performance import GroupPerformance
     from tiercel.monitor.windows import Window
 
+_DAY_US = 86_400_000_000
 _TOTAL = STAGES.index("total")
 _NUMBER = 6  # significant digits that a chart is given
 
@@ -241,13 +242,26 @@ def performance(windows: Sequence[GroupPerformance], metric: str, title: str, ar
             ]
             for w, m in found
         ]  # fmt: skip
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {"type": "date", "anchor": "y2"}, "yaxis": {"title": {"text": title}, "domain": [0.34, 1]},
         "yaxis2": {"title": {"text": "% labelled"}, "domain": [0, 0.24], "range": [0, 100], "nticks": 3}, "barmode": "group",
     }  # fmt: skip
+    begins_us = {begin_us for w in windows if (begin_us := w.key.begin_us) is not None}
+    if len(begins_us) == 1:
+        _spread(traces, layout, *begins_us)
     rows.sort(key=lambda row: (row[0], row[1]), reverse=True)
     columns = ["window (UTC)", "arm", title, "interval", "labelled", "coverage"]
     return Chart("performance", f"{title} and label coverage", traces, layout, columns, rows)
+
+
+def _spread(traces: Sequence[dict[str, Any]], layout: dict[str, Any], begin_us: int) -> None:
+    """Give a single window's bars a width and its axis a day: of one moment the library makes an axis of microseconds."""
+    bars = [trace for trace in traces if trace["type"] == "bar"]
+    width_ms = 0.5 * _DAY_US / 1000 / len(bars)
+    for place, bar in enumerate(bars):
+        bar |= {"width": width_ms, "offset": (place - len(bars) / 2) * width_ms}
+    ends = [words.moment_s(begin_us + side * _DAY_US // 2) for side in (-1, 1)]
+    layout["xaxis"] |= {"range": ends, "tickvals": [words.moment_s(begin_us)], "ticktext": [words.moment(begin_us)]}
 
 
 def calibration(group: GroupPerformance, chart_id: str = "calibration") -> Chart:

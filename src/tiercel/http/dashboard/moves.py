@@ -5,8 +5,11 @@ Rows are sampled and bounded by what explaining them takes, as measured; the exp
 
 from __future__ import annotations
 
+import html
+import textwrap
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from tiercel.http.dashboard import words
@@ -159,7 +162,7 @@ def _said(view: GlobalView) -> str:
 
 def _bars(chart_id: str, title: str, importances: Sequence[Importance], view: GlobalView) -> Chart:
     shown = importances[:N_BARS]
-    names = [_short(each.text or each.name) for each in shown]
+    names = [_lines(each.text) if each.text else _short(each.name, 32) for each in shown]
     trace = {
         "type": "bar", "orientation": "h", "name": "mean size", "y": list(range(len(shown))),
         "x": [float(f"{each.mean_abs:.4g}") for each in shown], "text": names, "textposition": "none",
@@ -197,6 +200,7 @@ def _bridge(shift: ScoreShift) -> Chart:
     named = shift.features[: N_BARS - 3]
     start, total = shift.reference_margin or 0.0, shift.shift or 0.0
     rest = total - sum(each.shift for each in named)
+    low, high = _reach([start, start + total, *(start + s for s in accumulate(each.shift for each in named))])
     steps = [(each.name, each.shift) for each in named]
     steps += [("all others", rest)] if len(shift.features) > len(named) else []
     names = ["before", *(_short(name) for name, _ in steps), "now"]
@@ -212,7 +216,7 @@ def _bridge(shift: ScoreShift) -> Chart:
         "showlegend": False,
         "hovermode": "closest",
         "xaxis": {"tickvals": list(range(len(names))), "ticktext": names, "automargin": True},
-        "yaxis": {"title": {"text": f"mean {'margin' if shift.scale == 'margin' else 'score'}"}, "rangemode": "normal"},
+        "yaxis": {"title": {"text": f"mean {'margin' if shift.scale == 'margin' else 'score'}"}, "range": [low, high]},
     }
     rows = [
         [
@@ -224,9 +228,22 @@ def _bridge(shift: ScoreShift) -> Chart:
         ]
         for each in shift.features
     ]
-    return Chart(
-        "shift", "What moved the mean score", [trace], layout, ["feature", "moved it by", "standard error", "part before", "part now"], rows
-    )  # fmt: skip
+    columns = ["feature", "moved it by", "standard error", "part before", "part now"]
+    note = "" if low <= 0.0 <= high else "the axis does not begin at 0"
+    return Chart("shift", "What moved the mean score", [trace], layout, columns, rows, note=note)
+
+
+def _reach(levels: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis on which the steps between these levels fill the height: means are far from 0, steps are small."""
+    lowest, highest = min(levels), max(levels)
+    room = 0.12 * (highest - lowest) or 0.1 * abs(highest) or 1.0
+    return float(f"{lowest - room:.6g}"), float(f"{highest + room:.6g}")
+
+
+def _lines(text: str) -> str:
+    """A sentence in two lines at most: of its first words alone, sentences look alike."""
+    lines = textwrap.wrap(text, 30, max_lines=2, placeholder=" \u2026")
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
 
 
 def _short(name: str, most: int = 26) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import jinja2
+from markupsafe import Markup, escape
 
 from tiercel.errors import ModelNotFoundError, NotFoundError, RequestError, ServiceNotFoundError, TiercelError
 from tiercel.http.dashboard import feature_view, links, model_view, overview, words
@@ -38,6 +40,7 @@ FRESH_S: Final = 2.0
 REPORTS_S: Final = 60.0
 #: What moves models: attributions of many rows.
 MOVES_S: Final = 300.0
+_PART_END = re.compile(r"(?<=[^_./:])([_./:]+)(?=[^_./:])")
 _WINDOW, _SPAN, _SORT = "1h", "7d", "attention"
 
 T = TypeVar("T")
@@ -65,6 +68,7 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
+        self._templates.filters["wrapped"] = wrapped
         self._templates.globals |= {
             "asset": assets.url, "style_ids": assets.style_ids, "links": links, "words": words, "project": settings.name, "silences": list(SILENCES),
             "model_windows": list(model_view.WINDOWS), "windows": list(overview.WINDOWS), "sorts": overview.SORTS,
@@ -81,9 +85,16 @@ class Pages:
         self._render(template, is_part=False, path="/", **parts)
 
     def warm_others(self) -> None:
-        """Compile the templates of the other pages."""
+        """Compile the templates of the other pages, and find how far apart windows of a model fall by chance.
+
+        That takes longest of a model's page, and serves all features of one shape, of other models too.
+        """
         for name in self._templates.list_templates():
             self._templates.get_template(name)
+        champion = next((model.champion for model in self._readings.models() if model.champion is not None), None)
+        if champion is not None:
+            asked = model_view.Asked(champion.version, _WINDOW, AGAINST[0], _SPAN, "")
+            model_view.read_served(self._readings, champion, asked, time.time_ns() // 1000)
 
     async def overview(self, request: Request) -> Rendered:
         """The first page."""
@@ -261,6 +272,11 @@ class Pages:
         return self._shelf.peek(
             key, lambda: judge(self._settings, version, span=span, with_outlook=with_outlook), REPORTS_S
         )
+
+
+def wrapped(name: str) -> Markup:
+    """A name that may go on in the next line after each of its parts, as `carrier_delay_2h` has three, and not within one."""
+    return Markup(_PART_END.sub(r"\1<wbr>", str(escape(name))))  # noqa: S704 - escaped; what is added is a constant
 
 
 def _tried(read: Callable[[], T], otherwise: T, problems: list[str]) -> T:

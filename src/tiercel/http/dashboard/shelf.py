@@ -1,7 +1,8 @@
 """What pages are made of, kept for a few seconds: however many browsers look, each thing is read once in that time.
 
 Reading files and databases happens on two threads that stand back behind whoever answers requests: one for what a page
-waits for, one for what may take long and is shown when it is there.
+waits for, one for what may take long and is shown when it is there. The second begins when the page that asked for it is
+made: the two would take turns on the interpreter's lock, and the reader would wait for both.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ class Shelf:
         self._clock_s = clock_s
         self._kept: dict[Hashable, _Kept] = {}
         self._making: dict[Hashable, asyncio.Future[Any]] = {}
+        self._waited: set[asyncio.Future[Any]] = set()  # of these, what somebody waits for
         # Not aside: what holds the interpreter's lock must go on, or the event loop waits for it. On a core that others keep
         # busy that took it 0.3 s of a nice thread, and 4 s of one of the idle class.
         self._quick = ThreadPoolExecutor(1, "dashboard", stand_back)
         self._slow = ThreadPoolExecutor(1, "dashboard-slow", stand_back)
+        self._turn = asyncio.Lock()  # of the slow thread: each thing looks anew whether somebody waits
 
     async def get(self, key: Hashable, make: Callable[[], T], max_age_s: float) -> T:
         """The value of a key; one that is older is made anew, once for all who ask meanwhile.
@@ -86,7 +89,7 @@ class Shelf:
         return await asyncio.get_running_loop().run_in_executor(self._quick, action)
 
     def peek(self, key: Hashable, make: Callable[[], T], max_age_s: float) -> T | Pending | Failed:
-        """What there is of a slow thing, at once; where it is old it is being made when this returns."""
+        """What there is of a slow thing, at once; where it is old it is made after what somebody waits for now."""
         kept = self._kept.get(key)
         if kept is None or self._clock_s() - kept.made_s > max(max_age_s, _REST * kept.took_s):
             self._make(key, lambda: _guarded(make), self._slow)
@@ -110,15 +113,25 @@ class Shelf:
             making = asyncio.ensure_future(self._run(key, make, executor))
             self._making[key] = making
             making.add_done_callback(lambda made: self._forget_making(key, made))
+            if executor is self._quick:
+                self._waited.add(making)
         return making
 
     def _forget_making(self, key: Hashable, made: asyncio.Future[Any]) -> None:
         self._making.pop(key, None)
+        self._waited.discard(made)
         if not made.cancelled():
             made.exception()  # nobody may be left who waits for it
 
     async def _run(self, key: Hashable, make: Callable[[], Any], executor: ThreadPoolExecutor) -> Any:
-        value, took_s = await asyncio.get_running_loop().run_in_executor(executor, _timed, make)
+        if executor is self._quick:
+            value, took_s = await asyncio.get_running_loop().run_in_executor(executor, _timed, make)
+        else:
+            async with self._turn:
+                # Whoever asked for this has asked for his page by now. It waits once: who reads all day must not keep it off.
+                if self._waited:
+                    await asyncio.wait(self._waited)
+                value, took_s = await asyncio.get_running_loop().run_in_executor(executor, _timed, make)
         self._kept.pop(key, None)
         self._kept[key] = _Kept(value, self._clock_s(), took_s)
         while len(self._kept) > MAX_KEPT:
