@@ -1,13 +1,14 @@
 # aside.pxd - overload of the event loop: whose requests are refused though they could be answered, and who is read later.
 #
 # Requests that come faster than they can be answered wait in their sockets, and reading one only to refuse it costs nearly
-# as much as a quick answer. So two things keep the core for those who are answered in time. Where reading is behind by more
-# than a share of the deadlines that requests name lately, just so many are refused as keep it there; and a connection whose
-# request was refused is not read again at once, where that happens more often than once in READS_EACH requests. It stands in
-# a line with the others and is read in its turn, one for as many requests that are read, and one each SLOW_NS in any case,
-# QUICK_NS where reading is not behind. Until then its next request waits in the socket, which costs nothing; how long it
-# did is asked of the kernel (protocol.pyx). Nobody stands in line while others are answered inline: whatever comes on a
-# connection waits with it, and for a request of a few milliseconds that is too long (bench_overload).
+# as much as a quick answer (which is therefore given: needs.pxd). So two things keep the core for those who are answered in
+# time. Where reading is behind by more than a share of the deadlines that requests name lately, just so many are refused as
+# keep it there, and nearly all queued ones where inline ones would be late soon. And a connection whose request was refused
+# is not read again at once, where that happens more often than once in READS_EACH requests. It stands in a line with the
+# others and is read in its turn, one for as many requests that are read, and one each SLOW_NS in any case, QUICK_NS where
+# reading is not behind. Until then its next request waits in the socket, which costs nothing; how long it did is asked of
+# the kernel (protocol.pyx). Nobody stands in line while others are answered inline: whatever comes on a connection waits
+# with it, and for a request of a few milliseconds that is too long (bench_overload).
 #
 # Owns   : the line, and its timer. Keeps connections alive that stand in it.
 # GIL    : held throughout.

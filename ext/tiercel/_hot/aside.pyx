@@ -40,17 +40,22 @@ cdef class Aside:
 
     cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept:
         cdef int kind = 1 if is_queued else 0
-        cdef int64_t most_ns = 0
+        cdef int64_t most_ns = 0, inline_ns = 0
+        cdef double kept
         if self._tightest_ns[kind] == 0 or now_ns - self._tightest_at_ns[kind] > RECENT_NS:
             return False
         most_ns = self._tightest_ns[kind] // INLINE_PART
         if is_queued and self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS:
+            inline_ns = self._tightest_ns[0] // INLINE_PART
             most_ns = min(most_ns, self._tightest_ns[0] // BOTH_PART)
         most_ns = max(most_ns, QUIET_NS)
         if wait_ns <= most_ns:
             return False
         # A share of all, evenly: those who are left wait just so long.
-        self._debt[kind] += 1 - <double>most_ns / <double>wait_ns
+        kept = <double>most_ns / <double>wait_ns
+        if 0 < inline_ns < wait_ns:     # inline ones, which come first, are near their deadlines
+            kept *= <double>(inline_ns * inline_ns) / (<double>wait_ns * <double>wait_ns)
+        self._debt[kind] += 1 - kept
         if self._debt[kind] < 1:
             return False
         self._debt[kind] -= 1
