@@ -108,7 +108,7 @@ def compare(n_trees: int, n_leaves: int, rounds: int) -> None:
     }
     print(f"\n{n_trees} trees x {n_leaves} leaves, {N_FEATURES} features, depth {scorer.depth}; answers equal")
     print(f"  load {np.median(loads) * 1e3:.1f} ms (text to scorer, median of {len(loads)}; {len(data) / 1e6:.1f} MB)")
-    walked = body.compile(blocks="never")
+    walked = body.compile(blocks="never", masks="never")
     np.testing.assert_array_equal(walked.score(rows), scorer.score(rows))
     tables = [("one row", singles)]
     tables += [(f"{n:,} rows", batch_contenders(n, rows, scorer, walked, onnx, booster)) for n in BATCHES]
