@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import lmdb
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiercel._hot.reader import BaseFile, GroupReader
 
+from tiercel.errors import BaseCorruptError
 from tiercel.features.online import ReadStatus
 
 FINGERPRINT, GROUP = 7, 3
@@ -112,6 +114,34 @@ def test_an_empty_file_is_liblmdbs(tmp_path):
     path = write(tmp_path / "base", {})
     statuses, _ = assert_alike(path, [number_key(1), b""])
     assert set(statuses) == {ReadStatus.MISSING}
+
+
+@pytest.mark.parametrize(
+    ("place", "damage"),
+    [(128, b"\xfe" * 7), (94, b"\x09"), (16, b"\0\0\0\0")],
+    ids=["root", "depth", "magic"],
+)
+def test_what_does_not_look_like_its_pages_is_left_to_liblmdb(tmp_path, place, damage):
+    """A file whose head says something else than its pages is not searched here; opening it raises nothing but its own error."""
+    path = write(tmp_path / "base", {bytes([GROUP]) + number_key(n): row_of(float(n)) for n in range(3000)})
+    with (tmp_path / "base").open("r+b") as file:
+        for meta in (0, 4096):
+            file.seek(meta + place)
+            file.write(damage)
+    with contextlib.suppress(BaseCorruptError):
+        assert not BaseFile(path).searches_pages
+
+
+def test_a_root_that_is_no_branch_is_left_to_liblmdb(tmp_path):
+    """A page of another kind than its level has is not looked into."""
+    path = write(tmp_path / "base", {bytes([GROUP]) + number_key(n): row_of(float(n)) for n in range(3000)})
+    head = (tmp_path / "base").read_bytes()[:8192]
+    last = max((head[:4096], head[4096:]), key=lambda meta: struct.unpack_from("<Q", meta, 144)[0])
+    (root,) = struct.unpack_from("<Q", last, 128)
+    with (tmp_path / "base").open("r+b") as file:
+        file.seek(4096 * root + 12)
+        file.write(b"\x10\x00")  # no nodes
+    assert not BaseFile(path).searches_pages
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -205,18 +205,22 @@ def test_a_refusal_is_written_once_for_each_sort(server):
     assert sorted(written) == ["late", "net"]
 
 
-@pytest.mark.parametrize(("scorer", "statuses"), [("compiled", {200}), ("slow", {200, 503})])
-def test_a_quick_inline_model_answers_rather_than_refuse(server, world, base, scorer, statuses):
+@pytest.mark.parametrize(
+    ("scorer", "n_rows", "statuses"), [("compiled", 1, {200}), ("compiled", 50, {200, 503}), ("slow", 1, {200, 503})]
+)
+def test_a_quick_inline_model_answers_rather_than_refuse(server, world, base, scorer, n_rows, statuses):
     """Where an answer takes no longer than a refusal, nobody who is in time makes room; where it takes longer, a share does."""
     n = len(base.schema.features)
     weights = Linear(weights=np.zeros((1, n)), intercept=np.zeros(1), single_precision=False)
     world.add("inline", needs_us=(1, 2, 1), scorer=weights.compile() if scorer == "compiled" else None)
     del world.scorers["inline", 1]  # it holds nobody
+    rows = BODY if n_rows == 1 else {**BODY, "entities": {**BODY["entities"], "tailnum": ["N1"] * n_rows}}
+    question = request({**rows, "deadline_ms": 400}, target="/predict/inline")
     with peers(server, 24) as many:
         assert [each.ask(ask_of("inline", 400)) for each in many] == [200] * 24
         with stalled(server, 160):
             for each in many:
-                each.send(ask_of("inline", 400))
+                each.send(question)
         assert {each.reply()[0] for each in many} == statuses
 
 

@@ -30,7 +30,7 @@ cdef class Aside:
     cdef object _line, _loop, _timer
     cdef double _allowed, _due          # refusals that cost no place in the line; those who may come back
     cdef public int64_t inline_ns              # of the monotonic clock: when somebody was answered inline
-    cdef public int64_t n_read                 # requests since the last poll
+    cdef public int64_t n_read                 # requests since the last poll, or since there was nothing to look after
     cdef double _debt[2]                # refusals that are due; by whether it is a queued request
     cdef int64_t _tightest_ns[2]        # the tightest deadline lately, 0: none
     cdef int64_t _tightest_at_ns[2]

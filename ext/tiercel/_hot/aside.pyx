@@ -54,7 +54,7 @@ cdef class Aside:
         # A share of all, evenly: those who are left wait just so long.
         kept = <double>most_ns / <double>wait_ns
         if 0 < inline_ns < wait_ns:     # inline ones, which come first, are near their deadlines
-            kept *= <double>(inline_ns * inline_ns) / (<double>wait_ns * <double>wait_ns)
+            kept *= (<double>inline_ns / <double>wait_ns) ** 2
         self._debt[kind] += 1 - kept
         if self._debt[kind] < 1:
             return False

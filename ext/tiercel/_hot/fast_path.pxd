@@ -27,7 +27,7 @@ cdef class Refusal:
     cdef int64_t until_ns, slack_ns
 
 
-# The last refusal of each sort of question: of one plan, in one form, about so many rows, with the same deadline.
+# The last refusal of each sort of question: of one plan, in one form, about as many rows, with the same deadline.
 #
 # Owns   : references; plans are let go with `clear`, when there are others.
 cdef class Refusals:
@@ -49,7 +49,7 @@ cdef class FastPath:
     cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
     cdef int64_t _budget_us                # what the last body was given; -1: it named none, and its model has none
     cdef str _why                          # the last body was not answered: in a word, or None: no more is known
-    cdef int64_t _polled_ns
+    cdef int64_t _polled_ns, _n_turns      # when queues were looked after; how often a connection was read since
     cdef ReplyIds _ids
     cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path
     cdef Output _out
@@ -63,7 +63,6 @@ cdef class FastPath:
 
     cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept
-    cdef bint _sheds(self, ServingPlan plan, int64_t wait_ns, int64_t now_ns) noexcept
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept
     cdef int _complete(self, Prepared prepared, scores, bint close) except -1

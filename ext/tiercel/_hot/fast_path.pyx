@@ -8,7 +8,6 @@ from tiercel._hot.aside cimport QUIET_NS, RECENT_NS, Aside
 from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
 from tiercel._hot.lines cimport Lines
-from tiercel._hot.needs cimport is_quick
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Assembled, Prepared, ServingPlan, dispose
 from tiercel._hot.prediction cimport Stopwatch
@@ -118,19 +117,15 @@ cdef class FastPath:
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept:
         """Whether queues have to be looked after, or reading may be behind: it is not where all connections, as quickly as
         those that were read lately, are read sooner than that. Who is ready is read in turn, so nobody waits longer."""
-        cdef int64_t since_ns = now_ns - self._polled_ns
-        self._polled_ns = now_ns
+        cdef int64_t since_ns = min(now_ns - self._polled_ns, <int64_t>RECENT_NS), n_turns = self._n_turns
+        self._polled_ns, self._n_turns = now_ns, 0
         if (
             now_ns - self.aside._tightest_at_ns[1] <= <int64_t>RECENT_NS or len(self.aside) > 0
-            or 2 * n_connections * since_ns >= self.aside.n_read * <int64_t>QUIET_NS
+            or 2 * n_connections * since_ns >= n_turns * <int64_t>QUIET_NS
         ):
             return True
         self.aside.n_read = self.socket_wait_ns = 0
         return False
-
-    cdef bint _sheds(self, ServingPlan plan, int64_t wait_ns, int64_t now_ns) noexcept:
-        """Whether a request that waited so long in its socket is to make room for others."""
-        return (plan.is_queued or not is_quick(&plan._needs)) and self.aside.sheds(plan.is_queued, wait_ns, now_ns)
 
     cdef bint _answer(
         self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival, bint close, tuple told

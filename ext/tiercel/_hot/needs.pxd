@@ -39,7 +39,7 @@ cdef inline bint is_behind(const Needs* needs, int64_t score_ns, int64_t budget_
     return behind_ns > 0 and behind_ns + <double>score_ns > <double>(budget_ns // 2)
 
 
-# Whether answering inline takes hardly longer than refusing would: to refuse would make room for nobody.
+# Whether scoring one row inline takes hardly longer than refusing to would: to refuse would make room for nobody.
 cdef inline bint is_quick(const Needs* needs) noexcept nogil:
     return 0 < needs.seen_ns < QUICK_ANSWER_NS
 

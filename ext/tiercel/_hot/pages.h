@@ -11,7 +11,8 @@
  * is 2 + 2 + 2 bytes of data size (leaf) or page number (branch) and flags, 2 bytes of key size, the key, and in leaves the
  * data or, of large rows, the number of the overflow page that it begins on. A branch's first key is not looked at.
  *
- * Every number that is read is checked against the page and the file: a damaged file is an error, not a crash.
+ * Every number that is read is checked against the page and the file, so nothing outside the file is ever read. In a
+ * damaged file a search may still end without a row, or with another one: bases are hashed before they are opened.
  */
 #ifndef TIERCEL_PAGES_H
 #define TIERCEL_PAGES_H
@@ -22,7 +23,7 @@
 
 enum { TC_FOUND = 0, TC_ABSENT = 1, TC_DAMAGED = 2 };
 enum { TC_PAGE_HEAD = 16, TC_NODE_HEAD = 8, TC_PAGE_BRANCH = 1, TC_PAGE_LEAF = 2, TC_PAGE_OVERFLOW = 4, TC_BIG_DATA = 1 };
-enum { TC_INT_KEY = 9, TC_MAX_LEVELS = 32 };
+enum { TC_INT_KEY = 9 };
 
 typedef struct {
     const uint8_t* map;         /* NULL: pages are LMDB's own business here */

@@ -14,7 +14,7 @@ from tiercel._hot.explained cimport (
     EXPLAINED_EXACT, EXPLAINED_LATER, EXPLAINED_NONE, EXPLAINED_NOT, EXPLAINED_SAMPLED, WHY_NOT_KEPT, WHY_OWN, WHY_READY,
     Explained, Explanations, forget, own_words,
 )
-from tiercel._hot.needs cimport charge, is_behind, observe, score_ns
+from tiercel._hot.needs cimport charge, is_behind, is_quick, observe, score_ns
 from tiercel._hot.output cimport Output, reserve
 from tiercel._hot.payload cimport BODY_JSON, BODY_TENSORS, EXPLAIN_FULL, EXPLAIN_NOT, Body, Column
 from tiercel._hot.prediction cimport (
@@ -312,7 +312,9 @@ cdef class ServingPlan:
                     is_read = False
                 out.due_ns = arrival.begun_ns + default_ns
             out.is_late = is_read and (
-                watch.at[1] + self._needs.read_ns + out.score_ns + arrival.shed_ns > out.due_ns
+                watch.at[1] + self._needs.read_ns + out.score_ns
+                + (0 if self.is_inline and out.n_rows == 1 and out.explain == EXPLAIN_NOT and is_quick(&self._needs)
+                   else arrival.shed_ns) > out.due_ns
             )
             if is_read and not out.is_late and out.score_ns <= max_score_ns:
                 memset(&out.keys, 0, sizeof(Output))

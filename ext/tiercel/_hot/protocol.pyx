@@ -258,8 +258,8 @@ cdef class HotProtocol:
         wait_ns = path.socket_wait_ns
         unread = unread_ns(self._fd) if is_new and (self._came_back or wait_ns > QUIET_NS) else 0
         self._is_refused = self._came_back = False
-        path._out.size = 0
-        self._needed = 0
+        path._out.size, self._needed = 0, 0
+        path._n_turns = path._n_turns + 1
         path._heads.refresh(self.server_state)
         while offset < size:
             status = parse_head(data + offset, size - offset, path.max_body_bytes, &head)
@@ -281,7 +281,7 @@ cdef class HotProtocol:
                 if unread < 0:
                     unread = wait_ns if plan.is_queued else 0
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path._sheds(plan, unread, arrival.read_ns):
+                if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
             close = self._draining and offset + total == size
             if plan.is_queued:

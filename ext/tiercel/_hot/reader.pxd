@@ -6,7 +6,7 @@
 # Owns   : BaseFile owns the environment and one read transaction; GroupReader owns its program and keeps its BaseFile.
 # Lends  : nothing. Values are copied out; no pointer into the map outlives a call.
 # GIL    : read_row, read_into and read_many_into need none. They never raise; the caller maps ReadStatus to errors.
-# Threads: one sealed file is immutable and mdb_get on the main database keeps no state in a read-only transaction
+# Threads: one sealed file is immutable, pages.h only looks at it, and mdb_get on the main database keeps no state in a read-only transaction
 #          (see the SAFETY note in reader.pyx), so concurrent calls are allowed.
 from tiercel._hot.liblmdb cimport MDB_dbi, MDB_env, MDB_stat, MDB_txn
 from tiercel._hot.pages cimport tc_pages
@@ -18,7 +18,7 @@ cdef enum ReadStatus:
     READ_MISSING = 1              # no row under this key: outputs are NaN, statuses NOT_FOUND
     READ_WRONG_WIDTH = 2          # stored length != the schema's row width
     READ_WRONG_SCHEMA = 3         # fingerprint in the row != the group's
-    READ_STORE_ERROR = 4          # liblmdb reported an error
+    READ_STORE_ERROR = 4          # liblmdb reported an error, or a page is not one
 
 # Per value; equal to tiercel.types.ValueStatus.
 cdef enum ValueStatus:

@@ -29,9 +29,10 @@ cdef extern from *:
 # Of a meta page, from its start (pages.h): magic and version at 16; of the main database page size, flags, depth, entries
 # and root from 40 on; at 136 the last page and the transaction. And a page's first offset, and a branch's page number.
 MAGIC, DATA_VERSION, META_BYTES, MAX_LEVELS = 0xBEEFC0DE, 1, 152, 32
+MAP_STEP = 4096                 # whatever the file's pages, a map begins at a multiple of this
 META_MAGIC, META_LAST = struct.Struct("<II"), struct.Struct("<QQ")
 META_MAIN = struct.Struct("<I2s46sHH24xQQ")
-PAGE_FIRST, PAGE_CHILD = struct.Struct("<H"), struct.Struct("<HHH")
+PAGE_STATE, PAGE_FIRST, PAGE_CHILD = struct.Struct("<HH"), struct.Struct("<H"), struct.Struct("<HHH")
 
 # PERF: below this many rows a read keeps the GIL. Handing it over costs 0.1 us when nobody wants it, but a whole switch
 #   interval (5 ms) and more when another thread is busy; a read of 255 rows holds it for a third of a millisecond at most
@@ -154,15 +155,19 @@ cdef class BaseFile:
         psize, _, _, flags, depth, entries, root = META_MAIN.unpack_from(meta, 40)
         if (psize, flags, depth, entries) != (page_bytes, 0, stat.ms_depth, stat.ms_entries) or not 0 < depth < MAX_LEVELS:
             return 0
-        number = root
+        number, last_page = root, META_LAST.unpack_from(meta, 136)[0]
         for level in range(depth):
+            if number > last_page:
+                return 0
             page = os.pread(fd, page_bytes, number * page_bytes)
             if len(page) < page_bytes:
                 return 0
+            page_flags, lower = PAGE_STATE.unpack_from(page, 10)
             at = PAGE_FIRST.unpack_from(page, 16)[0]
-            if at + 8 > page_bytes:
+            is_branch = level < depth - 1
+            if page_flags & 7 != (1 if is_branch else 2) or not 18 <= lower <= page_bytes or at + 8 > page_bytes:
                 return 0
-            if level < depth - 1:
+            if is_branch:
                 low, high, highest = PAGE_CHILD.unpack_from(page, at)
                 number = low | high << 16 | highest << 32
         first = number * page_bytes + at + 8
@@ -170,9 +175,9 @@ cdef class BaseFile:
         if rc == MDB_SUCCESS:
             rc = liblmdb.api.cursor_get(cursor, &key, &row, MDB_FIRST)
             liblmdb.api.cursor_close(cursor)
-        if rc != MDB_SUCCESS or <size_t>key.mv_data <= first or (<size_t>key.mv_data - first) % page_bytes != 0:
+        if rc != MDB_SUCCESS or <size_t>key.mv_data <= first or (<size_t>key.mv_data - first) % min(page_bytes, MAP_STEP) != 0:
             return 0
-        self._pages.n_bytes = min(size, (META_LAST.unpack_from(meta, 136)[0] + 1) * page_bytes)
+        self._pages.n_bytes = min(size, (last_page + 1) * page_bytes)
         self._pages.root, self._pages.page_bytes, self._pages.depth = root, page_bytes, depth
         self._pages.map = <const uint8_t*>key.mv_data - first
         return 0
@@ -284,6 +289,8 @@ cdef ReadStatus read_row(
 ) noexcept nogil:
     cdef uint8_t stored[MAX_STORED_KEY]
     cdef MDB_val key_val, row
+    cdef const uint8_t* data = NULL
+    cdef size_t n_bytes = 0
     cdef uint32_t fingerprint
     cdef int rc
     cdef ReadStatus result
@@ -293,7 +300,8 @@ cdef ReadStatus read_row(
     stored[0] = program.group
     memcpy(stored + 1, key, key_len)
     if likely(program.pages.map is not NULL):
-        rc = tc_find_row(&program.pages, stored, key_len + 1, <const uint8_t**>&row.mv_data, &row.mv_size)
+        rc = tc_find_row(&program.pages, stored, key_len + 1, &data, &n_bytes)
+        row.mv_data, row.mv_size = <void*>data, n_bytes
         rc = MDB_SUCCESS if rc == TC_FOUND else MDB_NOTFOUND if rc == TC_ABSENT else MDB_CORRUPTED
     else:
         key_val.mv_size = key_len + 1
@@ -410,8 +418,8 @@ cdef class GroupReader:
         self, const uint8_t* const* keys, const size_t* key_lens, Py_ssize_t n_rows, int64_t now_us,
         feature_t* out, Py_ssize_t out_stride, uint8_t* status, int64_t* event_us, uint8_t* results,
     ) noexcept nogil:
-        # PERF: one key after the other. Finding a block of rows, prefetching them and decoding afterwards won 3 %, sorting
-        #   the keys 2 % (100 random keys of a million, bench_feature_read.py): the misses are inside mdb_get's leaf search.
+        # PERF: one key after the other. With liblmdb's search, finding a block of rows, prefetching them and decoding
+        #   afterwards won 3 %, sorting the keys 2 % (100 random keys of a million, bench_feature_read.py).
         cdef Py_ssize_t i, n_failed = 0
         cdef ReadStatus result
         for i in range(n_rows):

@@ -23,6 +23,7 @@
 
 #include "forest_blocks.h"
 
+enum { TC_WALK_SUMS = 8192 };    /* sums that the rows of a block may have together: half a mebibyte */
 enum { TC_MAX_PATH = 64, TC_WEIGHTS = TC_MAX_PATH + 1, TC_SHAP_STACK = 24576, TC_SHAP_ROWS = 32, TC_NARROW = 16, TC_NARROW_ROW = TC_NARROW + 1 };
 enum { TC_UNIT_TABLE = 0, TC_UNIT_LEAVES = 1, TC_UNIT_LEAF = 2 };
 
@@ -313,10 +314,13 @@ static inline int tc_explain_rows(const tc_shap* s, const float* rows, Py_ssize_
     _Alignas(64) char stack[TC_SHAP_STACK];
     tc_scratch scratch;
     if (n_rows < 1) return 0;
-    if (tc_take_scratch(s, (size_t)(n_rows < TC_SHAP_ROWS ? n_rows : TC_SHAP_ROWS), stack, sizeof stack, &scratch)) return 1;
+    Py_ssize_t most = TC_SHAP_ROWS;
+    if (s->walked != NULL && most * s->n_features > TC_WALK_SUMS)
+        most = s->n_features < TC_WALK_SUMS ? TC_WALK_SUMS / s->n_features : 1;
+    if (tc_take_scratch(s, (size_t)(n_rows < most ? n_rows : most), stack, sizeof stack, &scratch)) return 1;
     memset(phi, 0, (size_t)n_rows * (size_t)s->n_features * sizeof *phi);
-    for (Py_ssize_t first = 0; first < n_rows; first += TC_SHAP_ROWS) {
-        Py_ssize_t n = n_rows - first < TC_SHAP_ROWS ? n_rows - first : TC_SHAP_ROWS;
+    for (Py_ssize_t first = 0; first < n_rows; first += most) {
+        Py_ssize_t n = n_rows - first < most ? n_rows - first : most;
         const float* block = rows + first * stride;
         double* out = phi + first * s->n_features;
 #if TC_HAVE_AVX2
