@@ -19,6 +19,28 @@ from tiercel.models.parity import probe_rows
 from tiercel.models.readers import read_model
 
 ALWAYS = [mode for mode in MODES if mode.startswith("always")]
+#: Of random_forest.
+OPTIONS = st.fixed_dictionaries(
+    {
+        "vector": st.booleans(),
+        "sets": st.booleans(),
+        "skew": st.booleans(),
+        "single_precision": st.booleans(),
+        "base_first": st.booleans(),
+        "floor_negative": st.booleans(),
+        "divisor": st.sampled_from([0.0, 7.0]),
+    }
+)
+#: Thresholds of any kind, some of them alike.
+CUTS = st.lists(
+    st.one_of(
+        st.floats(width=32, allow_nan=True, allow_infinity=True),
+        st.floats(-(2.0**-126), 2.0**-126, width=32),
+        st.integers(-3, 3).map(float),
+    ),
+    min_size=1,
+    max_size=80,
+)
 
 
 def assert_same_bits(got, expected):
@@ -75,6 +97,14 @@ def stumps(cuts, rng, missing_left=None):
     )
 
 
+def rows_around(cuts):
+    """Rows of one feature: every threshold, the values beside it, and those that are no ordinary numbers."""
+    points = np.array([*cuts, 0.0, -0.0, 1e-45, -1e-45, np.nan, np.inf, -np.inf, 3.4028235e38], dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        near = [np.nextafter(points, np.float32(end)) for end in (np.inf, -np.inf)]
+    return np.concatenate([points, *near])[:, None]
+
+
 @settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -82,17 +112,7 @@ def stumps(cuts, rng, missing_left=None):
     n_features=st.integers(1, 40),
     n_raw=st.integers(1, 4),
     n_trees=st.integers(1, 60),
-    options=st.fixed_dictionaries(
-        {
-            "vector": st.booleans(),
-            "sets": st.booleans(),
-            "skew": st.booleans(),
-            "single_precision": st.booleans(),
-            "base_first": st.booleans(),
-            "floor_negative": st.booleans(),
-            "divisor": st.sampled_from([0.0, 7.0]),
-        }
-    ),
+    options=OPTIONS,
     mode=st.sampled_from(ALWAYS),
 )
 def test_blocks_equal_one_row_at_a_time(seed, n_rows, n_features, n_raw, n_trees, options, mode):
@@ -106,25 +126,14 @@ def test_blocks_equal_one_row_at_a_time(seed, n_rows, n_features, n_raw, n_trees
 
 @settings(max_examples=60, deadline=None)
 @given(
-    cuts=st.lists(
-        st.one_of(
-            st.floats(width=32, allow_nan=True, allow_infinity=True),
-            st.floats(-(2.0**-126), 2.0**-126, width=32),
-            st.integers(-3, 3).map(float),
-        ),
-        min_size=1,
-        max_size=80,
-    ),
+    cuts=CUTS,
     seed=st.integers(0, 2**32),
     mode=st.sampled_from(ALWAYS),
 )
 def test_ranks_place_every_value(cuts, seed, mode):
     """A value on a threshold, beside it, infinite, missing, denormal or -0.0 goes where the comparison sends it."""
     forest = stumps(cuts, np.random.default_rng(seed))
-    points = np.array([*cuts, 0.0, -0.0, 1e-45, -1e-45, np.nan, np.inf, -np.inf, 3.4028235e38], dtype=np.float32)
-    with np.errstate(over="ignore", under="ignore"):
-        near = [np.nextafter(points, np.float32(end)) for end in (np.inf, -np.inf)]
-    rows = np.concatenate([points, *near])[:, None]
+    rows = rows_around(cuts)
     assert_same_bits(forest.compile(blocks=mode).score(rows), score_forest(forest, rows))
 
 

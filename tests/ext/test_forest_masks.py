@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ext.test_forest import random_forest, random_rows
-from tests.ext.test_forest_blocks import assert_same_bits, chain, stumps
+from tests.ext.test_forest_blocks import CUTS, OPTIONS, assert_same_bits, chain, rows_around, stumps
 from tests.models.trained import lightgbm_bytes, table, xgboost_booster, xgboost_bytes
 from tests.reference.forest import score_forest
 from tiercel._hot import forest_masks
@@ -37,17 +37,7 @@ def by_masks(forest, rows, mode="always"):
     n_features=st.integers(1, 40),
     n_raw=st.integers(1, 4),
     n_trees=st.integers(1, 60),
-    options=st.fixed_dictionaries(
-        {
-            "vector": st.booleans(),
-            "sets": st.booleans(),
-            "skew": st.booleans(),
-            "single_precision": st.booleans(),
-            "base_first": st.booleans(),
-            "floor_negative": st.booleans(),
-            "divisor": st.sampled_from([0.0, 7.0]),
-        }
-    ),
+    options=OPTIONS,
     mode=st.sampled_from(ALWAYS),
 )
 def test_masks_equal_the_obvious_walk(seed, n_rows, n_features, n_raw, n_trees, options, mode):
@@ -62,25 +52,14 @@ def test_masks_equal_the_obvious_walk(seed, n_rows, n_features, n_raw, n_trees, 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    cuts=st.lists(
-        st.one_of(
-            st.floats(width=32, allow_nan=True, allow_infinity=True),
-            st.floats(-(2.0**-126), 2.0**-126, width=32),
-            st.integers(-3, 3).map(float),
-        ),
-        min_size=1,
-        max_size=80,
-    ),
+    cuts=CUTS,
     seed=st.integers(0, 2**32),
     mode=st.sampled_from(ALWAYS),
 )
 def test_masks_place_every_value(cuts, seed, mode):
     """A value on a threshold, beside it, infinite, missing, denormal or -0.0 goes where the comparison sends it."""
     forest = stumps(cuts, np.random.default_rng(seed))
-    points = np.array([*cuts, 0.0, -0.0, 1e-45, -1e-45, np.nan, np.inf, -np.inf, 3.4028235e38], dtype=np.float32)
-    with np.errstate(over="ignore", under="ignore"):
-        near = [np.nextafter(points, np.float32(end)) for end in (np.inf, -np.inf)]
-    rows = np.concatenate([points, *near])[:, None]
+    rows = rows_around(cuts)
     assert_same_bits(by_masks(forest, rows, mode), score_forest(forest, rows))
 
 

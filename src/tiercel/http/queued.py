@@ -22,7 +22,7 @@ from tiercel.serving.waiters import Seat
 if TYPE_CHECKING:
     import asyncio
 
-    from tiercel._hot.fast_path import FastPath, Place
+    from tiercel._hot.fast_path import FastPath, Place, Refusals
     from tiercel._hot.plan import Prepared, ServingPlan
     from tiercel._hot.protocol import HotProtocol
     from tiercel.monitor.counting import WorkerCounters
@@ -68,19 +68,8 @@ class QueueDoor:
             reply = self.refusal(asked, error, hot, close)
             if close:  # which says so, and nobody else's is to
                 return reply
-            now_ns = time.monotonic_ns()
-            self._path.full.keep(
-                asked,
-                Refusal(
-                    reply,
-                    hot.server_state.default_headers,
-                    status=status_of(error),
-                    code=error.code,
-                    cell="refused_capacity",
-                    until_ns=now_ns + FULL_NS,
-                    slack_ns=asked.due_ns - now_ns,
-                ),
-            )
+            slack_ns = asked.due_ns - time.monotonic_ns()
+            self._keep(self._path.full, asked, error, reply, hot, for_ns=FULL_NS, slack_ns=slack_ns)
             return reply
         except DeadlineError as error:
             if asked.plan.has_stand_in:
@@ -141,18 +130,7 @@ class QueueDoor:
         )
         reply = self.refusal(asked, error, hot, close)
         if not close:
-            self._path.shed.keep(
-                asked,
-                Refusal(
-                    reply,
-                    hot.server_state.default_headers,
-                    status=status_of(error),
-                    code=error.code,
-                    cell="refused_capacity",
-                    until_ns=time.monotonic_ns() + SHED_NS,
-                    slack_ns=NEVER_NS,
-                ),
-            )
+            self._keep(self._path.shed, asked, error, reply, hot, for_ns=SHED_NS, slack_ns=NEVER_NS)
         return reply
 
     def late(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> bytes | None:
@@ -164,18 +142,7 @@ class QueueDoor:
         except DeadlineError as error:
             reply = self.refusal(asked, error, hot, close)
             if is_over and not close:  # once it is over, the words do not depend on how long
-                self._path.late.keep(
-                    asked,
-                    Refusal(
-                        reply,
-                        hot.server_state.default_headers,
-                        status=status_of(error),
-                        code=error.code,
-                        cell="refused_deadline",
-                        until_ns=time.monotonic_ns() + LATE_NS,
-                        slack_ns=0,
-                    ),
-                )
+                self._keep(self._path.late, asked, error, reply, hot, for_ns=LATE_NS, slack_ns=0)
             return reply
         return None
 
@@ -187,3 +154,28 @@ class QueueDoor:
         elif isinstance(error, CapacityError):
             self._counters.add("refused_capacity")
         return error_bytes(error, asked.kind, self._counters, hot.server_state.default_headers, close=close)
+
+    def _keep(
+        self,
+        refusals: Refusals,
+        asked: Prepared,
+        error: CapacityError | DeadlineError,
+        reply: bytes,
+        hot: HotProtocol,
+        *,
+        for_ns: int,
+        slack_ns: int,
+    ) -> None:
+        """Have the compiled path give a refusal again, for so long, to questions like this that have no more time left."""
+        refusals.keep(
+            asked,
+            Refusal(
+                reply,
+                hot.server_state.default_headers,
+                status=status_of(error),
+                code=error.code,
+                cell="refused_deadline" if isinstance(error, DeadlineError) else "refused_capacity",
+                until_ns=time.monotonic_ns() + for_ns,
+                slack_ns=slack_ns,
+            ),
+        )
