@@ -42,7 +42,9 @@ from pathlib import Path
 from tiercel.http.control import ControlPlane
 from tiercel.settings import load_settings
 listener = socket.socket(fileno=int(sys.argv[2]))
-config = uvicorn.Config(ControlPlane(load_settings(Path(sys.argv[1]))), log_config=None, ws="none", loop="uvloop", http="httptools")
+plane = ControlPlane(load_settings(Path(sys.argv[1])))
+plane.hear({"has_served": True})
+config = uvicorn.Config(plane, log_config=None, ws="none", loop="uvloop", http="httptools")
 uvicorn.Server(config).run(sockets=[listener])
 """
 WANTED_MS = 300.0

@@ -27,3 +27,25 @@ def test_tritons_names_are_there_for_who_asks(tmp_path):
     found = asyncio.run(scrape("?group=other&group=triton"))
     assert "nv_inference_request_failure" in found
     assert "tiercel_workers" in found
+
+
+def test_watching_begins_when_workers_have_served(tmp_path, monkeypatch):
+    """Not beside workers that start: a project in which none can would be complained of by every process."""
+    (tmp_path / "tiercel.toml").write_text("")
+    plane = ControlPlane(load_settings(tmp_path))
+    begun = asyncio.Event()
+
+    async def keep():
+        begun.set()
+
+    monkeypatch.setattr(plane._watcher, "keep", keep)
+
+    async def live():
+        async with plane._lifespan(None):
+            plane.hear({"processes": [], "has_served": False})
+            await asyncio.sleep(0.05)
+            assert not begun.is_set()
+            plane.hear({"processes": [], "has_served": True})
+            await asyncio.wait_for(begun.wait(), 5)
+
+    asyncio.run(live())

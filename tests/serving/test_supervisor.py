@@ -325,6 +325,18 @@ def test_the_control_process_is_told_of_every_change():
     assert (worker["state"], worker["restarts"], worker["started_at"]) == ("starting", 1, world.now)
 
 
+def test_the_control_process_hears_when_workers_serve():
+    """What watches predictions begins then, and not beside workers that start, or never do."""
+    world = World(2, with_control=True)
+    control = world.last("control")
+    world.ready(control)
+    world.ready(world.last("worker-1"))
+    assert control.told
+    assert not any(message["has_served"] for message in control.told)
+    world.ready(world.last("worker-2"))
+    assert control.told[-1]["has_served"]
+
+
 @pytest.mark.parametrize(("status", "text"), [(0, "status 0"), (-9, "signal SIGKILL"), (-200, "signal 200")])
 def test_statuses_in_words(status, text):
     """An exit status says what a person would say."""

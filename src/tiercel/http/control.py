@@ -32,7 +32,7 @@ from tiercel.serving.version_shelf import VersionShelf
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from starlette.requests import Request
@@ -71,6 +71,7 @@ class ControlPlane:
         self._shelf = VersionShelf(settings)
         self._explanations = ExplanationEndpoint(RecordedExplanations(settings, self._shelf.find_beside))
         self._processes: list[dict[str, Any]] = []
+        self._has_served = asyncio.Event()
         self._starlette = Starlette(
             routes=[
                 Route("/livez", self._livez, methods=["GET"]),
@@ -97,8 +98,8 @@ class ControlPlane:
             for each in (
                 keep_folded(self._state_dir),
                 self._runner.keep(),
-                self._watcher.keep(),
-                self._dashboard.warm_rest(),
+                self._once_served(self._watcher.keep),
+                self._once_served(self._dashboard.warm_rest),
                 self._dashboard.warm(),
             )
         ]
@@ -118,6 +119,13 @@ class ControlPlane:
         """Take what the supervisor says."""
         if "processes" in message:
             self._processes = message["processes"]
+        if message.get("has_served"):
+            self._has_served.set()
+
+    async def _once_served(self, keep: Callable[[], Awaitable[None]]) -> None:
+        """Begin when workers have served: until then they need the processor, and why they cannot start is theirs to say."""
+        await self._has_served.wait()
+        await keep()
 
     async def _livez(self, _request: Request) -> Response:
         return _json({"status": "alive"})

@@ -397,7 +397,7 @@ class Supervisor:
 
     def _tell(self) -> None:
         """Let the control process know."""
-        message = {"processes": self.states()}
+        message = {"processes": self.states(), "has_served": self._has_served}
         for slot, member in self._members():
             if not slot.is_worker:
                 member.child.send(message)

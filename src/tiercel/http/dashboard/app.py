@@ -78,7 +78,7 @@ class Dashboard:
             pages = await self._load()
             await self._shelf.get("warm", pages.warm, 0)
         except Exception as error:  # noqa: BLE001 - the first page will say it again, to somebody
-            log.warning("dashboard: %s", error)
+            log.debug("dashboard: %s", error)
 
     async def warm_rest(self) -> None:
         """Do what other pages would wait for, once the first reader, should there be one already, has the first page."""
