@@ -56,6 +56,22 @@ def test_increasing_rates_are_scikit_learns():
     assert _increasing(np.array([0.0, 5.0]), np.array([50, 5]))[0] > 0
 
 
+def test_rates_are_not_drawn_to_one_half():
+    """What is between 0 and 1 is the rate that was counted; only certainty is not believed."""
+    rows = np.array([50, 50, 50])
+    assert _increasing(np.array([2.0, 10.0, 49.0]), rows).tolist() == [0.04, 0.2, 0.98]
+    assert _increasing(np.array([0.0, 10.0, 50.0]), rows).tolist() == [0.5 / 51, 0.2, 1 - 0.5 / 51]
+
+
+def test_the_ends_are_as_right_as_the_middle():
+    """Beyond the outermost bins' means the curve is flat: what that costs is small, as the outermost bins are."""
+    scores = (np.arange(100_000) + 0.5) / 100_000
+    labels = (np.random.default_rng(3).random(100_000) < scores**2).astype(float)
+    rates = Calibration.fit(scores, labels).apply(scores)
+    for end in (scores < 0.02, scores > 0.98):
+        assert abs(rates[end].mean() - labels[end].mean()) < 0.002, rates[end].mean() - labels[end].mean()
+
+
 def test_logistic_curves_are_scikit_learns():
     """Newton's curves are those of unpenalized logistic regression on the same rows, many at once."""
     rng = np.random.default_rng(3)

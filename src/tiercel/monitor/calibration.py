@@ -26,8 +26,12 @@ METHODS: Final[tuple[Method, ...]] = ("identity", "logistic", "increasing")
 #: Fewer rows, or fewer of a class, are no basis.
 LEAST_ROWS: Final = 200
 LEAST_OF_A_CLASS: Final = 10
-MAX_BINS: Final = 50
+#: Simulated, mean error of calibrated shares at 5,000, 20,000 and 70,000 rows: 0.0108, 0.0054, 0.0027; exact isotonic
+#: regression 0.0122, 0.0064, 0.0031; 50 even bins 0.0106, 0.0064, 0.0049.
+MAX_BINS: Final = 106
 _ROWS_PER_BIN: Final = 50
+#: Beyond the outermost means the curve is flat, so the outermost bins are split: into this many, rows allowing.
+_END_PARTS: Final = 4
 _FOLDS: Final = 5
 _SEED: Final = 20_260_101
 _EPSILON: Final = 1e-6
@@ -168,9 +172,13 @@ class Calibration:
 def _bins(
     scores: NDArray[np.float64], labels: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Mean scores, rows and hits of bins of about equal counts; equal scores share a bin."""
-    n_bins = max(1, min(MAX_BINS, len(scores) // _ROWS_PER_BIN))
-    edges = np.unique(np.quantile(scores, np.arange(1, n_bins) / n_bins))
+    """Mean scores, rows and hits of bins of about equal counts, smaller ones at the ends; equal scores share a bin."""
+    n_bins = max(1, min(MAX_BINS - 2 * (_END_PARTS - 1), len(scores) // _ROWS_PER_BIN))
+    shares = np.arange(1, n_bins) / n_bins
+    if len(scores) >= n_bins * _ROWS_PER_BIN * _END_PARTS:
+        ends = np.arange(1, _END_PARTS) / (_END_PARTS * n_bins)
+        shares = np.concatenate([ends, shares, 1 - ends])
+    edges = np.unique(np.quantile(scores, shares))
     places = np.searchsorted(edges, scores, side="right")
     rows = np.bincount(places, minlength=len(edges) + 1)
     hits = np.bincount(places, weights=labels, minlength=len(edges) + 1)
@@ -236,14 +244,23 @@ def _logistic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _increasing(hits: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The closest ascending rates of bins: neighbours that descend are one block.
 
-    A block's rate is (hits + 1/2) / (rows + 1), which keeps one of only zeros from being certain.
+    A block of only zeros is not certain: its rate is (1/2) / (rows + 1), one of only ones as far from 1. Other rates are kept
+    as they are; half a hit added to each draws every estimate towards one half.
     """
-    blocks: list[list[float]] = []  # hits, rows, bins
+    sums: list[float] = []
+    counts: list[int] = []
+    widths: list[int] = []
     for n_hits, n_rows in zip(hits.tolist(), rows.tolist(), strict=True):
-        blocks.append([n_hits, n_rows, 1])
-        while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
-            above = blocks.pop()
-            blocks[-1] = [a + b for a, b in zip(blocks[-1], above, strict=True)]
-    rates = [(n_hits + 0.5) / (n_rows + 1) for n_hits, n_rows, _ in blocks]
+        n_bins = 1
+        while sums and sums[-1] * n_rows >= n_hits * counts[-1]:
+            n_hits += sums.pop()  # noqa: PLW2901 - the block grows
+            n_rows += counts.pop()  # noqa: PLW2901
+            n_bins += widths.pop()
+        sums.append(n_hits)
+        counts.append(n_rows)
+        widths.append(n_bins)
+    n = np.array(counts, np.float64)
+    off = 0.5 / (n + 1)
+    rates = np.clip(np.array(sums) / n, off, 1 - off)
     # That last step may turn the order of two small blocks around by a hair.
-    return np.maximum.accumulate(np.repeat(rates, [int(n) for _, _, n in blocks]))
+    return np.maximum.accumulate(np.repeat(rates, widths))
