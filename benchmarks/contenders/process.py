@@ -136,7 +136,7 @@ def started(contender: Contender, directory: Path, cache: Path, logs: Path) -> I
     with log.open("wb") as output:
         process = subprocess.Popen(
             contender.command(place), stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=pin,
-            env=environment_of(contender, place), start_new_session=True,
+            env=environment_of(contender, place), process_group=0,  # see tiercel.priority: one session
         )  # fmt: skip
     server = Server(contender, process.pid, place.port, cores)
     try:

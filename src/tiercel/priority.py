@@ -3,6 +3,10 @@
 On Linux 6.12 and newer a thread may ask for short turns: one that wants 0.1 ms at a time is put before those that run for
 3 ms at a time as soon as it wakes. Without it, a woken event loop waits for whatever has its core - a thread that loads a
 base, another process, the kernel's own - to use its turn up. It asks for no more of the processor than before.
+
+Where Linux groups processes by session (`kernel.sched_autogroup_enabled`, usual outside of containers and services), each
+session has an equal share of a core, however nice its processes are: whatever is to stand back behind a worker must be of
+the worker's session.
 """
 
 from __future__ import annotations

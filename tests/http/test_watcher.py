@@ -78,6 +78,17 @@ def test_it_is_started_again_after_a_kill(settings):
     assert not is_there(keep(settings, OBEDIENT, story))
 
 
+def test_it_is_of_the_servers_session_and_of_a_group_of_its_own(settings):
+    """Ctrl-C does not reach it; and it stands back behind workers, which it cannot from another session."""
+
+    async def story(kept):
+        await until(lambda: kept.pid)
+        assert os.getsid(kept.pid) == os.getsid(0)
+        assert os.getpgid(kept.pid) == kept.pid
+
+    keep(settings, OBEDIENT, story)
+
+
 def test_one_that_dies_at_once_is_started_ever_later(settings):
     """A process that cannot start is tried again without end, and without keeping the machine busy."""
 

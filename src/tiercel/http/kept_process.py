@@ -71,8 +71,9 @@ class KeptProcess:
     def start(self) -> None:
         """Start one. Raises OSError: no more processes or memory."""
         message = RunnerHandover(self._settings, log.isEnabledFor(logging.INFO)).to_message()
-        # A session of its own: what a terminal sends to the server's process group is the supervisor's business.
-        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own module
+        # A group of its own: what a terminal sends to the server's process group is the supervisor's business. Not a session:
+        # Linux shares a core between sessions first, and how far a process stands back counts only inside its own.
+        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, process_group=0)  # noqa: S603 - our own module
         self.process, self._started_s = process, time.monotonic()
         if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # it died at once; that is seen to in the next turn

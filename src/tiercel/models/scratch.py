@@ -119,7 +119,7 @@ def run(module: str, job: Mapping[str, Any], directory: Path, limits: Limits) ->
         said.open("wb") as out,
         complaints.open("wb") as err,
         subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            command(module), stdin=subprocess.PIPE, stdout=out, stderr=err, cwd=directory, start_new_session=True
+            command(module), stdin=subprocess.PIPE, stdout=out, stderr=err, cwd=directory, process_group=0
         ) as process,
     ):
         try:

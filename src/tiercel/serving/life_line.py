@@ -73,7 +73,8 @@ def begin_child(life_line: int, name: str, oom_score: int) -> tuple[Settings, Pr
     Returns:
         The settings, and how it hears that it must end. None: it was told to end before it began.
     """
-    for each in (signal.SIGINT, signal.SIGHUP):  # the supervisor decides what they mean
+    # The supervisor decides what the first two mean; the last would stop what writes to a terminal that is not its own.
+    for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU):
         signal.signal(each, signal.SIG_IGN)
     stop = ProcessStop(life_line)
     stand_back()
