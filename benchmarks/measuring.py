@@ -141,17 +141,19 @@ class Bench:
             check=None if contender.read is None else self.truth.agrees(contender),
         )  # fmt: skip
 
-    def closed(self, server: Server, contender: Contender) -> dict[str, Any]:
+    def closed(
+        self, server: Server, contender: Contender, connections: int = CAPACITY_CONNECTIONS
+    ) -> dict[str, Any]:
         """Capacity: 32 connections in closed loop; CPU of the process tree over the very requests."""
         core = cores_for(contender.workers)[1]
         if self.plan.loop == "wrk":
             script = wrk.write_script(self.requests(contender), self.scratch)
             before = server.cpu_s()
-            seen = wrk.run(server.port, script, connections=CAPACITY_CONNECTIONS, seconds=self.plan.seconds, core=core)
+            seen = wrk.run(server.port, script, connections=connections, seconds=self.plan.seconds, core=core)
             return {**seen, "cpu_us": 1e6 * (server.cpu_s() - before) / max(1, seen["requests"])}
         before = server.cpu_s()
         one = run(
-            server.port, self.requests(contender), rate=0, seconds=self.plan.seconds, connections=CAPACITY_CONNECTIONS,
+            server.port, self.requests(contender), rate=0, seconds=self.plan.seconds, connections=connections,
             warmup_s=0, core=core, check=None if contender.read is None else self.truth.agrees(contender),
         )  # fmt: skip
         used = server.cpu_s() - before

@@ -58,6 +58,9 @@ AHEAD_BYTES = 4 << 20
 #:   segment at once held up requests for 12 ms (bench_http, one core).
 STEP_BYTES = 1 << 18
 STEP_PAUSE_S = 0.0005
+#: Of a new segment, at most this is filled before it is offered; a longer one is faulted in page by page beyond.
+FILL_BYTES = 1 << 26
+_ZEROS = bytes(STEP_BYTES)
 #: How long to wait after a segment could not be made.
 RETRY_S = 0.5
 #: A segment that was sealed before its first record: the header and an END record.
@@ -73,12 +76,29 @@ class Touchable(Protocol):
 
 @dataclass(slots=True)
 class _Segment:
-    """A mapped segment: [released, faulted) is what the process holds pages of, as far as the keeper knows."""
+    """A mapped segment: [released, faulted) is what the process holds pages of, as far as the keeper knows.
+
+    Before `filled` the file's pages are in the kernel's cache; they still have to be mapped.
+    """
 
     mapped: mmap.mmap
     descriptor: int
     released: int = 0
     faulted: int = 0
+    filled: int = 0
+
+    def fill(self, pause: Callable[[], None]) -> None:
+        """Write zeros behind the first page, before anybody else can write.
+
+        PERF: an ordinary write makes large folios where the file system has them, a fault makes pages: together with
+        mapping, writing out and unmapping 0.4 ms of the kernel's time for a megabyte instead of 1.2 (ext4, Linux 6.18).
+        """
+        end = min(len(self.mapped), FILL_BYTES)
+        for start in range(0, end, STEP_BYTES):
+            at = max(start, mmap.PAGESIZE)
+            os.pwrite(self.descriptor, memoryview(_ZEROS)[: min(start + STEP_BYTES, end) - at], at)
+            self.filled = start + STEP_BYTES
+            pause()
 
     def close(self) -> None:
         self.mapped.close()
@@ -166,11 +186,16 @@ class SegmentKeeper:
             self._make_room(size)
             path = self._path(sequence)
             mapped = map_new_file(path, size, self._head(sequence, size))
+            descriptor = -1
             try:
-                segment = _Segment(mapped, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                segment = _Segment(mapped, descriptor)
+                segment.fill(self._pause)
             except BaseException:
                 mapped.close()
                 path.unlink(missing_ok=True)
+                if descriptor >= 0:
+                    os.close(descriptor)
                 raise
         except OSError as error:
             self._count("segments_failed")
@@ -196,7 +221,7 @@ class SegmentKeeper:
         fault_in(segment.mapped, used, max(0, min(segment.faulted, end) - used))
         for start in range(max(used, segment.faulted), end, STEP_BYTES):
             size = min(STEP_BYTES, end - start)
-            if hasattr(os, "posix_fadvise"):  # all pages at once, where a fault makes one
+            if start >= segment.filled and hasattr(os, "posix_fadvise"):  # all pages at once, where a fault makes one
                 os.posix_fadvise(segment.descriptor, start, size, os.POSIX_FADV_WILLNEED)
             fault_in(segment.mapped, start, size)
             segment.faulted = start + size
