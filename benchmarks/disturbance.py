@@ -25,6 +25,7 @@ from benchmarks.workload import Workload
 
 IDLE_CONNECTIONS = 10_000
 EVERY_S = 1.0
+TWO_WORKERS_SHARE = 0.25
 PAGES = ("/metrics", "/", "/api/workers", "/readyz")
 
 
@@ -44,8 +45,8 @@ def run_all(bench: Bench, measured: Rounds) -> list[dict[str, Any]]:
             )
         found.append(_page(bench, server, rate))
         found += _idle(bench, server, rate)
+        found.append(_two_workers(bench, server, measured.capacity))
         found.append(_journal(bench, server, stack))
-    found.append(_two_workers(bench, measured))
     return found
 
 
@@ -206,7 +207,7 @@ def _journal(bench: Bench, server: Server, stack: ExitStack) -> dict[str, Any]:
 
 
 def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
-    """Memory of idle connections, and p99 beside them."""
+    """Memory of idle connections, and p99 beside them, in turns with runs without."""
     wanted = IDLE_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted + 1000:
@@ -214,25 +215,25 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted + 1000), hard))
     bench.say(f"tiercel: {wanted:,} idle connections")
-    quiet = median_of(_pair(bench, server, rate, None, bench.plan.rounds)[0])
-    before = server.rss_mb()["anonymous"]
-    held = []
-    try:
-        while len(held) < wanted:
-            held.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+    quiet_runs, beside_runs, each_kib = [], [], 0.0
+    for at in range(max(3, bench.plan.rounds)):
+        quiet_runs.append(bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 1))
+        before = server.rss_mb()["anonymous"]
+        with ExitStack() as held:
+            for _ in range(wanted):
+                held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            time.sleep(0.5)
+            each_kib = max(each_kib, 1024 * (server.rss_mb()["anonymous"] - before) / max(1, wanted))
+            beside_runs.append(bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 2))
         time.sleep(0.5)
-        each_kib = 1024 * (server.rss_mb()["anonymous"] - before) / max(1, len(held))
-        beside = median_of(_pair(bench, server, rate, None, bench.plan.rounds)[0])
-    finally:
-        for one in held:
-            one.close()
+    quiet, beside = median_of(quiet_runs), median_of(beside_runs)
     return [
         {
-            "what": f"{len(held):,} idle connections", "figure": "idle_kib", "value": each_kib,
+            "what": f"{wanted:,} idle connections", "figure": "idle_kib", "value": each_kib,
             "told": f"{each_kib:.2f} KiB of private memory each",
         },
         {
-            "what": f"load beside {len(held):,} idle connections", "figure": "p99_idle", "value": beside["p99"] / quiet["p99"],
+            "what": f"load beside {wanted:,} idle connections", "figure": "p99_idle", "value": beside["p99"] / quiet["p99"],
             "failed": beside["failed"] + quiet["failed"],
             "told": f"p99 {beside['p99']:,.0f} us, without {quiet['p99']:,.0f} us; in the median tenth of a second "
                     f"{beside['typical']['p99'] or 0:,.0f} us, {quiet['typical']['p99'] or 0:,.0f} us",
@@ -242,20 +243,32 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _two_workers(bench: Bench, one: Rounds) -> dict[str, Any]:
-    """Requests per CPU second of the server's process tree, two workers beside one."""
+def _two_workers(bench: Bench, server: Server, capacity: float) -> dict[str, Any]:
+    """Requests per CPU second of the server's process tree: two workers beside one, each with as much to do.
+
+    Open loop, a quarter of one worker's capacity for each worker, in turns. In closed loop what a worker spends on a request
+    depends on how many wait for it whenever it looks, and that on who else has its core: the generator, where there are two.
+    """
     what = "two workers"
     with ExitStack() as stack:
-        server = bench.start(stack, TIERCEL_2)
-        if server is None:
+        both = bench.start(stack, TIERCEL_2)
+        if both is None:
             return {"what": what, "told": f"not measured: {bench.not_measured.pop(TIERCEL_2.name)}"}
         bench.say("tiercel: two workers")
-        bench.load(server, TIERCEL_2, rate=0, connections=CAPACITY_CONNECTIONS, seconds=0.3)
-        runs = [bench.closed(server, TIERCEL_2) for _ in range(bench.plan.rounds)]
-    cpu_us = sorted(run["cpu_us"] for run in runs)[len(runs) // 2]
+        rate = TWO_WORKERS_SHARE * capacity
+        cpu_us: dict[int, list[float]] = {1: [], 2: []}
+        failed = 0
+        for at in range(max(3, bench.plan.rounds) + 1):  # the first is not counted
+            for each, contender in ((server, TIERCEL), (both, TIERCEL_2)):
+                n = contender.workers
+                before = each.cpu_s()
+                run = bench.load(each, contender, rate=n * rate, connections=n * CAPACITY_CONNECTIONS, seed=at + 1)
+                failed += run.failed
+                if at:  # the generator's warm-up is not among the requests that it counts
+                    seconds = bench.plan.seconds + bench.plan.warmup_s
+                    cpu_us[n].append(1e6 * (each.cpu_s() - before) / (n * rate * seconds))
+    one, two = (statistics.median(cpu_us[n]) for n in (1, 2))
     return {
-        "what": what, "figure": "workers_2", "value": one.cpu_us / cpu_us, "failed": sum(run["failed"] for run in runs),
-        "told": f"{cpu_us:.1f} us of CPU per request, one worker {one.cpu_us:.1f} us; "
-                f"{max(run['per_second'] for run in runs):,.0f} requests/s on {len(server.cores)} cores, the generator's among "
-                "them where there are no more",
+        "what": what, "figure": "workers_2", "value": one / two, "failed": failed,
+        "told": f"{two:.1f} us of CPU per request, one worker {one:.1f} us, at {rate:,.0f} requests/s for each worker",
     }  # fmt: skip

@@ -26,6 +26,9 @@ from benchmarks.workload import Workload
 
 CAPACITY_CONNECTIONS = 32
 OPEN_CONNECTIONS = 64
+#: The share of its capacity at which tiercel is compared with the floor, and how often in turns at least.
+BESIDE_FLOOR = 0.5
+LEAST_TURNS = 5
 LOADS = (0.5, 0.7, 0.9)
 #: Scores agree to this, absolutely and relatively: float32 models on different engines round differently.
 TOLERANCE = 1e-5
@@ -141,19 +144,17 @@ class Bench:
             check=None if contender.read is None else self.truth.agrees(contender),
         )  # fmt: skip
 
-    def closed(
-        self, server: Server, contender: Contender, connections: int = CAPACITY_CONNECTIONS
-    ) -> dict[str, Any]:
+    def closed(self, server: Server, contender: Contender, connections: int = CAPACITY_CONNECTIONS) -> dict[str, Any]:
         """Capacity: 32 connections in closed loop; CPU of the process tree over the very requests."""
         core = cores_for(contender.workers)[1]
         if self.plan.loop == "wrk":
             script = wrk.write_script(self.requests(contender), self.scratch)
             before = server.cpu_s()
-            seen = wrk.run(server.port, script, connections=connections, seconds=self.plan.seconds, core=core)
+            seen = wrk.run(server.port, script, connections=CAPACITY_CONNECTIONS, seconds=self.plan.seconds, core=core)
             return {**seen, "cpu_us": 1e6 * (server.cpu_s() - before) / max(1, seen["requests"])}
         before = server.cpu_s()
         one = run(
-            server.port, self.requests(contender), rate=0, seconds=self.plan.seconds, connections=connections,
+            server.port, self.requests(contender), rate=0, seconds=self.plan.seconds, connections=CAPACITY_CONNECTIONS,
             warmup_s=0, core=core, check=None if contender.read is None else self.truth.agrees(contender),
         )  # fmt: skip
         used = server.cpu_s() - before
@@ -205,20 +206,32 @@ class Bench:
                     rounds.rss = server.rss_mb()
                     if self._counts and rounds.instructions is None:
                         rounds.instructions = self._count(server, contender)
+            in_turns = {"tiercel", "floor"} <= servers.keys() and BESIDE_FLOOR in self.plan.loads
             for at in range(self.plan.rounds):
                 for contender in contenders:
-                    server, rounds = servers[contender.process], found[contender.name]
+                    rounds = found[contender.name]
                     for share in self.plan.loads:
                         rate = rounds.rate.setdefault(share, share * rounds.capacity)
+                        runs = rounds.open.setdefault(share, [])
+                        if in_turns and (contender.name, share) == ("tiercel", BESIDE_FLOOR):
+                            continue
                         self.say(f"{contender.name}: round {at + 1} of {self.plan.rounds}, {rate:,.0f} requests/s")
-                        rounds.open.setdefault(share, []).append(
-                            self.load(server, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=at + 1)
-                        )
-                if {"tiercel", "floor"} <= servers.keys() and 0.5 in self.plan.loads:
-                    rate = found["tiercel"].rate[0.5]
-                    self.floor_at_rate.append(
-                        self.load(servers["floor"], found["floor"].contender, rate=rate, connections=OPEN_CONNECTIONS, seed=at + 1)
-                    )  # fmt: skip
+                        runs.append(self._open(servers, contender, rate, at))
+            if in_turns:
+                self._beside_floor(servers, found)
+
+    def _beside_floor(self, servers: dict[str, Server], found: dict[str, Rounds]) -> None:
+        """The floor and tiercel at the same rate, in turns: a tail is the machine's too, and that changes by the second."""
+        tiercel, floor = found["tiercel"], found["floor"]
+        rate = tiercel.rate[BESIDE_FLOOR]
+        n = max(LEAST_TURNS, self.plan.rounds) if self.plan.seconds >= 1 else self.plan.rounds
+        for at in range(n):
+            self.say(f"tiercel and the floor in turns: {at + 1} of {n}, {rate:,.0f} requests/s")
+            tiercel.open[BESIDE_FLOOR].append(self._open(servers, tiercel.contender, rate, at))
+            self.floor_at_rate.append(self._open(servers, floor.contender, rate, at))
+
+    def _open(self, servers: dict[str, Server], contender: Contender, rate: float, at: int) -> Run:
+        return self.load(servers[contender.process], contender, rate=rate, connections=OPEN_CONNECTIONS, seed=at + 1)
 
     def choose_loop(self, floor: Contender) -> dict[str, float]:
         """Which closed loop asks the floor faster, wrk's or ours; the plan uses it from here on."""
