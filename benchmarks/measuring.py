@@ -26,7 +26,7 @@ from benchmarks.workload import Workload
 
 CAPACITY_CONNECTIONS = 32
 OPEN_CONNECTIONS = 64
-#: The share of its capacity at which tiercel is compared with the floor, and how often in turns at least.
+#: The share of its capacity at which tiercel is compared with the floor. How often our own servers take turns, at least.
 BESIDE_FLOOR = 0.5
 LEAST_TURNS = 5
 LOADS = (0.5, 0.7, 0.9)
@@ -195,9 +195,10 @@ class Bench:
                 found[contender.name].compared = self.compare(server, contender)
             for contender in contenders:  # faulted in, and warm
                 self.load(servers[contender.process], contender, rate=0, connections=CAPACITY_CONNECTIONS, seconds=0.3)
-            for at in range(self.plan.rounds):
+            turns = self.plan.rounds if any(each.is_peer for each in contenders) else self._turns
+            for at in range(turns):
                 for contender in contenders:
-                    self.say(f"{contender.name}: round {at + 1} of {self.plan.rounds}, closed loop")
+                    self.say(f"{contender.name}: round {at + 1} of {turns}, closed loop")
                     server, rounds = servers[contender.process], found[contender.name]
                     rounds.closed.append(self.closed(server, contender))
                     rounds.single.append(
@@ -224,11 +225,15 @@ class Bench:
         """The floor and tiercel at the same rate, in turns: a tail is the machine's too, and that changes by the second."""
         tiercel, floor = found["tiercel"], found["floor"]
         rate = tiercel.rate[BESIDE_FLOOR]
-        n = max(LEAST_TURNS, self.plan.rounds) if self.plan.seconds >= 1 else self.plan.rounds
-        for at in range(n):
-            self.say(f"tiercel and the floor in turns: {at + 1} of {n}, {rate:,.0f} requests/s")
+        for at in range(self._turns):
+            self.say(f"tiercel and the floor in turns: {at + 1} of {self._turns}, {rate:,.0f} requests/s")
             tiercel.open[BESIDE_FLOOR].append(self._open(servers, tiercel.contender, rate, at))
             self.floor_at_rate.append(self._open(servers, floor.contender, rate, at))
+
+    @property
+    def _turns(self) -> int:
+        """Rounds of what ratios near 1 are made of; a smoke run has as many as it was told."""
+        return max(LEAST_TURNS, self.plan.rounds) if self.plan.seconds >= 1 else self.plan.rounds
 
     def _open(self, servers: dict[str, Server], contender: Contender, rate: float, at: int) -> Run:
         return self.load(servers[contender.process], contender, rate=rate, connections=OPEN_CONNECTIONS, seed=at + 1)
