@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from benchmarks import workload
-from benchmarks.contenders.contender import TIERCEL, TIERCEL_2, TIERCEL_UNRECORDED, has_option
+from benchmarks.contenders.contender import FLOOR, TIERCEL, TIERCEL_2, TIERCEL_UNRECORDED, has_option
 from benchmarks.contenders.process import Server
 from benchmarks.loadgen.run import Run
 from benchmarks.measuring import CAPACITY_CONNECTIONS, OPEN_CONNECTIONS, Bench, Rounds
@@ -215,36 +215,52 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted + 1000), hard))
     bench.say(f"tiercel: {wanted:,} idle connections")
-    quiet_runs, beside_runs, each_kib = [], [], 0.0
-    for at in range(max(3, bench.plan.rounds)):
-        quiet_runs.append(bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 1))
-        before = server.rss_mb()["anonymous"]
-        with ExitStack() as held:
-            for _ in range(wanted):
-                held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
-            time.sleep(0.5)
-            each_kib = max(each_kib, 1024 * (server.rss_mb()["anonymous"] - before) / max(1, wanted))
-            beside_runs.append(bench.load(server, TIERCEL, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 2))
-        time.sleep(0.5)
-    quiet, beside = median_of(quiet_runs), median_of(beside_runs)
+    servers = [(server, TIERCEL)]
+    with ExitStack() as stack:
+        other = bench.start(stack, FLOOR)
+        if other is not None:
+            servers.append((other, FLOOR))
+        runs: dict[str, tuple[list[Run], list[Run]]] = {contender.name: ([], []) for _, contender in servers}
+        kib = []
+        for at in range(max(3, bench.plan.rounds)):
+            for each, contender in servers:
+                quiet, beside = runs[contender.name]
+                quiet.append(bench.load(each, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 1))
+                before = each.rss_mb()["worker_anonymous"]
+                with ExitStack() as held:
+                    for _ in range(wanted):
+                        held.enter_context(socket.create_connection(("127.0.0.1", each.port), timeout=10))
+                    time.sleep(0.5)
+                    if contender is TIERCEL:
+                        kib.append(1024 * (each.rss_mb()["worker_anonymous"] - before) / max(1, wanted))
+                    beside.append(bench.load(each, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 2))
+                time.sleep(0.5)
+    (calm, crowded), *floor = [tuple(median_of(each) for each in pair) for pair in runs.values()]
+    ratio = crowded["p99"] / calm["p99"]
+    figures = {}
+    told = f"p99 {crowded['p99']:,.0f} us, without {calm['p99']:,.0f} us"
+    if floor:
+        told += f" (the floor {floor[0][1]['p99']:,.0f} us, {floor[0][0]['p99']:,.0f} us)"
+        figures["p99_idle_x_floor"] = ratio / (floor[0][1]["p99"] / floor[0][0]["p99"])
+    if crowded["typical"]["p99"] and calm["typical"]["p99"]:
+        told += (
+            f"; in the median tenth of a second {crowded['typical']['p99']:,.0f} us, {calm['typical']['p99']:,.0f} us"
+        )
+        figures["typical_p99_idle"] = crowded["typical"]["p99"] / calm["typical"]["p99"]
     return [
         {
-            "what": f"{wanted:,} idle connections", "figure": "idle_kib", "value": each_kib,
-            "told": f"{each_kib:.2f} KiB of private memory each",
+            "what": f"{wanted:,} idle connections", "figure": "idle_kib", "value": kib[0],
+            "told": f"{kib[0]:.2f} KiB of private memory each",
         },
         {
-            "what": f"load beside {wanted:,} idle connections", "figure": "p99_idle", "value": beside["p99"] / quiet["p99"],
-            "failed": beside["failed"] + quiet["failed"],
-            "told": f"p99 {beside['p99']:,.0f} us, without {quiet['p99']:,.0f} us; in the median tenth of a second "
-                    f"{beside['typical']['p99'] or 0:,.0f} us, {quiet['typical']['p99'] or 0:,.0f} us",
-            "more_figures": {"typical_p99_idle": beside["typical"]["p99"] / quiet["typical"]["p99"]}
-                            if beside["typical"]["p99"] and quiet["typical"]["p99"] else {},
+            "what": f"load beside {wanted:,} idle connections", "figure": "p99_idle", "value": ratio,
+            "failed": crowded["failed"] + calm["failed"], "told": told, "more_figures": figures,
         },
     ]  # fmt: skip
 
 
 def _two_workers(bench: Bench, server: Server, capacity: float) -> dict[str, Any]:
-    """Requests per CPU second of the server's process tree: two workers beside one, each with as much to do.
+    """Requests per CPU second of workers: two beside one, each with as much to do.
 
     Open loop, a quarter of one worker's capacity for each worker, in turns. In closed loop what a worker spends on a request
     depends on how many wait for it whenever it looks, and that on who else has its core: the generator, where there are two.
@@ -261,12 +277,12 @@ def _two_workers(bench: Bench, server: Server, capacity: float) -> dict[str, Any
         for at in range(max(3, bench.plan.rounds) + 1):  # the first is not counted
             for each, contender in ((server, TIERCEL), (both, TIERCEL_2)):
                 n = contender.workers
-                before = each.cpu_s()
+                before = each.worker_cpu_s()
                 run = bench.load(each, contender, rate=n * rate, connections=n * CAPACITY_CONNECTIONS, seed=at + 1)
                 failed += run.failed
                 if at:  # the generator's warm-up is not among the requests that it counts
                     seconds = bench.plan.seconds + bench.plan.warmup_s
-                    cpu_us[n].append(1e6 * (each.cpu_s() - before) / (n * rate * seconds))
+                    cpu_us[n].append(1e6 * (each.worker_cpu_s() - before) / (n * rate * seconds))
     one, two = (statistics.median(cpu_us[n]) for n in (1, 2))
     return {
         "what": what, "figure": "workers_2", "value": one / two, "failed": failed,

@@ -37,14 +37,25 @@ class Server:
         """User and system seconds of the process tree so far, ended children included."""
         return sum(_stat(pid).cpu_s for pid in tree(self.pid))
 
+    def worker_cpu_s(self) -> float:
+        """As `cpu_s`, of the workers alone: what watches them, on whatever time they leave, is in other processes."""
+        return sum(_stat(pid).cpu_s for pid in self._workers())
+
     def rss_mb(self) -> dict[str, float]:
-        """Resident megabytes of the tree: all of it, the largest process, what is private, and how many processes there are."""
+        """Resident megabytes: of the tree, of its largest worker, what is private of both, and how many processes there are."""
         pids = tree(self.pid)
         parts = [_memory(pid) for pid in pids]
+        workers = [_memory(pid) for pid in self._workers()]
         return {
-            "rss": sum(total for total, _ in parts), "largest": max(total for total, _ in parts),
-            "anonymous": sum(anon for _, anon in parts), "processes": len(pids)
+            "rss": sum(total for total, _ in parts), "worker": max(total for total, _ in workers),
+            "anonymous": sum(anon for _, anon in parts), "worker_anonymous": max(anon for _, anon in workers),
+            "processes": len(pids),
         }  # fmt: skip
+
+    def _workers(self) -> list[int]:
+        """The processes that answer: tiercel's workers, which say so; of others all."""
+        pids = tree(self.pid)
+        return [pid for pid in pids if any(each.startswith("worker-") for each in _arguments(pid))] or pids
 
     def ask(self, user: int, contender: Contender | None = None) -> httpx.Response:
         """One request through an ordinary client."""
@@ -69,6 +80,13 @@ def _stat(pid: int) -> _Stat:
         return _Stat(0, 0.0, 0)
     cpu_s = sum(int(field) for field in fields[11:15]) * TICK_S
     return _Stat(int(fields[1]), cpu_s, 0 if fields[0] in "ZX" else int(fields[19]))
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _memory(pid: int) -> tuple[float, float]:

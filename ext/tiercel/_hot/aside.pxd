@@ -7,8 +7,10 @@
 # is not read again at once, where that happens more often than once in READS_EACH requests. It stands in a line with the
 # others and is read in its turn, one for as many requests that are read, and one each SLOW_NS in any case, QUICK_NS where
 # reading is not behind. Until then its next request waits in the socket, which costs nothing; how long it did is asked of
-# the kernel (protocol.pyx). Nobody stands in line while others are answered inline: whatever comes on a connection waits
-# with it, and for a request of a few milliseconds that is too long (bench_overload).
+# the kernel (protocol.pyx). While others are answered inline nobody stands in line: whatever comes on a connection waits
+# with it, and for a request of a few milliseconds that is too long (bench_overload). But where reading itself takes most of
+# an inline request's deadline, those who are read at once are late too: with thousands of connections all of them would be
+# read in turn, and each refused. Then who was refused stands in line, so that the others are in time.
 #
 # Owns   : the line, and its timer. Keeps connections alive that stand in it.
 # GIL    : held throughout.
@@ -24,6 +26,7 @@ cdef enum:
     RECENT_NS = 1_000_000_000           # deadlines named longer ago count no more
     INLINE_PART = 4                     # of an inline request's deadline, and of a queued one's, it may wait unread
     BOTH_PART = 8                       # ... of an inline one's, where a queued one is refused for it
+    LATE_PERCENT = 75                   # of an inline request's deadline: read so late, it is nearly lost
 
 
 cdef class Aside:
@@ -42,8 +45,8 @@ cdef class Aside:
     cdef void note_inline(self, int64_t budget_ns, int64_t now_ns) noexcept
     # Whether a request that was read after `wait_ns` in its socket is to be refused, if it has a deadline.
     cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept
-    # A request was refused: whether its connection has to stand in line.
-    cpdef bint is_too_much(self, int64_t now_ns) noexcept
+    # A request was refused: whether its connection has to stand in line; `wait_ns` is how far behind reading is.
+    cpdef bint is_too_much(self, int64_t now_ns, int64_t wait_ns) noexcept
     # Stand in line: `connection.come_back()` is called once.
     cpdef int add(self, connection, loop) except -1
     # Call back whose turn it is; `wait_ns` is how far behind reading is.

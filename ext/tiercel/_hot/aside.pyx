@@ -61,8 +61,12 @@ cdef class Aside:
         self._debt[kind] -= 1
         return True
 
-    cpdef bint is_too_much(self, int64_t now_ns) noexcept:
-        if self._allowed < 1 and now_ns - self.inline_ns > RECENT_NS:
+    cpdef bint is_too_much(self, int64_t now_ns, int64_t wait_ns) noexcept:
+        cdef bint is_lost = (
+            self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS
+            and wait_ns > max(self._tightest_ns[0] // 100 * LATE_PERCENT, <int64_t>QUIET_NS)
+        )
+        if self._allowed < 1 and (is_lost or now_ns - self.inline_ns > RECENT_NS):
             return True
         self._allowed = max(0.0, self._allowed - 1)
         return False

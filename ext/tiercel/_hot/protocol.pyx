@@ -195,7 +195,7 @@ cdef class HotProtocol:
                 self._set_reading(False)
             elif self._draining:
                 self._close()
-            elif self._is_refused and self.path.aside.is_too_much(monotonic_ns()):
+            elif self._is_refused and self.path.aside.is_too_much(monotonic_ns(), self.path.socket_wait_ns):
                 self._is_aside = True
                 self._set_reading(False)
                 self.path.aside.add(self, self.loop)
