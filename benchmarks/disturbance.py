@@ -20,7 +20,7 @@ from benchmarks.contenders.contender import FLOOR, TIERCEL, TIERCEL_2, TIERCEL_U
 from benchmarks.contenders.process import Server
 from benchmarks.loadgen.run import Run
 from benchmarks.measuring import CAPACITY_CONNECTIONS, OPEN_CONNECTIONS, Bench, Rounds
-from benchmarks.record import median_of
+from benchmarks.record import median_of, ratio_of
 from benchmarks.workload import Workload
 
 IDLE_CONNECTIONS = 10_000
@@ -236,12 +236,12 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
                     beside.append(bench.load(each, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 2))
                 time.sleep(0.5)
     (calm, crowded), *floor = [tuple(median_of(each) for each in pair) for pair in runs.values()]
-    ratio = crowded["p99"] / calm["p99"]
+    ratio = ratio_of(crowded["by_round"], calm["by_round"], "p99")
     figures = {}
     told = f"p99 {crowded['p99']:,.0f} us, without {calm['p99']:,.0f} us"
     if floor:
         told += f" (the floor {floor[0][1]['p99']:,.0f} us, {floor[0][0]['p99']:,.0f} us)"
-        figures["p99_idle_x_floor"] = ratio / (floor[0][1]["p99"] / floor[0][0]["p99"])
+        figures["p99_idle_x_floor"] = ratio / ratio_of(floor[0][1]["by_round"], floor[0][0]["by_round"], "p99")
     if crowded["typical"]["p99"] and calm["typical"]["p99"]:
         told += (
             f"; in the median tenth of a second {crowded['typical']['p99']:,.0f} us, {calm['typical']['p99']:,.0f} us"

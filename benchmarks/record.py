@@ -58,7 +58,7 @@ def median_of(runs: Sequence[Run]) -> dict[str, Any]:
         "why": "; ".join(sorted({run.why for run in runs if run.why})),
         "kept_schedule": sum(run.kept_schedule for run in runs) * 2 > len(runs),
         "send_lag_p999_us": lag.percentile_ns(99.9) / 1e3,
-        "by_round": [{"p99": summary["p99"], "p99.9": summary["p99.9"]} for summary in summaries],
+        "by_round": [{q: summary[q] for q in ("p50", "p99", "p99.9")} for summary in summaries],
     }  # fmt: skip
 
 
@@ -71,7 +71,8 @@ def row(rounds: Rounds, cache: Path) -> dict[str, Any]:
     failed = sum(each["failed"] for each in rounds.closed) + single["failed"]
     return {
         "name": rounds.contender.name, "title": rounds.contender.title, "versions": versions_of(rounds.contender, cache),
-        "closed": closed, "closed_by_round": [round(each["per_second"]) for each in rounds.closed], "single": single,
+        "closed": closed, "closed_by_round": [{name: each[name] for name in ("per_second", "cpu_us")} for each in rounds.closed],
+        "single": single,
         "open": {share: {**found, "rate": rounds.rate[float(share)]} for share, found in loads.items()},
         "rss_mb": rounds.rss,
         "instructions": rounds.instructions, "compared": rounds.compared,
@@ -113,6 +114,17 @@ def answered(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict
     return [each for each in rows if each["name"] not in refused], refused
 
 
+def ratio_of(ours: Sequence[dict[str, float]], others: Sequence[dict[str, float]], figure: str) -> float:
+    """One contender's figure as a multiple of another's: the median over the rounds in which they took turns.
+
+    What a machine gives changes from one minute to the next, for both. Those that did not take turns have other numbers of
+    rounds, or nothing in common: the ratio of their medians.
+    """
+    if len(ours) == len(others):
+        return statistics.median(one[figure] / other[figure] for one, other in zip(ours, others, strict=True))
+    return statistics.median(each[figure] for each in ours) / statistics.median(each[figure] for each in others)
+
+
 def _figures(
     rows: dict[str, dict[str, Any]], same_rate: dict[str, Any] | None, disturbances: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
@@ -123,20 +135,23 @@ def _figures(
         with contextlib.suppress(KeyError, ZeroDivisionError):  # its parts were not measured
             figures[name] = compute()
 
-    def rate(name: str) -> float:
-        return rows[name]["closed"]["per_second"]
+    def closed(name: str, other: str, figure: str = "per_second") -> float:
+        return ratio_of(rows[name]["closed_by_round"], rows[other]["closed_by_round"], figure)
 
-    put("per_second", lambda: rate("tiercel"))
-    put("of_floor", lambda: rate("tiercel") / rate("floor"))
-    put("cpu_x_floor", lambda: rows["tiercel"]["closed"]["cpu_us"] / rows["floor"]["closed"]["cpu_us"])
+    put("per_second", lambda: rows["tiercel"]["closed"]["per_second"])
+    put("of_floor", lambda: closed("tiercel", "floor"))
+    put("cpu_x_floor", lambda: closed("tiercel", "floor", "cpu_us"))
     put("instructions_x_floor", lambda: _instructions(rows["tiercel"]) / _instructions(rows["floor"]))
-    put("x_handwritten", lambda: rate("tiercel") / rate("handwritten"))
-    put("x_fastapi", lambda: rate("tiercel") / rate("fastapi"))
-    put("msgpack_x_json", lambda: rate("tiercel_msgpack") / rate("tiercel"))
-    put("p50_c1_x_floor", lambda: rows["tiercel"]["single"]["p50"] / rows["floor"]["single"]["p50"])
+    put("x_handwritten", lambda: closed("tiercel", "handwritten"))
+    put("x_fastapi", lambda: closed("tiercel", "fastapi"))
+    put("msgpack_x_json", lambda: closed("tiercel_msgpack", "tiercel"))
+    put(
+        "p50_c1_x_floor",
+        lambda: ratio_of(rows["tiercel"]["single"]["by_round"], rows["floor"]["single"]["by_round"], "p50"),
+    )
     if same_rate is not None:
-        put("p99_x_floor", lambda: rows["tiercel"]["open"]["0.5"]["p99"] / same_rate["p99"])
-        put("p999_x_floor", lambda: rows["tiercel"]["open"]["0.5"]["p99.9"] / same_rate["p99.9"])
+        for name, q in (("p99_x_floor", "p99"), ("p999_x_floor", "p99.9")):
+            put(name, lambda q=q: ratio_of(rows["tiercel"]["open"]["0.5"]["by_round"], same_rate["by_round"], q))
         for name, q in (("typical_p99_x_floor", "p99"), ("typical_p999_x_floor", "p99.9")):
             with contextlib.suppress(TypeError):  # too few requests for a window's percentile
                 put(name, lambda q=q: rows["tiercel"]["open"]["0.5"]["typical"][q] / same_rate["typical"][q])

@@ -60,6 +60,14 @@ def made(tmp_path):
     )  # fmt: skip
 
 
+def test_a_ratio_is_of_rounds_that_took_turns():
+    """A minute in which everybody is half as fast moves no ratio; who took other turns is compared by medians."""
+    ours = [{"p50": value} for value in (10.0, 20.0, 10.0, 20.0)]
+    floor = [{"p50": value} for value in (8.0, 16.0, 8.0, 16.0)]
+    assert record.ratio_of(ours, floor, "p50") == pytest.approx(1.25)
+    assert record.ratio_of(ours, floor[:3], "p50") == pytest.approx(15 / 8)
+
+
 def test_figures_are_ratios_of_medians(made):
     """Shares and multiples come from the medians of the rounds; a figure whose part is missing is not there."""
     figures = made["figures"]
