@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         if "tiercel" in found and not (options.no_disturbances or options.smoke):
             disturbed = disturbance.run_all(bench, found["tiercel"])
     settings = {
-        "rows": n_rows, "features": workload.N_FEATURES, "model": "100 x 31", "rounds": rounds, "seconds": seconds,
+        "rows": n_rows, "features": workload.N_FEATURES, "model": "100 x 31", "rounds": rounds, "turns": bench.turns,
+        "seconds": seconds,
         "closed_loop": plan.loop, "closed_loop_floor_per_second": loops,
     }  # fmt: skip
     made = record.record(

@@ -68,11 +68,6 @@ class Rounds:
         """Requests per second of 32 connections that never wait."""
         return statistics.median(each["per_second"] for each in self.closed)
 
-    @property
-    def cpu_us(self) -> float:
-        """CPU microseconds of the whole process tree for each request, at capacity."""
-        return statistics.median(each["cpu_us"] for each in self.closed)
-
 
 class Bench:
     """One run of the benchmark over a workload.
@@ -144,7 +139,7 @@ class Bench:
             check=None if contender.read is None else self.truth.agrees(contender),
         )  # fmt: skip
 
-    def closed(self, server: Server, contender: Contender, connections: int = CAPACITY_CONNECTIONS) -> dict[str, Any]:
+    def closed(self, server: Server, contender: Contender) -> dict[str, Any]:
         """Capacity: 32 connections in closed loop; CPU of the process tree over the very requests."""
         core = cores_for(contender.workers)[1]
         if self.plan.loop == "wrk":
@@ -195,7 +190,7 @@ class Bench:
                 found[contender.name].compared = self.compare(server, contender)
             for contender in contenders:  # faulted in, and warm
                 self.load(servers[contender.process], contender, rate=0, connections=CAPACITY_CONNECTIONS, seconds=0.3)
-            turns = self.plan.rounds if any(each.is_peer for each in contenders) else self._turns
+            turns = self.plan.rounds if any(each.is_peer for each in contenders) else self.turns
             for at in range(turns):
                 for contender in contenders:
                     self.say(f"{contender.name}: round {at + 1} of {turns}, closed loop")
@@ -227,13 +222,13 @@ class Bench:
         """The floor and tiercel at the same rate, in turns: a tail is the machine's too, and that changes by the second."""
         tiercel, floor = found["tiercel"], found["floor"]
         rate = tiercel.rate[BESIDE_FLOOR]
-        for at in range(self._turns):
-            self.say(f"tiercel and the floor in turns: {at + 1} of {self._turns}, {rate:,.0f} requests/s")
+        for at in range(self.turns):
+            self.say(f"tiercel and the floor in turns: {at + 1} of {self.turns}, {rate:,.0f} requests/s")
             tiercel.open[BESIDE_FLOOR].append(self._open(servers, tiercel.contender, rate, at))
             self.floor_at_rate.append(self._open(servers, floor.contender, rate, at))
 
     @property
-    def _turns(self) -> int:
+    def turns(self) -> int:
         """Rounds of what ratios near 1 are made of; a smoke run has as many as it was told."""
         return max(LEAST_TURNS, self.plan.rounds) if self.plan.seconds >= 1 else self.plan.rounds
 

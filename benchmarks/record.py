@@ -117,12 +117,9 @@ def answered(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict
 def ratio_of(ours: Sequence[dict[str, float]], others: Sequence[dict[str, float]], figure: str) -> float:
     """One contender's figure as a multiple of another's: the median over the rounds in which they took turns.
 
-    What a machine gives changes from one minute to the next, for both. Those that did not take turns have other numbers of
-    rounds, or nothing in common: the ratio of their medians.
+    What a machine gives changes from one minute to the next, for both.
     """
-    if len(ours) == len(others):
-        return statistics.median(one[figure] / other[figure] for one, other in zip(ours, others, strict=True))
-    return statistics.median(each[figure] for each in ours) / statistics.median(each[figure] for each in others)
+    return statistics.median(one[figure] / other[figure] for one, other in zip(ours, others, strict=True))
 
 
 def _figures(
@@ -143,7 +140,8 @@ def _figures(
     put("cpu_x_floor", lambda: closed("tiercel", "floor", "cpu_us"))
     put("instructions_x_floor", lambda: _instructions(rows["tiercel"]) / _instructions(rows["floor"]))
     put("x_handwritten", lambda: closed("tiercel", "handwritten"))
-    put("x_fastapi", lambda: closed("tiercel", "fastapi"))
+    # A peer has its turns by itself, minutes later.
+    put("x_fastapi", lambda: rows["tiercel"]["closed"]["per_second"] / rows["fastapi"]["closed"]["per_second"])
     put("msgpack_x_json", lambda: closed("tiercel_msgpack", "tiercel"))
     put(
         "p50_c1_x_floor",

@@ -173,7 +173,7 @@ def _heading(record: dict[str, Any]) -> str:
     at, settings = record["machine"], record["settings"]
     return (
         f"{settings['rows']:,} rows of {settings['features']} features, LightGBM {settings['model']}, one worker on one core, "
-        f"{settings['rounds']} rounds of {settings['seconds']:g} s; {at['cpu']}, {at['cores']} cores, {at['system']}, "
+        f"{settings['rounds']} rounds of {settings['seconds']:g} s ({settings['turns']} of our own servers); {at['cpu']}, {at['cores']} cores, {at['system']}, "
         f"Python {at['python']}, load {at['load_average']} before; commit {at['commit']}, {record['made'][:10]}"
     )
 

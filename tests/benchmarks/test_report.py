@@ -54,22 +54,22 @@ def made(tmp_path):
     }
     disturbed = [{"what": "a | swap", "figure": "p999_swap", "value": 3.0, "told": "5 times", "failed": 2}]
     return record.record(
-        found, cache=tmp_path, floor_at_rate=[a_run(100), a_run(100)], not_measured={"fastapi": "could not | be installed"},
+        found, cache=tmp_path, floor_at_rate=[a_run(100)] * 3, not_measured={"fastapi": "could not | be installed"},
         disturbances=disturbed,
-        settings={"rows": 10, "features": 23, "model": "100 x 31", "rounds": 3, "seconds": 1.0},
+        settings={"rows": 10, "features": 23, "model": "100 x 31", "rounds": 3, "turns": 5, "seconds": 1.0},
     )  # fmt: skip
 
 
 def test_a_ratio_is_of_rounds_that_took_turns():
-    """A minute in which everybody is half as fast moves no ratio; who took other turns is compared by medians."""
+    """A minute in which everybody is half as fast moves no ratio."""
     ours = [{"p50": value} for value in (10.0, 20.0, 10.0, 20.0)]
     floor = [{"p50": value} for value in (8.0, 16.0, 8.0, 16.0)]
     assert record.ratio_of(ours, floor, "p50") == pytest.approx(1.25)
-    assert record.ratio_of(ours, floor[:3], "p50") == pytest.approx(15 / 8)
+    assert record.ratio_of(ours, [*floor[1:], {"p50": 1.0}], "p50") == pytest.approx(1.5625)
 
 
-def test_figures_are_ratios_of_medians(made):
-    """Shares and multiples come from the medians of the rounds; a figure whose part is missing is not there."""
+def test_figures_are_multiples(made):
+    """Shares and multiples of what was measured in the same rounds; a figure whose part is missing is not there."""
     figures = made["figures"]
     assert figures["of_floor"] == pytest.approx(110 / 160)
     assert figures["cpu_x_floor"] == pytest.approx(1.5)

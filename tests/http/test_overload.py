@@ -165,6 +165,12 @@ def test_who_was_refused_stands_aside_where_inline_requests_are_read_too_late():
     aside.n_read = 80
     aside.poll(NOW, 8 * MS)  # one refusal for eight that are read is free there too
     assert sum(aside.is_too_much(NOW, 8 * MS) for _ in range(100)) == 90
+    aside.note(INLINE, 1 * MS, NOW)  # one who cannot wait makes nobody else wait
+    assert not any(aside.is_too_much(NOW, 5 * MS) for _ in range(100))
+    aside.note(INLINE, 40 * MS, NOW + 1100 * MS)
+    aside.inline_ns = NOW + 1100 * MS
+    assert not any(aside.is_too_much(NOW + 1100 * MS, 25 * MS) for _ in range(100))
+    assert aside.is_too_much(NOW + 1100 * MS, 35 * MS)
 
 
 def test_who_was_refused_comes_back_in_turn():

@@ -61,6 +61,23 @@ def test_rates_are_not_drawn_to_one_half():
     rows = np.array([50, 50, 50])
     assert _increasing(np.array([2.0, 10.0, 49.0]), rows).tolist() == [0.04, 0.2, 0.98]
     assert _increasing(np.array([0.0, 10.0, 50.0]), rows).tolist() == [0.5 / 51, 0.2, 1 - 0.5 / 51]
+    assert _increasing(np.array([0.0]), rows[:1]).tolist() == [0.5 / 51]
+    assert _increasing(np.array([50.0]), rows[:1]).tolist() == [1 - 0.5 / 51]
+    # A small block does not move a large one.
+    assert _increasing(np.array([0.0, 20.0]), np.array([50, 20_000])).tolist() == [0.001, 0.001]
+    assert _increasing(np.array([19_980.0, 50.0]), np.array([20_000, 50])).tolist() == [0.999, 0.999]
+    assert _increasing(np.array([0.0, 50.0]), rows[:2]).tolist() == [0.5 / 51, 1 - 0.5 / 51]
+
+
+def test_rare_labels_stay_rare():
+    """One in a thousand among most scores is that after calibration, however few rows the outermost bins have."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        scores = rng.random(20_000)
+        labels = (rng.random(20_000) < np.where(scores < 0.95, 0.001, 0.3)).astype(float)
+        common = scores < 0.9
+        rates = Calibration.fit(scores, labels).apply(scores)[common].mean()
+        assert rates == pytest.approx(labels[common].mean(), rel=0.35)
 
 
 def test_the_ends_are_as_right_as_the_middle():

@@ -10,6 +10,8 @@ import random
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,6 +286,40 @@ def test_disk_full_drops_and_counts(tmp_path, monkeypatch):
     recorder.close()
     assert len(list(read_journal(tmp_path / "journal"))) == 5
     assert not list((tmp_path / "journal").rglob(".*"))
+
+
+def descriptors():
+    """What this process has open, where the system says so."""
+    for each in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            yield str(each.readlink())
+
+
+def test_a_segment_that_cannot_be_filled_leaves_nothing_behind(tmp_path, monkeypatch):
+    """A file system that finds no room only when it is written to: no file, no descriptor, and a segment once there is room."""
+    write, is_full = os.pwrite, True
+
+    def refuse(descriptor, data, offset):
+        if is_full and offset:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    recorder = make_recorder(tmp_path)
+    keeper = recorder._keeper
+    for _ in range(3):
+        keeper._retry_at_s = 0.0
+        while keeper._retry_at_s == 0.0:
+            time.sleep(0.005)
+    assert recorder.counters.get("segments_failed") >= 3
+    assert not list((tmp_path / "journal").rglob("*.log"))
+    assert not [at for at in descriptors() if str(tmp_path / "journal") in at and ".log" in at]
+    is_full, keeper._retry_at_s = False, 0.0
+    while recorder._journal.wants_segment:
+        time.sleep(0.005)
+    recorder.for_plan("late", 1, SIGNATURE, SCHEMA).add(*rows_of(1), repeat=5)
+    recorder.close()
+    assert len(list(read_journal(tmp_path / "journal"))) == 5
 
 
 LIMITED = """

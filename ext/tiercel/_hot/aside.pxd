@@ -27,6 +27,7 @@ cdef enum:
     INLINE_PART = 4                     # of an inline request's deadline, and of a queued one's, it may wait unread
     BOTH_PART = 8                       # ... of an inline one's, where a queued one is refused for it
     LATE_PERCENT = 75                   # of an inline request's deadline: read so late, it is nearly lost
+    LATE_NS = 7_500_000                 # less is not late: one client's tighter deadline makes nobody else wait in line
 
 
 cdef class Aside:

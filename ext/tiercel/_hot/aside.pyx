@@ -64,7 +64,7 @@ cdef class Aside:
     cpdef bint is_too_much(self, int64_t now_ns, int64_t wait_ns) noexcept:
         cdef bint is_lost = (
             self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS
-            and wait_ns > max(self._tightest_ns[0] // 100 * LATE_PERCENT, <int64_t>QUIET_NS)
+            and wait_ns > max(self._tightest_ns[0] // 100 * LATE_PERCENT, <int64_t>LATE_NS)
         )
         if self._allowed < 1 and (is_lost or now_ns - self.inline_ns > RECENT_NS):
             return True

@@ -26,7 +26,7 @@ METHODS: Final[tuple[Method, ...]] = ("identity", "logistic", "increasing")
 #: Fewer rows, or fewer of a class, are no basis.
 LEAST_ROWS: Final = 200
 LEAST_OF_A_CLASS: Final = 10
-#: Simulated, mean error of calibrated shares at 5,000, 20,000 and 70,000 rows: 0.0108, 0.0054, 0.0027; exact isotonic
+#: Simulated, mean error of calibrated shares at 5,000, 20,000 and 70,000 rows: 0.0105, 0.0054, 0.0027; exact isotonic
 #: regression 0.0122, 0.0064, 0.0031; 50 even bins 0.0106, 0.0064, 0.0049.
 MAX_BINS: Final = 106
 _ROWS_PER_BIN: Final = 50
@@ -244,8 +244,8 @@ def _logistic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _increasing(hits: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The closest ascending rates of bins: neighbours that descend are one block.
 
-    A block of only zeros is not certain: its rate is (1/2) / (rows + 1), one of only ones as far from 1. Other rates are kept
-    as they are; half a hit added to each draws every estimate towards one half.
+    A block of only zeros is not certain: its rate is (1/2) / (rows + 1), but no more than its neighbour's; one of only ones
+    likewise. Other rates are kept as they are: half a hit added to each would draw every estimate towards one half.
     """
     sums: list[float] = []
     counts: list[int] = []
@@ -259,8 +259,10 @@ def _increasing(hits: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[n
         sums.append(n_hits)
         counts.append(n_rows)
         widths.append(n_bins)
-    n = np.array(counts, np.float64)
-    off = 0.5 / (n + 1)
-    rates = np.clip(np.array(sums) / n, off, 1 - off)
-    # That last step may turn the order of two small blocks around by a hair.
-    return np.maximum.accumulate(np.repeat(rates, widths))
+    rates = np.array(sums) / np.array(counts)
+    # Blocks ascend strictly, so only the first can be of zeros, and only the last of ones.
+    if rates[-1] == 1:
+        rates[-1] = max([1 - 0.5 / (counts[-1] + 1), *rates[-2:-1]])
+    if rates[0] == 0:
+        rates[0] = min([0.5 / (counts[0] + 1), *rates[1:2]])
+    return np.repeat(rates, widths)

@@ -58,8 +58,9 @@ AHEAD_BYTES = 4 << 20
 #:   segment at once held up requests for 12 ms (bench_http, one core).
 STEP_BYTES = 1 << 18
 STEP_PAUSE_S = 0.0005
-#: Of a new segment, at most this is filled before it is offered; a longer one is faulted in page by page beyond.
-FILL_BYTES = 1 << 26
+#: Of a new segment, at most this is filled before it is offered; a longer one is faulted in page by page beyond. What is
+#:   filled is dirty memory until the kernel writes it: of a segment that is not full by then, twice.
+FILL_BYTES = 1 << 24
 _ZEROS = bytes(STEP_BYTES)
 #: How long to wait after a segment could not be made.
 RETRY_S = 0.5
@@ -87,8 +88,8 @@ class _Segment:
     faulted: int = 0
     filled: int = 0
 
-    def fill(self, pause: Callable[[], None]) -> None:
-        """Write zeros behind the first page, before anybody else can write.
+    def fill(self, goes_on: Callable[[], bool]) -> None:
+        """Write zeros behind the first page, before anybody else can write, for as long as `goes_on` says so between steps.
 
         PERF: an ordinary write makes large folios where the file system has them, a fault makes pages: together with
         mapping, writing out and unmapping 0.4 ms of the kernel's time for a megabyte instead of 1.2 (ext4, Linux 6.18).
@@ -98,7 +99,8 @@ class _Segment:
             at = max(start, mmap.PAGESIZE)
             os.pwrite(self.descriptor, memoryview(_ZEROS)[: min(start + STEP_BYTES, end) - at], at)
             self.filled = start + STEP_BYTES
-            pause()
+            if not goes_on():
+                return
 
     def close(self) -> None:
         self.mapped.close()
@@ -163,12 +165,22 @@ class SegmentKeeper:
         self._finish_retired()
         if self._journal.wants_segment and time.monotonic() >= self._retry_at_s:
             self._prepare()
+        self._follow()
+        for counters in list(self.touched):
+            counters.touch()
+
+    def _follow(self) -> None:
+        """Stay ahead of the event loop in the segment that it writes, and let go of what is behind it."""
         at = self._journal.progress()
         if at is not None and at[0] in self._segments:
             self._fault_ahead(self._segments[at[0]], at[1])
             self._release_behind(self._segments[at[0]], at[1])
-        for counters in list(self.touched):
-            counters.touch()
+
+    def _follow_between(self) -> bool:
+        """Between steps that take long together: let the event loop go first, and stay ahead of it. False: this is to end."""
+        self._pause()
+        self._follow()
+        return not self._stop.is_set()
 
     def _run(self) -> None:
         stand_back()
@@ -190,7 +202,7 @@ class SegmentKeeper:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 segment = _Segment(mapped, descriptor)
-                segment.fill(self._pause)
+                segment.fill(self._follow_between)
             except BaseException:
                 mapped.close()
                 path.unlink(missing_ok=True)
