@@ -46,9 +46,7 @@ def run_all(bench: Bench, measured: Rounds) -> list[dict[str, Any]]:
         found.append(_page(bench, server, rate))
         try:
             found += _idle(bench, server, rate)
-        except (
-            OSError
-        ) as error:  # no more descriptors, or ports: the turns' closed connections hold theirs for a minute
+        except OSError as error:  # no more descriptors, or ports: a closed connection holds its own for a minute
             found.append({"what": f"{IDLE_CONNECTIONS:,} idle connections", "told": f"not measured: {error}"})
         found.append(_two_workers(bench, server, measured.capacity))
         found.append(_journal(bench, server, stack))

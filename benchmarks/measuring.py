@@ -26,8 +26,9 @@ from benchmarks.workload import Workload
 
 CAPACITY_CONNECTIONS = 32
 OPEN_CONNECTIONS = 64
-#: The share of its capacity at which tiercel is compared with the floor. How often our own servers take turns, at least.
+#: The share of its capacity at which tiercel is compared with the floor.
 BESIDE_FLOOR = 0.5
+#: How often our own servers take turns, at least.
 LEAST_TURNS = 5
 LOADS = (0.5, 0.7, 0.9)
 #: Scores agree to this, absolutely and relatively: float32 models on different engines round differently.

@@ -6,8 +6,8 @@
 # Owns   : BaseFile owns the environment and one read transaction; GroupReader owns its program and keeps its BaseFile.
 # Lends  : nothing. Values are copied out; no pointer into the map outlives a call.
 # GIL    : read_row, read_into and read_many_into need none. They never raise; the caller maps ReadStatus to errors.
-# Threads: one sealed file is immutable, pages.h only looks at it, and mdb_get on the main database keeps no state in a read-only transaction
-#          (see the SAFETY note in reader.pyx), so concurrent calls are allowed.
+# Threads: one sealed file is immutable, pages.h only looks at it, and mdb_get on the main database keeps no state in a
+#          read-only transaction (see the SAFETY note in reader.pyx), so concurrent calls are allowed.
 from tiercel._hot.liblmdb cimport MDB_dbi, MDB_env, MDB_stat, MDB_txn
 from tiercel._hot.pages cimport tc_pages
 from tiercel._hot.typedefs cimport feature_t, int32_t, int64_t, uint8_t, uint32_t
