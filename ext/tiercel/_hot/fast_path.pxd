@@ -10,6 +10,7 @@ from tiercel._hot.http cimport Head
 from tiercel._hot.lines cimport Lines
 from tiercel._hot.output cimport Output
 from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
+from tiercel._hot.poller cimport Poller
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.reply_head cimport HeadWriter
 from tiercel._hot.tensors cimport TensorTallies
@@ -60,7 +61,10 @@ cdef class FastPath:
     cdef ServingPlan _lines_plan           # or None
     cdef HeadWriter _heads
     cdef TensorTallies _tallies
+    cdef Poller _poller                    # of the loop that its connections live on, or None
+    cdef bint _has_no_poller               # the system gave none
 
+    cdef Poller _poller_of(self, loop)              # or None: transports read
     cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)

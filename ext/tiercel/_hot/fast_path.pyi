@@ -6,6 +6,7 @@ from tiercel._hot.aside import Aside
 from tiercel._hot.counters import WorkerCounters
 from tiercel._hot.lines import Lines
 from tiercel._hot.plan import Prepared, ServingPlan
+from tiercel._hot.poller import Poller
 from tiercel._hot.protocol import HotProtocol
 from tiercel._hot.reply import ReplyIds
 from tiercel._hot.tensors import TensorTallies
@@ -136,3 +137,12 @@ class FastPath:
         hands_on_traced: bool = False,
         tallies: TensorTallies | None = None,
     ) -> None: ...
+    @property
+    def poller(self) -> Poller | None:
+        """What reads the connections; None: there were none yet, or their transports do."""
+    def watch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
+        """Call `call` on `loop` whenever `fd` can be read, in its turn among the connections. Raises OSError."""
+    def unwatch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
+        """End it, before `fd` is closed."""
+    def close(self) -> None:
+        """Read no connection any more: the event loop is about to end. Transports read what still comes."""

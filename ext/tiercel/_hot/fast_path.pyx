@@ -10,6 +10,7 @@ from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
 from tiercel._hot.lines cimport Lines
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Assembled, Prepared, ServingPlan, dispose
+from tiercel._hot.poller cimport Poller, open_poller
 from tiercel._hot.prediction cimport Stopwatch
 from tiercel._hot.reply cimport ReplyIds
 from tiercel._hot.reply_head cimport HeadWriter
@@ -90,6 +91,38 @@ cdef class FastPath:
     def answered(self):
         """Requests this path answered."""
         return self._counters.cells[<int>WORKER_ANSWERED]
+
+    cdef Poller _poller_of(self, loop):
+        if (self._poller is None or self._poller.loop is not loop) and not self._has_no_poller:
+            self._poller = open_poller(loop)
+            self._has_no_poller = self._poller is None
+        return self._poller
+
+    @property
+    def poller(self):
+        """What reads the connections, or None: there were none yet, or their transports do."""
+        return self._poller
+
+    def watch(self, loop, int fd, call):
+        """Call `call` whenever `fd` can be read, in its turn among the connections."""
+        poller = self._poller_of(loop)
+        if poller is None:
+            loop.add_reader(fd, call)
+        else:
+            poller.add(fd, call)
+
+    def unwatch(self, loop, int fd, call):
+        """End it, before `fd` is closed."""
+        if self._poller is None:
+            loop.remove_reader(fd)
+        else:
+            self._poller.remove(fd, call)
+
+    def close(self):
+        """Read no connection any more: the event loop is about to end."""
+        if self._poller is not None:
+            self._poller.close()
+        self._poller, self._has_no_poller = None, True
 
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length):
         """The plan of a reference, or None. Most requests name what the one before named."""

@@ -26,7 +26,8 @@
 # Lends  : `body` to answer_into() for the call.
 # GIL    : held throughout; the plan releases it for large requests.
 # Threads: all calls on the thread of the event loop.
-from tiercel._hot.fast_path cimport FastPath, Refusals
+from tiercel._hot.connection cimport Connection, Phase
+from tiercel._hot.fast_path cimport Refusals
 from tiercel._hot.http cimport Head
 from tiercel._hot.marks cimport Marks
 from tiercel._hot.plan cimport Arrival, Prepared, ServingPlan
@@ -45,15 +46,6 @@ cdef enum:
 cdef enum:
     POLL_NS = 250_000
 
-cdef enum Phase:
-    PHASE_IDLE          # between requests
-    PHASE_HEAD          # part of a head is here
-    PHASE_BODY          # a head and part of its body are here
-    PHASE_PAUSED        # the peer does not read: requests may be waiting in the buffer
-    PHASE_WAITING       # a request is in a queue, or its reply is held: what follows it may be in the buffer
-    PHASE_AWAY          # handed on, refused or closed
-
-
 cdef enum Outcome:
     OUTCOME_DONE        # everything was answered
     OUTCOME_PARTIAL     # an incomplete request is left
@@ -62,11 +54,8 @@ cdef enum Outcome:
     OUTCOME_WAITING     # the last request that was taken waits for its batch, or its reply is held
 
 
-cdef class HotProtocol:
-    cdef readonly FastPath path
-    cdef readonly object config, server_state, app_state, loop
+cdef class HotProtocol(Connection):
     cdef readonly int64_t begun_ns         # of the monotonic clock: when the first byte of the next request was read
-    cdef object _transport, _timer
     cdef bytearray _buffer                 # the incomplete request, or what follows a waiting one; or None
     cdef Marks _marks                      # of what came while a request waited or the peer did not read
     cdef Prepared _asked                   # the question that waits, or None
@@ -74,16 +63,13 @@ cdef class HotProtocol:
     cdef bytes _held                       # the reply that waits for its record, or None
     cdef bytes _request                    # ... its bytes, where somebody else may have to answer it
     cdef Py_ssize_t _needed                # bytes of it that are worth another look
-    cdef double _deadline, _timer_at       # seconds of the monotonic clock
-    cdef Phase _phase
-    cdef bint _write_paused, _read_paused, _draining, _says_close
-    cdef int _fd                           # of the open connection, -1: write through the transport only
+    cdef bint _says_close
     cdef bint _is_refused                  # the last read brought a request that was refused
     cdef bint _is_aside                    # not read until come_back()
     cdef bint _came_back                   # ... which was since the last read
-    cdef bint _is_queued                   # the transport may still hold bytes that must go first
 
-    cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1
+    cdef int _take(self, const uint8_t* data, Py_ssize_t size, bint is_new) except -1
+    cdef int _take_buffer(self) except -1
     cdef Outcome _answer_all(self, const uint8_t* data, Py_ssize_t size, bint is_new, Py_ssize_t* consumed) except *
     cdef Outcome _park(
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close,
@@ -105,9 +91,3 @@ cdef class HotProtocol:
     cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns)
     cdef int _go_on(self, bint says_close=*) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1
-    cdef int _set_reading(self, bint wanted) except -1
-    cdef int _flush(self) except -1
-    cdef int _close(self) except -1
-    cdef int _set_phase(self, Phase phase, bint renew) except -1
-    cdef int _arm(self, double now) except -1
-    cdef int _leave(self) except -1

@@ -1,23 +1,14 @@
 import asyncio
 from typing import Any
 
-from tiercel._hot.fast_path import FastPath
+from tiercel._hot.connection import Connection
 from tiercel._hot.plan import Prepared
 
-class HotProtocol:
+class HotProtocol(Connection):
     """The asyncio protocol of one connection."""
 
-    path: FastPath
-    config: Any
-    server_state: Any
-    app_state: dict[str, Any]
-    loop: asyncio.AbstractEventLoop
     begun_ns: int
-    def __init__(
-        self, path: FastPath, config: Any, server_state: Any, app_state: dict[str, Any], loop: asyncio.AbstractEventLoop
-    ) -> None: ...
     def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
-    def data_received(self, data: bytes) -> None: ...
     def eof_received(self) -> bool | None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def pause_writing(self) -> None: ...

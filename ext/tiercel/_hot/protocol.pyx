@@ -5,6 +5,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 
 from tiercel._hot.aside cimport QUIET_NS
 from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_us
+from tiercel._hot.connection cimport (
+    PHASE_AWAY, PHASE_BODY, PHASE_HEAD, PHASE_IDLE, PHASE_PAUSED, PHASE_WAITING, Connection, Phase,
+)
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal, Refusals
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
@@ -13,7 +16,7 @@ from tiercel._hot.marks cimport forget, mark, read_at
 from tiercel._hot.output cimport put
 from tiercel._hot.plan cimport OWN_DEFAULT, Arrival, Prepared, ServingPlan
 from tiercel._hot.prediction cimport PREDICTION_FAST
-from tiercel._hot.sockets cimport send_now, unread_ns
+from tiercel._hot.sockets cimport unread_ns
 from tiercel._hot.typedefs cimport int64_t, uint8_t, uint32_t
 
 # A connection closed for draining first gets this long to bring what is already on its way, and a busy client on a busy
@@ -34,21 +37,7 @@ cdef bint _has_numbers(Prepared prepared, scores):
     return prepared.plan.is_finite(&prepared._asked)
 
 
-cdef int _plain_socket(transport) except -2:
-    """The descriptor behind a transport that writes bytes as they are; -1 for any other (TLS, a pipe, a test's)."""
-    connection = transport.get_extra_info("socket")
-    if connection is None or transport.get_extra_info("sslcontext") is not None:
-        return -1
-    return connection.fileno()
-
-
-cdef class HotProtocol:
-    def __init__(self, FastPath path not None, config, server_state, app_state, loop):
-        self.path, self.config, self.server_state, self.app_state, self.loop = (
-            path, config, server_state, app_state, loop
-        )
-        self._phase = PHASE_AWAY
-        self._fd = -1
+cdef class HotProtocol(Connection):
 
     # -- the life of the connection ------------------------------------------------------------------------------
 
@@ -64,12 +53,7 @@ cdef class HotProtocol:
 
     def adopt(self, transport, bint write_paused):
         """Take an idle connection: a new one, or one that the general protocol has finished with."""
-        self.server_state.connections.add(self)
-        self._transport = transport
-        self._write_paused, self._read_paused = write_paused, False
-        # What the general protocol wrote may still be on its way.
-        self._fd, self._is_queued = _plain_socket(transport), True
-        self._set_phase(PHASE_IDLE, True)
+        self._open(transport, write_paused)
 
     def connection_lost(self, exc):
         self.path._counters.cells[<int>WORKER_DISCONNECTIONS] += 1
@@ -117,7 +101,7 @@ cdef class HotProtocol:
             self._set_reading(False)
             return 0
         if self._buffer is not None:
-            self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
+            self._take_buffer()
         if self._phase == PHASE_PAUSED or self._phase == PHASE_AWAY or self._phase == PHASE_WAITING or self._is_aside:
             return 0
         self._set_reading(True)
@@ -127,65 +111,43 @@ cdef class HotProtocol:
             self.loop.call_later(DRAIN_S, self._close_if_idle)
         return 0
 
-    cdef int _set_reading(self, bint wanted) except -1:
-        if wanted == self._read_paused and not self._transport.is_closing():
-            if wanted:
-                self._transport.resume_reading()
-            else:
-                self._transport.pause_reading()
-            self._read_paused = not wanted
-        return 0
-
-    cdef int _close(self) except -1:
-        self._fd = -1
-        self._transport.close()
-        return 0
-
     cdef int _leave(self) except -1:
-        """The connection is no longer ours, or no longer at all."""
-        self.server_state.connections.discard(self)
-        self._phase = PHASE_AWAY
+        Connection._leave(self)
         self._is_aside = False
-        self._fd = -1
         self._buffer = self._asked = self._place = self._request = self._held = None
         self._marks.n = 0
-        self._transport = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         return 0
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def data_received(self, data):
-        cdef bytes whole
-        if self._phase == PHASE_AWAY:
-            return
+    cdef int _read(self, const uint8_t* data, Py_ssize_t size) except -1:
         if self._buffer is None and self._phase != PHASE_PAUSED and self._phase != PHASE_WAITING:
-            whole = data if type(data) is bytes else bytes(data)
-            self._take(<const uint8_t*>PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), whole)
-            return
+            return self._take(data, size, True)
         if self._buffer is None:
             self._buffer = bytearray()
             self.begun_ns = monotonic_ns()
         if self._marks.n > 0 or self._phase == PHASE_WAITING or self._phase == PHASE_PAUSED:
             mark(&self._marks, PyByteArray_GET_SIZE(self._buffer), monotonic_ns())
-        self._buffer += data
+        self._buffer += PyBytes_FromStringAndSize(<const char*>data, size)
         if self._phase == PHASE_WAITING:
             if PyByteArray_GET_SIZE(self._buffer) > WAITING_BYTES:
                 self._set_reading(False)
         elif self._phase != PHASE_PAUSED and PyByteArray_GET_SIZE(self._buffer) >= self._needed:
-            self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), None)
+            self._take_buffer()
+        return 0
 
-    cdef int _take(self, const uint8_t* data, Py_ssize_t size, bytes whole) except -1:
-        """Answer what can be answered. `data` is the start of `whole`, or of the buffer when that is None."""
+    cdef int _take_buffer(self) except -1:
+        return self._take(<const uint8_t*>PyByteArray_AS_STRING(self._buffer), PyByteArray_GET_SIZE(self._buffer), False)
+
+    cdef int _take(self, const uint8_t* data, Py_ssize_t size, bint is_new) except -1:
+        """Answer what can be answered. is_new: `data` was just read; else it is the buffer."""
         cdef Py_ssize_t consumed = 0
         cdef Phase before = self._phase
         cdef Outcome outcome
         if size == 0:
             self._buffer = None
             return 0
-        outcome = self._answer_all(data, size, whole is not None, &consumed)
+        outcome = self._answer_all(data, size, is_new, &consumed)
         if outcome == OUTCOME_DONE:
             self._buffer = None
             self._marks.n = 0
@@ -201,8 +163,8 @@ cdef class HotProtocol:
                 self.path.aside.add(self, self.loop)
             return 0
         rest = None
-        if whole is not None:
-            rest = whole if consumed == 0 else whole[consumed:]
+        if is_new:
+            rest = PyBytes_FromStringAndSize(<const char*>data + consumed, size - consumed)
         elif consumed:
             del self._buffer[:consumed]
             forget(&self._marks, consumed)
@@ -520,81 +482,7 @@ cdef class HotProtocol:
     cdef int _hand(self, bytes data, double deadline_s) except -1:
         """Give the connection to the general path, with the bytes that are not answered."""
         transport = self._transport
-        self._set_reading(True)
+        self._return_reading()
         self._leave()
         self.path._hand_on(self, transport, data, deadline_s, self._write_paused, self._draining)
         return 0
-
-    cdef int _flush(self) except -1:
-        cdef FastPath path = self.path
-        cdef Py_ssize_t size = path._out.size, sent = 0
-        if size == 0:
-            return 0
-        path._out.size = 0
-        # PERF: a reply that the socket takes at once needs no bytes object and none of the transport's queues, which cost
-        #   as much as the prediction (bench_http). What the socket does not take, an error too, is the transport's business.
-        if self._is_queued and self._fd >= 0:
-            self._is_queued = self._transport.get_write_buffer_size() > 0
-        if not self._is_queued and self._fd >= 0:
-            sent = max(0, send_now(self._fd, path._out.data, <size_t>size))
-        if sent < size:
-            self._is_queued = True
-            self._transport.write(PyBytes_FromStringAndSize(<const char*>path._out.data + sent, size - sent))
-        return 0
-
-    # -- deadlines -----------------------------------------------------------------------------------------------
-
-    cdef int _set_phase(self, Phase phase, bint renew) except -1:
-        """Enter a phase; its deadline starts now when it is another phase or `renew` says another request."""
-        cdef double now
-        if phase == self._phase and not renew:
-            return 0
-        now = monotonic_s()
-        self._phase = phase
-        if phase == PHASE_HEAD:
-            self._deadline = now + self.path.header_timeout_s
-        elif phase == PHASE_BODY:
-            self._deadline = now + self.path.body_timeout_s
-        else:
-            self._deadline = now + self.path.idle_timeout_s
-        # PERF: the timer is not moved with every request. One that fires early is armed again for the rest.
-        if self._timer is None or self._timer_at > self._deadline:
-            self._arm(now)
-        return 0
-
-    cdef int _arm(self, double now) except -1:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = self._deadline
-        self._timer = self.loop.call_later(max(0.0, self._deadline - now), self._on_timer)
-        return 0
-
-    def _on_timer(self):
-        cdef double now = monotonic_s()
-        self._timer = None
-        if self._phase == PHASE_AWAY:
-            return
-        if now < self._deadline - 0.001:
-            self._arm(now)
-            return
-        transport = self._transport
-        if self._phase == PHASE_PAUSED or transport.is_closing() or transport.get_write_buffer_size() > 0:
-            transport.abort()  # its peer does not read: a close would wait for it for ever
-            return
-        phase = self._phase
-        if phase == PHASE_WAITING:      # its queue answers it whatever happens, and knows until when
-            self._set_phase(PHASE_WAITING, True)
-            return
-        if phase == PHASE_IDLE:
-            self._close()
-            # Should the close not come through, the next timer aborts.
-            self._deadline = now + self.path.idle_timeout_s
-            self._arm(now)
-            return
-        self._leave()
-        if phase == PHASE_HEAD:
-            text = f"Expected a whole request head within {self.path.header_timeout_s:g} s, got only part of it"
-            self.path._refuse(self, transport, 408, "head_timeout", text)
-        else:
-            text = f"Expected the whole body within {self.path.body_timeout_s:g} s, got only part of it"
-            self.path._refuse(self, transport, 408, "body_timeout", text)

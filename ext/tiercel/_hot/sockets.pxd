@@ -4,5 +4,7 @@ from tiercel._hot.typedefs cimport int64_t
 cdef extern from "sockets.h" nogil:
     # As many bytes as the socket takes at once; -1: none.
     Py_ssize_t send_now(int fd, const void* data, size_t size) noexcept
+    # Bytes that came; 0: no more will; -1: none yet; -2: an error.
+    Py_ssize_t receive_now(int fd, void* data, size_t size) noexcept
     # Nanoseconds since the last bytes came, to the milliseconds that the kernel counts in; -1: it does not say.
     int64_t unread_ns(int fd) noexcept

@@ -92,6 +92,7 @@ class NativeHttp:
         """The event loop is about to end."""
         if self._door is not None:
             self._door.close()
+        self._path.close()
 
     def protocol(
         self,

@@ -107,7 +107,7 @@ class QueueDoor:
     def poll(self, loop: asyncio.AbstractEventLoop, /) -> None:
         """Keep the queues moving while nothing but reading happens, and see how far behind reading is."""
         if self._wait is None:
-            self._wait = SocketWait(loop)
+            self._wait = SocketWait(loop, reader=self._path)
         self._path.socket_wait_ns = self._wait.probe()
         self._router.poll()
 

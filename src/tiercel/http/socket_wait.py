@@ -1,8 +1,8 @@
 """How long a request waits in its socket before this worker reads it.
 
 The kernel does not say when bytes came, so a byte of our own is sent after them: it stands behind every socket that is ready,
-in the same list (`epoll` hands out ready descriptors first come, first served), and so it takes as long as a request that
-comes at the same moment. One is on its way at a time, and only while requests are read: an idle server sends none, but one
+in the list of the poller that reads them (`epoll` hands out ready descriptors first come, first served), and so it takes as
+long as a request that comes at the same moment. One is on its way at a time, and only while requests are read: an idle server sends none, but one
 after a long wait, which shows whether it is over.
 """
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from tiercel._hot.fast_path import FastPath
+
 #: No more often than this.
 PERIOD_NS = 1_000_000
 #: What was measured longer ago says nothing.
@@ -29,6 +31,7 @@ class SocketWait:
 
     Args:
         loop: that reads them.
+        reader: watches sockets as those of connections are watched; default: the loop itself.
         clock_ns: monotonic.
 
     Attributes:
@@ -37,14 +40,22 @@ class SocketWait:
     Threads: the event loop's only.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self._loop, self._clock_ns = loop, clock_ns
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        reader: FastPath | None = None,
+    ) -> None:
+        self._loop, self._clock_ns, self._reader = loop, clock_ns, reader
         self._sender, self._receiver = socket.socketpair()
         self._sender.setblocking(False)
         self._receiver.setblocking(False)
         self._sent_ns = self._seen_ns = self._last_ns = 0
         self.peak_ns = 0
-        loop.add_reader(self._receiver, self._seen)
+        if reader is None:
+            loop.add_reader(self._receiver, self._seen)
+        else:
+            reader.watch(loop, self._receiver.fileno(), self._seen)
 
     def probe(self) -> int:
         """What a request that is read now has waited, in nanoseconds, as far as known."""
@@ -66,7 +77,10 @@ class SocketWait:
     def close(self) -> None:
         """End it."""
         with contextlib.suppress(RuntimeError):  # the loop is closed already
-            self._loop.remove_reader(self._receiver)
+            if self._reader is None:
+                self._loop.remove_reader(self._receiver)
+            else:
+                self._reader.unwatch(self._loop, self._receiver.fileno(), self._seen)
         self._sender.close()
         self._receiver.close()
 

@@ -1,0 +1,14 @@
+import asyncio
+
+class Readable:
+    """What a poller can tell that its socket is to be read."""
+
+class Poller:
+    """Reads the sockets of connections on one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    def __len__(self) -> int:
+        """How many connections it reads."""
+    def open(self) -> None: ...
+    def close(self) -> None: ...

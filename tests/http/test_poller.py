@@ -1,0 +1,238 @@
+"""Connections are read by the poller from their second request on: nothing about them may differ, and nothing may stay behind."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import socket
+import struct
+import time
+
+import pytest
+from tests.http.test_app import FixedEngine
+from tests.http.test_protocol import GOOD, LIMITS, LIVEZ, Peer, Running, peer, request
+
+from tiercel.settings import ServerSettings
+
+ROOMY = ServerSettings(max_rows=100, max_connections=3000, header_timeout_s=10, body_timeout_s=10, idle_timeout_s=30)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return FixedEngine(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def running(engine):
+    with Running(engine, ROOMY) as server:
+        yield server
+
+
+def eventually(what):
+    """Whether something comes true within a few seconds."""
+    for _ in range(500):
+        if what():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def poller_of(running):
+    return running.native._path.poller
+
+
+def only(running):
+    """The one connection that lives."""
+    assert eventually(lambda: running.n_connections == 1)
+    (found,) = running.server.server_state.connections
+    return found
+
+
+def test_the_poller_reads_from_the_second_request_on(running):
+    """The transport brings the first request, the poller the others, and again after the general path had the connection."""
+    assert eventually(lambda: running.n_connections == 0)
+    with peer(running) as one:
+        connection = only(running)
+        assert not connection.is_polled
+        for _ in range(3):
+            assert one.ask(GOOD) == 200
+            assert connection.is_polled
+        one.send(LIVEZ)
+        assert one.reply()[0] == 200
+        assert not connection.is_polled
+        assert one.ask(GOOD) == 200
+        assert eventually(lambda: connection.is_polled)
+        assert one.ask(GOOD) == 200
+    assert eventually(lambda: running.n_connections == 0)
+
+
+@pytest.mark.parametrize("how", ["close", "half", "reset", "reset unread", "half after part"])
+def test_every_way_to_go_is_noticed(running, how):
+    """The poller only sees that something came; that the peer ended, or is gone, the transport then finds out."""
+    assert eventually(lambda: running.n_connections == 0)
+    lost = running.native.counters.get("disconnections")
+    with running.connect() as connection:
+        one = Peer(connection)
+        assert one.ask(GOOD) == one.ask(GOOD) == 200
+        assert len(poller_of(running)) == 1
+        if how == "half":
+            one.send(GOOD + GOOD)
+            connection.shutdown(socket.SHUT_WR)
+            assert one.statuses() == [200, 200]
+        elif how == "half after part":
+            one.send(GOOD + GOOD[:-3])
+            connection.shutdown(socket.SHUT_WR)
+            assert one.statuses() == [200]
+        elif how.startswith("reset"):
+            if how == "reset unread":
+                one.send(GOOD * 3)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert eventually(lambda: running.n_connections == 0)
+    assert eventually(lambda: running.native.counters.get("disconnections") == lost + 1)
+    assert len(poller_of(running)) == 0
+
+
+def test_descriptors_that_are_used_again(running):
+    """Connections come and go in any order, so that their descriptors are others' soon: each gets its own answers."""
+    chance = random.Random(5)
+    opened = running.native.counters.get("connections")
+    with contextlib.ExitStack() as stack:
+        peers = []
+        for turn in range(1500):
+            if peers and (len(peers) > 20 or chance.random() < 0.4):
+                one, kind = peers.pop(chance.randrange(len(peers)))
+                if kind == 0:
+                    one.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                elif kind == 1:
+                    one.send(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    assert one.statuses() == [200]
+                one.connection.close()
+            else:
+                one = Peer(stack.enter_context(running.connect()))
+                peers.append((one, turn % 3))
+                assert one.ask(GOOD) == 200
+            if peers:
+                assert chance.choice(peers)[0].ask(GOOD) == 200
+        assert running.native.counters.get("connections") > opened + 500
+    assert eventually(lambda: running.n_connections == 0)
+    assert eventually(lambda: len(poller_of(running)) == 0)
+
+
+def test_more_connections_than_one_turn_reads(running):
+    """Everybody who is ready is read in the end, also where one turn of the poller has no room for all of them."""
+    n = 1300
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2 * n + 200:
+        pytest.skip(f"at most {hard} open files here, {2 * n + 200} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * n + 200), hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            peers = [Peer(stack.enter_context(running.connect())) for _ in range(n)]
+            for one in peers:
+                assert one.ask(GOOD) == 200
+            assert len(poller_of(running)) >= n
+            for _ in range(2):
+                for one in peers:
+                    one.send(GOOD)
+                assert {one.reply()[0] for one in peers} == {200}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert eventually(lambda: running.n_connections == 0)
+
+
+class Breaking:
+    """An engine whose routes raise once in a while."""
+
+    watch_problems = ()
+
+    def __init__(self, engine):
+        self._engine, self.is_broken = engine, False
+
+    @property
+    def routes(self):
+        if self.is_broken:
+            raise ZeroDivisionError("broken on purpose")
+        return self._engine.routes
+
+
+def test_what_fails_ends_its_own_connection_only(engine):
+    """An error of ours while one connection is read closes that one; the others of the same turn are read on."""
+    broken = Breaking(engine)
+    with Running(engine, ROOMY, known=broken) as running:
+        with peer(running) as one, peer(running) as other:
+            assert one.ask(GOOD) == other.ask(GOOD) == 200
+            broken.is_broken = True
+            one.send(GOOD)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.statuses() == []
+            broken.is_broken = False
+            assert other.ask(GOOD) == 200
+            assert running.n_connections == 1
+        assert eventually(lambda: running.n_connections == 0)
+
+
+def test_without_a_poller_transports_read(engine):
+    """Where the system has none to give, nothing else changes."""
+    with Running(engine) as running:
+        running.native._path.close()
+        with peer(running) as one:
+            for _ in range(3):
+                assert one.ask(GOOD) == 200
+            assert not only(running).is_polled
+            one.send(GOOD[:50])
+            assert one.statuses() == [408]
+        assert poller_of(running) is None
+
+
+def test_deadlines_hold_for_polled_connections(engine):
+    """A head, a body and an idle connection are given up in time, with bytes that come one by one as well."""
+    with Running(engine) as running:
+        for sent, status in ((GOOD[:40], 408), (GOOD[:-5], 408)):
+            with peer(running) as one:
+                assert one.ask(GOOD) == one.ask(GOOD) == 200
+                began = time.monotonic()
+                for k in range(len(sent)):
+                    with contextlib.suppress(OSError):
+                        one.send(sent[k : k + 1])
+                assert one.statuses() == [status]
+                assert time.monotonic() - began < 10 * LIMITS.header_timeout_s
+        with peer(running) as one:
+            assert one.ask(GOOD) == one.ask(GOOD) == 200
+            assert one.statuses() == []
+        assert eventually(lambda: running.n_connections == 0)
+        assert len(poller_of(running)) == 0
+
+
+def test_large_bodies_and_pipelines(running):
+    """What takes many reads is put together by the poller as by a transport."""
+    with peer(running) as one:
+        assert one.ask(GOOD) == 200
+        one.send(GOOD * 3000)
+        assert [one.reply()[0] for _ in range(3000)] == [200] * 3000
+        padded = request(b'{"a":"' + b"x" * 900_000 + b'"}')
+        one.send(padded)
+        assert one.reply()[0] == 400
+        assert one.ask(GOOD) == 200
+
+
+def test_other_descriptors_take_their_turn(engine):
+    """What `watch` is given is called in turn with the connections, until it is taken away."""
+    with Running(engine, ROOMY) as running:
+        (mine, theirs), called = socket.socketpair(), []
+
+        def call():
+            called.append(mine.recv(10))
+
+        path = running.native._path
+        with mine, theirs, peer(running) as one:
+            assert one.ask(GOOD) == 200
+            loop = only(running).loop
+            loop.call_soon_threadsafe(path.watch, loop, mine.fileno(), call)
+            theirs.send(b"a")
+            assert eventually(lambda: called == [b"a"])
+            loop.call_soon_threadsafe(path.unwatch, loop, mine.fileno(), call)
+            assert one.ask(LIVEZ) == 200  # by then it is
+            theirs.send(b"b")
+            assert one.ask(GOOD) == 200
+            assert called == [b"a"]
