@@ -78,14 +78,16 @@ class Simulation(Executor):
         cost: what the batcher believes.
         actual_us: rows -> what a batch takes; None: what the curve says.
         fails: called with the rows of a batch before it is scored; may raise.
+        inline_ns: as the batcher has it; here, by default, everything is scored by the executor.
     """
 
-    def __init__(self, cost, *, actual_us=None, fails=None, score=scores_of, **options):
+    def __init__(self, cost, *, actual_us=None, fails=None, score=scores_of, inline_ns=0, **options):
         self.now_ns = 10**9
         self.cost, self.actual_us, self.fails, self.score = cost, actual_us or cost.us, fails, score
         self.batcher = Batcher(
-            self._score, cost, self, n_features=N_FEATURES, n_outputs=2, clock_ns=lambda: self.now_ns, **options
-        )
+            self._score, cost, self, n_features=N_FEATURES, n_outputs=2, clock_ns=lambda: self.now_ns, inline_ns=inline_ns,
+            **options,
+        )  # fmt: skip
         self.batches: list[Scored] = []
         self.asked: dict[int, Asked] = {}
         self.running: tuple[int, Future, object] | None = None
@@ -158,7 +160,8 @@ class Simulation(Executor):
             if self.running and (not events or self.running[0] <= events[0][0]):
                 self.finish()
             elif events:
-                self.now_ns, number, what, one = heapq.heappop(events)
+                at_ns, number, what, one = heapq.heappop(events)
+                self.now_ns = max(self.now_ns, at_ns)  # what is scored on the loop keeps it from coming
                 if what == "ask":
                     n_rows, within_us, cancel_us = one
                     asked = self.ask(n_rows, within_us)

@@ -7,6 +7,9 @@ next one fills - exactly as long as the load makes it. A batch started early cos
 and in a growing queue batches are full. Starting is one pass of the event loop away (`call_soon`), so that all requests
 read in one pass share a batch; there is no tick and no window.
 
+**Where it is scored.** On a thread, with the GIL released; on the event loop where that takes less than handing it over and
+back (`inline_scoring`).
+
 **Who is let in.** A request is refused before it waits: `DeadlineError` if not even an idle server could answer in time,
 `CapacityError` if it would be late behind what goes before it, or would make somebody late who was let in earlier. As long
 as batches take what the cost curve says, nobody who was let in is late. The test costs O(1) for a request with the latest
@@ -32,11 +35,12 @@ import numpy as np
 from tiercel.errors import ModelError
 from tiercel.serving.admission import Admission
 from tiercel.serving.batch_scoring import copy_of, score_rows
-from tiercel.serving.batches import Batch, Suspect, Trial
+from tiercel.serving.batches import Batch, Suspect, Trial, cut
 from tiercel.serving.cost import MAX_ROWS
+from tiercel.serving.inline_scoring import INLINE_NS, InlineScoring
 from tiercel.serving.pace import Pace
 from tiercel.serving.queue_errors import became_late, no_room, shut, too_short
-from tiercel.serving.schedule import Lines, advance, next_batch
+from tiercel.serving.schedule import Lines
 from tiercel.serving.waiters import FutureWaiter
 from tiercel.types import Tier
 
@@ -70,8 +74,8 @@ class Batcher:
     """The queue of one model version.
 
     Args:
-        score: float32 (n, n_features) -> float64 (n, n_outputs); a pure function, called in the executor's threads, one
-            call at a time.
+        score: float32 (n, n_features) -> float64 (n, n_outputs); a pure function, called in the executor's threads or,
+            where it is quick, on the event loop; one call at a time.
         cost: of `score`; the batcher's own from here on.
         executor: one or two threads, shared by all batchers of a worker. What a batch waits for a thread is measured and
             counted as part of its cost, so a busy neighbour shortens this queue.
@@ -80,6 +84,7 @@ class Batcher:
         budget_us: the tier's; bounds batches and queue.
         clock_ns: monotonic; the clock that deadlines are of.
         counters: of the worker: batches and their rows are counted there, and rows that wait; None: nowhere.
+        inline_ns: batches that take no longer are scored on the event loop, once that is known; 0: none.
 
     Attributes:
         batches, rows: that were scored.
@@ -105,6 +110,7 @@ class Batcher:
         budget_us: int = BUDGET_US,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         counters: WorkerCounters | None = None,
+        inline_ns: int = INLINE_NS,
     ) -> None:
         self.n_features, self.n_outputs = n_features, n_outputs
         self.batches = self.rows = self.cancelled = self.expired = self.failed = self.retried = 0
@@ -112,6 +118,7 @@ class Batcher:
         self.refused = {"deadline": 0, "capacity": 0, "full": 0, "closing": 0}
         self._score, self._executor, self._clock = score, executor, clock_ns
         self._budget_us = budget_us
+        self._inline = InlineScoring(inline_ns)
         self._counters = counters
         self._pace = Pace(cost, budget_us)
         self._small: list[Waiter] = []
@@ -333,47 +340,45 @@ class Batcher:
                 self._expire(now_ns)
                 parts, trial = self._lines.cut(now_ns), None
                 if parts is None:
-                    parts, trial = self._cut(now_ns)
-                if parts:
-                    self._start(parts, trial, now_ns)
+                    parts, trial = cut(self._lines, now_ns, self._pace.terms)
+                if parts and self._start(parts, trial, now_ns):
+                    break  # others are read first
         finally:
             self._is_busy = False
-        if not self._lines.n_rows:
+        if self._lines.n_rows:
+            self._wake()
+        else:
             self._lines.is_tight = False
 
-    def _cut(self, now_ns: int) -> tuple[list[tuple[Waiter, int, int]], Trial | None]:
-        """The next batch, where more than small requests wait."""
-        chosen = next_batch(self._lines, now_ns, self._pace.terms)
-        parts: list[tuple[Waiter, int, int]] = []
-        trial = None
-        for item, take in chosen:
-            if isinstance(item, Suspect):
-                parts.append((item.waiter, item.start, item.stop))
-                trial = item.trial
-            else:
-                waiter: Waiter = item  # type: ignore[assignment]
-                start = waiter.n_rows - waiter.rest
-                parts.append((waiter, start, start + take))
-        lines = self._lines
-        advance(lines, chosen)
-        del self._small[: lines.small_at], self._large[: lines.large_at], self._alone[: lines.alone_at]
-        lines.small_at = lines.large_at = lines.alone_at = 0
-        lines.tell()
-        return parts, trial
-
-    def _start(self, parts: list[tuple[Waiter, int, int]], trial: Trial | None, now_ns: int) -> None:
+    def _start(self, parts: list[tuple[Waiter, int, int]], trial: Trial | None, now_ns: int) -> bool:
+        """Score a batch; True: that is done, and its waiters are answered."""
         n_rows = sum(stop - start for _, start, stop in parts)
         batch = Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
+        is_quick = trial is None and self._inline.suits(self.batches, self._pace.scoring_ns(n_rows))
         try:
             rows = self._lines.gather(parts, self.n_features)
-            done = self._executor.submit(score_rows, self._score, rows, self.n_outputs, self._clock)
+            if not is_quick:
+                done = self._executor.submit(score_rows, self._score, rows, self.n_outputs, self._clock)
         except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
             for waiter, _, _ in parts:
                 self._fail(waiter, self._shut(str(error)))
-            return
+            return False
         self._running, self._lines.ends_ns = batch, batch.ends_ns
+        if is_quick:
+            self._score_here(batch, rows)
+            return True
         self._watch_over(batch, now_ns)
         done.add_done_callback(lambda done: self._hand_back(batch, done))
+        return False
+
+    def _score_here(self, batch: Batch, rows: NDArray[np.float32]) -> None:
+        scored, error = None, None
+        try:
+            scored = score_rows(self._score, rows, self.n_outputs, self._clock)
+        except Exception as failure:  # noqa: BLE001 - as what a thread's future would hold
+            error = failure
+        self._inline.note(self.batches, None if scored is None else scored[1])
+        self._finish(batch, scored, error)
 
     def _hand_back(self, batch: Batch, done: Future[Any]) -> None:
         """From the scoring thread to the event loop."""
@@ -389,23 +394,28 @@ class Batcher:
         batch.done = None  # it leads back to the batch, and what only the collector frees makes long pauses
         if batch is not self._running:
             return  # `poll` was first
+        error = None if done.cancelled() else done.exception()
+        self._finish(batch, None if done.cancelled() or error is not None else done.result(), error)
+        self._start_next()
+
+    def _finish(
+        self, batch: Batch, scored: tuple[NDArray[np.float64], int] | None, error: BaseException | None
+    ) -> None:
+        """Answer the waiters of the running batch: with scores, or with what was wrong; neither: it was called off."""
         now_ns = self._clock()
         self._running, self._is_stuck, self._is_busy, self._lines.ends_ns = None, False, True, 0
         self._lines.is_open = not self._is_closing
-        error = None if done.cancelled() else done.exception()
-        if done.cancelled():
+        if error is not None:
+            self._blame(batch, error, now_ns)
+        elif scored is None:
             for waiter, _, _ in batch.parts:
                 self._fail(waiter, self._shut("the scoring threads were shut down"))
-        elif error is not None:
-            self._blame(batch, error, now_ns)
         else:
             try:
-                scores, scored_ns = done.result()
-                self._answer_all(batch, scores, scored_ns, now_ns)
+                self._answer_all(batch, *scored, now_ns)
             except Exception as failure:  # noqa: BLE001 - out of memory, or our own mistake: nobody may hang for it
                 for waiter, _, _ in batch.parts:
                     self._fail_scoring(waiter, failure)
-        self._start_next()
 
     def _answer_all(self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
         self._learn(batch, scored_ns, now_ns)

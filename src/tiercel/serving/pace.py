@@ -91,6 +91,10 @@ class Pace:
         typical_us = full * self._cost.typical_us(self.terms.best) + self._cost.typical_us(rest)
         return int(1000 * typical_us)
 
+    def scoring_ns(self, n_rows: int) -> int:
+        """What scoring a batch takes in half of all cases, and nothing else."""
+        return int(1000 * self._cost.typical_us(n_rows))
+
     def _batch_ns(self, n_rows: int) -> int:
         return int(1000 * self._cost.us(n_rows)) + self.overhead_ns
 
