@@ -63,5 +63,6 @@ cdef class Lines:
 
     # Let in who is in time with everybody who waits, in whatever order; False: nothing is decided.
     cdef bint take_in(self, Seat seat, int64_t now_ns) except -1
+    cpdef int tell(self) except -1
     cdef int64_t _batch_ns(self, Py_ssize_t n_rows) noexcept
     cdef Py_ssize_t _rows_within(self, int64_t ns) noexcept

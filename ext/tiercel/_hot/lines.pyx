@@ -92,7 +92,7 @@ cdef class Lines:
             ratio, overhead_ns, best, best_ns, max_rows
         )
 
-    def tell(self):
+    cpdef int tell(self) except -1:
         """Keep the worker's gauge of rows that wait, which is of all its queues."""
         cdef int64_t waiting
         cdef Py_ssize_t more = self.small_rows + self.other_rows - self._told
@@ -100,6 +100,7 @@ cdef class Lines:
             waiting = <int64_t>self._counters.cells[<int>NEAR_REALTIME_WAITING_ROWS] + more
             self._counters.cells[<int>NEAR_REALTIME_WAITING_ROWS] = max(0, waiting)
             self._told += more
+        return 0
 
     cdef int64_t _batch_ns(self, Py_ssize_t n_rows) noexcept:
         return <int64_t>(1000 * (self._p99_us[n_rows] * self._ratio)) + self._overhead_ns

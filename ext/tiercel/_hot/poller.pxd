@@ -1,8 +1,8 @@
 # poller.pxd - the sockets of many connections, watched and read without the event loop's transports.
 #
-# A transport reads for each request with a turn through the loop's machinery, a context and a bytes object, which costs
-# about as much as parsing and answering it. Here the loop watches one descriptor for all: an epoll set of our own. Its turn
-# reads every socket that is ready, each once, in the order in which they became so, into one buffer.
+# A transport reads for each request with a turn through the loop's machinery, a context and a bytes object: a twelfth of what
+# a prediction takes (bench_http, 9.5 us of CPU without and 10.3 with). Here the loop watches one descriptor for all: an epoll
+# set of our own. Its turn reads every socket that is ready, each once, in the order in which they became so, into one buffer.
 #
 # Owns   : the epoll set and the buffer; a reference to each member.
 # Lends  : the buffer, to receive() for the call.

@@ -30,11 +30,12 @@ class Suspect:
 
 
 class Batch:
-    """What is being scored: (request, first row, end) of each part."""
+    """What is being scored: (request, first row, end) of each part; how many rows that is."""
 
-    def __init__(self, parts: list[tuple[Waiter, int, int]], began_ns: int, ends_ns: int, trial: Trial | None) -> None:
-        self.parts = parts
-        self.n_rows = sum(stop - start for _, start, stop in parts)
+    def __init__(
+        self, parts: list[tuple[Waiter, int, int]], n_rows: int, began_ns: int, ends_ns: int, trial: Trial | None
+    ) -> None:
+        self.parts, self.n_rows = parts, n_rows
         self.began_ns, self.ends_ns = began_ns, ends_ns
         self.trial = trial
         self.done: Future[Any] | None = None  # once it is scored

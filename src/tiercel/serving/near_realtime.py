@@ -352,17 +352,17 @@ class Batcher:
 
     def _start(self, parts: list[tuple[Waiter, int, int]], trial: Trial | None, now_ns: int) -> bool:
         """Score a batch; True: that is done, and its waiters are answered."""
-        n_rows = sum(stop - start for _, start, stop in parts)
-        batch = Batch(parts, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
-        is_quick = trial is None and self._inline.suits(self.batches, self._pace.scoring_ns(n_rows))
         try:
             rows = self._lines.gather(parts, self.n_features)
+            n_rows = len(rows)
+            is_quick = trial is None and self._inline.suits(self.batches, self._pace.scoring_ns(n_rows))
             if not is_quick:
                 done = self._executor.submit(score_rows, self._score, rows, self.n_outputs, self._clock)
         except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
             for waiter, _, _ in parts:
                 self._fail(waiter, self._shut(str(error)))
             return False
+        batch = Batch(parts, n_rows, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         self._running, self._lines.ends_ns = batch, batch.ends_ns
         if is_quick:
             self._score_here(batch, rows)
