@@ -8,11 +8,13 @@ import resource
 import socket
 import struct
 import time
+from functools import partial
 
 import pytest
 from tests.http.test_app import FixedEngine
 from tests.http.test_protocol import GOOD, LIMITS, LIVEZ, Peer, Running, peer, request
 
+from tiercel.http.native import NativeHttp
 from tiercel.settings import ServerSettings
 
 ROOMY = ServerSettings(max_rows=100, max_connections=3000, header_timeout_s=10, body_timeout_s=10, idle_timeout_s=30)
@@ -133,6 +135,9 @@ def test_more_connections_than_one_turn_reads(running):
                 assert one.ask(GOOD) == 200
             assert len(poller_of(running)) >= n
             for _ in range(2):
+                loop = next(iter(running.server.server_state.connections)).loop
+                loop.call_soon_threadsafe(time.sleep, 0.5)  # all of them are ready before one is read
+                time.sleep(0.05)
                 for one in peers:
                     one.send(GOOD)
                 assert {one.reply()[0] for one in peers} == {200}
@@ -142,16 +147,17 @@ def test_more_connections_than_one_turn_reads(running):
 
 
 class Breaking:
-    """An engine whose routes raise once in a while."""
+    """An engine whose routes raise so many times."""
 
     watch_problems = ()
 
     def __init__(self, engine):
-        self._engine, self.is_broken = engine, False
+        self._engine, self.n_failures = engine, 0
 
     @property
     def routes(self):
-        if self.is_broken:
+        if self.n_failures:
+            self.n_failures -= 1
             raise ZeroDivisionError("broken on purpose")
         return self._engine.routes
 
@@ -162,13 +168,51 @@ def test_what_fails_ends_its_own_connection_only(engine):
     with Running(engine, ROOMY, known=broken) as running:
         with peer(running) as one, peer(running) as other:
             assert one.ask(GOOD) == other.ask(GOOD) == 200
-            broken.is_broken = True
+            loop = next(iter(running.server.server_state.connections)).loop
+            loop.call_soon_threadsafe(time.sleep, 0.2)  # both are read in the same turn
+            time.sleep(0.05)
+            broken.n_failures = 1
             one.send(GOOD)
+            other.send(GOOD)
             with contextlib.suppress(ConnectionResetError):
                 assert one.statuses() == []
-            broken.is_broken = False
-            assert other.ask(GOOD) == 200
+            assert other.reply()[0] == 200
+            assert broken.n_failures == 0
             assert running.n_connections == 1
+        assert eventually(lambda: running.n_connections == 0)
+
+
+def test_a_connection_that_cannot_be_handed_on_is_closed(engine, monkeypatch):
+    """An error between the two paths, when the connection is nobody's, ends it all the same."""
+    failures = []
+
+    def fail(*_):
+        failures.append(1)
+        raise ZeroDivisionError("broken on purpose")
+
+    monkeypatch.setattr(NativeHttp, "_hand_on", fail)
+    with Running(engine, ROOMY) as running:
+        for n in (1, 2):
+            with peer(running) as one:
+                for _ in range(n - 1):
+                    assert one.ask(GOOD) == 200
+                one.send(LIVEZ)
+                with contextlib.suppress(ConnectionResetError):
+                    assert one.statuses() == []
+        assert failures == [1, 1]
+        assert eventually(lambda: running.n_connections == 0)
+        assert len(poller_of(running)) == 0
+
+
+def test_a_closed_poller_leaves_connections_to_their_transports(engine):
+    """They are answered as before, and their ends are noticed."""
+    with Running(engine, ROOMY) as running:
+        with peer(running) as one:
+            assert one.ask(GOOD) == one.ask(GOOD) == 200
+            connection = only(running)
+            connection.loop.call_soon_threadsafe(running.native._path.close)
+            assert one.ask(GOOD) == one.ask(GOOD) == 200
+            assert not connection.is_polled
         assert eventually(lambda: running.n_connections == 0)
 
 
@@ -186,15 +230,17 @@ def test_without_a_poller_transports_read(engine):
 
 
 def test_deadlines_hold_for_polled_connections(engine):
-    """A head, a body and an idle connection are given up in time, with bytes that come one by one as well."""
+    """A head, a body and an idle connection are given up in time, however slowly more bytes come."""
     with Running(engine) as running:
-        for sent, status in ((GOOD[:40], 408), (GOOD[:-5], 408)):
+        for sent, status in ((GOOD[:60], 408), (GOOD[:-5], 408)):
             with peer(running) as one:
                 assert one.ask(GOOD) == one.ask(GOOD) == 200
                 began = time.monotonic()
-                for k in range(len(sent)):
+                one.send(sent[:-40])
+                for k in range(len(sent) - 40, len(sent)):
                     with contextlib.suppress(OSError):
                         one.send(sent[k : k + 1])
+                    time.sleep(LIMITS.header_timeout_s / 20)
                 assert one.statuses() == [status]
                 assert time.monotonic() - began < 10 * LIMITS.header_timeout_s
         with peer(running) as one:
@@ -235,4 +281,9 @@ def test_other_descriptors_take_their_turn(engine):
             assert one.ask(LIVEZ) == 200  # by then it is
             theirs.send(b"b")
             assert one.ask(GOOD) == 200
+            assert called == [b"a"]
+            # One that fails is not called again, and keeps nobody from being read.
+            fails = partial(call, "one argument too many")
+            loop.call_soon_threadsafe(path.watch, loop, mine.fileno(), fails)
+            assert one.ask(GOOD) == one.ask(GOOD) == 200
             assert called == [b"a"]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tests.support.seats import plan_of
 from tests.support.simulation import Load, Simulation, affine, play, scores_of
 
 from tiercel.errors import ModelError
-from tiercel.serving import inline_scoring
-from tiercel.serving.inline_scoring import EARNED_BATCHES, INLINE_NS, SLOW
+from tiercel.serving import inline_scoring, near_realtime
+from tiercel.serving.cost import CostCurve
+from tiercel.serving.inline_scoring import BURST_NS, EARNED_BATCHES, INLINE_NS, SHARE, SLOW, Allowance, InlineScoring
 from tiercel.serving.near_realtime import Batcher
+from tiercel.serving.queues import Queues
 
 FAR_NS = 60_000_000_000
 
@@ -180,8 +184,136 @@ def test_nobody_who_was_let_in_is_late(seed, monkeypatch):
     play(simulation, load.arrivals)
     asked = list(simulation.asked.values())
     assert len(asked) == len(load.arrivals)
+    assert simulation.n_submitted == 0
     assert sum(one.refused is None for one in asked) >= 20
     for one in asked:
         assert one.refused is not None or (one.future.done() and one.future.exception() is None)
     # As the batcher measures it: the simulation looks at its clock when the loop gets to it, after the next batch maybe.
     assert simulation.batcher.expired == simulation.batcher.late == 0
+
+
+def test_polling_leaves_one_batch_to_a_turn(threads):
+    """Whoever polls within a long turn has a batch scored; from then on it is one in each turn as before."""
+    scorer, turns = Scorer(), []
+
+    async def main():
+        batcher = batcher_of(scorer, threads, affine(10, 0.1))
+        for number in range(EARNED_BATCHES):
+            await ask(batcher, [number])
+        loop = asyncio.get_running_loop()
+        waiting = asyncio.ensure_future(ask(batcher, range(30 * batcher.best_rows)))
+        await asyncio.sleep(0)
+        for _ in range(4):
+            time.sleep(2 * near_realtime.PATIENCE_NS / 1e9)  # noqa: ASYNC251 - the loop is to be busy
+            batcher.poll()
+
+        def look():
+            turns.append(batcher.batches)
+            if not waiting.done():
+                loop.call_soon(look)
+
+        look()
+        await waiting
+
+    asyncio.run(main())
+    assert turns[0] >= EARNED_BATCHES + 4
+    assert max(b - a for a, b in itertools.pairwise(turns)) == 1
+
+
+def test_doubts_do_not_make_a_slow_scorer_quick(threads):
+    """Where refusals let a queue forget that its scorer is slow, the batch that finds out is scored on a thread."""
+    scorer = Scorer()
+    scorer.slow_s = 0.004
+
+    async def main():
+        batcher = batcher_of(scorer, threads, CostCurve.unmeasured())
+        for number in range(EARNED_BATCHES + 6):
+            await ask(batcher, [number])
+        batcher._pace.doubt()
+        await ask(batcher, [1])
+
+    asyncio.run(main())
+    assert not any(scorer.here())
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, type("Panic", (BaseException,), {})])
+def test_whatever_a_scorer_raises_its_queue_goes_on(threads, kind):
+    """Also what is no Exception fails the batch as it does on a thread, and nothing else."""
+    scorer = Scorer()
+
+    def score(rows):
+        if rows[0, 0] < 0:
+            scorer.threads.append(threading.get_ident())
+            raise kind("not an Exception")
+        return scorer(rows)
+
+    async def main():
+        batcher = batcher_of(score, threads)
+        for number in range(EARNED_BATCHES):
+            await ask(batcher, [number])
+        (outcome,) = await ask(batcher, [-1])
+        assert isinstance(outcome, ModelError)
+        assert isinstance((await ask(batcher, [5]))[0], np.ndarray)
+        await asyncio.wait_for(batcher.close(), 5)
+
+    asyncio.run(main())
+    assert scorer.here()[EARNED_BATCHES]
+
+
+def test_what_the_loop_keeps_batches_waiting_is_learned(monkeypatch):
+    """Each turn of a busy loop scores one batch: admission counts the turns, so nobody is let in who would be late."""
+    monkeypatch.setattr(inline_scoring, "EARNED_BATCHES", 0)
+    simulation, turn_ns = Simulation(affine(50, 2), inline_ns=INLINE_NS), 3_000_000
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        is_over = False
+
+        def other_work():
+            simulation.now_ns += turn_ns
+            if not is_over:
+                loop.call_soon(other_work)
+
+        loop.call_soon(other_work)
+        for _ in range(400):
+            simulation.ask(within_us=1e6)
+            await asyncio.sleep(0)
+        assert 0.5 * turn_ns < simulation.batcher._pace.overhead_ns < 4 * turn_ns
+        for _ in range(600):
+            simulation.ask(10, within_us=22_000)
+        await simulation.batcher.close()
+        is_over = True
+
+    asyncio.run(main())
+    burst = list(simulation.asked.values())[400:]
+    assert {type(one.refused).__name__ for one in burst} == {"CapacityError", "NoneType"}
+    assert simulation.n_submitted == simulation.batcher.late == simulation.batcher.expired == 0
+
+
+def test_queues_share_what_they_take_of_the_loop():
+    """Together they have a burst, then their share of the time; what is left over is not saved for long."""
+    shared = Allowance()
+    one, other = (InlineScoring(INLINE_NS, shared) for _ in range(2))
+    now_ns, number = 10**12, EARNED_BATCHES
+    n_burst = BURST_NS // INLINE_NS
+    for k in range(n_burst):
+        queue = (one, other)[k % 2]
+        assert queue.suits(number, INLINE_NS, now_ns)
+        queue.note(number, INLINE_NS, has_failed=False)
+    assert not one.suits(number, INLINE_NS, now_ns)
+    assert not other.suits(number, INLINE_NS, now_ns + int(INLINE_NS / SHARE) - 10)
+    assert other.suits(number, INLINE_NS, now_ns + int(INLINE_NS / SHARE) + 10)
+    other.note(number, INLINE_NS, has_failed=False)
+    later_ns = now_ns + 60 * 10**9
+    for _ in range(n_burst):
+        assert one.suits(number, INLINE_NS, later_ns)
+        one.note(number, INLINE_NS, has_failed=False)
+    assert not one.suits(number, INLINE_NS, later_ns)
+
+
+def test_the_queues_of_a_worker_share_an_allowance():
+    """As many queues as there are versions: one allowance."""
+    queues = Queues(lambda _plan: None)
+    plans = [plan_of(n) for n in (1, 2)]
+    first, second = (queues.of(plan)._inline._allowance for plan in plans)
+    assert first is second

@@ -14,6 +14,7 @@ import numpy as np
 
 from tiercel.errors import CapacityError, DeadlineError
 from tiercel.serving.cost import CostCurve
+from tiercel.serving.inline_scoring import InlineScoring
 from tiercel.serving.near_realtime import Batcher
 
 N_FEATURES = 2
@@ -78,20 +79,20 @@ class Simulation(Executor):
         cost: what the batcher believes.
         actual_us: rows -> what a batch takes; None: what the curve says.
         fails: called with the rows of a batch before it is scored; may raise.
-        inline_ns: as the batcher has it; here, by default, everything is scored by the executor.
+        inline_ns: of `InlineScoring`; by default everything is scored by the executor.
     """
 
     def __init__(self, cost, *, actual_us=None, fails=None, score=scores_of, inline_ns=0, **options):
         self.now_ns = 10**9
         self.cost, self.actual_us, self.fails, self.score = cost, actual_us or cost.us, fails, score
         self.batcher = Batcher(
-            self._score, cost, self, n_features=N_FEATURES, n_outputs=2, clock_ns=lambda: self.now_ns, inline_ns=inline_ns,
-            **options,
+            self._score, cost, self, n_features=N_FEATURES, n_outputs=2, clock_ns=lambda: self.now_ns,
+            inline=InlineScoring(inline_ns), **options,
         )  # fmt: skip
         self.batches: list[Scored] = []
         self.asked: dict[int, Asked] = {}
         self.running: tuple[int, Future, object] | None = None
-        self.is_shut = False
+        self.is_shut, self.n_submitted = False, 0
 
     # The executor
 
@@ -99,6 +100,7 @@ class Simulation(Executor):
         if self.is_shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         assert self.running is None, "one batch at a time"
+        self.n_submitted += 1
         begin_ns, done = self.now_ns, Future()
         done.set_running_or_notify_cancel()
         try:

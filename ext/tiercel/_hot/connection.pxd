@@ -2,7 +2,7 @@
 #
 # Reads  : the transport brings the first bytes. From then on a Poller reads the socket, unless it is no plain one (TLS, a
 #          test's) or there is no poller; the transport is paused meanwhile. That the peer ends, or is gone, is the
-#          transport's to find and to say: it reads again then.
+#          transport's to find and to say: it reads again then (and finds an end, also after a reset).
 # Writes : straight to the socket while the transport holds nothing back, else through the transport.
 # Limits : a request's head and body have a deadline each, counted from their first byte however they trickle; an idle
 #          connection and a peer that does not read its replies have another.
@@ -42,6 +42,7 @@ cdef class Connection(Readable):
     cdef int _return_reading(self) except -1        # to the transport
     cdef int _flush(self) except -1                 # what is in the path's output buffer
     cdef int _close(self) except -1
+    cdef int _abort(self, transport) except -1      # which was its own, should it have left meanwhile
     cdef int _set_phase(self, Phase phase, bint renew) except -1
     cdef int _arm(self, double now) except -1
     cdef int _leave(self) except -1

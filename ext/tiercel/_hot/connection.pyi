@@ -17,5 +17,5 @@ class Connection(Readable):
     ) -> None: ...
     @property
     def is_polled(self) -> bool:
-        """Whether the poller reads it, not its transport."""
+        """Whether the poller reads it when it is read, not its transport."""
     def data_received(self, data: bytes) -> None: ...

@@ -39,6 +39,12 @@ cdef class Connection(Readable):
         self._transport.close()
         return 0
 
+    cdef int _abort(self, transport) except -1:
+        self._stop_polling()
+        self._fd = -1
+        transport.abort()
+        return 0
+
     cdef int _leave(self) except -1:
         """The connection is no longer ours, or no longer at all."""
         self.server_state.connections.discard(self)
@@ -58,7 +64,7 @@ cdef class Connection(Readable):
 
     @property
     def is_polled(self):
-        """Whether the poller reads it, not its transport."""
+        """Whether the poller reads it when it is read, not its transport."""
         return self._poller is not None
 
     def data_received(self, data):
@@ -125,13 +131,15 @@ cdef class Connection(Readable):
 
     cdef int failed(self, error) except -1:
         transport = self._transport
-        self._stop_polling()
         self.loop.call_exception_handler(
             {"message": "Answering a connection failed", "exception": error, "protocol": self, "transport": transport}
         )
         if transport is not None:
-            transport.abort()
+            self._abort(transport)
         return 0
+
+    cdef int let_go(self) except -1:
+        return self._return_reading()
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -189,7 +197,7 @@ cdef class Connection(Readable):
             return
         transport = self._transport
         if self._phase == PHASE_PAUSED or transport.is_closing() or transport.get_write_buffer_size() > 0:
-            transport.abort()  # its peer does not read: a close would wait for it for ever
+            self._abort(transport)  # its peer does not read: a close would wait for it for ever
             return
         phase = self._phase
         if phase == PHASE_WAITING:      # its queue answers it whatever happens, and knows until when

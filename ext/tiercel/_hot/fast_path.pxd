@@ -62,7 +62,7 @@ cdef class FastPath:
     cdef HeadWriter _heads
     cdef TensorTallies _tallies
     cdef Poller _poller                    # of the loop that its connections live on, or None
-    cdef bint _has_no_poller               # the system gave none
+    cdef bint _has_no_poller               # the system gave none, or close() was called
 
     cdef Poller _poller_of(self, loop)              # or None: transports read
     cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued

@@ -141,8 +141,8 @@ class FastPath:
     def poller(self) -> Poller | None:
         """What reads the connections; None: there were none yet, or their transports do."""
     def watch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
-        """Call `call` on `loop` whenever `fd` can be read, in its turn among the connections. Raises OSError."""
+        """Call `call` on `loop` whenever `fd` can be read, in its turn among the connections where there is a poller."""
     def unwatch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
         """End it, before `fd` is closed."""
     def close(self) -> None:
-        """Read no connection any more: the event loop is about to end. Transports read what still comes."""
+        """The event loop is about to end: the transports of connections read what still comes."""

@@ -106,20 +106,21 @@ cdef class FastPath:
     def watch(self, loop, int fd, call):
         """Call `call` whenever `fd` can be read, in its turn among the connections."""
         poller = self._poller_of(loop)
-        if poller is None:
-            loop.add_reader(fd, call)
-        else:
-            poller.add(fd, call)
+        try:
+            if poller is not None:
+                poller.add(fd, call)
+                return
+        except OSError:     # it takes no more
+            pass
+        loop.add_reader(fd, call)
 
     def unwatch(self, loop, int fd, call):
         """End it, before `fd` is closed."""
-        if self._poller is None:
+        if self._poller is None or not self._poller.remove(fd, call):
             loop.remove_reader(fd)
-        else:
-            self._poller.remove(fd, call)
 
     def close(self):
-        """Read no connection any more: the event loop is about to end."""
+        """The event loop is about to end: transports read what still comes."""
         if self._poller is not None:
             self._poller.close()
         self._poller, self._has_no_poller = None, True

@@ -20,6 +20,8 @@ cdef class Readable:
     # Read it once, into `buffer`, without waiting. What this raises is given to failed().
     cdef int receive(self, uint8_t* buffer, size_t size) except -1
     cdef int failed(self, error) except -1
+    # The poller reads nothing more: somebody else is to.
+    cdef int let_go(self) except -1
 
 
 cdef class Poller:
@@ -31,8 +33,8 @@ cdef class Poller:
     # Tell `member` - call it, if it is none of ours - whenever `fd` can be read, until it is removed. A descriptor that was
     # closed meanwhile, and is another socket's now, is that one's. Raises OSError.
     cdef int add(self, int fd, member) except -1
-    # Nothing where `fd` is another's by now.
-    cdef int remove(self, int fd, member) except -1
+    # Whether `fd` was this member's.
+    cdef bint remove(self, int fd, member) except -1
 
 
 # The poller of a loop; None where the system has none to give: its transports read.

@@ -11,4 +11,5 @@ class Poller:
     def __len__(self) -> int:
         """How many connections it reads."""
     def open(self) -> None: ...
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Read nothing more; connections are read by their transports again."""

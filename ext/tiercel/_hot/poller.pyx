@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextvars import Context
 
 from libc.errno cimport errno
 from libc.stdlib cimport free, malloc
@@ -27,6 +28,9 @@ cdef class Readable:
     cdef int failed(self, error) except -1:
         raise NotImplementedError
 
+    cdef int let_go(self) except -1:
+        raise NotImplementedError
+
 
 cdef class Poller:
     def __cinit__(self, loop):
@@ -48,31 +52,36 @@ cdef class Poller:
         return sum(isinstance(member, Readable) for member in self._members)
 
     def open(self):
-        """Have the loop watch it."""
-        self.loop.add_reader(self._epoll, self._on_ready)
+        """Have the loop watch it, in a context of its own: that of whoever comes first is not the others'."""
+        Context().run(self.loop.add_reader, self._epoll, self._on_ready)
 
     def close(self):
-        """Read nothing more. For when there are no connections, or the loop is about to end."""
-        if self._epoll >= 0:
-            if not self.loop.is_closed():
-                self.loop.remove_reader(self._epoll)
-            close(self._epoll)
-            self._epoll = -1
-            self._members.clear()
+        """Read nothing more; whoever was read here is let go."""
+        members, self._members = self._members, []
+        if self._epoll < 0:
+            return
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self._epoll)
+            for member in members:
+                if isinstance(member, Readable):
+                    (<Readable>member).let_go()
+        close(self._epoll)
+        self._epoll = -1
 
     cdef int add(self, int fd, member) except -1:
-        if tc_poll_add(self._epoll, fd) != 0:
-            raise OSError(errno, os.strerror(errno))
         while len(self._members) <= fd:
             self._members.append(None)
+        if tc_poll_add(self._epoll, fd) != 0:
+            raise OSError(errno, os.strerror(errno))
         self._members[fd] = member
         return 0
 
-    cdef int remove(self, int fd, member) except -1:
-        if 0 <= fd < len(self._members) and self._members[fd] == member:
-            self._members[fd] = None
-            tc_poll_remove(self._epoll, fd)
-        return 0
+    cdef bint remove(self, int fd, member) except -1:
+        if not (0 <= fd < len(self._members) and self._members[fd] == member):
+            return False
+        self._members[fd] = None
+        tc_poll_remove(self._epoll, fd)
+        return True
 
     def _on_ready(self):
         cdef int ready[TC_MAX_EVENTS]
@@ -80,13 +89,17 @@ cdef class Poller:
         for i in range(n):
             # One that was read before may have closed this one's connection, or the whole poller.
             member = self._members[ready[i]] if ready[i] < len(self._members) else None
-            if isinstance(member, Readable):
-                try:
+            try:
+                if isinstance(member, Readable):
                     (<Readable>member).receive(self._buffer, READ_BYTES)
-                except Exception as error:
+                elif member is not None:
+                    member()
+            except Exception as error:      # the others are read all the same
+                if isinstance(member, Readable):
                     (<Readable>member).failed(error)
-            elif member is not None:
-                member()
+                else:
+                    self.remove(ready[i], member)
+                    self.loop.call_exception_handler({"message": "What a poller calls failed", "exception": error})
 
 
 cdef Poller open_poller(loop):

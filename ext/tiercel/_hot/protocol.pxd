@@ -1,7 +1,7 @@
 # protocol.pxd - one client connection: predictions and infer requests of the boring shape are answered here, all else is
 # handed on.
 #
-# Bytes come in through data_received(). Every complete request whose head is HEAD_FAST (http.pxd), whose reference is
+# Bytes come in as connection.pxd has it. Every complete request whose head is HEAD_FAST (http.pxd), whose reference is
 # loaded and whose plan answers (`answer_into` returns a reply, not None) is answered at once, in order; the replies of
 # one read event go out in one write. From the first request that is none of this, the connection belongs to the general
 # protocol, which receives the bytes from that request on, untouched; it returns the connection with adopt() when it has

@@ -1,7 +1,8 @@
 """The connection's hot path; see protocol.pxd for the contract. Owner: tiercel.http.native."""
 
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memcpy
 
 from tiercel._hot.aside cimport QUIET_NS
 from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_us
@@ -128,7 +129,8 @@ cdef class HotProtocol(Connection):
             self.begun_ns = monotonic_ns()
         if self._marks.n > 0 or self._phase == PHASE_WAITING or self._phase == PHASE_PAUSED:
             mark(&self._marks, PyByteArray_GET_SIZE(self._buffer), monotonic_ns())
-        self._buffer += PyBytes_FromStringAndSize(<const char*>data, size)
+        PyByteArray_Resize(self._buffer, PyByteArray_GET_SIZE(self._buffer) + size)
+        memcpy(PyByteArray_AS_STRING(self._buffer) + PyByteArray_GET_SIZE(self._buffer) - size, data, <size_t>size)
         if self._phase == PHASE_WAITING:
             if PyByteArray_GET_SIZE(self._buffer) > WAITING_BYTES:
                 self._set_reading(False)
@@ -205,16 +207,17 @@ cdef class HotProtocol(Connection):
         cdef HeadStatus status
         cdef ServingPlan plan
         cdef Arrival arrival
-        cdef int64_t wait_ns, unread
+        cdef int64_t wait_ns, unread, came_ns
         cdef bint close
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
-        arrival.default_us = OWN_DEFAULT
+        arrival.default_us, came_ns = OWN_DEFAULT, arrival.read_ns
         if is_new:
-            self.begun_ns = arrival.read_ns
+            self.begun_ns = came_ns
         if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS and path._polls(
             len(self.server_state.connections), arrival.read_ns
         ):
             path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
+            arrival.read_ns = monotonic_ns()    # a batch may have been scored
             path.aside.poll(arrival.read_ns, path.socket_wait_ns)
         # The probe tells whether reading is behind for somebody; for this connection the kernel knows, if it is asked.
         wait_ns = path.socket_wait_ns
@@ -239,7 +242,7 @@ cdef class HotProtocol(Connection):
                 break
             path.aside.n_read += 1
             arrival.shed_ns = 0
-            if self.begun_ns == arrival.read_ns:        # read just now; the marks know of the others
+            if self.begun_ns == came_ns:        # read just now; the marks know of the others
                 if unread < 0:
                     unread = wait_ns if plan.is_queued else 0
                 arrival.begun_ns -= unread
@@ -264,7 +267,7 @@ cdef class HotProtocol(Connection):
             else:
                 offset += total
                 path.aside.note_inline(1000 * path._budget_us, arrival.read_ns)
-            self.begun_ns = read_at(&self._marks, offset, arrival.read_ns)
+            self.begun_ns = read_at(&self._marks, offset, came_ns)
             if path._out.size >= WRITE_BYTES:
                 self._flush()
                 if self._write_paused:
@@ -359,7 +362,7 @@ cdef class HotProtocol(Connection):
             self._flush()
             self._go_on(self._says_close)
         except BaseException:
-            transport.abort()       # nobody else would ever answer, or read on
+            self._abort(transport)      # nobody else would ever answer, or read on
             raise
 
     cdef bint _stand_in(
@@ -434,7 +437,7 @@ cdef class HotProtocol(Connection):
         try:
             self._answer_waiting(prepared, scores, error)
         except BaseException:
-            transport.abort()       # nobody else would ever answer, or read on
+            self._abort(transport)      # nobody else would ever answer, or read on
             raise
 
     cdef int _answer_waiting(self, Prepared prepared, scores, error) except -1:
@@ -484,5 +487,9 @@ cdef class HotProtocol(Connection):
         transport = self._transport
         self._return_reading()
         self._leave()
-        self.path._hand_on(self, transport, data, deadline_s, self._write_paused, self._draining)
+        try:
+            self.path._hand_on(self, transport, data, deadline_s, self._write_paused, self._draining)
+        except BaseException:
+            transport.abort()       # it may be nobody's
+            raise
         return 0

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 def copy_of(error: BaseException, n_rows: int) -> TiercelError:
     """An error of its own for each of those who share a failed batch; `n_rows` are its rows."""
+    try:
+        return _copy_of(error, n_rows)
+    except Exception:  # noqa: BLE001 - an error that cannot even be told; who waits must hear something
+        return ModelError(f"The model failed to score {n_rows} rows: {type(error).__name__}")
+
+
+def _copy_of(error: BaseException, n_rows: int) -> TiercelError:
     if isinstance(error, TiercelError):
         kind, arguments, state = error.__reduce__()[1]
         own: TiercelError = kind.__new__(kind, *arguments)
@@ -31,7 +38,7 @@ def score_rows(
     n_outputs: int,
     clock_ns: Callable[[], int],
 ) -> tuple[NDArray[np.float64], int]:
-    """In a scoring thread: (scores of the rows, nanoseconds it took).
+    """On a scoring thread, or on the event loop: (scores of the rows, nanoseconds it took).
 
     Raises:
         ModelError: what came back is not scores of these rows.
@@ -47,3 +54,16 @@ def score_rows(
             f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
         )
     return np.ascontiguousarray(scores), took_ns
+
+
+def try_to_score(
+    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    rows: NDArray[np.float32],
+    n_outputs: int,
+    clock_ns: Callable[[], int],
+) -> tuple[tuple[NDArray[np.float64], int] | None, BaseException | None]:
+    """`score_rows`, or whatever it raised, as a thread's future would hold it."""
+    try:
+        return score_rows(score, rows, n_outputs, clock_ns), None
+    except BaseException as error:  # noqa: BLE001 - see there
+        return None, error

@@ -10,8 +10,28 @@ from __future__ import annotations
 #: A batch that is scored within this in half of all cases is scored inline. Twice what handing it over costs: a thread also
 #: waits for the GIL, and what is learned of a scorer there would keep it there.
 INLINE_NS = 200_000
-#: So many batches on threads come first, and after one that fails inline or takes `SLOW` times as long.
+#: So many batches come first. From one on that fails inline or takes `SLOW` times as long, so many are scored on threads,
+#: itself counted.
 EARNED_BATCHES, SLOW = 64, 10
+#: All queues of a worker: this part of the time is for scoring inline, and as much at once.
+SHARE, BURST_NS = 0.5, 1_000_000
+
+
+class Allowance:
+    """What all queues of a worker may take of the event loop. Threads: the event loop's only."""
+
+    def __init__(self) -> None:
+        self._left_ns, self._at_ns = float(BURST_NS), 0
+
+    def has(self, ns: int, now_ns: int) -> bool:
+        """Whether so much is left now."""
+        self._left_ns = min(BURST_NS, self._left_ns + SHARE * (now_ns - self._at_ns))
+        self._at_ns = now_ns
+        return self._left_ns >= ns
+
+    def spend(self, ns: int) -> None:
+        """So much was taken."""
+        self._left_ns -= ns
 
 
 class InlineScoring:
@@ -19,19 +39,21 @@ class InlineScoring:
 
     Args:
         most_ns: what a batch may take; 0: none is scored inline.
+        allowance: that it shares with others.
 
     Threads: the event loop's only.
     """
 
-    def __init__(self, most_ns: int = INLINE_NS) -> None:
-        self._most_ns = most_ns
+    def __init__(self, most_ns: int = INLINE_NS, allowance: Allowance | None = None) -> None:
+        self._most_ns, self._allowance = most_ns, allowance or Allowance()
         self._first = EARNED_BATCHES
 
-    def suits(self, number: int, typical_ns: int) -> bool:
+    def suits(self, number: int, typical_ns: int, now_ns: int) -> bool:
         """Whether the queue's batch of this number, which usually takes `typical_ns`, is scored inline."""
-        return number >= self._first and typical_ns <= self._most_ns
+        return number >= self._first and typical_ns <= self._most_ns and self._allowance.has(typical_ns, now_ns)
 
-    def note(self, number: int, took_ns: int | None) -> None:
-        """Batch `number` was scored inline; None: it failed."""
-        if took_ns is None or took_ns > SLOW * self._most_ns:
+    def note(self, number: int, took_ns: int, *, has_failed: bool) -> None:
+        """Batch `number` was scored inline."""
+        self._allowance.spend(took_ns)
+        if has_failed or took_ns > SLOW * self._most_ns:
             self._first = number + EARNED_BATCHES

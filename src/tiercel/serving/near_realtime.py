@@ -32,12 +32,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiercel.errors import ModelError
 from tiercel.serving.admission import Admission
-from tiercel.serving.batch_scoring import copy_of, score_rows
+from tiercel.serving.batch_scoring import copy_of, score_rows, try_to_score
 from tiercel.serving.batches import Batch, Suspect, Trial, cut
 from tiercel.serving.cost import MAX_ROWS
-from tiercel.serving.inline_scoring import INLINE_NS, InlineScoring
+from tiercel.serving.inline_scoring import InlineScoring
 from tiercel.serving.pace import Pace
 from tiercel.serving.queue_errors import became_late, no_room, shut, too_short
 from tiercel.serving.schedule import Lines
@@ -84,7 +83,7 @@ class Batcher:
         budget_us: the tier's; bounds batches and queue.
         clock_ns: monotonic; the clock that deadlines are of.
         counters: of the worker: batches and their rows are counted there, and rows that wait; None: nowhere.
-        inline_ns: batches that take no longer are scored on the event loop, once that is known; 0: none.
+        inline: which batches are scored on the event loop; default: by an allowance of its own.
 
     Attributes:
         batches, rows: that were scored.
@@ -110,15 +109,14 @@ class Batcher:
         budget_us: int = BUDGET_US,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         counters: WorkerCounters | None = None,
-        inline_ns: int = INLINE_NS,
+        inline: InlineScoring | None = None,
     ) -> None:
         self.n_features, self.n_outputs = n_features, n_outputs
         self.batches = self.rows = self.cancelled = self.expired = self.failed = self.retried = 0
         self.batch_sizes = [0] * (MAX_ROWS - 1).bit_length() + [0]
         self.refused = {"deadline": 0, "capacity": 0, "full": 0, "closing": 0}
         self._score, self._executor, self._clock = score, executor, clock_ns
-        self._budget_us = budget_us
-        self._inline = InlineScoring(inline_ns)
+        self._budget_us, self._inline = budget_us, inline or InlineScoring()
         self._counters = counters
         self._pace = Pace(cost, budget_us)
         self._small: list[Waiter] = []
@@ -131,6 +129,7 @@ class Batcher:
         self._running: Batch | None = None
         self._is_stuck = False
         self._woken_ns = 0
+        self._start: asyncio.Handle | None = None  # of `_start_next`, while a batch is about to be started
         self._is_busy = False  # who is told something may come back with the next request, and poll
         self._is_closing = False
         self._learned_ns = 0  # when a batch was last learned from
@@ -246,10 +245,10 @@ class Batcher:
         self._wake()
 
     def poll(self) -> None:
-        """Do now what the event loop has been asked to do: take back a batch that is scored, start the next.
+        """Do now what the event loop has been asked to do: take back a batch that is scored, start or score the next.
 
-        PERF: libuv calls back between rounds of reading, and a round takes as many as 48 x 1024 ready sockets: seconds, in
-        which the requests that are read would wait for a batch that nobody starts. So whoever reads them calls this. Rounds
+        PERF: the loop calls back between rounds of reading, and a round takes 1024 ready sockets and more: tens of
+        milliseconds, in which what is read would wait for a batch that nobody starts. So whoever reads calls this. Rounds
         that are short are let be: all they read shares a batch.
         """
         if self._is_busy:
@@ -329,10 +328,13 @@ class Batcher:
     def _wake(self) -> None:
         if self._running is None and not self._lines.is_woken and self._loop is not None:
             self._lines.is_woken, self._woken_ns = True, self._clock()
-            self._loop.call_soon(self._start_next)
+            self._start = self._loop.call_soon(self._start_next)
 
     def _start_next(self) -> None:
         """Start a batch, if none runs and somebody waits."""
+        if self._start is not None:  # `poll` may be first: one call leads to the next, and there is to be one
+            self._start.cancel()
+            self._start = None
         self._lines.is_woken, self._is_busy = False, True
         try:
             while self._running is None and (self._small or self._large or self._alone):
@@ -341,21 +343,21 @@ class Batcher:
                 parts, trial = self._lines.cut(now_ns), None
                 if parts is None:
                     parts, trial = cut(self._lines, now_ns, self._pace.terms)
-                if parts and self._start(parts, trial, now_ns):
+                if parts and self._score_batch(parts, trial, now_ns):
                     break  # others are read first
         finally:
             self._is_busy = False
-        if self._lines.n_rows:
-            self._wake()
-        else:
+            if self._lines.n_rows:
+                self._wake()
+        if not self._lines.n_rows:
             self._lines.is_tight = False
 
-    def _start(self, parts: list[tuple[Waiter, int, int]], trial: Trial | None, now_ns: int) -> bool:
+    def _score_batch(self, parts: list[tuple[Waiter, int, int]], trial: Trial | None, now_ns: int) -> bool:
         """Score a batch; True: that is done, and its waiters are answered."""
         try:
             rows = self._lines.gather(parts, self.n_features)
             n_rows = len(rows)
-            is_quick = trial is None and self._inline.suits(self.batches, self._pace.scoring_ns(n_rows))
+            is_quick = trial is None and self._inline.suits(self.batches, self._pace.scoring_ns(n_rows), now_ns)
             if not is_quick:
                 done = self._executor.submit(score_rows, self._score, rows, self.n_outputs, self._clock)
         except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
@@ -365,6 +367,8 @@ class Batcher:
         batch = Batch(parts, n_rows, now_ns, now_ns + self._pace.terms.batch_ns(n_rows), trial)
         self._running, self._lines.ends_ns = batch, batch.ends_ns
         if is_quick:
+            # Nothing runs meanwhile: what it waited for the loop is the time that a batch takes besides scoring.
+            batch.began_ns = min(now_ns, self._woken_ns)
             self._score_here(batch, rows)
             return True
         self._watch_over(batch, now_ns)
@@ -372,13 +376,12 @@ class Batcher:
         return False
 
     def _score_here(self, batch: Batch, rows: NDArray[np.float32]) -> None:
-        scored, error = None, None
-        try:
-            scored = score_rows(self._score, rows, self.n_outputs, self._clock)
-        except Exception as failure:  # noqa: BLE001 - as what a thread's future would hold
-            error = failure
-        self._inline.note(self.batches, None if scored is None else scored[1])
+        began_ns = self._clock()
+        scored, error = try_to_score(self._score, rows, self.n_outputs, self._clock)
+        self._inline.note(self.batches, self._clock() - began_ns, has_failed=scored is None)
         self._finish(batch, scored, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
 
     def _hand_back(self, batch: Batch, done: Future[Any]) -> None:
         """From the scoring thread to the event loop."""
@@ -487,10 +490,7 @@ class Batcher:
         if waiter.done():
             return
         self.failed += 1
-        try:
-            own = copy_of(error, waiter.n_rows)
-        except Exception:  # noqa: BLE001 - an error that cannot even be told; who waits must hear something
-            own = ModelError(f"The model failed to score {waiter.n_rows} rows: {type(error).__name__}")
+        own = copy_of(error, waiter.n_rows)
         own.__cause__ = error
         self._fail(waiter, own)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tiercel.priority import stand_back
 from tiercel.serving.cost import CostCurve
+from tiercel.serving.inline_scoring import Allowance, InlineScoring
 from tiercel.serving.near_realtime import Batcher
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Queues:
         self, cost_of: Callable[[ServingPlan], CostCurve | None], counters: WorkerCounters | None = None
     ) -> None:
         self._cost_of, self._counters = cost_of, counters
+        self._allowance = Allowance()
         self._executor: ThreadPoolExecutor | None = None
         self._batchers: dict[int, tuple[object, str, Batcher]] = {}  # by id of the scorer, which the entry keeps alive
         self._closing: set[asyncio.Task[None]] = set()
@@ -60,6 +62,7 @@ class Queues:
                 n_features=plan.n_features,
                 n_outputs=plan.n_outputs,
                 counters=self._counters,
+                inline=InlineScoring(allowance=self._allowance),
             )
             found = self._batchers[id(plan.scorer)] = plan.scorer, f"{plan.model}:{plan.version}", batcher
         return found[2]
