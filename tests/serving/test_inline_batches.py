@@ -178,13 +178,13 @@ def test_whoever_cancels_is_not_answered(threads):
 def test_nobody_who_was_let_in_is_late(seed, monkeypatch):
     """In simulated time, with batches on the loop from the first on: every request is answered, in time, or refused."""
     monkeypatch.setattr(inline_scoring, "EARNED_BATCHES", 0)
-    per_second = (500, 5_000, 50_000, 200_000)[seed % 4]
-    load = Load(seed, per_second, seconds=0.1, sizes=(1, 1, 1, 20), within_us=(2_000, 100_000))
+    per_second, seconds = ((500, 0.1), (5_000, 0.1), (50_000, 0.1), (200_000, 0.03))[seed % 4]
+    load = Load(seed, per_second, seconds, sizes=(1, 1, 1, 20), within_us=(2_000, 100_000))
     simulation = Simulation(affine(50, 2), inline_ns=INLINE_NS)
     play(simulation, load.arrivals)
     asked = list(simulation.asked.values())
     assert len(asked) == len(load.arrivals)
-    assert simulation.n_submitted == 0
+    assert simulation.n_submitted < len(simulation.batches)  # the largest are for threads
     assert sum(one.refused is None for one in asked) >= 20
     for one in asked:
         assert one.refused is not None or (one.future.done() and one.future.exception() is None)
@@ -263,7 +263,7 @@ def test_whatever_a_scorer_raises_its_queue_goes_on(threads, kind):
 def test_what_the_loop_keeps_batches_waiting_is_learned(monkeypatch):
     """Each turn of a busy loop scores one batch: admission counts the turns, so nobody is let in who would be late."""
     monkeypatch.setattr(inline_scoring, "EARNED_BATCHES", 0)
-    simulation, turn_ns = Simulation(affine(50, 2), inline_ns=INLINE_NS), 3_000_000
+    simulation, turn_ns = Simulation(affine(10, 0.1), inline_ns=INLINE_NS), 3_000_000
 
     async def main():
         loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ import numpy as np
 
 from tiercel.errors import CapacityError, DeadlineError
 from tiercel.serving.cost import CostCurve
-from tiercel.serving.inline_scoring import InlineScoring
+from tiercel.serving.inline_scoring import Allowance, InlineScoring
 from tiercel.serving.near_realtime import Batcher
 
 N_FEATURES = 2
@@ -72,6 +72,13 @@ class Scored:
     large: set
 
 
+class Ample(Allowance):
+    """There is always enough."""
+
+    def has(self, _ns, _now_ns):
+        return True
+
+
 class Simulation(Executor):
     """A batcher in simulated time, and its executor.
 
@@ -87,7 +94,7 @@ class Simulation(Executor):
         self.cost, self.actual_us, self.fails, self.score = cost, actual_us or cost.us, fails, score
         self.batcher = Batcher(
             self._score, cost, self, n_features=N_FEATURES, n_outputs=2, clock_ns=lambda: self.now_ns,
-            inline=InlineScoring(inline_ns), **options,
+            inline=InlineScoring(inline_ns, Ample()), **options,
         )  # fmt: skip
         self.batches: list[Scored] = []
         self.asked: dict[int, Asked] = {}
