@@ -290,6 +290,23 @@ def test_what_the_loop_keeps_batches_waiting_is_learned(monkeypatch):
     assert simulation.n_submitted == simulation.batcher.late == simulation.batcher.expired == 0
 
 
+def test_a_batch_after_one_on_a_thread_has_not_waited_for_it(monkeypatch):
+    """What follows at once has waited for no turn of the loop, however long the batch before took."""
+    monkeypatch.setattr(inline_scoring, "EARNED_BATCHES", 1)
+    took_us = iter([5_000, 10])
+    simulation = Simulation(affine(10, 0.1), actual_us=lambda _: next(took_us), inline_ns=INLINE_NS)
+
+    async def main():
+        simulation.ask()
+        await simulation.settle()
+        simulation.ask()  # waits for the first
+        await simulation.run()
+
+    asyncio.run(main())
+    assert (simulation.n_submitted, len(simulation.batches)) == (1, 2)
+    assert simulation.batcher._pace.overhead_ns < 1_000
+
+
 def test_queues_share_what_they_take_of_the_loop():
     """Together they have a burst, then their share of the time; what is left over is not saved for long."""
     shared = Allowance()

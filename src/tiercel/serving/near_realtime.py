@@ -407,7 +407,7 @@ class Batcher:
         """Answer the waiters of the running batch: with scores, or with what was wrong; neither: it was called off."""
         now_ns = self._clock()
         self._running, self._is_stuck, self._is_busy, self._lines.ends_ns = None, False, True, 0
-        self._lines.is_open = not self._is_closing
+        self._lines.is_open, self._woken_ns = not self._is_closing, now_ns
         if error is not None:
             self._blame(batch, error, now_ns)
         elif scored is None:
