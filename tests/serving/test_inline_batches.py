@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from tests.support.seats import plan_of
-from tests.support.simulation import Load, Simulation, affine, play, scores_of
+from tests.support.simulation import Ample, Load, Simulation, affine, play, scores_of
 
 from tiercel.errors import ModelError
 from tiercel.serving import inline_scoring, near_realtime
@@ -21,6 +21,7 @@ from tiercel.serving.near_realtime import Batcher
 from tiercel.serving.queues import Queues
 
 FAR_NS = 60_000_000_000
+MOST_NS = 5_000_000  # of a batch: more than the default, so that a busy machine's stalls are not the scorer's
 
 
 class Scorer:
@@ -59,8 +60,9 @@ async def ask(batcher, numbers):
     return outcomes
 
 
-def batcher_of(scorer, threads, cost=None):
-    return Batcher(scorer, cost or affine(10, 1), threads, n_features=2, n_outputs=2)
+def batcher_of(scorer, threads, cost=None, most_ns=MOST_NS):
+    inline = InlineScoring(most_ns, Ample())
+    return Batcher(scorer, cost or affine(10, 1), threads, n_features=2, n_outputs=2, inline=inline)
 
 
 def test_a_quick_scorer_earns_it(threads):
@@ -84,7 +86,7 @@ def test_what_takes_long_stays_on_threads(threads):
     scorer = Scorer()
 
     async def main():
-        batcher = batcher_of(scorer, threads, affine(2 * INLINE_NS / 1000, 1))
+        batcher = batcher_of(scorer, threads, affine(2 * MOST_NS / 1000, 1))
         for number in range(EARNED_BATCHES + 10):
             await ask(batcher, [number])
 
@@ -100,7 +102,7 @@ def test_who_gets_slow_goes_back_to_threads(threads):
         batcher = batcher_of(scorer, threads)
         for number in range(EARNED_BATCHES + 1):
             await ask(batcher, [number])
-        scorer.slow_s = 2 * SLOW * INLINE_NS / 1e9
+        scorer.slow_s = 2 * SLOW * MOST_NS / 1e9
         await ask(batcher, [1])
         scorer.slow_s = 0.0
         for number in range(EARNED_BATCHES + 1):
@@ -226,7 +228,7 @@ def test_doubts_do_not_make_a_slow_scorer_quick(threads):
     scorer.slow_s = 0.004
 
     async def main():
-        batcher = batcher_of(scorer, threads, CostCurve.unmeasured())
+        batcher = batcher_of(scorer, threads, CostCurve.unmeasured(), INLINE_NS)
         for number in range(EARNED_BATCHES + 6):
             await ask(batcher, [number])
         batcher._pace.doubt()
