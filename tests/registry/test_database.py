@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import gc
 import contextlib
+import gc
 import sqlite3
 from pathlib import Path
 
