@@ -169,6 +169,32 @@ def test_nobody_waits_for_a_receiver_that_hangs(store, receiver, make_router, mo
     assert len(names) == len(set(names)) == 8
 
 
+def test_what_was_offered_late_is_not_sent_again(store, receiver, make_router):
+    """An offer that was read before the last delivery was marked does not repeat it."""
+    open_alerts(store, "pipeline:a")
+    router = make_router()
+    read_early = store.find_all()
+    for _ in range(2):
+        router.offer(read_early)
+        until(lambda: router.status.waiting == 0)
+    assert (len(receiver.requests), router.status.sent) == (1, 1)
+
+
+def test_what_somebody_acknowledged_is_not_tried_again(store, receiver, make_router, monkeypatch):
+    """Between two tries somebody takes the alert on: the receiver hears no more of it."""
+    monkeypatch.setattr(routing, "MAX_TRIES", 100_000)
+    monkeypatch.setattr(routing, "MAX_WAIT_S", 0.01)
+    receiver.answers += [(500, {})] * 10_000
+    open_alerts(store, "pipeline:a")
+    router = make_router()
+    router.offer(store.find_all())
+    until(lambda: receiver.requests)
+    store.acknowledge(1, by="ana", now_us=START_US + 1)
+    until(lambda: router.status.waiting == 0)
+    assert (router.status.sent, router.status.given_up) == (0, 0)
+    assert unsent(store) == []
+
+
 def test_what_is_not_sent_is_sent_by_the_next_process(store, receiver, make_router):
     """A router that ends in the middle of its tries leaves the event in the store, for whoever comes after it."""
     receiver.answers += [(500, {})] * 1000

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from tiercel.errors import TiercelError
+from tiercel.errors import AlertNotFoundError, TiercelError
 from tiercel.priority import stand_back
 
 if TYPE_CHECKING:
@@ -197,6 +197,9 @@ class Router:
         body = self._body(delivery)
         failure = ""
         for n_tried in range(MAX_TRIES):
+            if not self._is_due(delivery):
+                self._let_go(delivery)
+                return
             failure = self._try(client, delivery, body)
             if not failure:
                 self.status.sent += 1
@@ -216,6 +219,21 @@ class Router:
         except TiercelError as error:  # it is sent again after a restart: twice is better than never
             log.warning("That alert %d was sent cannot be kept: %s", delivery.alert.id, error)
             return  # and stays taken, so that this process does not repeat itself
+        self._let_go(delivery)
+
+    def _is_due(self, delivery: _Delivery) -> bool:
+        """Whether the store still wants it sent.
+
+        What is offered was read before: by now it may have been sent, or somebody may have acknowledged the alert.
+        """
+        try:
+            return delivery.what in self._store.get(delivery.alert.id).unsent
+        except AlertNotFoundError:
+            return False
+        except TiercelError:  # a file that cannot be read is no reason to keep an alert from anybody
+            return True
+
+    def _let_go(self, delivery: _Delivery) -> None:
         with self._lock:
             self._taken.discard((delivery.alert.id, delivery.what))
             self.status.waiting = len(self._taken)
