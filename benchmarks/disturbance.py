@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 
 from benchmarks import workload
-from benchmarks.contenders.contender import FLOOR, TIERCEL, TIERCEL_2, TIERCEL_UNRECORDED, has_option
+from benchmarks.contenders import process
+from benchmarks.contenders.contender import FLOOR, TIERCEL, TIERCEL_2, TIERCEL_UNRECORDED, Contender, has_option
 from benchmarks.contenders.process import Server
 from benchmarks.loadgen.run import Run
 from benchmarks.measuring import CAPACITY_CONNECTIONS, OPEN_CONNECTIONS, Bench, Rounds
@@ -207,7 +208,11 @@ def _journal(bench: Bench, server: Server, stack: ExitStack) -> dict[str, Any]:
 
 
 def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
-    """Memory of idle connections, and p99 beside them, in turns with runs without."""
+    """Memory of idle connections, and p99 beside them, in turns with runs without.
+
+    Told beside it: what other processes of the machine ran meanwhile. A monitor that lists everybody's open descriptors has
+    thousands more to list, holds up a core for it, and is no server's doing: the floor is held up as much.
+    """
     wanted = IDLE_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted + 1000:
@@ -224,10 +229,19 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
             bench.say(f"without the floor: {bench.not_measured.pop(FLOOR.name)}")
         runs: dict[str, tuple[list[Run], list[Run]]] = {contender.name: ([], []) for _, contender in servers}
         kib = []
+        others: tuple[list[float], list[float]] = ([], [])
+
+        def load(each: Server, contender: Contender, seed: int, beside: bool) -> Run:
+            ours = {os.getpid(), *(pid for running, _ in servers for pid in process.tree(running.pid))}
+            before, began = process.cpu_of_others_s(ours), time.monotonic()
+            run = bench.load(each, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=seed)
+            others[beside].append((process.cpu_of_others_s(ours) - before) / (time.monotonic() - began))
+            return run
+
         for at in range(max(3, bench.plan.rounds)):
             for each, contender in servers:
                 quiet, beside = runs[contender.name]
-                quiet.append(bench.load(each, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 1))
+                quiet.append(load(each, contender, 2 * at + 1, beside=False))
                 before = each.rss_mb()["worker_anonymous"]
                 with ExitStack() as held:
                     for _ in range(wanted):
@@ -235,7 +249,7 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
                     time.sleep(0.5)
                     if contender is TIERCEL:
                         kib.append(1024 * (each.rss_mb()["worker_anonymous"] - before) / max(1, wanted))
-                    beside.append(bench.load(each, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=2 * at + 2))
+                    beside.append(load(each, contender, 2 * at + 2, beside=True))
                 time.sleep(0.5)
     (calm, crowded), *floor = [tuple(median_of(each) for each in pair) for pair in runs.values()]
     ratio = ratio_of(crowded["by_round"], calm["by_round"], "p99")
@@ -249,6 +263,8 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
             f"; in the median tenth of a second {crowded['typical']['p99']:,.0f} us, {calm['typical']['p99']:,.0f} us"
         )
         figures["typical_p99_idle"] = crowded["typical"]["p99"] / calm["typical"]["p99"]
+    alone, among = (1000 * statistics.median(each) for each in others)
+    told += f"; the machine's other processes ran {among:.1f} ms a second, without {alone:.1f} ms"
     return [
         {
             "what": f"{wanted:,} idle connections", "figure": "idle_kib", "value": kib[0],

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,17 @@ def tree(root: int) -> list[int]:
     for pid in found:
         found += children.get(pid, [])
     return found
+
+
+def cpu_of_others_s(ours: Collection[int]) -> float:
+    """Seconds that the machine's other processes ran, kernel threads among them: to the nanosecond, where Linux counts it."""
+    ran_ns = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in ours:
+            continue
+        with contextlib.suppress(OSError):  # one that has ended
+            ran_ns += sum(int(task.read_text().split()[0]) for task in entry.glob("task/*/schedstat"))
+    return ran_ns * 1e-9
 
 
 def cores_for(workers: int) -> tuple[frozenset[int], int]:

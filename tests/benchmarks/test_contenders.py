@@ -163,6 +163,22 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
     assert not [pid for pid in members if process._stat(pid).started]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_others_ran_is_counted():
+    """A busy process is another's, unless it is said to be ours."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: sum(range(1000))"])
+    try:
+        all_before, others_before = process.cpu_of_others_s([]), process.cpu_of_others_s([busy.pid])
+        until = time.monotonic() + 20
+        while process._stat(busy.pid).cpu_s < 1.0 and time.monotonic() < until:
+            time.sleep(0.01)
+        others = process.cpu_of_others_s([busy.pid]) - others_before
+        assert process.cpu_of_others_s([]) - all_before - others > 0.5
+    finally:
+        busy.kill()
+        busy.wait()
+
+
 def test_the_floor_answers_each_request_once_however_it_is_split(tmp_path):
     """Three pipelined requests, cut at any byte, get three replies; a body may hold what looks like the end of a head."""
     module = compiled.load(SERVERS / "floor.pyx")
