@@ -7,8 +7,8 @@ One worker on the first core, the generator on the last. A forest of 100 x 31 is
 row at a time. All read the same stored row of 23 features.
 
 1. Requests per second of each, 64 connections in closed loop.
-2. Realtime at a third of its capacity, quiet, and while 64 connections keep the near-realtime queue full, in turns. On two
-   cores that load's generator shares the last core with the one that measures: `~` says that it fell behind.
+2. Realtime at a third of its capacity, quiet, and while 64 other connections of the same generator keep the near-realtime
+   queue full, in turns. `~` says that the generator fell behind.
 
 What more load than that does to both is `bench_overload`'s question; what batching gives, and gives others,
 `bench_throughput`'s.
@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,25 +29,11 @@ from benchmarks.networks import NARROW, network
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from benchmarks.loadgen.run import Run
 
 MODELS = {tiers.TREE: "forest, realtime", "net": "network, near-realtime", "net_inline": "network, realtime"}
 #: Realtime's p99.9 beside a full near-realtime queue: at most so many times its quiet one, and below this.
 WANTED, WANTED_MS = 2.0, 10.0
-
-
-@contextmanager
-def beside(load: tiers.Load, name: str) -> Iterator[list[Run]]:
-    """Closed loop on another thread for as long as the block runs, which must be about `load.seconds`."""
-    found: list[Run] = []
-    thread = threading.Thread(target=lambda: found.append(load.run(name, seconds=load.seconds + 1.0)))
-    thread.start()
-    try:
-        yield found
-    finally:
-        thread.join()
 
 
 def tail(one: Run) -> str:
@@ -74,10 +58,12 @@ def measure(load: tiers.Load, rounds: int) -> None:
     quiet, loaded = [], []
     for _ in range(rounds):
         quiet.append(load.run(tiers.TREE, rate=rate))
-        with beside(load, "net") as found:
-            loaded.append(load.run(tiers.TREE, rate=rate))
+        loaded.append(load.run(tiers.TREE, rate=rate, beside=(load.requests["net"], 64)))
         print(f"  quiet                    {tail(quiet[-1])}   failed {quiet[-1].failed}")
-        print(f"  beside {found[0].per_second:8,.0f}/s of net {tail(loaded[-1])}   failed {loaded[-1].failed}")
+        print(
+            f"  beside {loaded[-1].beside_per_second:8,.0f}/s of net {tail(loaded[-1])}   "
+            f"failed {loaded[-1].failed + loaded[-1].beside_failed}"
+        )
     ratios = [
         b.latency.percentile_ns(99.9) / max(1, q.latency.percentile_ns(99.9))
         for q, b in zip(quiet, loaded, strict=True)

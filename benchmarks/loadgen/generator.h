@@ -5,6 +5,8 @@
  *            charged for everybody who would have asked meanwhile. Nothing is ever skipped, unless `abandon_ns` says that
  *            who had to wait longer for a connection does not ask any more. After `seconds` the rate may change to `step_rate`.
  * Closed loop (rate == 0): every free connection sends at once; latency counts from the send.
+ * Beside     an open loop a closed one may run over connections of its own: other requests, which are only counted. A second
+ *            generator for them would take turns with this one on their core, in slices of milliseconds.
  *
  * The thread polls without sleeping in open loop; it waits in epoll in closed loop. "Lag" is the time a request was due AND
  * had a free connection but was not sent yet: the generator's own delay, to be small beside what is measured.
@@ -82,6 +84,10 @@ typedef struct {
     int64_t keep_every;       /* keep the bodies of the first KEPT_FIRST good replies, then of every n-th */
     double step_rate, step_s; /* open loop: after `seconds`, that rate for so long; 0: no more */
     uint64_t abandon_ns;      /* open loop: give a request up, unsent, when no connection was free for longer; 0: never */
+    const uint8_t *beside;    /* requests of a closed loop beside an open one, cut by `beside_starts` */
+    const int64_t *beside_starts;
+    int64_t n_beside;
+    int beside_connections;
 } generator_config;
 
 #define KEPT_BYTES 1024
@@ -117,11 +123,13 @@ typedef struct {
     int64_t n_windows;
     logged_request *log; /* of what was due after the warm-up, in the order of its end; log_size 0: none */
     int64_t log_size, n_logged, n_unlogged;
+    uint64_t beside_ok, beside_failed; /* while it was measured */
 } generator_result;
 
 typedef struct {
     int fd;
     int busy;
+    int is_beside;
     int64_t request;
     uint64_t due_ns, sent_ns, free_ns;
     int32_t have, head, total; /* bytes read; length of the head once known; of head and body (-1: chunked) */
@@ -252,25 +260,41 @@ static int take_reply(connection *c) {
     return c->have < c->total ? 0 : c->have == c->total ? 1 : -1;
 }
 
+static void close_connection(connection *c) {
+    close(c->fd);
+    c->fd = -1;
+}
+
+static void send_beside(const generator_config *config, connection *c, int64_t *n_sent) {
+    int64_t request = (*n_sent)++ % config->n_beside;
+    const uint8_t *bytes = config->beside + config->beside_starts[request];
+    c->have = c->head = c->total = 0;
+    if (send_all(c->fd, bytes, config->beside_starts[request + 1] - config->beside_starts[request]) != 0)
+        shutdown(c->fd, SHUT_RDWR);
+}
+
 /* 0, or an errno: no memory, or the server could not be reached at all. */
 static int generate(const generator_config *config, generator_result *result) {
-    int failure = 0, k = config->connections, n_free = 0, free_at = 0;
-    int64_t n_sent = 0;
+    int failure = 0, k = config->connections, n_all = k + config->beside_connections, n_free = 0, free_at = 0;
+    int64_t n_sent = 0, n_beside_sent = 0;
+    /* Sending is looked at again after so many replies. */
+    int at_once = config->beside_connections ? 16 : 256;
     int epoll = epoll_create1(EPOLL_CLOEXEC);
-    connection *all = calloc((size_t)k, sizeof *all);
+    connection *all = calloc((size_t)n_all, sizeof *all);
     connection **ring = calloc((size_t)k, sizeof *ring); /* free connections, longest free first */
     struct epoll_event events[256];
     if (all == NULL || ring == NULL || epoll < 0) {
         failure = ENOMEM;
         goto done;
     }
-    for (int i = 0; i < k; i++) all[i].fd = -1;
-    for (int i = 0; i < k; i++) {
+    for (int i = 0; i < n_all; i++) all[i].fd = -1;
+    for (int i = 0; i < n_all; i++) {
         if (open_connection(config, epoll, &all[i]) != 0) {
             failure = errno ? errno : ECONNREFUSED;
             goto done;
         }
-        ring[n_free++] = &all[i];
+        all[i].is_beside = i >= k;
+        if (i < k) ring[n_free++] = &all[i];
     }
     int open_loop = config->rate > 0;
     uint64_t start = now_ns(), now = start;
@@ -282,6 +306,7 @@ static int generate(const generator_config *config, generator_result *result) {
     if (open_loop) advance(&next);
     uint64_t last_reply = measure_from;
     int busy = 0;
+    for (int i = k; i < n_all; i++) send_beside(config, &all[i], &n_beside_sent);
     for (;;) {
         now = now_ns();
         if (now > give_up) break;
@@ -336,18 +361,28 @@ static int generate(const generator_config *config, generator_result *result) {
             now = now_ns();
         }
         if (!more && busy == 0 && now >= end) break;
-        int n = epoll_wait(epoll, events, 256, open_loop ? 0 : 1);
+        int n = epoll_wait(epoll, events, at_once, open_loop ? 0 : 1);
         for (int i = 0; i < n; i++) {
             connection *c = events[i].data.ptr;
             ssize_t got = recv(c->fd, c->in + c->have, (size_t)(BUFFER_BYTES - c->have), 0);
             if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
             int taken = -1;
-            if (got > 0 && c->busy) {
+            if (got > 0 && (c->busy || c->is_beside)) {
                 c->have += (int32_t)got;
                 taken = take_reply(c);
             }
             if (taken == 0) continue;
             now = now_ns();
+            if (c->is_beside) {
+                int counts = now >= measure_from && now < end, is_good = taken == 1 && c->status == 200;
+                result->beside_ok += counts && is_good;
+                result->beside_failed += counts && !is_good;
+                if (taken != 1)
+                    close_connection(c);
+                else if (now < end)
+                    send_beside(config, c, &n_beside_sent);
+                continue;
+            }
             int was_busy = c->busy;
             if (taken == 1 && c->status == 200) {
                 result->all_ok++;
@@ -375,8 +410,7 @@ static int generate(const generator_config *config, generator_result *result) {
                 result->last_status = c->status;
             } else {
                 result->broken += was_busy;
-                close(c->fd);
-                c->fd = -1;
+                close_connection(c);
             }
             if (was_busy) {
                 log_request(result, measure_from, c->due_ns, c->sent_ns, now, c->request, c->server_us,
@@ -404,7 +438,7 @@ static int generate(const generator_config *config, generator_result *result) {
     result->measured_s = (double)((last_reply > end ? last_reply : end) - measure_from) * 1e-9;
 done:
     if (all != NULL)
-        for (int i = 0; i < k; i++)
+        for (int i = 0; i < n_all; i++)
             if (all[i].fd >= 0) close(all[i].fd);
     if (epoll >= 0) close(epoll);
     free(all);

@@ -39,6 +39,10 @@ cdef extern from "generator.h" nogil:
         int64_t keep_every
         double step_rate, step_s
         uint64_t abandon_ns
+        const uint8_t* beside
+        const int64_t* beside_starts
+        int64_t n_beside
+        int beside_connections
 
     ctypedef struct kept_reply:
         int64_t request
@@ -59,6 +63,7 @@ cdef extern from "generator.h" nogil:
         int64_t n_windows
         logged_request* log
         int64_t log_size, n_logged, n_unlogged
+        uint64_t beside_ok, beside_failed
 
     uint32_t histogram_index(uint64_t value)
     uint64_t histogram_highest(uint32_t index)
@@ -110,22 +115,33 @@ def arrivals(uint64_t seed, double rate, Py_ssize_t n):
     return out
 
 
+def _check(const uint8_t[::1] requests, const int64_t[::1] starts):
+    cdef Py_ssize_t n = 0 if starts is None else starts.shape[0] - 1
+    if requests is None or n < 1 or starts[0] != 0 or starts[n] != requests.shape[0] or (np.diff(np.asarray(starts)) <= 0).any():
+        raise ValueError("Expected `starts` to cut `requests` into one piece or more, none of them empty")
+
+
 def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1] starts not None, *, int connections,
         double rate, double seconds, double warmup_s, double grace_s, uint64_t seed, uint64_t late_ns,
         int64_t keep_every, int64_t keep_at_most, double window_s, double step_rate=0, double step_s=0,
-        uint64_t abandon_ns=0, int64_t log_at_most=0):
+        uint64_t abandon_ns=0, int64_t log_at_most=0, const uint8_t[::1] beside=None, const int64_t[::1] beside_starts=None,
+        int beside_connections=0):
     """One run; returns (counts of three histograms, maxima, sums, counters, kept replies, windows, log). The GIL is released.
 
     windows is uint32 (whole windows of `window_s` in `seconds`, SIZE): the counts of latency by when the reply came.
     log is LOGGED (n,): what became of each request that was due after the warm-up; empty with `log_at_most` 0.
+    `beside`, cut by `beside_starts`, is sent in closed loop meanwhile, over `beside_connections` more connections.
 
     Raises:
         ValueError: the arguments make no run.
         OSError: the server cannot be reached.
     """
     cdef Py_ssize_t n = starts.shape[0] - 1
-    if n < 1 or starts[0] != 0 or starts[n] != requests.shape[0] or (np.diff(np.asarray(starts)) <= 0).any():
-        raise ValueError("Expected `starts` to cut `requests` into one piece or more, none of them empty")
+    _check(requests, starts)
+    if beside_connections:
+        _check(beside, beside_starts)
+        if not (0 < beside_connections <= 60_000 - connections and rate > 0):
+            raise ValueError("Expected a closed loop beside an open one, over no more than 60000 connections in all")
     if not (1 <= connections <= 60_000 and 0 <= rate < 1e9 and 0 < seconds and 0 <= warmup_s and 0 <= grace_s
             and keep_every >= 1 and 0.001 <= window_s < 1e9):
         raise ValueError("Expected connections in 1..60000, rate >= 0, times >= 0, keep_every >= 1, window_s >= 0.001")
@@ -148,6 +164,9 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
     config.seconds, config.warmup_s, config.grace_s = seconds, warmup_s, grace_s
     config.seed, config.late_ns, config.keep_every = seed, late_ns, keep_every
     config.step_rate, config.step_s, config.abandon_ns = step_rate, step_s, abandon_ns
+    if beside_connections:
+        config.beside, config.beside_starts, config.n_beside = &beside[0], &beside_starts[0], beside_starts.shape[0] - 1
+        config.beside_connections = beside_connections
     log = np.empty(log_at_most, LOGGED)
     log.view(np.uint8).fill(0)  # its pages are there before the run
     cdef uint8_t[::1] log_bytes = log.view(np.uint8)
@@ -179,6 +198,7 @@ def run(host, int port, const uint8_t[::1] requests not None, const int64_t[::1]
         "sent": result.sent, "ok": result.ok, "refused": result.refused, "bad_status": result.bad_status,
         "broken": result.broken, "unfinished": result.unfinished, "abandoned": result.abandoned, "late": result.late,
         "measured_s": result.measured_s, "last_status": result.last_status, "unlogged": result.n_unlogged,
+        "beside_ok": result.beside_ok, "beside_failed": result.beside_failed,
     }
     return (
         histograms, (result.latency.max, result.service.max, result.lag.max),

@@ -97,6 +97,8 @@ class Run:
     refused: int = 0  # by a 503 or 504, where that `may_refuse`; in the warm-up too
     abandoned: int = 0  # not sent, because no connection was free for too long
     replies: Replies | None = None  # of each request, where it is `logged`
+    beside_per_second: float = 0.0  # good replies to the closed loop `beside` it
+    beside_failed: int = 0
 
     def typical_us(self) -> dict[str, float | None]:
         """p99 and p99.9 of the median window, in microseconds; None where most windows have too few replies."""
@@ -136,6 +138,7 @@ def run(
     logged: bool = False,
     abandon_s: float = 0.0,
     then: tuple[float, float] | None = None,
+    beside: tuple[Requests, int] | None = None,
 ) -> Run:
     """Send at `rate` per second (0: closed loop) to the loopback's `port`, for `warmup_s` and then `seconds` that count.
 
@@ -145,7 +148,8 @@ def run(
 
     With `may_refuse` a 503 or 504 is a refusal and no failure. With `logged` what became of each request of an open loop is
     kept. In open loop, who waited `abandon_s` for a free connection does not ask any more (0: everybody asks), and `then`,
-    (rate, seconds), goes on at another rate in the same run.
+    (rate, seconds), goes on at another rate in the same run. `beside`, (requests, connections), is a closed loop of others
+    from the same thread, over connections of its own.
 
     Raises:
         OSError: nobody listens there.
@@ -154,6 +158,7 @@ def run(
     expected = rate * seconds + step_rate * step_s
     # Of a Poisson process: ten standard deviations more never happen.
     log_at_most = int(expected + 10 * expected**0.5 + 100) if logged else 0
+    others, beside_connections = beside or (None, 0)
     before = os.sched_getaffinity(0) if core is not None and hasattr(os, "sched_getaffinity") else None
     if before is not None:
         os.sched_setaffinity(0, {core})
@@ -163,6 +168,8 @@ def run(
             connections=connections, rate=rate, seconds=seconds, warmup_s=warmup_s, grace_s=grace_s, seed=seed,
             late_ns=LATE_NS, keep_every=97, keep_at_most=n_checked, window_s=WINDOW_S,
             step_rate=step_rate, step_s=step_s, abandon_ns=int(1e9 * abandon_s), log_at_most=log_at_most,
+            beside=None if others is None else others.data, beside_starts=None if others is None else others.starts,
+            beside_connections=beside_connections,
         )  # fmt: skip
     finally:
         if before is not None:
@@ -186,6 +193,7 @@ def run(
         ", ".join(f"{name} {n}" for name, n in failed.items()),
         tuple(Histogram(each, maxima[0]) for each in windows),
         counters["refused"], counters["abandoned"], Replies(log) if logged else None,
+        counters["beside_ok"] / seconds, counters["beside_failed"],
     )  # fmt: skip
 
 

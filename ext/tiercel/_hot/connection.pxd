@@ -13,6 +13,10 @@ from tiercel._hot.fast_path cimport FastPath
 from tiercel._hot.poller cimport Poller, Readable
 from tiercel._hot.typedefs cimport uint8_t
 
+# Who asks both tiers is read with those that cannot wait.
+cdef enum:
+    PATIENT = 32
+
 cdef enum Phase:
     PHASE_IDLE          # between requests
     PHASE_HEAD          # part of a head is here
@@ -32,6 +36,8 @@ cdef class Connection(Readable):
     cdef bint _write_paused, _read_paused, _draining
     cdef int _fd                           # of the open connection, -1: read and write through the transport only
     cdef bint _is_queued                   # the transport may still hold bytes that must go first
+    cdef int _n_patient                    # requests in a row, up to PATIENT, that could wait to be read
+    cdef bint _is_later                    # the poller reads it after those that cannot
 
     # What came, in order. `data` is only lent.
     cdef int _read(self, const uint8_t* data, Py_ssize_t size) except -1

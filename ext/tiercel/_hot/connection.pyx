@@ -30,7 +30,7 @@ cdef class Connection(Readable):
         self._transport, self._poller = transport, None
         self._write_paused, self._read_paused = write_paused, False
         # What the general protocol wrote may still be on its way.
-        self._fd, self._is_queued = _plain_socket(transport), True
+        self._fd, self._is_queued, self._n_patient = _plain_socket(transport), True, 0
         return self._set_phase(PHASE_IDLE, True)
 
     cdef int _close(self) except -1:
@@ -83,8 +83,9 @@ cdef class Connection(Readable):
 
     cdef int _poll(self) except -1:
         """Read by the poller; where that takes no more, by the transport."""
+        self._is_later = self._n_patient >= PATIENT
         try:
-            self._poller.add(self._fd, self)
+            self._poller.add(self._fd, self, self._is_later)
         except OSError:
             self._poller = None
             self._transport.resume_reading()
@@ -124,7 +125,11 @@ cdef class Connection(Readable):
             return self._stop_polling()
         n = receive_now(self._fd, buffer, size)
         if n > 0:
-            return self._read(buffer, n)
+            self._read(buffer, n)
+            if self._is_later != (self._n_patient >= PATIENT) and self._poller is not None and not self._read_paused:
+                self._poller.remove(self._fd, self)
+                self._poll()
+            return 0
         if n != -1:
             self._return_reading()
         return 0

@@ -140,6 +140,9 @@ class FastPath:
     @property
     def poller(self) -> Poller | None:
         """What reads the connections; None: there were none yet, or their transports do."""
+    def read_between(self) -> None:
+        """In the middle of something longer, and with nothing in the output buffer: answer who cannot wait."""
+
     def watch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
         """Call `call` on `loop` whenever `fd` can be read, in its turn among the connections where there is a poller."""
     def unwatch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:

@@ -104,11 +104,11 @@ cdef class FastPath:
         return self._poller
 
     def watch(self, loop, int fd, call):
-        """Call `call` whenever `fd` can be read, in its turn among the connections."""
+        """Call `call` whenever `fd` can be read, in its turn among the connections that are read last."""
         poller = self._poller_of(loop)
         try:
             if poller is not None:
-                poller.add(fd, call)
+                poller.add(fd, call, True)
                 return
         except OSError:     # it takes no more
             pass
@@ -118,6 +118,11 @@ cdef class FastPath:
         """End it, before `fd` is closed."""
         if self._poller is None or not self._poller.remove(fd, call):
             loop.remove_reader(fd)
+
+    def read_between(self):
+        """In the middle of something longer, and with nothing in the output buffer: answer who cannot wait."""
+        if self._poller is not None:
+            self._poller.read_between()
 
     def close(self):
         """The event loop is about to end: transports read what still comes."""
@@ -146,6 +151,7 @@ cdef class FastPath:
     cdef Lines _lines_of(self, ServingPlan plan):
         if self._lines_plan is not plan:
             self._lines, self._lines_plan = self.queue.lines(plan), plan
+            self._lines.between = self.read_between
         return self._lines
 
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept:

@@ -14,6 +14,7 @@ from tiercel._hot.typedefs cimport int64_t
 
 cdef enum:
     MAX_BATCH = 512         # serving/cost.py has the same
+    TOLD_AT_ONCE = 16       # seats, until `between` is called
 
 
 # A question of the compiled path in a queue. To the queue it is what FutureWaiter is (serving/waiters.py).
@@ -53,6 +54,7 @@ cdef class Lines:
     cdef public bint is_woken               # a batch is about to be started
     cdef public object wake                 # called when somebody was let in and none is
     cdef public object cancelled            # for `Seat.tell_cancelled`
+    cdef public object between              # called after each few answers of a batch, so that others are read; or None
     cdef WorkerCounters _counters           # where the rows that wait are a gauge, or None
     cdef Py_ssize_t _told
     cdef object _table                      # what `_p99_us` was copied from

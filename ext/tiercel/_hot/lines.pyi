@@ -61,6 +61,7 @@ class Lines:
     is_woken: bool
     wake: Callable[[], None]
     cancelled: Callable[[Any], None]
+    between: Callable[[], None] | None
     def __init__(
         self,
         small: list[Any],

@@ -221,6 +221,7 @@ cdef class Lines:
         cdef int64_t scored_ns = monotonic_ns()
         cdef Seat seat
         cdef list others = []
+        cdef int n_told = 0
         for item, start, stop in parts:
             if type(item) is Seat and stop - start == (<Seat>item).n_rows:
                 seat = item
@@ -233,6 +234,9 @@ cdef class Lines:
                     seat.prepared.is_scored = True
                     seat.prepared._watch.at[<int>STAGE_SCORE + 1] = scored_ns
                     seat._end(None, None)
+                    n_told += 1
+                    if n_told % TOLD_AT_ONCE == 0 and self.between is not None:
+                        self.between()
             else:
                 others.append((item, start, stop, at))
             at += stop - start

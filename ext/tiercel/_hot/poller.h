@@ -39,16 +39,16 @@ static inline void tc_poll_remove(int set, int fd) {
 #endif
 }
 
-/* Up to TC_MAX_EVENTS descriptors that can be read, in the order in which they became so; how many. Does not wait. */
-static inline int tc_poll_ready(int set, int *ready) {
+/* Up to `at_most` <= TC_MAX_EVENTS descriptors that can be read, in the order in which they became so; how many. Does not wait. */
+static inline int tc_poll_ready(int set, int *ready, int at_most) {
 #ifdef __linux__
     struct epoll_event events[TC_MAX_EVENTS];
-    int n = epoll_wait(set, events, TC_MAX_EVENTS, 0);
+    int n = epoll_wait(set, events, at_most, 0);
     for (int i = 0; i < n; i++)
         ready[i] = events[i].data.fd;
     return n;
 #else
-    (void)set, (void)ready;
+    (void)set, (void)ready, (void)at_most;
     return 0;
 #endif
 }

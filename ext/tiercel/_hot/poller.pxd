@@ -4,15 +4,20 @@
 # a prediction takes (bench_http, 9.5 us of CPU without and 10.3 with). Here the loop watches one descriptor for all: an epoll
 # set of our own. Its turn reads every socket that is ready, each once, in the order in which they became so, into one buffer.
 #
-# Owns   : the epoll set and the buffer; a reference to each member.
+# Those who can wait stand in a second set, which stands in the first: they are read last, and after each few of them whoever
+# of the others has become ready meanwhile. A connection that asks near-realtime models alone is one of them, so that a full
+# near-realtime tier holds a realtime request up for a few reads and not for a whole turn (bench_tiers).
+#
+# Owns   : the epoll sets and the buffer; a reference to each member.
 # Lends  : the buffer, to receive() for the call.
 # GIL    : held.
 # Threads: the event loop's only.
 from tiercel._hot.typedefs cimport uint8_t
 
-# What one read brings at most.
 cdef enum:
-    READ_BYTES = 262144
+    READ_BYTES = 262144         # what one read brings at most
+    LATER_AT_ONCE = 16          # of those who can wait, until the others are looked at again
+    FIRST_BETWEEN = 64          # of the others, so that those who can wait have their share
 
 
 # What can be told that its socket is to be read.
@@ -24,17 +29,31 @@ cdef class Readable:
     cdef int let_go(self) except -1
 
 
+# Sockets that are watched, and whose they are.
+cdef class ReadySet:
+    cdef int epoll              # -1: closed
+    cdef list members           # by descriptor: a Readable, a callable, or None
+
+    cdef int add(self, int fd, member) except -1
+    cdef bint remove(self, int fd, member) except -1
+    cdef void close(self) noexcept
+
+
 cdef class Poller:
     cdef readonly object loop
-    cdef list _members          # by descriptor: a Readable, a callable, or None
+    cdef ReadySet _first, _later        # `_later` is a member of `_first`
     cdef uint8_t* _buffer
-    cdef int _epoll             # -1: closed
+    cdef bint _is_reading
 
-    # Tell `member` - call it, if it is none of ours - whenever `fd` can be read, until it is removed. A descriptor that was
-    # closed meanwhile, and is another socket's now, is that one's. Raises OSError.
-    cdef int add(self, int fd, member) except -1
+    # Tell `member` - call it, if it is none of ours - whenever `fd` can be read, until it is removed; after the others, where
+    # it can wait. A descriptor that was closed meanwhile, and is another socket's now, is that one's. Raises OSError.
+    cdef int add(self, int fd, member, bint later) except -1
     # Whether `fd` was this member's.
     cdef bint remove(self, int fd, member) except -1
+    # In the middle of something longer: read who cannot wait. Nothing, in the middle of reading.
+    cdef int read_between(self) except -1
+    cdef bint _read_first(self, int at_most) except -1
+    cdef int _read_one(self, ReadySet among, int fd) except -1
 
 
 # The poller of a loop; None where the system has none to give: its transports read.

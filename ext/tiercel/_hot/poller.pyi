@@ -10,6 +10,10 @@ class Poller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
     def __len__(self) -> int:
         """How many connections it reads."""
+    @property
+    def n_later(self) -> int:
+        """How many of them are read after the others."""
+
     def open(self) -> None: ...
     def close(self) -> None:
         """Read nothing more; connections are read by their transports again."""

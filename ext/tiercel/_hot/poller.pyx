@@ -16,7 +16,7 @@ cdef extern from "poller.h" nogil:
     int tc_poll_open() noexcept
     int tc_poll_add(int set, int fd) noexcept
     void tc_poll_remove(int set, int fd) noexcept
-    int tc_poll_ready(int set, int* ready) noexcept
+    int tc_poll_ready(int set, int* ready, int at_most) noexcept
 
 log = logging.getLogger("tiercel.http")
 
@@ -32,74 +32,133 @@ cdef class Readable:
         raise NotImplementedError
 
 
-cdef class Poller:
-    def __cinit__(self, loop):
-        self._epoll = -1
-        self.loop, self._members = loop, []
-        self._buffer = <uint8_t*>malloc(READ_BYTES)
-        if self._buffer is NULL:
-            raise MemoryError("No memory to read into")
-        self._epoll = tc_poll_open()
-        if self._epoll < 0:
+cdef class ReadySet:
+    def __cinit__(self):
+        self.epoll = -1
+        self.members = []
+        self.epoll = tc_poll_open()
+        if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
-        free(self._buffer)
-        if self._epoll >= 0:
-            close(self._epoll)
+        self.close()
 
-    def __len__(self):
-        return sum(isinstance(member, Readable) for member in self._members)
-
-    def open(self):
-        """Have the loop watch it, in a context of its own: that of whoever comes first is not the others'."""
-        Context().run(self.loop.add_reader, self._epoll, self._on_ready)
-
-    def close(self):
-        """Read nothing more; whoever was read here is let go."""
-        members, self._members = self._members, []
-        if self._epoll < 0:
-            return
-        if not self.loop.is_closed():
-            self.loop.remove_reader(self._epoll)
-            for member in members:
-                if isinstance(member, Readable):
-                    (<Readable>member).let_go()
-        close(self._epoll)
-        self._epoll = -1
+    cdef void close(self) noexcept:
+        if self.epoll >= 0:
+            close(self.epoll)
+        self.epoll = -1
 
     cdef int add(self, int fd, member) except -1:
-        while len(self._members) <= fd:
-            self._members.append(None)
-        if tc_poll_add(self._epoll, fd) != 0:
+        while len(self.members) <= fd:
+            self.members.append(None)
+        if tc_poll_add(self.epoll, fd) != 0:
             raise OSError(errno, os.strerror(errno))
-        self._members[fd] = member
+        self.members[fd] = member
         return 0
 
     cdef bint remove(self, int fd, member) except -1:
-        if not (0 <= fd < len(self._members) and self._members[fd] == member):
+        if not (0 <= fd < len(self.members) and self.members[fd] == member):
             return False
-        self._members[fd] = None
-        tc_poll_remove(self._epoll, fd)
+        self.members[fd] = None
+        tc_poll_remove(self.epoll, fd)
         return True
+
+
+cdef class Poller:
+    def __cinit__(self, loop):
+        self.loop, self._first, self._later = loop, ReadySet(), ReadySet()
+        self._buffer = <uint8_t*>malloc(READ_BYTES)
+        if self._buffer is NULL:
+            raise MemoryError("No memory to read into")
+
+    def __dealloc__(self):
+        free(self._buffer)
+
+    def __len__(self):
+        return sum(isinstance(member, Readable) for member in self._first.members + self._later.members)
+
+    @property
+    def n_later(self):
+        """How many of them are read after the others."""
+        return sum(isinstance(member, Readable) for member in self._later.members)
+
+    def open(self):
+        """Have the loop watch it, in a context of its own: that of whoever comes first is not the others'."""
+        self._first.add(self._later.epoll, self._later)
+        Context().run(self.loop.add_reader, self._first.epoll, self._on_ready)
+
+    def close(self):
+        """Read nothing more; whoever was read here is let go."""
+        members = self._first.members + self._later.members
+        self._first.members, self._later.members = [], []
+        if self._first.epoll < 0:
+            return
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self._first.epoll)
+            for member in members:
+                if isinstance(member, Readable):
+                    (<Readable>member).let_go()
+        self._first.close()
+        self._later.close()
+
+    cdef int add(self, int fd, member, bint later) except -1:
+        return (self._later if later else self._first).add(fd, member)
+
+    cdef bint remove(self, int fd, member) except -1:
+        return self._first.remove(fd, member) or self._later.remove(fd, member)
 
     def _on_ready(self):
         cdef int ready[TC_MAX_EVENTS]
-        cdef int i, n = tc_poll_ready(self._epoll, ready)
+        cdef int i, n
+        self._is_reading = True
+        try:
+            if not self._read_first(TC_MAX_EVENTS):
+                return
+            n = tc_poll_ready(self._later.epoll, ready, TC_MAX_EVENTS)
+            for i in range(n):
+                if i > 0 and i % LATER_AT_ONCE == 0:
+                    self._read_first(FIRST_BETWEEN)
+                self._read_one(self._later, ready[i])
+        finally:
+            self._is_reading = False
+
+    cdef int read_between(self) except -1:
+        if self._is_reading:    # what was read is still in the buffer
+            return 0
+        self._is_reading = True
+        try:
+            self._read_first(FIRST_BETWEEN)
+        finally:
+            self._is_reading = False
+        return 0
+
+    cdef bint _read_first(self, int at_most) except -1:
+        """Read so many of those that are not read later; whether any of the others is ready."""
+        cdef int ready[TC_MAX_EVENTS]
+        cdef int i, n = tc_poll_ready(self._first.epoll, ready, at_most), later = self._later.epoll
+        cdef bint are_others_ready = False
         for i in range(n):
-            # One that was read before may have closed this one's connection, or the whole poller.
-            member = self._members[ready[i]] if ready[i] < len(self._members) else None
-            try:
-                if isinstance(member, Readable):
-                    (<Readable>member).receive(self._buffer, READ_BYTES)
-                elif member is not None:
-                    member()
-            except Exception as error:      # the others are read all the same
-                if isinstance(member, Readable):
-                    (<Readable>member).failed(error)
-                else:
-                    self.remove(ready[i], member)
-                    self.loop.call_exception_handler({"message": "What a poller calls failed", "exception": error})
+            if ready[i] == later:
+                are_others_ready = True
+            else:
+                self._read_one(self._first, ready[i])
+        return are_others_ready
+
+    cdef int _read_one(self, ReadySet among, int fd) except -1:
+        # One that was read before may have closed this one's connection, or the whole poller.
+        member = among.members[fd] if fd < len(among.members) else None
+        try:
+            if isinstance(member, Readable):
+                (<Readable>member).receive(self._buffer, READ_BYTES)
+            elif member is not None:
+                member()
+        except Exception as error:      # the others are read all the same
+            if isinstance(member, Readable):
+                (<Readable>member).failed(error)
+            else:
+                self.remove(fd, member)
+                self.loop.call_exception_handler({"message": "What a poller calls failed", "exception": error})
+        return 0
 
 
 cdef Poller open_poller(loop):

@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 from tiercel._hot.aside cimport QUIET_NS
 from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_us
 from tiercel._hot.connection cimport (
-    PHASE_AWAY, PHASE_BODY, PHASE_HEAD, PHASE_IDLE, PHASE_PAUSED, PHASE_WAITING, Connection, Phase,
+    PATIENT, PHASE_AWAY, PHASE_BODY, PHASE_HEAD, PHASE_IDLE, PHASE_PAUSED, PHASE_WAITING, Connection, Phase,
 )
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal, Refusals
@@ -241,6 +241,7 @@ cdef class HotProtocol(Connection):
                 outcome = OUTCOME_HAND_ON
                 break
             path.aside.n_read += 1
+            self._n_patient = min(self._n_patient + 1, <int>PATIENT) if plan.is_queued else 0
             arrival.shed_ns = 0
             if self.begun_ns == came_ns:        # read just now; the marks know of the others
                 if unread < 0:
