@@ -14,6 +14,7 @@ from tiercel._hot.typedefs cimport int64_t
 
 cdef enum:
     MAX_BATCH = 512         # serving/cost.py has the same
+    CHEAP_ROW_NS = 5000     # with what a seat costs, about what a refusal does
     TOLD_AT_ONCE = 16       # seats, until `between` is called
 
 
@@ -66,5 +67,7 @@ cdef class Lines:
     # Let in who is in time with everybody who waits, in whatever order; False: nothing is decided.
     cdef bint take_in(self, Seat seat, int64_t now_ns) except -1
     cpdef int tell(self) except -1
+    # Whether a row more takes hardly longer than refusing it would.
+    cdef bint is_cheap(self) noexcept
     cdef int64_t _batch_ns(self, Py_ssize_t n_rows) noexcept
     cdef Py_ssize_t _rows_within(self, int64_t ns) noexcept

@@ -44,6 +44,7 @@ cdef struct Arrival:
     int64_t default_us     # given to a request that names none, -1: none; OWN_DEFAULT: what the plan gives its own
     uint32_t flags         # PredictionFlag
     int64_t shed_ns        # counted as over of its time, where it has a deadline: of one that has to make room
+    bint is_cheap          # in a queue: one row costs its batch so little that refusing it would make room for nobody
 
 
 # The rows of one body, put together by one plan. `scratch` may point into itself, so this never moves.

@@ -173,6 +173,7 @@ cdef class ServingPlan:
         memset(&out, 0, sizeof(Output))
         request.header_length = header_length
         arrival.wall_us, arrival.read_ns, arrival.flags, arrival.shed_ns = now_us, monotonic_ns(), 0, 0
+        arrival.is_cheap = False
         arrival.begun_ns, arrival.budget_us, arrival.budget_source = arrival.read_ns, budget_us, BUDGET_NONE
         arrival.default_us = OWN_DEFAULT
         with nogil:
@@ -313,8 +314,8 @@ cdef class ServingPlan:
                 out.due_ns = arrival.begun_ns + default_ns
             out.is_late = is_read and (
                 watch.at[1] + self._needs.read_ns + out.score_ns
-                + (0 if self.is_inline and out.n_rows == 1 and out.explain == EXPLAIN_NOT and is_quick(&self._needs)
-                   else arrival.shed_ns) > out.due_ns
+                + (0 if out.n_rows == 1 and out.explain == EXPLAIN_NOT
+                   and (is_quick(&self._needs) if self.is_inline else arrival.is_cheap) else arrival.shed_ns) > out.due_ns
             )
             if is_read and not out.is_late and out.score_ns <= max_score_ns:
                 memset(&out.keys, 0, sizeof(Output))

@@ -4,7 +4,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyBy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
-from tiercel._hot.aside cimport QUIET_NS
+from tiercel._hot.aside cimport QUIET_NS, RECENT_NS
 from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_us
 from tiercel._hot.connection cimport (
     PATIENT, PHASE_AWAY, PHASE_BODY, PHASE_HEAD, PHASE_IDLE, PHASE_PAUSED, PHASE_WAITING, Connection, Phase,
@@ -242,13 +242,17 @@ cdef class HotProtocol(Connection):
                 break
             path.aside.n_read += 1
             self._n_patient = min(self._n_patient + 1, <int>PATIENT) if plan.is_queued else 0
-            arrival.shed_ns = 0
+            arrival.shed_ns, arrival.is_cheap = 0, False
             if self.begun_ns == came_ns:        # read just now; the marks know of the others
                 if unread < 0:
                     unread = wait_ns if plan.is_queued else 0
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
+                if unread > QUIET_NS and path.queue is not None and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
                     arrival.shed_ns = ALL_NS
+                    arrival.is_cheap = (
+                        plan.is_queued and arrival.read_ns - path.aside.inline_ns <= <int64_t>RECENT_NS
+                        and path._lines_of(plan).is_cheap()
+                    )
             close = self._draining and offset + total == size
             if plan.is_queued:
                 outcome = self._park(plan, data + offset, &head, &arrival, close, &offset)
