@@ -36,7 +36,7 @@ def toy_server(answer):
     seen, open_sockets, lock = [], [listener], threading.Lock()
 
     def serve(connection):
-        with connection, connection.makefile("rb") as stream:
+        with suppress(OSError), connection, connection.makefile("rb") as stream:  # whoever asks may leave
             while True:
                 length = 0
                 line = stream.readline()
@@ -298,6 +298,42 @@ def test_chunked_and_split_replies_are_read_whole():
     assert found.failed == 0
 
 
+def test_a_closed_loop_beside_an_open_one():
+    """Its requests go out over its own connections, are counted by themselves, and change nothing about the other's."""
+    others = Requests.make(
+        path="/other", content_type="application/json", body=lambda user: b'{"user": %d}' % user, n_rows=20, seed=5
+    )
+
+    def answer(body, number):
+        return reply(1.0) if number % 10 else reply(1.0, 500)
+
+    with toy_server(answer) as (port, seen):
+        found = run(
+            port, make_requests(), rate=200, seconds=0.5, connections=3, warmup_s=0.1, beside=(others, 2), logged=True
+        )
+    lines = [line for line, _ in seen]
+    mine, theirs = lines.count(b"POST /predict HTTP/1.1\r\n"), lines.count(b"POST /other HTTP/1.1\r\n")
+    assert mine + theirs == len(lines)
+    assert 80 <= mine <= 160
+    assert found.sent == len(found.replies) <= mine
+    assert found.ok + found.replies.count(500) == found.sent
+    n_beside = found.beside_per_second * 0.5 + found.beside_failed
+    assert 0 < found.beside_failed < 0.5 * n_beside
+    assert 0.5 * theirs < n_beside <= theirs
+    asked = [json.loads(body)["user"] for line, body in seen if line.startswith(b"POST /other")]
+    assert np.ptp(np.bincount(asked, minlength=20)) <= 1
+
+
+def test_a_closed_loop_beside_that_loses_its_connections():
+    """It is counted as failed and goes on with those that are left; the run ends all the same."""
+    others = Requests.make(path="/other", content_type="x/y", body=lambda user: b"{}", n_rows=20, seed=5)
+    with toy_server(lambda body, number: b"" if body == b"{}" else reply(1.0)) as (port, _):
+        found = run(port, make_requests(), rate=200, seconds=0.2, connections=3, warmup_s=0, beside=(others, 2))
+    assert found.beside_failed == 2
+    assert found.beside_per_second == 0
+    assert found.ok == found.sent > 0
+
+
 def test_what_makes_no_run_is_refused():
     """Nobody listening, no connections, no requests: said before anything is measured."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -310,5 +346,7 @@ def test_what_makes_no_run_is_refused():
         run(port, Requests(np.zeros(1, np.uint8), np.zeros(1, np.int64), np.zeros(0)), rate=0, seconds=1, connections=1)
     with pytest.raises(ValueError, match="Expected a step of an open loop"):
         run(port, make_requests(), rate=0, seconds=0.1, connections=1, then=(10, 1))
+    with pytest.raises(ValueError, match="Expected a closed loop beside"):
+        run(port, make_requests(), rate=0, seconds=0.1, connections=1, beside=(make_requests(), 1))
     with pytest.raises(ValueError, match="Expected a rate above 0"):
         compiled.load(SOURCE).arrivals(1, 0.0, 3)
