@@ -171,6 +171,26 @@ def test_others_are_read_while_a_batch_is_told(server, world):
         assert n_told[1] - n_told[0] == AT_ONCE
 
 
+@pytest.mark.parametrize("is_patient", [False, True])
+def test_who_leaves_while_it_waits_is_let_go(server, world, is_patient):
+    """A polled connection that ends while its question is in a queue withdraws it; nobody else's is."""
+    with peer(server) as gone, peer(server) as one:
+        assert gone.ask(ask_of("net")) == gone.ask(ask_of("net")) == one.ask(ask_of("net")) == 200
+        if is_patient:
+            make_patient(server, [gone])
+        lines, scorer = server.native._door.lines(world.models["net"][0][1]), world.scorers["net", 1]
+        with held(scorer):
+            one.send(ask_of("net", 5000))
+            assert scorer.entered.wait(10)
+            gone.send(ask_of("net", 5000))
+            assert eventually(lambda: lines.n_rows == 1)
+            gone.connection.close()
+            assert eventually(lambda: lines.n_rows == 0)
+            assert eventually(lambda: server.n_connections == 1)
+        assert one.reply()[0] == 200
+        assert len(poller_of(server)) <= 1
+
+
 def test_lines_pause_after_each_few_answers():
     """Between the answers of a batch, not after each and not at its end alone; with nobody to call they do not."""
     plan = plan_of()
