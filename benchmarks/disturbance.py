@@ -233,9 +233,9 @@ def _idle(bench: Bench, server: Server, rate: float) -> list[dict[str, Any]]:
 
         def load(each: Server, contender: Contender, seed: int, beside: bool) -> Run:
             ours = {os.getpid(), *(pid for running, _ in servers for pid in process.tree(running.pid))}
-            before, began = process.cpu_of_others_s(ours), time.monotonic()
+            watched, began = process.Others(ours), time.monotonic()
             run = bench.load(each, contender, rate=rate, connections=OPEN_CONNECTIONS, seed=seed)
-            others[beside].append((process.cpu_of_others_s(ours) - before) / (time.monotonic() - began))
+            others[beside].append(watched.ran_s() / (time.monotonic() - began))
             return run
 
         for at in range(max(3, bench.plan.rounds)):

@@ -110,15 +110,29 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def cpu_of_others_s(ours: Collection[int]) -> float:
-    """Seconds that the machine's other processes ran, kernel threads among them: to the nanosecond, where Linux counts it."""
-    ran_ns = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) in ours:
-            continue
-        with contextlib.suppress(OSError):  # one that has ended
-            ran_ns += sum(int(task.read_text().split()[0]) for task in entry.glob("task/*/schedstat"))
-    return ran_ns * 1e-9
+class Others:
+    """What the machine's other processes run, kernel threads among them: to the nanosecond, where Linux counts it.
+
+    Args:
+        ours: the processes that do not count.
+    """
+
+    def __init__(self, ours: Collection[int]) -> None:
+        self._ours, self._before = frozenset(ours), {}
+        self.ran_s()
+
+    def ran_s(self) -> float:
+        """Seconds since this was asked last; without those of threads that have ended since."""
+        before, self._before = self._before, dict(self._tasks())
+        return sum(max(0, ran_ns - before.get(task, 0)) for task, ran_ns in self._before.items()) * 1e-9
+
+    def _tasks(self) -> Iterator[tuple[str, int]]:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) not in self._ours:
+                with contextlib.suppress(OSError):  # a process that has ended
+                    for task in entry.glob("task/*/schedstat"):
+                        with contextlib.suppress(OSError):
+                            yield str(task), int(task.read_text().split()[0])
 
 
 def cores_for(workers: int) -> tuple[frozenset[int], int]:

@@ -141,6 +141,20 @@ def test_queued_requests_make_room_for_inline_ones():
     assert not any(aside.sheds(QUEUED, 5 * MS, later) for _ in range(100))
 
 
+def test_who_is_read_last_makes_no_room_for_who_is_read_first():
+    """A near-realtime request on a connection that is read after the others is refused for its own deadline alone."""
+    aside = Aside()
+    aside.note(QUEUED, 100 * MS, NOW)
+    aside.note(INLINE, 10 * MS, NOW)
+    assert not any(aside.sheds(QUEUED, 25 * MS, NOW, True) for _ in range(100))
+    assert [aside.sheds(QUEUED, 50 * MS, NOW, True) for _ in range(100)] == [False, True] * 50
+    while not aside.is_too_much(NOW, 0):
+        pass
+    aside.inline_ns = NOW
+    assert not aside.is_too_much(NOW, 0)
+    assert aside.is_too_much(NOW, 0, True)  # nobody's inline request comes on that
+
+
 def test_nobody_stands_aside_where_others_are_answered_inline():
     """Beside inline requests no connection waits for its turn: its next request may be one of those."""
     aside = Aside()

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tests.http.test_overload import CURVE, MS, SETTINGS, ask_of, peers, stalled
+from tests.http.test_overload import CURVE, MS, ask_of, peers, stalled
 from tests.http.test_poller import eventually, poller_of
 from tests.http.test_protocol import Running, peer, request
 from tests.support import stores
@@ -16,9 +16,14 @@ from tests.support.tiers import BODY, World, held
 from tiercel._hot.lines import Lines
 
 from tiercel.features.online import OnlineBase
+from tiercel.settings import ModelSettings, ServerSettings
+
+SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=500, idle_timeout_s=60)
 
 #: Requests in a row after which a connection can wait, and what is read of such ones between two looks at the others.
 PATIENT, AT_ONCE = 32, 16
+#: Of those, until the event loop goes on.
+LATER_A_TURN = 256
 #: A row more costs a batch of these next to nothing.
 CHEAP = ((1, 30, 50), (8, 40, 60), (64, 60, 100))
 
@@ -32,9 +37,10 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def world(tmp_path, base):
-    """Queued models, `net` and, of the least cost a row, `cheap`; and one in realtime, `late`."""
-    world = World(tmp_path, base)
+    """Queued models, `net`, of the least cost a row `cheap`, and `laddered`; and in realtime its stand-in, `late`."""
+    world = World(tmp_path, base, [ModelSettings("laddered", fallback="late")])
     world.add("late")
+    world.add("laddered", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
     world.add("net", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
     world.add("cheap", tier="near-realtime", needs_us=(5, 30, 1), curve=CHEAP)
     yield world
@@ -43,8 +49,10 @@ def world(tmp_path, base):
 
 @pytest.fixture
 def server(world):
-    with Running(world, SETTINGS, world.ids, world.counters) as running:
+    with Running(world, SETTINGS, world.ids, world.counters, world.declared) as running:
         yield running
+        for scorer in world.scorers.values():
+            scorer.gate.set()
 
 
 def make_patient(server, connections):
@@ -189,6 +197,111 @@ def test_who_leaves_while_it_waits_is_let_go(server, world, is_patient):
             assert eventually(lambda: server.n_connections == 1)
         assert one.reply()[0] == 200
         assert len(poller_of(server)) <= 1
+
+
+@pytest.mark.parametrize("model", ["net", "laddered"])
+def test_every_queue_pauses(server, world, model):
+    """Also that of a model that somebody can stand in for."""
+    with peer(server) as one:
+        assert one.ask(ask_of(model)) == 200
+    assert server.native._door.lines(world.models[model][0][1]).between is not None
+
+
+def test_nobody_is_read_in_the_middle_of_its_own_bytes(server, world):
+    """Queues are looked after while what a connection sent early is answered: what it sends then is not read into that.
+
+    `one` waits for its question (A) with another (B) behind it. When A is answered, B is taken from the buffer, and before
+    that the batch of the others is found to be done and told. In its pause C comes.
+    """
+    net, cheap, late = (world.scorers[name, 1] for name in ("net", "cheap", "late"))
+    with peers(server, 2 * AT_ONCE + 8) as many, peer(server) as one:
+        for each in many:
+            assert each.ask(ask_of("net", 5000)) == 200
+        for _ in range(3):
+            assert one.ask(ask_of("cheap", 5000)) == 200
+        lines = server.native._door.lines(world.models["net"][0][1])
+        read_between, n_late = lines.between, []
+
+        def between():
+            if not n_late:
+                one.send(ask_of("late"))  # C
+                time.sleep(0.02)
+            read_between()
+            n_late.append(len(late.calls))
+
+        n_before = len(late.calls)
+        loop = next(iter(server.server.server_state.connections)).loop
+        for scorer in (net, cheap):
+            scorer.entered.clear()
+            scorer.gate.clear()
+        one.send(ask_of("cheap", 5000))  # A
+        assert cheap.entered.wait(10)
+        loop.call_soon_threadsafe(time.sleep, 0.1)  # so that all of the others are in one batch
+        time.sleep(0.02)
+        for each in many:
+            each.send(ask_of("net", 5000))
+        assert net.entered.wait(10)
+        one.send(ask_of("late"))  # B
+        time.sleep(0.1)
+
+        def both_end():  # A's batch first; neither is looked at before this returns
+            cheap.gate.set()
+            time.sleep(0.05)
+            net.gate.set()
+            time.sleep(0.05)
+
+        lines.between = between
+        loop.call_soon_threadsafe(both_end)
+        assert {each.reply()[0] for each in many} == {200}
+        assert [one.reply()[0] for _ in range(3)] == [200] * 3
+        assert len(late.calls) == n_before + 2
+        assert one.ask(ask_of("late")) == 200
+
+
+def test_a_turn_has_an_end(server, world):
+    """However many can wait, and however often others come between, the event loop goes on after a bounded number."""
+    with peers(server, 300) as many, peers(server, 8) as first:
+        make_patient(server, many)
+        for one in first:
+            assert one.ask(ask_of("late")) == one.ask(ask_of("late")) == 200
+        loop = next(iter(server.server.server_state.connections)).loop
+        order, n_seen, asks_again = Order(server, world), [], iter(range(10_000))
+
+        def what(rows):
+            order.seen.append("late")
+            at = next(asks_again)
+            if at == 0:
+                loop.call_soon(lambda: n_seen.append(len(order.seen)))
+            if not n_seen:  # this client asks again at once
+                first[at % len(first)].send(ask_of("late"))
+            return np.zeros(len(rows))
+
+        world.scorers["late", 1].what = what
+        with stalled(server, 200):
+            for number, each in enumerate(many, 1):
+                each.send(Order.ask(number % 90 + 1))
+            for one in first:
+                one.send(ask_of("late"))
+        assert [each.reply()[0] for each in many] == [504] * len(many)
+        assert eventually(lambda: n_seen)
+        n_later = sum(each != "late" for each in order.seen[: n_seen[0]])
+        assert n_later <= LATER_A_TURN
+
+
+def test_pauses_count_for_who_is_told_after_them():
+    """Whoever a pause made late is counted as late."""
+    for pause_s, n_late in ((0.0, 0), (0.3, 48 - AT_ONCE)):
+        told, lines = Told(), Lines([], [], [])
+        lines.set_pace([10.0] * 65, 1.0, 0, 64, 10_000, 640)
+        lines.is_open = lines.is_woken = True
+        lines.between = partial(time.sleep, pause_s)
+        now_ns, plan = time.monotonic_ns(), plan_of()
+        for k in range(48):
+            assert lines.take(seat(plan, [[k]], now_ns + 200 * MS, told), now_ns)
+        parts = lines.cut(now_ns)
+        lines.gather(parts, 1)
+        lines.answer(parts, np.zeros((48, 2)), now_ns)
+        assert lines.late == n_late
 
 
 def test_lines_pause_after_each_few_answers():

@@ -10,7 +10,8 @@
 # the kernel (protocol.pyx). While others are answered inline nobody stands in line: whatever comes on a connection waits
 # with it, and for a request of a few milliseconds that is too long (bench_overload). But where reading itself takes most of
 # an inline request's deadline, those who are read at once are late too: with thousands of connections all of them would be
-# read in turn, and each refused. Then who was refused stands in line, so that the others are in time.
+# read in turn, and each refused. Then who was refused stands in line, so that the others are in time. A connection that is
+# read last (poller.pxd) asks queued models alone and keeps no inline request from being read: for it none of that counts.
 #
 # Owns   : the line, and its timer. Keeps connections alive that stand in it.
 # GIL    : held throughout.
@@ -45,9 +46,9 @@ cdef class Aside:
     # Somebody was answered inline; budget_ns <= 0: without a deadline.
     cdef void note_inline(self, int64_t budget_ns, int64_t now_ns) noexcept
     # Whether a request that was read after `wait_ns` in its socket is to be refused, if it has a deadline.
-    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept
+    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns, bint is_read_last=*) noexcept
     # A request was refused: whether its connection has to stand in line; `wait_ns` is how far behind reading is.
-    cpdef bint is_too_much(self, int64_t now_ns, int64_t wait_ns) noexcept
+    cpdef bint is_too_much(self, int64_t now_ns, int64_t wait_ns, bint is_read_last=*) noexcept
     # Stand in line: `connection.come_back()` is called once.
     cpdef int add(self, connection, loop) except -1
     # Call back whose turn it is; `wait_ns` is how far behind reading is.

@@ -38,14 +38,14 @@ cdef class Aside:
         if budget_ns > 0:
             self.note(False, budget_ns, now_ns)
 
-    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns) noexcept:
+    cpdef bint sheds(self, bint is_queued, int64_t wait_ns, int64_t now_ns, bint is_read_last=False) noexcept:
         cdef int kind = 1 if is_queued else 0
         cdef int64_t most_ns = 0, inline_ns = 0
         cdef double kept
         if self._tightest_ns[kind] == 0 or now_ns - self._tightest_at_ns[kind] > RECENT_NS:
             return False
         most_ns = self._tightest_ns[kind] // INLINE_PART
-        if is_queued and self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS:
+        if is_queued and not is_read_last and self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS:
             inline_ns = self._tightest_ns[0] // INLINE_PART
             most_ns = min(most_ns, self._tightest_ns[0] // BOTH_PART)
         most_ns = max(most_ns, QUIET_NS)
@@ -61,12 +61,12 @@ cdef class Aside:
         self._debt[kind] -= 1
         return True
 
-    cpdef bint is_too_much(self, int64_t now_ns, int64_t wait_ns) noexcept:
+    cpdef bint is_too_much(self, int64_t now_ns, int64_t wait_ns, bint is_read_last=False) noexcept:
         cdef bint is_lost = (
             self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS
             and wait_ns > max(self._tightest_ns[0] // 100 * LATE_PERCENT, <int64_t>LATE_NS)
         )
-        if self._allowed < 1 and (is_lost or now_ns - self.inline_ns > RECENT_NS):
+        if self._allowed < 1 and (is_lost or is_read_last or now_ns - self.inline_ns > RECENT_NS):
             return True
         self._allowed = max(0.0, self._allowed - 1)
         return False

@@ -47,7 +47,8 @@ cdef class FastPath:
     cdef public object audit               # see fast_path.pyi; None: what is strict is handed on
     cdef readonly Refusals late, full, shed    # of questions whose time is over, that found no room, that made some
     cdef readonly Aside aside
-    cdef public int64_t socket_wait_ns     # what a request waits in its socket now, as the queue measures it
+    cdef public int64_t socket_wait_ns     # what one that is read last waits in its socket now, as the queue measures it
+    cdef bint _is_polling                  # queues are looked after, in the middle of bytes that are to be answered
     cdef int64_t _budget_us                # what the last body was given; -1: it named none, and its model has none
     cdef str _why                          # the last body was not answered: in a word, or None: no more is known
     cdef int64_t _polled_ns, _n_turns      # when queues were looked after; how often a connection was read since

@@ -141,7 +141,10 @@ class FastPath:
     def poller(self) -> Poller | None:
         """What reads the connections; None: there were none yet, or their transports do."""
     def read_between(self) -> None:
-        """In the middle of something longer, and with nothing in the output buffer: answer who cannot wait."""
+        """In the middle of something longer, and with nothing in the output buffer: answer who cannot wait.
+
+        Nothing happens in the middle of reading, or of the bytes of a connection.
+        """
 
     def watch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
         """Call `call` on `loop` whenever `fd` can be read, in its turn among the connections where there is a poller."""

@@ -120,9 +120,17 @@ cdef class FastPath:
             loop.remove_reader(fd)
 
     def read_between(self):
-        """In the middle of something longer, and with nothing in the output buffer: answer who cannot wait."""
-        if self._poller is not None:
-            self._poller.read_between()
+        """In the middle of something longer, and with nothing in the output buffer: answer who cannot wait.
+
+        Nothing happens in the middle of reading, or of the bytes of a connection: what is read may be more of those.
+        """
+        cdef Poller poller = self._poller
+        if poller is None or self._is_polling:
+            return
+        try:
+            poller.read_between()
+        except Exception as error:      # not the fault of whoever is told between
+            poller.loop.call_exception_handler({"message": "Reading between failed", "exception": error})
 
     def close(self):
         """The event loop is about to end: transports read what still comes."""
@@ -156,7 +164,8 @@ cdef class FastPath:
 
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept:
         """Whether queues have to be looked after, or reading may be behind: it is not where all connections, as quickly as
-        those that were read lately, are read sooner than that. Who is ready is read in turn, so nobody waits longer."""
+        those that were read lately, are read sooner than that. Who is ready is read in turn, in the first set and in the
+        later one, so nobody waits longer."""
         cdef int64_t since_ns = min(now_ns - self._polled_ns, <int64_t>RECENT_NS), n_turns = self._n_turns
         self._polled_ns, self._n_turns = now_ns, 0
         if (

@@ -222,7 +222,7 @@ cdef class Lines:
         """Give the scores of a batch to the seats that it holds whole; returns the other parts, with the place of their first
         score: [(request, first row, end, place)]."""
         cdef Py_ssize_t at = 0, start, stop, n_outputs = scores.shape[1]
-        cdef int64_t scored_ns = monotonic_ns()
+        cdef int64_t scored_ns = monotonic_ns(), began_ns
         cdef Seat seat
         cdef list others = []
         cdef int n_told = 0
@@ -240,7 +240,9 @@ cdef class Lines:
                     seat._end(None, None)
                     n_told += 1
                     if n_told % TOLD_AT_ONCE == 0 and self.between is not None:
+                        began_ns = monotonic_ns()
                         self.between()
+                        now_ns += monotonic_ns() - began_ns     # the others are answered so much later
             else:
                 others.append((item, start, stop, at))
             at += stop - start

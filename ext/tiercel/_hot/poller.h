@@ -39,7 +39,8 @@ static inline void tc_poll_remove(int set, int fd) {
 #endif
 }
 
-/* Up to `at_most` <= TC_MAX_EVENTS descriptors that can be read, in the order in which they became so; how many. Does not wait. */
+/* Up to `at_most` <= TC_MAX_EVENTS descriptors that can be read, in the order in which they became so; how many.
+ * Does not wait. */
 static inline int tc_poll_ready(int set, int *ready, int at_most) {
 #ifdef __linux__
     struct epoll_event events[TC_MAX_EVENTS];

@@ -17,6 +17,7 @@ from tiercel._hot.typedefs cimport uint8_t
 cdef enum:
     READ_BYTES = 262144         # what one read brings at most
     LATER_AT_ONCE = 16          # of those who can wait, until the others are looked at again
+    LATER_A_TURN = 256          # of those, until the event loop goes on
     FIRST_BETWEEN = 64          # of the others, so that those who can wait have their share
 
 

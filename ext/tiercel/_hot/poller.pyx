@@ -114,7 +114,7 @@ cdef class Poller:
         try:
             if not self._read_first(TC_MAX_EVENTS):
                 return
-            n = tc_poll_ready(self._later.epoll, ready, TC_MAX_EVENTS)
+            n = tc_poll_ready(self._later.epoll, ready, LATER_A_TURN)
             for i in range(n):
                 if i > 0 and i % LATER_AT_ONCE == 0:
                     self._read_first(FIRST_BETWEEN)

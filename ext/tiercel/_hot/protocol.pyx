@@ -159,7 +159,9 @@ cdef class HotProtocol(Connection):
                 self._set_reading(False)
             elif self._draining:
                 self._close()
-            elif self._is_refused and self.path.aside.is_too_much(monotonic_ns(), self.path.socket_wait_ns):
+            elif self._is_refused and self.path.aside.is_too_much(
+                monotonic_ns(), self.path.socket_wait_ns, self._is_later
+            ):
                 self._is_aside = True
                 self._set_reading(False)
                 self.path.aside.add(self, self.loop)
@@ -208,7 +210,7 @@ cdef class HotProtocol(Connection):
         cdef ServingPlan plan
         cdef Arrival arrival
         cdef int64_t wait_ns, unread, came_ns
-        cdef bint close
+        cdef bint close, was_polling
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
         arrival.default_us, came_ns = OWN_DEFAULT, arrival.read_ns
         if is_new:
@@ -216,7 +218,12 @@ cdef class HotProtocol(Connection):
         if path.queue is not None and arrival.read_ns - path._polled_ns >= POLL_NS and path._polls(
             len(self.server_state.connections), arrival.read_ns
         ):
-            path.queue.poll(self.loop)      # before `_out` is ours: it may answer others
+            # Before `_out` is ours: it may answer others. `data` may be our buffer, so nobody is read meanwhile.
+            was_polling, path._is_polling = path._is_polling, True
+            try:
+                path.queue.poll(self.loop)
+            finally:
+                path._is_polling = was_polling
             arrival.read_ns = monotonic_ns()    # a batch may have been scored
             path.aside.poll(arrival.read_ns, path.socket_wait_ns)
         # The probe tells whether reading is behind for somebody; for this connection the kernel knows, if it is asked.
@@ -247,10 +254,12 @@ cdef class HotProtocol(Connection):
                 if unread < 0:
                     unread = wait_ns if plan.is_queued else 0
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path.queue is not None and path.aside.sheds(plan.is_queued, unread, arrival.read_ns):
+                if unread > QUIET_NS and path.queue is not None and path.aside.sheds(
+                    plan.is_queued, unread, arrival.read_ns, self._is_later
+                ):
                     arrival.shed_ns = ALL_NS
                     arrival.is_cheap = (
-                        plan.is_queued and arrival.read_ns - path.aside.inline_ns <= <int64_t>RECENT_NS
+                        plan.is_queued and not self._is_later and arrival.read_ns - path.aside.inline_ns <= <int64_t>RECENT_NS
                         and path._lines_of(plan).is_cheap()
                     )
             close = self._draining and offset + total == size
@@ -311,6 +320,7 @@ cdef class HotProtocol(Connection):
             seat = seat_of(prepared, self, prepared._asked.due_ns)
             place = seat if path._lines_of(plan).take_in(seat, arrival.read_ns) else path.queue.enter(prepared, self, close)
         elif not prepared._asked.is_late:
+            path._lines_of(plan)    # for what is called between
             place = path.queue.enter(prepared, self, close)
         else:
             place = "deadline" if arrival.shed_ns == 0 else "overloaded"
