@@ -32,11 +32,14 @@ cdef inline double backlog_ns(const Needs* needs, int64_t now_ns) noexcept nogil
 
 
 # Whether scoring that takes so long would, with the backlog, keep others waiting for more than half of `budget_ns`, which is
-# what a request has: whoever waits for all of that still has the other half, for somebody else's answer. Where nothing was
-# scored lately it is not asked: each single answer is in time.
-cdef inline bint is_behind(const Needs* needs, int64_t score_ns, int64_t budget_ns, int64_t now_ns) noexcept nogil:
+# what a request has: whoever waits for all of that still has the other half, for somebody else's answer. What this one has
+# waited already others wait as well, and counts twice: a stall of the host is followed by another, and until everybody has
+# caught up whoever is quick answers. Where nothing was scored lately it is not asked: each single answer is in time.
+cdef inline bint is_behind(
+    const Needs* needs, int64_t score_ns, int64_t waited_ns, int64_t budget_ns, int64_t now_ns
+) noexcept nogil:
     cdef double behind_ns = backlog_ns(needs, now_ns)
-    return behind_ns > 0 and behind_ns + <double>score_ns > <double>(budget_ns // 2)
+    return behind_ns > 0 and behind_ns + <double>(2 * waited_ns + score_ns) > <double>(budget_ns // 2)
 
 
 # Whether scoring one row inline takes hardly longer than refusing to would: to refuse would make room for nobody.

@@ -145,12 +145,13 @@ cdef class ServingPlan:
         """What reading and scoring so many rows is measured to take, in microseconds; 0: not measured."""
         return (self._needs.read_ns + score_ns(&self._needs, monotonic_ns()) + n_rows * self._needs.row_ns) / 1000
 
-    def is_behind(self, Py_ssize_t n_rows, int64_t budget_us):
+    def is_behind(self, Py_ssize_t n_rows, int64_t budget_us, int64_t waited_ns=0):
         """Whether scoring so many rows inline would, after what was scored lately, keep others waiting too long for a
-        stand-in to answer them: for half of `budget_us`, which each of them has. See needs.pxd."""
+        stand-in to answer them: for half of `budget_us`, which each of them has. `waited_ns`: what who asks has waited, and
+        others with it. See needs.pxd."""
         cdef int64_t now_ns = monotonic_ns()
         cdef int64_t took_ns = score_ns(&self._needs, now_ns) + n_rows * self._needs.row_ns
-        return bool(self.is_inline and is_behind(&self._needs, took_ns, 1000 * budget_us, now_ns))
+        return bool(self.is_inline and is_behind(&self._needs, took_ns, waited_ns, 1000 * budget_us, now_ns))
 
     # -- from bytes ------------------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ cdef class ServingPlan:
             dispose(&asked)     # the general path has threads for it
             return -1
         if self.has_stand_in and asked.due_ns != NEVER_NS and is_behind(
-            &self._needs, asked.score_ns, asked.due_ns - arrival.begun_ns, watch.at[3]
+            &self._needs, asked.score_ns, watch.at[3] - arrival.begun_ns, asked.due_ns - arrival.begun_ns, watch.at[3]
         ):
             dispose(&asked)
             return -3

@@ -53,7 +53,7 @@ class Asked:
             can_degrade
             and self.is_asked
             and self.deadline is not None
-            and plan.is_behind(n_rows, self.deadline.budget_us)
+            and plan.is_behind(n_rows, self.deadline.budget_us, monotonic_ns() - self.begin_ns)
         )
 
 
