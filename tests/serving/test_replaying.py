@@ -163,7 +163,9 @@ def test_predictions_replay_over_swaps_of_models_and_bases(directory):
         kept = [replayer.replay(parts) for parts in read_all(settings)]
         assert {(each.verdict, each.source) for each in kept} == {("equal", "request")}
         assert {each.id for each in kept} >= set(made)
-        shutil.rmtree(settings.state_dir / "journal")
+        journal = settings.state_dir / "journal"
+        while journal.exists():  # what is being written may come back in the middle of it
+            shutil.rmtree(journal, ignore_errors=True)
         assert server.replay(made[0]).verdict == "equal"
 
 
@@ -199,10 +201,10 @@ def test_a_request_that_is_withheld_is_said(directory, settings, absent):
         assert absent in found.vector.why
         kept = [parts[0].id for parts in read_all(server.settings)]
         assert kept == ([] if "hash" in settings else [reply["id"]])
+    if "hash" in settings:
         shutil.rmtree(server.settings.state_dir / "journal")
-        if "hash" in settings:
-            with pytest.raises(ReceiptNotFoundError, match="masked"):
-                find_receipt(server.settings, reply["id"])
+        with pytest.raises(ReceiptNotFoundError, match="masked"):
+            find_receipt(server.settings, reply["id"])
 
 
 def test_receipts_of_before_a_mask_are_not_shown_after_it(directory):
