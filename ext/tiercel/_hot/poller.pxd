@@ -17,7 +17,6 @@ from tiercel._hot.typedefs cimport uint8_t
 cdef enum:
     READ_BYTES = 262144         # what one read brings at most
     LATER_AT_ONCE = 16          # of those who can wait, until the others are looked at again
-    LATER_A_TURN = 256          # of those, until the event loop goes on
     FIRST_BETWEEN = 64          # of the others, so that those who can wait have their share
 
 
@@ -45,6 +44,7 @@ cdef class Poller:
     cdef ReadySet _first, _later        # `_later` is a member of `_first`
     cdef uint8_t* _buffer
     cdef bint _is_reading
+    cdef int _n_read                    # since a turn came to those who can wait: it has an end, too
 
     # Tell `member` - call it, if it is none of ours - whenever `fd` can be read, until it is removed; after the others, where
     # it can wait. A descriptor that was closed meanwhile, and is another socket's now, is that one's. Raises OSError.

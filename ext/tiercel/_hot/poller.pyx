@@ -114,10 +114,13 @@ cdef class Poller:
         try:
             if not self._read_first(TC_MAX_EVENTS):
                 return
-            n = tc_poll_ready(self._later.epoll, ready, LATER_A_TURN)
+            n = tc_poll_ready(self._later.epoll, ready, TC_MAX_EVENTS)
+            self._n_read = 0
             for i in range(n):
                 if i > 0 and i % LATER_AT_ONCE == 0:
                     self._read_first(FIRST_BETWEEN)
+                    if self._n_read >= TC_MAX_EVENTS:
+                        break       # the event loop has others to look after; who is left is ready in the next turn
                 self._read_one(self._later, ready[i])
         finally:
             self._is_reading = False
@@ -145,6 +148,7 @@ cdef class Poller:
         return are_others_ready
 
     cdef int _read_one(self, ReadySet among, int fd) except -1:
+        self._n_read = self._n_read + 1
         # One that was read before may have closed this one's connection, or the whole poller.
         member = among.members[fd] if fd < len(among.members) else None
         try:

@@ -247,7 +247,7 @@ class Batcher:
     def poll(self) -> None:
         """Do now what the event loop has been asked to do: take back a batch that is scored, start or score the next.
 
-        PERF: the loop calls back between rounds of reading, and a round takes up to 2240 ready sockets: tens of
+        PERF: the loop calls back between rounds of reading, and a round takes up to 2100 ready sockets: tens of
         milliseconds, in which what is read would wait for a batch that nobody starts. So whoever reads calls this. Rounds
         that are short are let be: all they read shares a batch.
         """
