@@ -295,7 +295,12 @@ class ModelSettings:
     @property
     def has_stand_in(self) -> bool:
         """Whether anybody is declared to answer instead of the champion."""
-        return self.fallback is not None or self.last_score_max_age_s > 0 or self.default_score is not None
+        return self.fallback is not None or self.has_ready_answer
+
+    @property
+    def has_ready_answer(self) -> bool:
+        """Whether one of them exists already, and so is never too late."""
+        return self.last_score_max_age_s > 0 or self.default_score is not None
 
 
 @dataclass(frozen=True)

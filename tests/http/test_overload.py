@@ -35,7 +35,11 @@ def base(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path, base):
     """A model `net` in near-realtime and one in realtime, `late`, which stands in for `laddered`."""
-    world = World(tmp_path, base, [ModelSettings("laddered", fallback="late")])
+    world = World(
+        tmp_path,
+        base,
+        [ModelSettings("laddered", fallback="late"), ModelSettings("readied", fallback="late", default_score=0.5)],
+    )
     world.add("late")
     world.add("net", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
     yield world
@@ -276,6 +280,38 @@ def test_time_in_the_socket_counts(server, world, kind):
         # Who comes after the stall has just come.
         assert [each.ask(ask_of("late", 500)) for each in many] == [200] * 4
     assert server.native.counts["handed_on"] == 0
+
+
+@pytest.mark.parametrize("tier", ["realtime", "near-realtime"])
+def test_who_is_too_late_for_a_stand_in_too_is_refused_at_once(server, world, tier):
+    """In the words of the general path, and without it: it would hold up those who come next until they are late as well."""
+    world.add("laddered", tier=tier, needs_us=(5, 2000, 10), curve=CURVE if tier == "near-realtime" else None)
+    world.add("readied", tier=tier, needs_us=(5, 2000, 10), curve=CURVE if tier == "near-realtime" else None)
+    world.add("late", needs_us=(5, 100, 10))  # its stand-in
+    late = {**BODY, "deadline_ms": 0.001}
+    wrong = {**late, "features": {**BODY["features"], "rain": "much"}}
+
+    def chunked(body):
+        content = json.dumps(body).encode()
+        head = b"POST /predict/laddered HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        return head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+
+    with peer(server) as one:
+        told = []
+        for sent in (request(late, target="/predict/laddered"),) * 2 + (chunked(late),):
+            one.send(sent)
+            status, _, body = one.reply()
+            assert status == 504
+            told.append(json.loads(body))
+        assert told[0] == told[1] == told[2]
+        assert "(fallback, late:1)" in told[0]["error"]
+        assert world.counters.get("refused_deadline") == 3
+        assert server.native.counts["handed_on"] == 1  # the one of a shape that it takes
+        assert one.ask(request(wrong, target="/predict/laddered")) == one.ask(chunked(wrong)) == 400
+        one.send(request(late, target="/predict/readied"))
+        status, _, body = one.reply()  # what exists already is never too late
+        assert (status, json.loads(body)["degraded"]["by"]) == (200, "default")
+        assert one.ask(ask_of("laddered", 5000)) == 200
 
 
 def test_a_stand_in_answers_what_makes_room(server, world):

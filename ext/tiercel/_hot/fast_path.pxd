@@ -51,6 +51,7 @@ cdef class FastPath:
     cdef bint _is_polling                  # queues are looked after, in the middle of bytes that are to be answered
     cdef int64_t _budget_us                # what the last body was given; -1: it named none, and its model has none
     cdef str _why                          # the last body was not answered: in a word, or None: no more is known
+    cdef bint _is_lost                     # ... nor by the stand-in that was asked, for want of time
     cdef int64_t _polled_ns, _n_turns      # when queues were looked after; how often a connection was read since
     cdef ReplyIds _ids
     cdef WorkerCounters _counters          # answered and connections here; handed on and errors by the general path

@@ -146,9 +146,8 @@ cdef class ServingPlan:
         return (self._needs.read_ns + score_ns(&self._needs, monotonic_ns()) + n_rows * self._needs.row_ns) / 1000
 
     def is_behind(self, Py_ssize_t n_rows, int64_t budget_us, int64_t waited_ns=0):
-        """Whether scoring so many rows inline would, after what was scored lately, keep others waiting too long for a
-        stand-in to answer them: for half of `budget_us`, which each of them has. `waited_ns`: what who asks has waited, and
-        others with it. See needs.pxd."""
+        """Whether scoring so many rows inline would keep others waiting too long for a stand-in: for half of `budget_us`, which
+        each of them has. `waited_ns`: what who asks has waited, and others with it. See needs.pxd."""
         cdef int64_t now_ns = monotonic_ns()
         cdef int64_t took_ns = score_ns(&self._needs, now_ns) + n_rows * self._needs.row_ns
         return bool(self.is_inline and is_behind(&self._needs, took_ns, waited_ns, 1000 * budget_us, now_ns))

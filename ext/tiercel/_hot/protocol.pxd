@@ -84,7 +84,7 @@ cdef class HotProtocol(Connection):
     )
     cdef bint _stand_in_later(self, Prepared prepared, bytes request, error)
     cdef int _answer_waiting(self, Prepared prepared, scores, error) except -1
-    cdef bint _refuse_inline(
+    cdef bint _refuse_for_time(
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close
     )
     cdef bint _refuse_late(self, Prepared asked, const Arrival* arrival, bint close) except *

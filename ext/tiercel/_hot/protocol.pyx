@@ -274,7 +274,7 @@ cdef class HotProtocol(Connection):
             elif not (
                 path._answer(plan, data + offset + head.head_length, &head, &arrival, close, None)
                 or (path._why is not None and self._stand_in(plan, data + offset, &head, &arrival, close, path._why))
-                or self._refuse_inline(plan, data + offset, &head, &arrival, close)
+                or self._refuse_for_time(plan, data + offset, &head, &arrival, close)
             ):
                 outcome = OUTCOME_HAND_ON
                 break
@@ -324,7 +324,10 @@ cdef class HotProtocol(Connection):
             place = path.queue.enter(prepared, self, close)
         else:
             place = "deadline" if arrival.shed_ns == 0 else "overloaded"
-        if place is None or (type(place) is str and not self._stand_in(plan, request, head, arrival, close, place)):
+        if place is None or (type(place) is str and not (
+            self._stand_in(plan, request, head, arrival, close, place)
+            or self._refuse_for_time(plan, request, head, arrival, close)
+        )):
             return OUTCOME_HAND_ON
         consumed[0] += total
         if type(place) is str:
@@ -387,6 +390,7 @@ cdef class HotProtocol(Connection):
         cdef FastPath path = self.path
         cdef Arrival came = arrival[0]
         cdef Py_ssize_t i
+        path._is_lost = False
         if path.queue is None or not plan.has_stand_in:
             return False
         if head.kind == BODY_TENSORS:       # the reply says it elsewhere
@@ -403,16 +407,19 @@ cdef class HotProtocol(Connection):
         came.flags, came.shed_ns = came.flags | <uint32_t>found[2], 0
         came.default_us = plan._default_budget_us       # whoever answers, the model was asked
         if not path._answer(found[0], request + head.head_length, head, &came, close, found[1]):
+            path._is_lost = path._why == "deadline"
             return False
         path._counters.add("degraded_fallback")
         return True
 
-    cdef bint _refuse_inline(
+    cdef bint _refuse_for_time(
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close
     ):
-        """Refuse in `_out` what was not answered inline for want of time; False: the general path is to."""
+        """Refuse in `_out` what was not answered for want of time, by a stand-in neither; False: the general path is to."""
         cdef Prepared prepared
-        if self.path._why is None or self.path.queue is None or plan.has_stand_in or head.kind == BODY_TENSORS:
+        if self.path._why is None or self.path.queue is None or head.kind == BODY_TENSORS:
+            return False
+        if plan.has_stand_in and not self.path._is_lost:
             return False
         prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, self.path._ids)
         return prepared is not None and bool(prepared._asked.is_late) and self._refuse_late(prepared, arrival, close)
@@ -420,7 +427,7 @@ cdef class HotProtocol(Connection):
     cdef bint _refuse_late(self, Prepared asked, const Arrival* arrival, bint close) except *:
         """Refuse in `_out` a question that would be late, or has to make room for others; False: the general path is to."""
         cdef FastPath path = self.path
-        cdef bint is_shed = arrival.shed_ns > 0 and (
+        cdef bint is_shed = arrival.shed_ns > 0 and not asked.plan.has_stand_in and (
             arrival.read_ns + asked.plan._needs.read_ns + asked._asked.score_ns <= asked._asked.due_ns
         )
         if not close and self._refuse_again(path.shed if is_shed else path.late, asked, arrival.read_ns):

@@ -16,7 +16,7 @@ from tiercel.http.status import status_of
 from tiercel.serving.answers import Degraded, degrade_flags
 from tiercel.serving.asked import leave_by, require_time
 from tiercel.serving.deadline import Deadline
-from tiercel.serving.ladder import Reason, Rung, reason_of
+from tiercel.serving.ladder import Candidate, Reason, Rung, reason_of, too_late
 from tiercel.serving.waiters import Seat
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class QueueDoor:
         """Refuse a question whose deadline is too near, or over."""
         plan, deadline = asked.plan, Deadline(asked.due_ns - 1000 * asked.budget_us, asked.budget_us, asked.source)
         is_over = deadline.remaining_us() <= 0
+        if plan.has_stand_in:
+            return self._too_late_for_all(asked, hot, close) if is_over else None
         try:
             require_time(deadline, plan.need_us(asked.n_rows), plan.model)
         except DeadlineError as error:
@@ -145,6 +147,27 @@ class QueueDoor:
                 self._keep(self._path.late, asked, error, reply, hot, for_ns=LATE_NS, slack_ns=0)
             return reply
         return None
+
+    def _too_late_for_all(self, asked: Prepared, hot: HotProtocol, close: bool) -> bytes | None:
+        """Refuse a question whose deadline is over, where nobody has an answer already.
+
+        PERF: on the general path each takes some 0.3 ms, in which the next ones get too late: a worker that was held up
+        for a moment would not catch up again (bench_slowed).
+        """
+        fallback = self._router.compiled_fallback(asked.plan, is_last=True)
+        if fallback is None:
+            return None
+        error = too_late(
+            [
+                Candidate(rung, plan.model, plan.version, int(plan.need_us(asked.n_rows)))
+                for rung, plan in ((Rung.CHAMPION, asked.plan), (Rung.FALLBACK, fallback))
+            ],
+            asked.budget_us,
+        )
+        reply = self.refusal(asked, error, hot, close)
+        if not close:
+            self._keep(self._path.late, asked, error, reply, hot, for_ns=LATE_NS, slack_ns=0)
+        return reply
 
     def refusal(self, asked: Prepared, error: Exception, hot: HotProtocol, close: bool, /) -> bytes:
         """The same reply that `PredictEndpoint` would give."""

@@ -141,6 +141,15 @@ def choose(candidates: Sequence[Candidate], remaining_us: int | None, budget_us:
     )
 
 
+def too_late(candidates: Sequence[Candidate], budget_us: int) -> DeadlineError:
+    """What `choose` says once the deadline is over: of candidates that could be asked, and have no answer already."""
+    try:
+        choose(candidates, -1, budget_us)
+    except DeadlineError as error:
+        return error
+    raise AssertionError("Nobody is in time once the deadline is over")
+
+
 def can_degrade(error: Exception) -> bool:
     """Whether another rung may answer after this error: not where the question itself is wrong, for it stays so."""
     return not isinstance(error, RequestError | NotFoundError)

@@ -189,10 +189,10 @@ class Router:
         self.after(served, question)
         return Answer.of(served, number, is_explained=explain is not None)
 
-    def compiled_fallback(self, champion: ServingPlan) -> ServingPlan | None:
-        """The fallback of a champion, where the compiled path may ask it in its place."""
+    def compiled_fallback(self, champion: ServingPlan, *, is_last: bool = False) -> ServingPlan | None:
+        """The fallback of a champion, where the compiled path may ask it in its place; `is_last`: and nobody after it."""
         declared = self._declared.get(champion.model)
-        if declared is None or declared.fallback is None:
+        if declared is None or declared.fallback is None or (is_last and declared.has_ready_answer):
             return None
         plan = self._engine.find_plan(declared.fallback)
         if (
