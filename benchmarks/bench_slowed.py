@@ -4,12 +4,14 @@
 
 Two champions, both a forest of 500 x 127 by onnxruntime: one near-realtime, with a deadline of 50 ms, and one that the
 evidence lets be realtime, inline, with one of 10 ms. The fallback of both is the compiled forest of 100 x 31. Each is
-asked at half of what 8 connections in closed loop get of it and not of its fallback; first as it is, then, without a restart and without anybody
-telling the server, while every batch of its is scored ten times over (contenders/servers/slowed), and then as it was.
+asked at half of what 8 connections in closed loop get of it and not of its fallback; first as it is, then, without a
+restart and without anybody telling the server, while every batch of its is scored ten times over (contenders/servers/slowed),
+and then as it was.
 
 A time-out is a request whose answer came later than the deadline after it was due, or never, or that got a 503, a 504 or
-another error, or for which none of 256 connections was free until its deadline ("unsent"). Who answered is what the server counted in /metrics. "In the server" is a time-out by Server-Timing, which
-begins when the request was read; by it, a machine that stops between client and server is not the server's.
+another error, or for which none of 256 connections was free until its deadline ("unsent"). Who answered is what the server
+counted in /metrics. "In the server" is a time-out by Server-Timing, which begins when the request was read; by it, a machine
+that stops between client and server is not the server's.
 """
 
 from __future__ import annotations
