@@ -151,7 +151,7 @@ class QueueDoor:
     def _too_late_for_all(self, asked: Prepared, hot: HotProtocol, close: bool) -> bytes | None:
         """Refuse a question whose deadline is over, where nobody has an answer already.
 
-        PERF: on the general path each takes some 0.3 ms, in which the next ones get too late: a worker that was held up
+        PERF: on the general path each takes 0.15 ms more, in which the next ones get too late: a worker that was held up
         for a moment would not catch up again (bench_slowed).
         """
         fallback = self._router.compiled_fallback(asked.plan, is_last=True)
