@@ -12,12 +12,10 @@ import msgpack
 import pytest
 from tests.http.test_protocol import Running, peer, request
 from tests.http.test_queued import chunked
-from tests.support import stores
 from tests.support.tiers import BODY, World
 from tiercel._hot.plan import ServingPlan
 
 from tiercel.errors import AuditUnavailableError
-from tiercel.features.online import OnlineBase
 from tiercel.monitor.journal import read_journal
 from tiercel.settings import ExplainSettings, ModelSettings, ServerSettings
 from tiercel.types import Signature, Task, Tier
@@ -48,13 +46,6 @@ class Commit:
         waiting, self.waiting, self.is_held = self.waiting, [], False
         for loop, done in waiting:
             loop.call_soon_threadsafe(done, self.error)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("features")
-    stores.publish(directory)
-    return OnlineBase.open(directory / "svc")
 
 
 @pytest.fixture

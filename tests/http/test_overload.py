@@ -10,11 +10,9 @@ import time
 import numpy as np
 import pytest
 from tests.http.test_protocol import Running, peer, request
-from tests.support import stores
 from tests.support.tiers import BODY, World, held
 from tiercel._hot.aside import Aside
 
-from tiercel.features.online import OnlineBase
 from tiercel.models.ir import Linear
 from tiercel.settings import ModelSettings, ServerSettings
 
@@ -23,13 +21,6 @@ CURVE = ((1, 100, 150), (8, 200, 300), (64, 900, 1200))
 MS = 1_000_000
 NOW = 10**12
 QUEUED, INLINE = True, False
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("features")
-    stores.publish(directory)
-    return OnlineBase.open(directory / "svc")
 
 
 @pytest.fixture

@@ -12,24 +12,15 @@ import time
 import msgpack
 import pytest
 from tests.http.test_protocol import LIVEZ, Running, answer, peer, request
-from tests.support import stores
 from tests.support.tiers import BODY, World, constant, failing, held
 from tiercel._hot.plan import ServingPlan
 
-from tiercel.features.online import OnlineBase
 from tiercel.settings import ModelSettings, ServerSettings
 
 SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=100, idle_timeout_s=5)
 CURVE = ((1, 100, 150), (8, 200, 300), (64, 900, 1200))
 NET = request(BODY, target="/predict/net")
 READYZ = LIVEZ.replace(b"livez", b"readyz")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("features")
-    stores.publish(directory)
-    return OnlineBase.open(directory / "svc")
 
 
 @pytest.fixture

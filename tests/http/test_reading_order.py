@@ -10,12 +10,10 @@ import pytest
 from tests.http.test_overload import CURVE, MS, ask_of, peers, stalled
 from tests.http.test_poller import eventually, poller_of
 from tests.http.test_protocol import Running, peer, request
-from tests.support import stores
 from tests.support.seats import Told, plan_of, seat
 from tests.support.tiers import BODY, World, held
 from tiercel._hot.lines import Lines
 
-from tiercel.features.online import OnlineBase
 from tiercel.settings import ModelSettings, ServerSettings
 
 SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=500, idle_timeout_s=60)
@@ -26,13 +24,6 @@ PATIENT, AT_ONCE = 32, 16
 A_TURN, BETWEEN = 1024, 64
 #: A row more costs a batch of these next to nothing.
 CHEAP = ((1, 30, 50), (8, 40, 60), (64, 60, 100))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("features")
-    stores.publish(directory)
-    return OnlineBase.open(directory / "svc")
 
 
 @pytest.fixture

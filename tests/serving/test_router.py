@@ -28,13 +28,6 @@ QUESTION = Question(BODY["entities"], BODY["features"], BODY["now"])
 SUM = float(np.float32(0.25)) + 180 + 12.5 + 7 + 0 + 719 + 1 + 70_000.5 + 1 + 1
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("features")
-    stores.publish(directory)
-    return OnlineBase.open(directory / "svc")
-
-
 @pytest.fixture
 def world(tmp_path, base):
     """Make a world of these tables; closed in the end."""

@@ -320,7 +320,7 @@ cdef class HotProtocol(Connection):
             seat = seat_of(prepared, self, prepared._asked.due_ns)
             place = seat if path._lines_of(plan).take_in(seat, arrival.read_ns) else path.queue.enter(prepared, self, close)
         elif not prepared._asked.is_late:
-            path._lines_of(plan)    # for what is called between
+            path._lines_of(plan)    # gives its queue what is called between the answers of a batch
             place = path.queue.enter(prepared, self, close)
         else:
             place = "deadline" if arrival.shed_ns == 0 else "overloaded"
