@@ -630,7 +630,8 @@ def test_the_queue_gives_the_scores_that_inline_scoring_gives(world, kind):
     late.add("late")
 
     async def scenario(ask):
-        asked = [body(), body(tail=["N1", "N2", "N9"]), *[body(tail=f"N{i}") for i in range(20)]]
+        rows = ["N1", ["N1", "N2", "N9"], *[f"N{i}" for i in range(20)]]
+        asked = [body(5000, tail=tail) for tail in rows]  # a machine's stall is not the queue's
         return [await asyncio.gather(*[ask(each, model, kind) for each in asked]) for model in ("late", "queued")]
 
     inline, through = late.run(scenario)
