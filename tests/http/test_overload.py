@@ -113,9 +113,9 @@ def test_no_more_are_refused_than_reading_is_behind():
     aside = Aside()
     assert not aside.sheds(QUEUED, 1000 * MS, NOW)
     aside.note(QUEUED, 100 * MS, NOW)
-    assert not any(aside.sheds(QUEUED, 25 * MS, NOW) for _ in range(100))
-    assert [aside.sheds(QUEUED, 50 * MS, NOW) for _ in range(100)] == [False, True] * 50
-    assert sum(aside.sheds(QUEUED, 250 * MS, NOW) for _ in range(1000)) == pytest.approx(900, abs=2)
+    assert not any(aside.sheds(QUEUED, 66 * MS, NOW) for _ in range(100))
+    assert [aside.sheds(QUEUED, 132 * MS, NOW) for _ in range(100)] == [False, True] * 50
+    assert sum(aside.sheds(QUEUED, 660 * MS, NOW) for _ in range(1000)) == pytest.approx(900, abs=2)
     assert not any(aside.sheds(INLINE, 50 * MS, NOW) for _ in range(100))
 
 
@@ -141,8 +141,8 @@ def test_who_is_read_last_makes_no_room_for_who_is_read_first():
     aside = Aside()
     aside.note(QUEUED, 100 * MS, NOW)
     aside.note(INLINE, 10 * MS, NOW)
-    assert not any(aside.sheds(QUEUED, 25 * MS, NOW, True) for _ in range(100))
-    assert [aside.sheds(QUEUED, 50 * MS, NOW, True) for _ in range(100)] == [False, True] * 50
+    assert not any(aside.sheds(QUEUED, 66 * MS, NOW, True) for _ in range(100))
+    assert [aside.sheds(QUEUED, 132 * MS, NOW, True) for _ in range(100)] == [False, True] * 50
     while not aside.is_too_much(NOW, 0):
         pass
     aside.inline_ns = NOW
@@ -171,8 +171,8 @@ def test_who_was_refused_stands_aside_where_inline_requests_are_read_too_late():
     aside.note(INLINE, 10 * MS, NOW)
     assert not any(aside.is_too_much(NOW, 5 * MS) for _ in range(100))
     assert all(aside.is_too_much(NOW, 8 * MS) for _ in range(100))
-    aside.n_read = 80
-    aside.poll(NOW, 8 * MS)  # one refusal for eight that are read is free there too
+    aside.n_read = 320
+    aside.poll(NOW, 8 * MS)  # one refusal for 32 that are read is free there too
     assert sum(aside.is_too_much(NOW, 8 * MS) for _ in range(100)) == 90
     aside.note(INLINE, 1 * MS, NOW)  # one who cannot wait makes nobody else wait
     assert not any(aside.is_too_much(NOW, 5 * MS) for _ in range(100))
@@ -195,7 +195,7 @@ def test_who_was_refused_comes_back_in_turn():
         aside.add(connections.make(name), Loop())
     aside.poll(NOW, 50 * MS)
     assert connections.back == []
-    aside.n_read = 80
+    aside.n_read = 320
     aside.poll(NOW, 50 * MS)
     assert connections.back == list(range(10))
     aside.poll(NOW + 10 * MS, 50 * MS)

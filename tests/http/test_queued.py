@@ -317,6 +317,40 @@ def test_refusals_repeat(server, world):
     assert world.counters.get("replies_5xx") == 5
 
 
+def test_who_finds_no_room_either_is_told_so_at_once(server, world, monkeypatch):
+    """Behind a full queue the words of the last refusal are used again, for who has more time left as well; not for long."""
+    world.add("slow", tier="near-realtime", needs_us=(5, 4_000_000, 10), curve=((1, 4_000_000, 4_000_000),))
+    ask = request({**BODY, "deadline_ms": 10_000}, target="/predict/slow")  # room for two
+    door, looked = server.native._door, []
+    take = door._router.take
+    monkeypatch.setattr(door._router, "take", lambda seat: looked.append(seat.due_ns) or take(seat))
+    peers = [server.connect() for _ in range(2)]
+
+    def refused(one):
+        one.send(ask)
+        status, _, body = one.reply()
+        assert (status, json.loads(body)["code"]) == (503, "overloaded")
+
+    with peer(server) as one:
+        with held(world.scorers["slow", 1]):
+            for number, each in enumerate(peers):
+                each.sendall(ask)
+                wait_for(lambda number=number: batcher(server, "slow:1")._lines.n_open == number + 1)
+            looked.clear()
+            begin = time.monotonic()
+            for _ in range(20):
+                refused(one)  # each is due later than the one before
+            n_looks, took_s = len(looked), time.monotonic() - begin
+            time.sleep(0.05)
+            refused(one)
+            assert len(looked) == n_looks + 1
+        assert n_looks <= 1 + took_s / 0.011
+        assert world.counters.get("refused_capacity") == 21
+        assert one.ask(NET) == 200
+    for each in peers:
+        each.close()
+
+
 def test_refusals_keep_no_plan(server, world):
     """Once there are other plans, nothing holds those that were refused: their bases can go."""
     late = {**BODY, "deadline_ms": 0.001}

@@ -20,6 +20,8 @@ SETTINGS = ServerSettings(max_rows=200, max_body_bytes=200_000, max_connections=
 
 #: Requests in a row after which a connection can wait, and what is read of such ones between two looks at the others.
 PATIENT, AT_ONCE = 32, 16
+#: The same for who has never asked another kind.
+SOON = 4
 #: Reads of a turn that has come to those who can wait, until the event loop goes on; what is read between comes on top.
 A_TURN, BETWEEN = 1024, 64
 #: A row more costs a batch of these next to nothing.
@@ -73,6 +75,21 @@ def test_who_asks_only_queued_models_can_wait(server):
         make_patient(server, [one])
     assert eventually(lambda: server.n_connections == 0)
     assert len(poller_of(server)) == 0
+
+
+def test_who_has_asked_nothing_else_is_soon_believed(server):
+    """A new connection shows it with a few requests; one that has asked another kind, with as many as ever."""
+    with peer(server) as one:
+        for _ in range(SOON - 1):
+            assert one.ask(ask_of("net")) == 200
+        assert poller_of(server).n_later == 0
+        for _ in range(2):
+            assert one.ask(ask_of("net")) == 200
+        assert eventually(lambda: poller_of(server).n_later == 1)
+        assert one.ask(ask_of("late")) == 200
+        for _ in range(PATIENT - 1):
+            assert one.ask(ask_of("net")) == 200
+        assert poller_of(server).n_later == 0
 
 
 class Order:
@@ -282,7 +299,7 @@ def test_pauses_count_for_who_is_told_after_them():
     """Whoever a pause made late is counted as late."""
     for pause_s, n_late in ((0.0, 0), (0.3, 48 - AT_ONCE)):
         told, lines = Told(), Lines([], [], [])
-        lines.set_pace([10.0] * 65, 1.0, 0, 64, 10_000, 640)
+        lines.set_pace([10.0] * 65, 1.0, 0, 0, 64, 10_000, 640)
         lines.is_open = lines.is_woken = True
         lines.between = partial(time.sleep, pause_s)
         now_ns, plan = time.monotonic_ns(), plan_of()
@@ -300,7 +317,7 @@ def test_lines_pause_after_each_few_answers():
     for is_called in (False, True):
         told, pauses = Told(), []
         lines = Lines([], [], [])
-        lines.set_pace([10.0] * 65, 1.0, 0, 64, 10_000, 640)
+        lines.set_pace([10.0] * 65, 1.0, 0, 0, 64, 10_000, 640)
         lines.is_open = lines.is_woken = True
         if is_called:
             lines.between = partial(_note, told, pauses)

@@ -29,6 +29,41 @@ class Item:
     is_large: bool = False
 
 
+class Forecast:
+    """`Lines.fits_small` as the rule reads, without its shortcut."""
+
+    def __init__(self, pace, small):
+        self.terms, self.small = pace.terms, small
+
+    def fits(self, n, due_ns, free_ns):
+        """Whether `n` more rows are in time, and nobody is late for them."""
+        small, all_rows, best = self.small, sum(each.rest for each in self.small), self.terms.best
+        before = after = self._next_cut(small[0].due_ns if small else None, free_ns)
+        if not small or due_ns < small[0].due_ns:
+            after = self._next_cut(due_ns, free_ns)
+            if after[0] < min(before[0], all_rows + n, (best + 1) // 2):
+                return False
+        ahead = 0
+        for each in small:
+            ahead += each.rest
+            is_late = self._ends_ns(ahead + n, after) > each.due_ns
+            if each.due_ns > due_ns and is_late and self._ends_ns(ahead, before) <= each.due_ns:
+                return False
+        return self._ends_ns(n + sum(each.rest for each in small if each.due_ns <= due_ns), after) <= due_ns
+
+    def _next_cut(self, first_due_ns, free_ns):
+        """The largest next batch for the first in line: rows, end. A full one if it is late in any case."""
+        if first_due_ns is not None and free_ns + self.terms.best_ns > first_due_ns:
+            cut = min(self.terms.best, self.terms.rows_within(first_due_ns - free_ns))
+            if cut > 0:
+                return cut, free_ns + self.terms.batch_ns(cut)
+        return self.terms.best, free_ns + self.terms.best_ns
+
+    def _ends_ns(self, rows, cut):
+        """The end of the last of `rows`."""
+        return cut[1] + max(0, -(-(rows - cut[0]) // self.terms.best)) * self.terms.best_ns
+
+
 def pace_of(rng):
     """A queue's pace after some batches."""
     us, points = float(rng.integers(20, 2000)), []
@@ -89,6 +124,7 @@ def test_who_is_let_in_at_once_is_in_time_by_every_rule(seed):
     lines.ends_ns = NOW + int(rng.integers(0, 10 * MS)) if rng.random() < 0.5 else 0
     pace.tell(lines)
     twin = Lines([], [], [], 0)
+    pace.tell(twin)
     door, n_in = Admission(twin, pace), 0
     for _ in range(200):
         n, due_ns = int(rng.integers(1, 6)), NOW + int(rng.integers(0, 150 * MS))
@@ -105,6 +141,45 @@ def test_who_is_let_in_at_once_is_in_time_by_every_rule(seed):
             assert newcomer not in waiting
     assert [each.due_ns for each in waiting] == sorted(each.due_ns for each in waiting)
     assert (lines.n_open, len(waiting), lines.n_rows) == (n_in, n_in, sum(each.rest for each in waiting))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_who_fits_among_the_small_is_who_the_forecast_lets_in(seed):
+    """Whatever waits, seats and others: a newcomer fits if the plain forecast has it and everybody behind it in time."""
+    rng = np.random.default_rng(2000 + seed)
+    pace, plan, waiting = pace_of(rng), plan_of(), []
+    lines, forecast, answers = Lines(waiting, [], []), Forecast(pace, waiting), set()
+    pace.tell(lines)
+    until_ns = int(rng.integers(2, 40)) * pace.terms.best_ns
+    for _ in range(150):
+        n, due_ns = int(rng.integers(1, 6)), NOW + int(rng.integers(-until_ns // 8, until_ns))
+        if waiting and rng.random() < 0.2:
+            due_ns = waiting[int(rng.integers(len(waiting)))].due_ns
+        free_ns = NOW + int(rng.integers(0, pace.terms.best_ns))
+        fits = lines.fits_small(n, due_ns, free_ns)
+        assert fits is forecast.fits(n, due_ns, free_ns)
+        answers.add(fits)
+        if fits or rng.random() < 0.1:  # some who are late already
+            waiting.append(Item(due_ns, n, n) if rng.random() < 0.5 else seat(plan, [[1]] * n, due_ns))
+            waiting.sort(key=lambda each: each.due_ns)
+            lines.small_rows += n
+    assert answers == {True, False}
+
+
+def test_who_comes_in_front_of_many_is_let_in_at_once():
+    """Somebody whose deadline is nearer than that of all who wait needs no look of the queue's own, if they can wait."""
+    pace, plan, waiting = Pace(CostCurve([(1, 1000, 1000)]), 100_000), plan_of(), []
+    lines = Lines(waiting, [], [])
+    lines.is_open, lines.is_woken, lines.cancelled = True, True, None
+    pace.tell(lines)
+    ahead_ns = 20 * pace.terms.best_ns
+    for _ in range(10 * pace.terms.best):
+        assert lines.take(seat(plan, [[1]], NOW + ahead_ns), NOW)
+    assert lines.take(seat(plan, [[1]], NOW + 2 * pace.terms.best_ns), NOW)
+    assert waiting[0].due_ns == NOW + 2 * pace.terms.best_ns
+    for _ in range(10 * pace.terms.best - 1):
+        assert lines.take(seat(plan, [[1]], NOW + ahead_ns), NOW)
+    assert not lines.take(seat(plan, [[1]], NOW + 2 * pace.terms.best_ns), NOW)  # one more, and the last are late
 
 
 def test_nobody_comes_into_a_queue_that_is_closed():
@@ -164,4 +239,6 @@ def test_waiting_rows_are_a_gauge():
 def test_a_pace_that_is_none_is_refused():
     """A largest batch beyond the table of costs is a mistake, and said so."""
     with pytest.raises(ValueError, match="Expected batches of 1 to 2 rows, got 3"):
-        Lines([], [], []).set_pace([0.0, 1.0, 2.0], 1.0, 0, 3, 1000, 3)
+        Lines([], [], []).set_pace([0.0, 1.0, 2.0], 1.0, 0, 0, 3, 1000, 3)
+    with pytest.raises(ValueError, match="Expected set_pace before"):
+        Lines([], [], []).fits_small(1, NOW, NOW)

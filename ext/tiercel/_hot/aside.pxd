@@ -2,11 +2,14 @@
 #
 # Requests that come faster than they can be answered wait in their sockets, and reading one only to refuse it costs nearly
 # as much as a quick answer (which is therefore given: needs.pxd). So two things keep the core for those who are answered in
-# time. Where reading is behind by more than a share of the deadlines that requests name lately, just so many are refused as
-# keep it there, and nearly all queued ones where inline ones would be late soon. And a connection whose request was refused
-# is not read again at once, where that happens more often than once in READS_EACH requests. It stands in a line with the
-# others and is read in its turn, one for as many requests that are read, and one each SLOW_NS in any case, QUICK_NS where
-# reading is not behind. Until then its next request waits in the socket, which costs nothing; how long it did is asked of
+# time. Where reading is behind by more than a part of the deadlines that requests name lately, just so many are refused as
+# keep it there, and nearly all queued ones where inline ones would be late soon. Queued ones are read in the order in which
+# they came and their batches leave no backlog, so what they wait is nearly all unread: with two thirds of their deadline for
+# it, thousands of connections are answered each in its turn, where a quarter refused half of them for nothing
+# (bench_overload). And a connection whose request was refused is not read again at once, where that happens more often than
+# once in READS_EACH requests. It stands in a line with the others and is read in its turn, one for as many requests that are
+# read, and one each SLOW_NS in any case, QUICK_NS where reading is not behind: a client that asks on at once, and not after
+# the seconds of Retry-After, may wait as long for its next refusal. Until then its next request waits in the socket, which costs nothing; how long it did is asked of
 # the kernel (protocol.pyx). While others are answered inline nobody stands in line: whatever comes on a connection waits
 # with it, and for a request of a few milliseconds that is too long (bench_overload). But where reading itself takes most of
 # an inline request's deadline, those who are read at once are late too: with thousands of connections all of them would be
@@ -19,13 +22,14 @@
 from tiercel._hot.typedefs cimport int64_t
 
 cdef enum:
-    READS_EACH = 8
+    READS_EACH = 32
     SLOW_NS = 2_000_000
     QUICK_NS = 20_000
     BURST = 64                          # so many refusals at once are nothing
     QUIET_NS = 1_000_000                # reading is not behind
     RECENT_NS = 1_000_000_000           # deadlines named longer ago count no more
-    INLINE_PART = 4                     # of an inline request's deadline, and of a queued one's, it may wait unread
+    INLINE_PART = 4                     # of an inline request's deadline it may wait unread
+    QUEUED_PERCENT = 66                 # of a queued one's; the rest is for the queue
     BOTH_PART = 8                       # ... of an inline one's, where a queued one is refused for it
     LATE_PERCENT = 75                   # of an inline request's deadline: read so late, it is nearly lost
     LATE_NS = 7_500_000                 # less is not late: one client's tighter deadline makes nobody else wait in line

@@ -44,7 +44,7 @@ cdef class Aside:
         cdef double kept
         if self._tightest_ns[kind] == 0 or now_ns - self._tightest_at_ns[kind] > RECENT_NS:
             return False
-        most_ns = self._tightest_ns[kind] // INLINE_PART
+        most_ns = self._tightest_ns[1] // 100 * QUEUED_PERCENT if is_queued else self._tightest_ns[0] // INLINE_PART
         if is_queued and not is_read_last and self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS:
             inline_ns = self._tightest_ns[0] // INLINE_PART
             most_ns = min(most_ns, self._tightest_ns[0] // BOTH_PART)

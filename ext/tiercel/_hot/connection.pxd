@@ -13,9 +13,10 @@ from tiercel._hot.fast_path cimport FastPath
 from tiercel._hot.poller cimport Poller, Readable
 from tiercel._hot.typedefs cimport uint8_t
 
-# Who asks both tiers is read with those that cannot wait.
+# Who asks both tiers is read with those that cannot wait; who has asked nothing inline so far is soon believed.
 cdef enum:
     PATIENT = 32
+    SOON = 4
 
 cdef enum Phase:
     PHASE_IDLE          # between requests

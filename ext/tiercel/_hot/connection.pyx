@@ -30,7 +30,7 @@ cdef class Connection(Readable):
         self._transport, self._poller = transport, None
         self._write_paused, self._read_paused = write_paused, False
         # What the general protocol wrote may still be on its way.
-        self._fd, self._is_queued, self._n_patient = _plain_socket(transport), True, 0
+        self._fd, self._is_queued, self._n_patient = _plain_socket(transport), True, <int>PATIENT - SOON
         return self._set_phase(PHASE_IDLE, True)
 
     cdef int _close(self) except -1:

@@ -34,7 +34,7 @@ cdef class Refusal:
 cdef class Refusals:
     cdef dict _known
 
-    cdef Refusal find(self, Prepared asked, int64_t now_ns, object headers)
+    cdef Refusal find(self, Prepared asked, int64_t now_ns, object headers, bint is_sure)
 
 
 # What all connections of a server share.

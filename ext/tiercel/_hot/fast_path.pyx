@@ -26,6 +26,7 @@ cdef enum:
 # Sorts of refusals that are remembered; clients that name ever other deadlines are refused one by one.
 cdef enum:
     MAX_REFUSALS = 64
+    SURE_NS = 10_000_000
 
 
 cdef class Refusal:
@@ -59,12 +60,12 @@ cdef class Refusals:
         """Forget all of them."""
         self._known.clear()
 
-    cdef Refusal find(self, Prepared asked, int64_t now_ns, object headers):
-        """What is still true of a question, or None."""
+    cdef Refusal find(self, Prepared asked, int64_t now_ns, object headers, bint is_sure):
+        """What is still true of a question, or None. is_sure: that it is refused; then the numbers may be a little older."""
         cdef Refusal found = self._known.get(_sort_of(asked))
-        if found is None or found.headers is not headers or now_ns >= found.until_ns:
+        if found is None or found.headers is not headers or now_ns >= found.until_ns + (SURE_NS if is_sure else 0):
             return None
-        return found if asked._asked.due_ns - now_ns <= found.slack_ns else None
+        return found if is_sure or asked._asked.due_ns - now_ns <= found.slack_ns else None
 
 
 cdef class FastPath:

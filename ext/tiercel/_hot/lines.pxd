@@ -41,6 +41,18 @@ cdef inline Seat seat_of(Prepared prepared, hot, int64_t due_ns):
     return seat
 
 
+cdef enum Entry:
+    ENTRY_TAKEN
+    ENTRY_REFUSED           # the queue's own door would refuse it too: it is full, or somebody would be late
+    ENTRY_UNDECIDED
+
+
+# The next batch, as foreseen.
+cdef struct Cut:
+    Py_ssize_t rows
+    int64_t ends_ns
+
+
 # `small` fits one batch, `large` does not, `alone` is what was in a batch that failed and is tried once more by itself. The
 # first `*_at` of a line are done; `small_rows` and `other_rows` are the rows that rest in the first and in the other two.
 cdef class Lines:
@@ -61,11 +73,14 @@ cdef class Lines:
     cdef object _table                      # what `_p99_us` was copied from
     cdef double _p99_us[MAX_BATCH + 1]      # of a batch of so many rows, before `_ratio`
     cdef double _ratio
-    cdef int64_t _overhead_ns, _best_ns
+    cdef int64_t _overhead_ns, _row_ns, _best_ns
     cdef Py_ssize_t _n, _best, _max_rows
 
-    # Let in who is in time with everybody who waits, in whatever order; False: nothing is decided.
-    cdef bint take_in(self, Seat seat, int64_t now_ns) except -1
+    # Let in who is in time with everybody who waits.
+    cdef Entry take_in(self, Seat seat, int64_t now_ns) except *
+    cdef bint _fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns) except -1
+    cdef Cut _next_cut(self, int64_t first_due_ns, int64_t free_ns) noexcept
+    cdef int64_t _foreseen_ns(self, Py_ssize_t rows, Cut cut) noexcept
     cpdef int tell(self) except -1
     # Whether a row more takes hardly longer than refusing it would.
     cdef bint is_cheap(self) noexcept

@@ -12,6 +12,8 @@ from tiercel._hot.plan cimport Prepared
 from tiercel._hot.prediction cimport STAGE_SCORE
 from tiercel._hot.typedefs cimport feature_t, int64_t, score_t
 
+cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1          # nobody is due
+
 log = logging.getLogger("tiercel.serving")
 
 
@@ -70,7 +72,8 @@ cdef class Lines:
         return self.small_rows + self.other_rows
 
     def set_pace(
-        self, list table not None, double ratio, int64_t overhead_ns, Py_ssize_t best, int64_t best_ns, Py_ssize_t max_rows
+        self, list table not None, double ratio, int64_t overhead_ns, int64_t row_ns, Py_ssize_t best, int64_t best_ns,
+        Py_ssize_t max_rows,
     ):
         """What batches take from now on.
 
@@ -78,6 +81,7 @@ cdef class Lines:
             table: by number of rows, microseconds of a batch; at least `best` + 1 of them. Not changed once it was given.
             ratio: times this.
             overhead_ns: and this more.
+            row_ns: and this more for each row.
             best, best_ns: rows of the largest batch, and what it takes.
             max_rows: that may wait.
         """
@@ -88,9 +92,8 @@ cdef class Lines:
                 self._p99_us[i] = table[i]
         if not 0 < best < self._n:
             raise ValueError(f"Expected batches of 1 to {self._n - 1} rows, got {best}")
-        self._ratio, self._overhead_ns, self._best, self._best_ns, self._max_rows = (
-            ratio, overhead_ns, best, best_ns, max_rows
-        )
+        self._ratio, self._overhead_ns, self._row_ns = ratio, overhead_ns, row_ns
+        self._best, self._best_ns, self._max_rows = best, best_ns, max_rows
 
     cpdef int tell(self) except -1:
         """Keep the worker's gauge of rows that wait, which is of all its queues."""
@@ -103,32 +106,34 @@ cdef class Lines:
         return 0
 
     cdef int64_t _batch_ns(self, Py_ssize_t n_rows) noexcept:
-        return <int64_t>(1000 * (self._p99_us[n_rows] * self._ratio)) + self._overhead_ns
+        return <int64_t>(1000 * (self._p99_us[n_rows] * self._ratio)) + self._overhead_ns + n_rows * self._row_ns
 
     cdef Py_ssize_t _rows_within(self, int64_t ns) noexcept:
         """The most rows, at least 0, that a batch may have to take no longer."""
-        cdef double us = <double>(ns - self._overhead_ns) / 1000
         cdef Py_ssize_t low = 0, high = self._n - 1, middle
         while low < high:
             middle = (low + high + 1) // 2
-            if self._p99_us[middle] * self._ratio <= us:
+            if self._batch_ns(middle) <= ns:
                 low = middle
             else:
                 high = middle - 1
         return low
 
-    cdef bint take_in(self, Seat seat, int64_t now_ns) except -1:
+    cdef Entry take_in(self, Seat seat, int64_t now_ns) except *:
         cdef Py_ssize_t n = seat.rest, depth = self.small_rows + self.other_rows, low, high, middle
         cdef int64_t due_ns = seat.due_ns, first_ns = due_ns
-        if not self.is_open or n > self._best or self.large or self.alone or (depth and depth + n > self._max_rows):
-            return False
-        if self._batch_ns(n) > due_ns - now_ns:
-            return False
+        if not self.is_open or n > self._best or self.large or self.alone or self._batch_ns(n) > due_ns - now_ns:
+            return ENTRY_UNDECIDED
+        if depth and depth + n > self._max_rows:
+            return ENTRY_REFUSED
         if self.small:
             first_ns = min(first_ns, _due_ns(self.small[0]))
-        if max(now_ns, self.ends_ns) + (depth + n + self._best - 1) // self._best * self._best_ns > first_ns:
-            return False
-        self.is_tight = False
+        if max(now_ns, self.ends_ns) + (depth + n + self._best - 1) // self._best * self._best_ns <= first_ns:
+            self.is_tight = False
+        elif self.is_tight:
+            return ENTRY_UNDECIDED
+        elif not self._fits_small(n, due_ns, max(now_ns, self.ends_ns)):
+            return ENTRY_REFUSED
         high = len(self.small)
         if high == 0 or _due_ns(self.small[high - 1]) <= due_ns:
             self.small.append(seat)
@@ -148,15 +153,67 @@ cdef class Lines:
         self.tell()
         if self.ends_ns == 0 and not self.is_woken:
             self.wake()
-        return True
+        return ENTRY_TAKEN
+
+    def fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns):
+        """Whether `n` more rows among the small are in time, and those behind them as much as without them.
+
+        The forecast, which nobody who comes later can spoil: the next batch, at `free_ns`, is cut short where the tightest
+        request needs that, and every one after it is full. Only the first in line may have a batch cut short, and not below
+        half the best size while more rows wait: a queue that promised each the last microsecond would keep its promises in
+        ever smaller batches, and do less the more is asked of it. A newcomer does not move who is ahead of it, so only those
+        behind need another look.
+        """
+        if self._best == 0:
+            raise ValueError("Expected set_pace before anybody is let in")
+        return bool(self._fits_small(n, due_ns, free_ns))
+
+    cdef bint _fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns) except -1:
+        cdef Py_ssize_t at = len(self.small) - 1, rows = self.small_rows + n
+        cdef int64_t first_ns = NEVER_NS if at < 0 else _due_ns(self.small[0]), other_ns
+        cdef Cut before = self._next_cut(first_ns, free_ns), after = before
+        if due_ns < first_ns:
+            after = self._next_cut(due_ns, free_ns)
+            if after.rows < min(before.rows, self.small_rows + self.other_rows + n, (self._best + 1) // 2):
+                return False
+        if self._foreseen_ns(rows, after) <= due_ns:    # PERF: whoever is behind is due later
+            return True
+        while at >= 0:
+            item = self.small[at]
+            other_ns = _due_ns(item)
+            if other_ns <= due_ns:
+                break
+            if self._foreseen_ns(rows, after) > other_ns >= self._foreseen_ns(rows - n, before):
+                return False
+            rows -= (<Seat>item).rest if type(item) is Seat else <Py_ssize_t>item.rest
+            at -= 1
+        return self._foreseen_ns(rows, after) <= due_ns
+
+    cdef Cut _next_cut(self, int64_t first_due_ns, int64_t free_ns) noexcept:
+        # The largest next batch for the first in line; a full one if it is late in any case.
+        cdef Cut cut
+        cut.rows, cut.ends_ns = self._best, free_ns + self._best_ns
+        if cut.ends_ns > first_due_ns:
+            cut.rows = min(self._best, self._rows_within(first_due_ns - free_ns))
+            if cut.rows > 0:
+                cut.ends_ns = free_ns + self._batch_ns(cut.rows)
+            else:
+                cut.rows = self._best
+        return cut
+
+    cdef int64_t _foreseen_ns(self, Py_ssize_t rows, Cut cut) noexcept:
+        # The end of the last of `rows`.
+        if rows <= cut.rows:
+            return cut.ends_ns
+        return cut.ends_ns + (rows - cut.rows + self._best - 1) // self._best * self._best_ns
 
     cdef bint is_cheap(self) noexcept:
         # Without what a batch waits for a thread or the loop, in which others are scored or read.
         return 0 < self._best < self._n and 1000 * self._p99_us[self._best] * self._ratio < self._best * <double>CHEAP_ROW_NS
 
     def take(self, Seat seat not None, int64_t now_ns):
-        """Let in who is in time with everybody who waits, in whatever order; False: nothing is decided."""
-        return bool(self.take_in(seat, now_ns))
+        """Let in who is in time with everybody who waits; False: it is not, or nothing is decided."""
+        return self.take_in(seat, now_ns) == ENTRY_TAKEN
 
     def cut(self, int64_t now_ns):
         """The batch that starts at `now_ns`, taken out of the line: [(request, first row, end)]. None: not only `small` waits.

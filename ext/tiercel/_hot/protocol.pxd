@@ -88,6 +88,6 @@ cdef class HotProtocol(Connection):
         self, ServingPlan plan, const uint8_t* request, const Head* head, const Arrival* arrival, bint close
     )
     cdef bint _refuse_late(self, Prepared asked, const Arrival* arrival, bint close) except *
-    cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns)
+    cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns, bint is_sure=*)
     cdef int _go_on(self, bint says_close=*) except -1
     cdef int _hand(self, bytes data, double deadline_s) except -1

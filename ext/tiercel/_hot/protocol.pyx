@@ -12,7 +12,7 @@ from tiercel._hot.connection cimport (
 from tiercel._hot.counters cimport WORKER_ANSWERED, WORKER_CONNECTIONS, WORKER_DISCONNECTIONS
 from tiercel._hot.fast_path cimport FastPath, Refusal, Refusals
 from tiercel._hot.http cimport BODY_TENSORS, HEAD_FAST, HEAD_NEED_MORE, Head, HeadStatus, parse_head
-from tiercel._hot.lines cimport Seat, seat_of
+from tiercel._hot.lines cimport ENTRY_REFUSED, ENTRY_TAKEN, Entry, Seat, seat_of
 from tiercel._hot.marks cimport forget, mark, read_at
 from tiercel._hot.output cimport put
 from tiercel._hot.plan cimport OWN_DEFAULT, Arrival, Prepared, ServingPlan
@@ -300,6 +300,7 @@ cdef class HotProtocol(Connection):
         cdef FastPath path = self.path
         cdef Prepared prepared
         cdef Seat seat
+        cdef Entry entry
         cdef Py_ssize_t total = head.head_length + head.content_length
         if path.queue is None or head.kind == BODY_TENSORS:
             return OUTCOME_HAND_ON
@@ -318,7 +319,11 @@ cdef class HotProtocol(Connection):
         self._flush()       # entering may answer others through the same buffer
         if not plan.has_stand_in:
             seat = seat_of(prepared, self, prepared._asked.due_ns)
-            place = seat if path._lines_of(plan).take_in(seat, arrival.read_ns) else path.queue.enter(prepared, self, close)
+            entry = path._lines_of(plan).take_in(seat, arrival.read_ns)
+            if entry == ENTRY_REFUSED and not close and self._refuse_again(path.full, prepared, arrival.read_ns, True):
+                consumed[0] += total
+                return OUTCOME_DONE
+            place = seat if entry == ENTRY_TAKEN else path.queue.enter(prepared, self, close)
         elif not prepared._asked.is_late:
             path._lines_of(plan)    # gives its queue what is called between the answers of a batch
             place = path.queue.enter(prepared, self, close)
@@ -440,10 +445,10 @@ cdef class HotProtocol(Connection):
         self._is_refused = True
         return True
 
-    cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns):
-        """Refuse a question as the last one like it was."""
+    cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns, bint is_sure=False):
+        """Refuse a question as the last one like it was. is_sure: it is to be refused, only how is not known."""
         cdef FastPath path = self.path
-        cdef Refusal refusal = refusals.find(asked, now_ns, self.server_state.default_headers)
+        cdef Refusal refusal = refusals.find(asked, now_ns, self.server_state.default_headers, is_sure)
         if refusal is None or not put(&path._out, PyBytes_AS_STRING(refusal.reply), PyBytes_GET_SIZE(refusal.reply)):
             return False
         path._counters.count_reply(refusal.status, refusal.code)

@@ -305,8 +305,7 @@ class Batcher:
             self._refuse(
                 "capacity",
                 wait_us - left_ns // 1000,
-                f"behind {depth} rows, {n} more are done in about {wait_us / 1000:.3f} ms and due in "
-                f"{left_ns / 1e6:.3f} ms, or would make others late",
+                f"behind {depth} rows, {n} more are done in about {wait_us / 1000:.3f} ms: too late, or others would be late",
             )
 
     def _refuse(self, reason: str, wait_us: int, why: str) -> None:
@@ -424,6 +423,7 @@ class Batcher:
         self._learn(batch, scored_ns, now_ns)
         for waiter, start, stop, at in self._lines.answer(batch.parts, scores, now_ns):
             self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
+        self._pace.learn_telling(batch.n_rows, self._clock() - now_ns)
         self._say_drained()
         if batch.trial is not None:
             batch.trial.has_passed = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
+from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.schedule import Terms
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ BATCH_SHARE = 1 / 4
 WEIGHT = 1 / 16
 #: Twice the usual and this is the most that one batch's time besides scoring counts as.
 STALL_NS = 1_000_000
+#: What telling a row takes is learned from batches of so many: smaller ones show what a batch takes.
+TELLING_ROWS = 16
 #: The best size of a batch is looked for again after so many; after each of the first, which teach the most.
 RESIZE_EVERY = 16
 FIRST_BATCHES = 64
@@ -34,8 +38,9 @@ class Pace:
     def __init__(self, cost: CostCurve, budget_us: int) -> None:
         self._cost, self._budget_us = cost, budget_us
         self._overhead_ns = self._spread_ns = 0.0  # of a batch besides scoring: mean, and mean difference from it
+        self._row_ns = self._row_spread_ns = 0.0  # of telling one row's scores, the same
         self._n_learned = 0
-        self._doubted: tuple[CostCurve, float, float] | None = None  # what was learned, until the next batch
+        self._doubted: tuple[CostCurve, tuple[float, ...]] | None = None  # what was learned, until the next batch
         self._resize()
 
     @property
@@ -48,6 +53,19 @@ class Pace:
         """What a batch takes besides scoring: waiting for a thread, or for the event loop before it is scored there."""
         return int(self._overhead_ns + 2 * self._spread_ns)
 
+    @property
+    def row_ns(self) -> int:
+        """What each row takes once its batch is scored: its reply is written before the next batch is started."""
+        return int(self._row_ns + 2 * self._row_spread_ns)
+
+    @property
+    def _besides(self) -> tuple[float, ...]:
+        return self._overhead_ns, self._spread_ns, self._row_ns, self._row_spread_ns
+
+    @_besides.setter
+    def _besides(self, ns: tuple[float, ...]) -> None:
+        self._overhead_ns, self._spread_ns, self._row_ns, self._row_spread_ns = ns
+
     def hoped_ns(self, n_rows: int) -> int:
         """What `n_rows` would take if what was learned were no longer so."""
         return int(1000 * self._cost.hoped_us(n_rows))
@@ -55,21 +73,24 @@ class Pace:
     def doubt(self) -> None:
         """Forget what was learned until the next batch shows whether it still holds."""
         if self._doubted is None:
-            self._doubted = self._cost, self._overhead_ns, self._spread_ns
-            self._cost, self._overhead_ns, self._spread_ns = self._cost.unlearned(), 0.0, 0.0
+            self._doubted = self._cost, self._besides
+            self._cost, self._besides = self._cost.unlearned(), (0.0, 0.0, 0.0, 0.0)
             self._resize()
 
     def learn(self, n_rows: int, scored_ns: int, other_ns: int) -> None:
         """A batch took `scored_ns` to score, and `other_ns` besides, from its start to its answers."""
         if self._doubted is not None:
-            cost, overhead_ns, spread_ns = self._doubted
-            if 2 * (scored_ns + other_ns) >= 1000 * cost.typical_us(n_rows) + overhead_ns:  # it does hold
-                self._cost, self._overhead_ns, self._spread_ns = cost, overhead_ns, spread_ns
+            cost, besides = self._doubted
+            if 2 * (scored_ns + other_ns) >= 1000 * cost.typical_us(n_rows) + besides[0]:  # it does hold
+                self._cost, self._besides = cost, besides
                 self._resize()
             self._doubted = None
+        # The curve follows the middle of what scoring takes. On a core that it shares it is now quick and now slow, and batches
+        # that follow each other take the mean.
+        other_ns = max(0, other_ns) + max(0, scored_ns - int(1000 * self._cost.typical_us(n_rows)))
         self._cost.observe(n_rows, max(scored_ns, 1) / 1000)
         # One stall is not the next one's: what is much more than usual counts as a little more than usual.
-        difference = min(max(0, other_ns), 2 * self._overhead_ns + STALL_NS) - self._overhead_ns
+        difference = min(other_ns, 2 * self._overhead_ns + STALL_NS) - self._overhead_ns
         self._overhead_ns += WEIGHT * difference
         self._spread_ns += WEIGHT * (abs(difference) - self._spread_ns)
         self._n_learned += 1
@@ -78,11 +99,25 @@ class Pace:
         else:
             self._set_terms(self.terms.best)
 
+    def learn_telling(self, n_rows: int, took_ns: int) -> None:
+        """Telling the scores of a batch took so long."""
+        if n_rows < TELLING_ROWS:
+            return
+        difference = min(took_ns, 2 * n_rows * self._row_ns + STALL_NS) / n_rows - self._row_ns
+        self._row_ns += WEIGHT * difference
+        self._row_spread_ns += WEIGHT * (abs(difference) - self._row_spread_ns)
+
     def tell(self, lines: Lines) -> None:
         """The same to who does without `terms`."""
         terms = self.terms
         lines.set_pace(
-            self._cost.table_us, self._cost.ratio, self.overhead_ns, terms.best, terms.best_ns, self.max_rows
+            self._cost.table_us,
+            self._cost.ratio,
+            self.overhead_ns,
+            self.row_ns,
+            terms.best,
+            terms.best_ns,
+            self.max_rows,
         )
 
     def typical_ns(self, n_rows: int) -> int:
@@ -97,10 +132,10 @@ class Pace:
         return int(1000 * cost.typical_us(n_rows))
 
     def _batch_ns(self, n_rows: int) -> int:
-        return int(1000 * self._cost.us(n_rows)) + self.overhead_ns
+        return int(1000 * self._cost.us(n_rows)) + self.overhead_ns + n_rows * self.row_ns
 
     def _rows_within(self, ns: int) -> int:
-        return self._cost.rows_within((ns - self.overhead_ns) / 1000)
+        return bisect_right(range(1, MAX_ROWS + 1), ns, key=self._batch_ns)
 
     def _resize(self) -> None:
         overhead_us = self.overhead_ns / 1000
