@@ -2,15 +2,18 @@
 
     python -m benchmarks.bench_overload [--seconds S] [--rows N] [--loads 0.8,2,5] [--connections 512,4096] [--smoke]
 
-One worker on the first core, the generator on the last. First a network (23 -> 128 -> 64 -> 1, near-realtime) alone, then a
-mix: 70 % ask a forest of 100 x 31 in realtime, 25 % the network, 5 % a forest of 500 x 127 by onnxruntime, near-realtime.
-Requests name their tier's bound as their deadline: 10 and 100 ms.
+One worker on the first core, the generator on the last. First a forest of 500 x 127 by onnxruntime (near-realtime) alone,
+of which a row costs more than its request; then a network (23 -> 128 -> 64 -> 1, near-realtime) alone; then a mix: 70 % ask
+a forest of 100 x 31 in realtime, 25 % the network, 5 % the large forest. Requests name their tier's bound as their deadline:
+10 and 100 ms.
 
 Capacity is what 64 connections in closed loop get of the same requests. Then Poisson arrivals at shares of it, each run
-followed, in the same run, by a second at half of the capacity. Arrivals know nothing of each other, but each needs a
-connection: one that finds none free for a millisecond is turned away by the client ("unsent"), as a load balancer with so
-many connections does. 512 of them hold less than the near-realtime queue, so the client's limit is met before the server's;
-with 4,096 the server has to refuse.
+preceded by some seconds of the same that do not count (a connection is known by what it has asked), and followed, in the
+same run, by a second at half of the capacity. Arrivals know nothing of each other, but each needs a connection: one that
+finds none free for a millisecond is turned away by the client ("unsent"), as a load balancer with so many connections does.
+512 of them hold less than the near-realtime queue, so the client's limit is met before the server's; with 4,096 the server
+has to refuse. A request over one of thousands of connections costs any server more, as each finds less in the caches: how
+much is what the floor, a constant reply, gets of its closed loop over so many.
 
 An answer counts as in time by the client, from when its request was due; "from the send" leaves out what it waited for a
 connection, "in the server" is what Server-Timing says, from the moment the server read it. Goodput is answers in time, for
@@ -25,22 +28,28 @@ import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks import tiers
+from benchmarks.contenders.contender import FLOOR
 from benchmarks.loadgen.replies import ABANDONED, REFUSALS, UNFINISHED, Replies, percentiles, share
-from benchmarks.loadgen.run import Requests, Run
+from benchmarks.loadgen.run import Requests, Run, run
 from benchmarks.machine import describe
 from benchmarks.networks import NARROW, forest, network
 from benchmarks.workload import N_FEATURES
 from tiercel.types import Tier
+
+if TYPE_CHECKING:
+    from benchmarks.contenders.process import Server
 
 LOADS = (0.8, 2.0, 5.0)
 CONNECTIONS = (512, 4096)
 #: What is promised: in time of accepted at 0.8 of capacity, goodput of its peak beyond, refusals, the end of it.
 IN_TIME, GOODPUT, REFUSAL_MS, RECOVERY_S = 0.999, 0.9, 1.0, 1.0
 CALM, CALM_S = 0.5, 1.0
+WARM_S = 2.0
 #: How long a request waits for a free connection.
 PATIENCE_S = 0.001
 
@@ -62,7 +71,7 @@ class Part:
 TREE = Part(tiers.TREE, "forest 100 x 31, realtime", 0.70, 10.0)
 NET = Part("net", "network, near-realtime", 0.25, 100.0)
 FOREST = Part("forest", "forest 500 x 127, near-realtime", 0.05, 100.0)
-LOADS_OF = {"the network alone": (NET,), "mixed": (TREE, NET, FOREST)}
+LOADS_OF = {"the forest alone": (FOREST,), "the network alone": (NET,), "mixed": (TREE, NET, FOREST)}
 
 
 class Mix:
@@ -71,10 +80,11 @@ class Mix:
     Args:
         load: to send them with.
         parts: their models.
+        warm_s: of every open loop, before what counts.
     """
 
-    def __init__(self, load: tiers.Load, parts: tuple[Part, ...]) -> None:
-        self.load, self.parts = load, parts
+    def __init__(self, load: tiers.Load, parts: tuple[Part, ...], warm_s: float) -> None:
+        self.load, self.parts, self.warm_s = load, parts, warm_s
         self.requests, self.kinds = Requests.mixed(
             [load.requests[part.model] for part in parts], [part.share for part in parts], n=100_000, seed=11
         )
@@ -95,7 +105,7 @@ class Mix:
         """One load, and the second after it."""
         return self.load.run(
             self.requests, rate=rate, connections=connections, may_refuse=True, logged=True, abandon_s=PATIENCE_S,
-            then=(calm_rate, CALM_S),
+            warmup_s=self.warm_s, then=(calm_rate, CALM_S),
         )  # fmt: skip
 
     def n_in_time(self, replies: Replies) -> int:
@@ -146,8 +156,20 @@ def show(mix: Mix, times: float, one: Run, seconds: float) -> float:
     return good / seconds
 
 
-def measure(mix: Mix, capacity: float, loads: tuple[float, ...], connections: int) -> int:
-    """Print one section; returns how many requests failed."""
+def kept_by_the_floor(floor: Server, core: int, connections: int, seconds: float, rounds: int) -> float:
+    """What a constant reply gets over so many connections, of what it gets over 64; the median round's."""
+    question = Requests.make(path=FLOOR.path, content_type=FLOOR.content_type, body=FLOOR.body, n_rows=1000, seed=7)
+    shares = []
+    for _ in range(rounds):
+        few, many = (
+            run(floor.port, question, rate=0, seconds=seconds, connections=n, core=core) for n in (64, connections)
+        )
+        shares.append(many.per_second / few.per_second)
+    return float(np.median(shares))
+
+
+def measure(mix: Mix, capacity: float, kept: float, loads: tuple[float, ...], connections: int) -> int:
+    """Print one section; returns how many requests failed. kept: `kept_by_the_floor`."""
     goodputs, failed = {}, 0
     for times in loads:
         one = mix.run(times * capacity, CALM * capacity, connections)
@@ -157,6 +179,9 @@ def measure(mix: Mix, capacity: float, loads: tuple[float, ...], connections: in
     print(
         f"  goodput of its peak ({peak:,.0f}/s; wanted {GOODPUT:g}): "
         + ", ".join(f"{found / peak:.2f} at {times:g} x" for times, found in goodputs.items() if times > 1)
+        + f"; the floor keeps {kept:.2f} over so many connections: "
+        + ", ".join(f"{found / capacity / kept:.2f}" for times, found in goodputs.items() if times > 1)
+        + " of the capacity times that"
     )
     return failed
 
@@ -182,22 +207,26 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         made = tiers.prepare(directory / "work", n_rows, models)
-        with tiers.serving(made, directory / "logs") as server:
+        with (
+            tiers.serving(made, directory / "logs") as server,
+            tiers.serving(made, directory / "floor", FLOOR) as floor,
+        ):
             tiers.check_tiers(
                 server,
                 {tiers.TREE: Tier.REALTIME, **{model.name: model.tier for model in models}},
                 insist=not options.smoke,
             )
             load = tiers.Load(server, n_rows, {part.model: part.bound_ms for part in (TREE, NET, FOREST)}, seconds)
-            failed = 0
+            failed, warm_s = 0, 0.1 if options.smoke else WARM_S
+            kept = {n: kept_by_the_floor(floor, load.core, n, seconds, rounds) for n in options.connections}
             for title, parts in LOADS_OF.items():
-                mix = Mix(load, parts)
+                mix = Mix(load, parts, warm_s)
                 load.run(mix.requests, seconds=0.3)  # what batches take is learned
                 print(f"\n{title}")
                 capacity = mix.capacity(rounds)
                 for connections in options.connections:
                     print(f" {title}, open loop over {connections:,} connections")
-                    failed += measure(mix, capacity, options.loads, connections)
+                    failed += measure(mix, capacity, kept[connections], options.loads, connections)
     if options.smoke and failed:
         raise SystemExit(f"{failed} requests failed or were left unfinished")
 

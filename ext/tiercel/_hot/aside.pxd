@@ -3,18 +3,19 @@
 # Requests that come faster than they can be answered wait in their sockets, and reading one only to refuse it costs nearly
 # as much as a quick answer (which is therefore given: needs.pxd). So two things keep the core for those who are answered in
 # time. Where reading is behind by more than a part of the deadlines that requests name lately, just so many are refused as
-# keep it there, and nearly all queued ones where inline ones would be late soon. Queued ones are read in the order in which
-# they came and their batches leave no backlog, so what they wait is nearly all unread: with two thirds of their deadline for
-# it, thousands of connections are answered each in its turn, where a quarter refused half of them for nothing
+# keep it there, and nearly all queued ones where inline ones would be late soon. Queued ones may wait unread for most of
+# their deadline: batches are read about as fast as they are answered, so little of it is needed for the queue, and thousands
+# of connections are answered each in its turn, where a quarter of the deadline had half of them refused for nothing
 # (bench_overload). And a connection whose request was refused is not read again at once, where that happens more often than
 # once in READS_EACH requests. It stands in a line with the others and is read in its turn, one for as many requests that are
-# read, and one each SLOW_NS in any case, QUICK_NS where reading is not behind: a client that asks on at once, and not after
-# the seconds of Retry-After, may wait as long for its next refusal. Until then its next request waits in the socket, which costs nothing; how long it did is asked of
-# the kernel (protocol.pyx). While others are answered inline nobody stands in line: whatever comes on a connection waits
-# with it, and for a request of a few milliseconds that is too long (bench_overload). But where reading itself takes most of
-# an inline request's deadline, those who are read at once are late too: with thousands of connections all of them would be
-# read in turn, and each refused. Then who was refused stands in line, so that the others are in time. A connection that is
-# read last (poller.pxd) asks queued models alone and keeps no inline request from being read: for it none of that counts.
+# read, and one each SLOW_NS in any case, QUICK_NS where reading is not behind. Until then its next request waits in the
+# socket, which costs nothing; how long it did is asked of the kernel (protocol.pyx). Whoever asks on at once may so wait for
+# its next refusal as long as Retry-After told it to. While others are answered inline nobody stands in line: whatever comes
+# on a connection waits with it, and for a request of a few milliseconds that is too long (bench_overload). But where reading
+# itself takes most of an inline request's deadline, those who are read at once are late too: with thousands of connections
+# all of them would be read in turn, and each refused. Then who was refused stands in line, so that the others are in time. A
+# connection that is read last (poller.pxd) asks queued models alone and keeps no inline request from being read: for it none
+# of that counts.
 #
 # Owns   : the line, and its timer. Keeps connections alive that stand in it.
 # GIL    : held throughout.
