@@ -11,7 +11,8 @@ and then as it was.
 A time-out is a request whose answer came later than the deadline after it was due, or never, or that got a 503, a 504 or
 another error, or for which none of 256 connections was free until its deadline ("unsent"). Who answered is what the server
 counted in /metrics. "In the server" is a time-out by Server-Timing, which begins when the request was read; by it, a machine
-that stops between client and server is not the server's.
+that stops between client and server is not the server's. How often it does is what the floor shows, a constant reply on the
+same core: between the runs it is asked at the same rate, for a third of their time, and its answers are counted alike.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import tiers
-from benchmarks.contenders.contender import SERVERS, TIERCEL
+from benchmarks.contenders.contender import FLOOR, SERVERS, TIERCEL
 from benchmarks.loadgen.replies import ABANDONED, BROKEN, UNFINISHED, Replies, percentiles
+from benchmarks.loadgen.run import Requests, run
 from benchmarks.machine import describe
 from benchmarks.networks import forest
 from benchmarks.workload import N_FEATURES
@@ -37,6 +39,8 @@ FATES = {BROKEN: "broken", UNFINISHED: "unfinished", ABANDONED: "unsent"}
 PIECE_S = 10.0
 #: So few wait for each other no longer than a champion may keep them waiting: more are answered by the fallback.
 CLOSED_CONNECTIONS = 8
+#: The floor is asked for so much of the time, in runs between.
+FLOOR_SHARE = 1 / 3
 #: What was on its way when a run ended is counted by then.
 SETTLE_S = 0.5
 
@@ -99,12 +103,31 @@ def answered_by(server: tiers.Server, names: list[str]) -> dict[str, int]:
     return found
 
 
-def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str) -> Tally:
-    """Send `n` requests, and print what became of them."""
-    names, tally = [champion.name, FALLBACK], Tally()
-    before, begin, late = answered_by(load.server, names), time.monotonic(), False
+@dataclass(frozen=True)
+class Floor:
+    """A constant reply, asked as the champion is."""
+
+    port: int
+    core: int
+
+    def run(self, rate: float, seconds: float, deadline_ms: float, seed: int) -> Replies:
+        """One run."""
+        question = Requests.make(path=FLOOR.path, content_type=FLOOR.content_type, body=FLOOR.body, n_rows=1000, seed=7)
+        one = run(
+            self.port, question, rate=rate, seconds=seconds, connections=256, warmup_s=0, core=self.core,
+            abandon_s=deadline_ms / 1000, logged=True, seed=seed,
+        )  # fmt: skip
+        assert one.replies is not None
+        return one.replies
+
+
+def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str, floor: Floor | None = None) -> Tally:
+    """Send `n` requests, and print what became of them; and of the floor's between them."""
+    names, tally, beside = [champion.name, FALLBACK], Tally(), Tally()
+    before, took_s, late = answered_by(load.server, names), 0.0, False
     last: Replies | None = None
     while tally.n < n:
+        begin = time.monotonic()
         one = load.run(
             champion.name, rate=rate, seconds=min(PIECE_S, max(0.05, (n - tally.n) / rate)), connections=256, warmup_s=0,
             abandon_s=champion.deadline_ms / 1000, may_refuse=True, logged=True, seed=tally.n + 1,
@@ -112,7 +135,10 @@ def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str)
         last, late = one.replies, late or not one.kept_schedule
         assert last is not None
         tally.add(last, int(1e6 * champion.deadline_ms))
-    took_s = time.monotonic() - begin
+        took_s += time.monotonic() - begin
+        if floor is not None:
+            between = floor.run(rate, FLOOR_SHARE * min(PIECE_S, n / rate), champion.deadline_ms, tally.n)
+            beside.add(between, int(1e6 * champion.deadline_ms))
     after = answered_by(load.server, names)
     counted = {name: after[name] - before[name] for name in after}
     print(f"  {title:10s} {tally.n:9,} requests at {rate:,.0f}/s in {took_s:.0f} s: {tally}{' ~' if late else ''}")
@@ -120,12 +146,14 @@ def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str)
         f"             answered by the champion {counted[champion.name]:,}, by the fallback {counted[FALLBACK]:,} "
         f"({counted['degraded']:,} counted as degraded)"
     )
+    if floor is not None:
+        print(f"             the floor between, {beside.n:,} requests: {beside}")
     assert last is not None
     print(f"             from due, the last run: {percentiles(last.answered.latency_ns)}")
     return tally
 
 
-def measure(load: tiers.Load, champion: Champion, slow: Path, share: float, n: int, n_quiet: int) -> int:
+def measure(load: tiers.Load, champion: Champion, slow: Path, floor: Floor, share: float, n: int, n_quiet: int) -> int:
     """Print one champion's section; returns the time-outs while it was slow."""
     names = [champion.name, FALLBACK]
     before = answered_by(load.server, names)
@@ -140,7 +168,7 @@ def measure(load: tiers.Load, champion: Champion, slow: Path, share: float, n: i
     phase(load, champion, rate, n_quiet, "as it is")
     slow.touch()
     try:
-        found = phase(load, champion, rate, n, "slowed")
+        found = phase(load, champion, rate, n, "slowed", floor)
     finally:
         slow.unlink()
     phase(load, champion, rate, n_quiet, "as it was")
@@ -171,10 +199,16 @@ def main(arguments: list[str] | None = None) -> None:
                 "PYTHONPATH": str(SERVERS / "slowed"), "BENCH_SLOW_FILE": str(slow), "BENCH_SLOW_TIMES": str(options.times),
             },
         )  # fmt: skip
-        with tiers.serving(made, directory / "logs", contender) as server:
+        with (
+            tiers.serving(made, directory / "logs", contender) as server,
+            tiers.serving(made, directory / "floor", FLOOR) as constant,
+        ):
             tiers.check_tiers(server, {model.name: model.tier for model in models}, insist=not options.smoke)
             load = tiers.Load(server, n_rows, {each.name: None for each in CHAMPIONS}, seconds)
-            found = {each: measure(load, each, slow, options.load, n, max(200, n // 20)) for each in chosen}
+            found = {
+                each: measure(load, each, slow, Floor(constant.port, load.core), options.load, n, max(200, n // 20))
+                for each in chosen
+            }
     print()
     for champion, timed_out in found.items():
         print(f"{champion.name}: {timed_out:,} time-outs in {n:,} requests while slowed {options.times} x (wanted 0)")
