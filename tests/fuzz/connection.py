@@ -98,7 +98,7 @@ class Queue:
     def __init__(self, seed):
         self._entered, self._chance = [], random.Random(seed)
         self._lines = Lines([], [], [])
-        self._lines.set_pace([1.0] * 513, 1.0, 0, 0, 512, 1000, 100_000)
+        self._lines.set_pace([1.0] * 513, 1.0, 0, 512, 1000, 100_000)
         self._lines.is_open, self._lines.wake, self._lines.cancelled = True, lambda: None, self._lines.small.remove
 
     @property

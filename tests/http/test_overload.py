@@ -119,6 +119,19 @@ def test_no_more_are_refused_than_reading_is_behind():
     assert not any(aside.sheds(INLINE, 50 * MS, NOW) for _ in range(100))
 
 
+def test_a_model_that_takes_long_is_not_read_too_late():
+    """Unread may be waited what is left when a queued request's own model has had its time, twice."""
+    aside = Aside()
+    aside.note(QUEUED, 100 * MS, NOW, 10 * MS)  # it leaves more than two thirds
+    assert not any(aside.sheds(QUEUED, 66 * MS, NOW) for _ in range(100))
+    aside.note(QUEUED, 100 * MS, NOW, 40 * MS)
+    assert not any(aside.sheds(QUEUED, 20 * MS, NOW) for _ in range(100))
+    assert [aside.sheds(QUEUED, 40 * MS, NOW) for _ in range(100)] == [False, True] * 50
+    aside.note(QUEUED, 100 * MS, NOW, 80 * MS)  # hardly any: as where reading is not behind
+    assert not any(aside.sheds(QUEUED, 1 * MS, NOW) for _ in range(100))
+    assert sum(aside.sheds(QUEUED, 10 * MS, NOW) for _ in range(1000)) == pytest.approx(900, abs=2)
+
+
 def test_queued_requests_make_room_for_inline_ones():
     """Where realtime requests have deadlines, near-realtime ones are refused long before those would be."""
     aside = Aside()

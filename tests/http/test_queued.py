@@ -333,9 +333,10 @@ def test_who_finds_no_room_either_is_told_so_at_once(server, world, monkeypatch)
 
     with peer(server) as one:
         with held(world.scorers["slow", 1]):
-            for number, each in enumerate(peers):
-                each.sendall(ask)
-                wait_for(lambda number=number: batcher(server, "slow:1")._lines.n_open == number + 1)
+            peers[0].sendall(ask)
+            assert world.scorers["slow", 1].entered.wait(10)
+            peers[1].sendall(ask)
+            wait_for(lambda: batcher(server, "slow:1").n_waiting == 1)
             looked.clear()
             begin = time.monotonic()
             for _ in range(20):

@@ -90,6 +90,13 @@ def test_who_has_asked_nothing_else_is_soon_believed(server):
         for _ in range(PATIENT - 1):
             assert one.ask(ask_of("net")) == 200
         assert poller_of(server).n_later == 0
+        # What the general path answered may have been of any kind.
+        assert one.ask(ask_of("late")) == 200
+        one.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert one.reply()[0] == 200
+        for _ in range(PATIENT - 1):
+            assert one.ask(ask_of("net")) == 200
+        assert poller_of(server).n_later == 0
 
 
 class Order:
@@ -299,7 +306,7 @@ def test_pauses_count_for_who_is_told_after_them():
     """Whoever a pause made late is counted as late."""
     for pause_s, n_late in ((0.0, 0), (0.3, 48 - AT_ONCE)):
         told, lines = Told(), Lines([], [], [])
-        lines.set_pace([10.0] * 65, 1.0, 0, 0, 64, 10_000, 640)
+        lines.set_pace([10.0] * 65, 1.0, 0, 64, 10_000, 640)
         lines.is_open = lines.is_woken = True
         lines.between = partial(time.sleep, pause_s)
         now_ns, plan = time.monotonic_ns(), plan_of()
@@ -317,7 +324,7 @@ def test_lines_pause_after_each_few_answers():
     for is_called in (False, True):
         told, pauses = Told(), []
         lines = Lines([], [], [])
-        lines.set_pace([10.0] * 65, 1.0, 0, 0, 64, 10_000, 640)
+        lines.set_pace([10.0] * 65, 1.0, 0, 64, 10_000, 640)
         lines.is_open = lines.is_woken = True
         if is_called:
             lines.between = partial(_note, told, pauses)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from tests.support.seats import Told, plan_of, seat
 
+from tiercel.errors import CapacityError, DeadlineError
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.admission import Admission
 from tiercel.serving.cost import CostCurve
@@ -32,12 +34,13 @@ class Item:
 class Forecast:
     """`Lines.fits_small` as the rule reads, without its shortcut."""
 
-    def __init__(self, pace, small):
-        self.terms, self.small = pace.terms, small
+    def __init__(self, pace, small, other_rows):
+        self.terms, self.small, self.other_rows = pace.terms, small, other_rows
 
     def fits(self, n, due_ns, free_ns):
         """Whether `n` more rows are in time, and nobody is late for them."""
-        small, all_rows, best = self.small, sum(each.rest for each in self.small), self.terms.best
+        small, best = self.small, self.terms.best
+        all_rows = self.other_rows + sum(each.rest for each in small)
         before = after = self._next_cut(small[0].due_ns if small else None, free_ns)
         if not small or due_ns < small[0].due_ns:
             after = self._next_cut(due_ns, free_ns)
@@ -72,7 +75,9 @@ def pace_of(rng):
         us *= rng.uniform(1.0, 2.2)
     pace = Pace(CostCurve(points), 100_000)
     for _ in range(int(rng.integers(0, 40))):
-        pace.learn(int(rng.integers(1, pace.terms.best + 1)), int(rng.integers(1, 5 * MS)), int(rng.integers(0, MS)))
+        n = int(rng.integers(1, pace.terms.best + 1))
+        pace.learn(n, int(rng.integers(1, 5 * MS)), int(rng.integers(0, MS)))
+        pace.learn_telling(n, int(rng.integers(0, 20_000 * n)), Lines([], [], []))
     return pace
 
 
@@ -134,7 +139,7 @@ def test_who_is_let_in_at_once_is_in_time_by_every_rule(seed):
         if lines.take(newcomer, NOW):
             n_in += 1
             assert n <= pace.terms.best
-            assert pace.terms.all_ns(n) <= due_ns - NOW
+            assert pace.terms.alone_ns(n) <= due_ns - NOW
             assert door.fits(Item(due_ns, n, n), max(NOW, lines.ends_ns), is_large=False)
             assert lines.n_rows <= pace.max_rows or len(waiting) == 1
         else:
@@ -148,7 +153,9 @@ def test_who_fits_among_the_small_is_who_the_forecast_lets_in(seed):
     """Whatever waits, seats and others: a newcomer fits if the plain forecast has it and everybody behind it in time."""
     rng = np.random.default_rng(2000 + seed)
     pace, plan, waiting = pace_of(rng), plan_of(), []
-    lines, forecast, answers = Lines(waiting, [], []), Forecast(pace, waiting), set()
+    lines, answers = Lines(waiting, [], []), set()
+    lines.other_rows = int(rng.integers(0, 2 * pace.terms.best)) if seed % 2 else 0
+    forecast = Forecast(pace, waiting, lines.other_rows)
     pace.tell(lines)
     until_ns = int(rng.integers(2, 40)) * pace.terms.best_ns
     for _ in range(150):
@@ -180,6 +187,45 @@ def test_who_comes_in_front_of_many_is_let_in_at_once():
     for _ in range(10 * pace.terms.best - 1):
         assert lines.take(seat(plan, [[1]], NOW + ahead_ns), NOW)
     assert not lines.take(seat(plan, [[1]], NOW + 2 * pace.terms.best_ns), NOW)  # one more, and the last are late
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whom_the_compiled_door_refuses_the_queues_own_refuses_too(seed):
+    """Whatever waits and however little time is left: "refused" is never said of somebody whom the queue would let in."""
+    rng = np.random.default_rng(3000 + seed)
+    plan, said, now_ns = plan_of(), set(), NOW
+    batcher = Batcher(
+        plan.scorer.score, CostCurve([(1, 500, 600), (64, 4000, 5000)]), None, n_features=1, n_outputs=2,
+        clock_ns=lambda: now_ns,
+    )  # fmt: skip
+    batcher._loop = Never()
+    lines = batcher._lines
+    for at in range(400):
+        lines.is_tight = lines.is_tight or (seed % 3 == 0 and 100 < at < 150)
+        if at == 380 and seed % 4 == 0:
+            batcher._is_stuck, lines.is_open = True, False
+        if seed % 3 == 0 and at == 150:
+            lines.is_tight = False  # as when a run of the schedule has ended
+        due_ns = NOW + int(rng.integers(0, MS if rng.random() < 0.1 else 120 * MS))
+        newcomer = seat(plan, [[1]] * int(rng.integers(1, 6)), due_ns)
+        entry = lines.entry(newcomer, now_ns)
+        said.add(entry)
+        if entry == "refused":
+            before = lines.n_rows
+            with pytest.raises(CapacityError):
+                batcher.take(newcomer)
+            assert lines.n_rows == before
+        elif entry == "undecided":
+            with contextlib.suppress(CapacityError, DeadlineError):
+                batcher.take(newcomer)
+    assert said == {"taken", "refused", "undecided"}
+
+
+class Never:
+    """An event loop in which nothing comes to its turn."""
+
+    def call_soon(self, *_):
+        return None
 
 
 def test_nobody_comes_into_a_queue_that_is_closed():
@@ -239,6 +285,6 @@ def test_waiting_rows_are_a_gauge():
 def test_a_pace_that_is_none_is_refused():
     """A largest batch beyond the table of costs is a mistake, and said so."""
     with pytest.raises(ValueError, match="Expected batches of 1 to 2 rows, got 3"):
-        Lines([], [], []).set_pace([0.0, 1.0, 2.0], 1.0, 0, 0, 3, 1000, 3)
+        Lines([], [], []).set_pace([0.0, 1.0, 2.0], 1.0, 0, 3, 1000, 3)
     with pytest.raises(ValueError, match="Expected set_pace before"):
         Lines([], [], []).fits_small(1, NOW, NOW)

@@ -368,7 +368,7 @@ def test_overload_of_a_host_slower_than_its_curve_is_followed():
     assert len(settled) > 500
     assert np.mean([each.is_in_time for each in settled]) > 0.99
     late_or_dropped = [each for each in simulation.accepted() if not each.is_in_time]
-    assert batcher.late + batcher.expired == len(late_or_dropped) > 0  # before that was known
+    assert batcher.late + batcher.expired == len(late_or_dropped) < 50  # before that was known, if ever
     assert all(each.future.done() for each in simulation.accepted())
     assert all(isinstance(each.future.exception(), DeadlineError | None) for each in late_or_dropped)
 

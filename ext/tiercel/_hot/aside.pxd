@@ -30,7 +30,7 @@ cdef enum:
     QUIET_NS = 1_000_000                # reading is not behind
     RECENT_NS = 1_000_000_000           # deadlines named longer ago count no more
     INLINE_PART = 4                     # of an inline request's deadline it may wait unread
-    QUEUED_PERCENT = 66                 # of a queued one's; the rest is for the queue
+    QUEUED_PERCENT = 66                 # of a queued one's; the rest is for the queue, and twice what its model needs
     BOTH_PART = 8                       # ... of an inline one's, where a queued one is refused for it
     LATE_PERCENT = 75                   # of an inline request's deadline: read so late, it is nearly lost
     LATE_NS = 7_500_000                 # less is not late: one client's tighter deadline makes nobody else wait in line
@@ -42,12 +42,12 @@ cdef class Aside:
     cdef public int64_t inline_ns              # of the monotonic clock: when somebody was answered inline
     cdef public int64_t n_read                 # requests since the last poll, or since there was nothing to look after
     cdef double _debt[2]                # refusals that are due; by whether it is a queued request
-    cdef int64_t _tightest_ns[2]        # the tightest deadline lately, 0: none
+    cdef int64_t _tightest_ns[2]        # the tightest deadline lately, 0: none; of queued requests, what they may wait unread
     cdef int64_t _tightest_at_ns[2]
     cdef int64_t _wait_ns, _polled_ns
 
-    # A request was given so much time.
-    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept
+    # A request was given so much time, of which its model needs `needed_ns`.
+    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns, int64_t needed_ns=*) noexcept
     # Somebody was answered inline; budget_ns <= 0: without a deadline.
     cdef void note_inline(self, int64_t budget_ns, int64_t now_ns) noexcept
     # Whether a request that was read after `wait_ns` in its socket is to be refused, if it has a deadline.

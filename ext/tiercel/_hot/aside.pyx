@@ -25,8 +25,10 @@ cdef class Aside:
         while self._line:
             self._line.popleft().come_back()
 
-    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns) noexcept:
+    cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns, int64_t needed_ns=0) noexcept:
         cdef int kind = 1 if is_queued else 0
+        if is_queued:
+            budget_ns = max(<int64_t>QUIET_NS, min(budget_ns // 100 * QUEUED_PERCENT, budget_ns - 2 * needed_ns))
         if (
             budget_ns <= self._tightest_ns[kind] or self._tightest_ns[kind] == 0
             or now_ns - self._tightest_at_ns[kind] > RECENT_NS
@@ -44,7 +46,7 @@ cdef class Aside:
         cdef double kept
         if self._tightest_ns[kind] == 0 or now_ns - self._tightest_at_ns[kind] > RECENT_NS:
             return False
-        most_ns = self._tightest_ns[1] // 100 * QUEUED_PERCENT if is_queued else self._tightest_ns[0] // INLINE_PART
+        most_ns = self._tightest_ns[1] if is_queued else self._tightest_ns[0] // INLINE_PART
         if is_queued and not is_read_last and self._tightest_ns[0] > 0 and now_ns - self._tightest_at_ns[0] <= RECENT_NS:
             inline_ns = self._tightest_ns[0] // INLINE_PART
             most_ns = min(most_ns, self._tightest_ns[0] // BOTH_PART)

@@ -23,14 +23,14 @@ cdef class Connection(Readable):
             path, config, server_state, app_state, loop
         )
         self._phase = PHASE_AWAY
-        self._fd = -1
+        self._fd, self._n_patient = -1, <int>PATIENT - SOON
 
     cdef int _open(self, transport, bint write_paused) except -1:
         self.server_state.connections.add(self)
         self._transport, self._poller = transport, None
         self._write_paused, self._read_paused = write_paused, False
         # What the general protocol wrote may still be on its way.
-        self._fd, self._is_queued, self._n_patient = _plain_socket(transport), True, <int>PATIENT - SOON
+        self._fd, self._is_queued = _plain_socket(transport), True
         return self._set_phase(PHASE_IDLE, True)
 
     cdef int _close(self) except -1:
@@ -50,7 +50,7 @@ cdef class Connection(Readable):
         self.server_state.connections.discard(self)
         self._phase = PHASE_AWAY
         self._stop_polling()
-        self._fd = -1
+        self._fd, self._n_patient = -1, 0       # the general path's requests may be of any kind
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()

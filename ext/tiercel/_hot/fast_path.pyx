@@ -26,7 +26,7 @@ cdef enum:
 # Sorts of refusals that are remembered; clients that name ever other deadlines are refused one by one.
 cdef enum:
     MAX_REFUSALS = 64
-    SURE_NS = 10_000_000
+    SURE_NS = 10_000_000    # so much longer than they were kept for, to who is known to be refused
 
 
 cdef class Refusal:

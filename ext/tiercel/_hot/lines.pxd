@@ -1,7 +1,7 @@
 # lines.pxd - who waits in one near-realtime queue, in three lines by earliest deadline, and what every request goes through.
 #
 # The queue itself is serving/near_realtime.py. Here is what it does for each request and not for each batch: letting in the
-# one that is obviously in time, cutting the next batch off the first line, gathering its rows, giving its answers. Whatever
+# one that is in time, cutting the next batch off the first line, gathering its rows, giving its answers. Whatever
 # is not that simple is left to it.
 #
 # Owns   : the lines; a copy of the cost curve. A seat keeps its question, and its connection until it is answered.
@@ -73,7 +73,7 @@ cdef class Lines:
     cdef object _table                      # what `_p99_us` was copied from
     cdef double _p99_us[MAX_BATCH + 1]      # of a batch of so many rows, before `_ratio`
     cdef double _ratio
-    cdef int64_t _overhead_ns, _row_ns, _best_ns
+    cdef int64_t _overhead_ns, _best_ns
     cdef Py_ssize_t _n, _best, _max_rows
 
     # Let in who is in time with everybody who waits.

@@ -72,8 +72,7 @@ cdef class Lines:
         return self.small_rows + self.other_rows
 
     def set_pace(
-        self, list table not None, double ratio, int64_t overhead_ns, int64_t row_ns, Py_ssize_t best, int64_t best_ns,
-        Py_ssize_t max_rows,
+        self, list table not None, double ratio, int64_t overhead_ns, Py_ssize_t best, int64_t best_ns, Py_ssize_t max_rows
     ):
         """What batches take from now on.
 
@@ -81,8 +80,7 @@ cdef class Lines:
             table: by number of rows, microseconds of a batch; at least `best` + 1 of them. Not changed once it was given.
             ratio: times this.
             overhead_ns: and this more.
-            row_ns: and this more for each row.
-            best, best_ns: rows of the largest batch, and what it takes.
+            best, best_ns: rows of the largest batch, and what it takes until the next one can start.
             max_rows: that may wait.
         """
         cdef Py_ssize_t i
@@ -92,8 +90,9 @@ cdef class Lines:
                 self._p99_us[i] = table[i]
         if not 0 < best < self._n:
             raise ValueError(f"Expected batches of 1 to {self._n - 1} rows, got {best}")
-        self._ratio, self._overhead_ns, self._row_ns = ratio, overhead_ns, row_ns
-        self._best, self._best_ns, self._max_rows = best, best_ns, max_rows
+        self._ratio, self._overhead_ns, self._best, self._best_ns, self._max_rows = (
+            ratio, overhead_ns, best, best_ns, max_rows
+        )
 
     cpdef int tell(self) except -1:
         """Keep the worker's gauge of rows that wait, which is of all its queues."""
@@ -106,14 +105,15 @@ cdef class Lines:
         return 0
 
     cdef int64_t _batch_ns(self, Py_ssize_t n_rows) noexcept:
-        return <int64_t>(1000 * (self._p99_us[n_rows] * self._ratio)) + self._overhead_ns + n_rows * self._row_ns
+        return <int64_t>(1000 * (self._p99_us[n_rows] * self._ratio)) + self._overhead_ns
 
     cdef Py_ssize_t _rows_within(self, int64_t ns) noexcept:
         """The most rows, at least 0, that a batch may have to take no longer."""
+        cdef double us = <double>(ns - self._overhead_ns) / 1000
         cdef Py_ssize_t low = 0, high = self._n - 1, middle
         while low < high:
             middle = (low + high + 1) // 2
-            if self._batch_ns(middle) <= ns:
+            if self._p99_us[middle] * self._ratio <= us:
                 low = middle
             else:
                 high = middle - 1
@@ -210,6 +210,10 @@ cdef class Lines:
     cdef bint is_cheap(self) noexcept:
         # Without what a batch waits for a thread or the loop, in which others are scored or read.
         return 0 < self._best < self._n and 1000 * self._p99_us[self._best] * self._ratio < self._best * <double>CHEAP_ROW_NS
+
+    def entry(self, Seat seat not None, int64_t now_ns):
+        """As `take`, for tests: "taken", "refused" (the queue's own door would refuse it too) or "undecided"."""
+        return ("taken", "refused", "undecided")[<int>self.take_in(seat, now_ns)]
 
     def take(self, Seat seat not None, int64_t now_ns):
         """Let in who is in time with everybody who waits; False: it is not, or nothing is decided."""

@@ -307,7 +307,9 @@ cdef class HotProtocol(Connection):
         prepared = plan.prepare_body(request + head.head_length, head.content_length, head.kind, arrival, path._ids)
         if prepared is None:
             return OUTCOME_HAND_ON
-        path.aside.note(True, prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns)
+        path.aside.note(
+            True, prepared._asked.due_ns - prepared._arrival.begun_ns, arrival.read_ns, prepared._asked.score_ns
+        )
         if prepared._asked.is_late and not plan.has_stand_in:
             if not self._refuse_late(prepared, arrival, close):
                 return OUTCOME_HAND_ON
@@ -446,7 +448,7 @@ cdef class HotProtocol(Connection):
         return True
 
     cdef bint _refuse_again(self, Refusals refusals, Prepared asked, int64_t now_ns, bint is_sure=False):
-        """Refuse a question as the last one like it was. is_sure: it is to be refused, only how is not known."""
+        """Refuse a question as the last one like it was. is_sure: that it is refused is known, only the words are not."""
         cdef FastPath path = self.path
         cdef Refusal refusal = refusals.find(asked, now_ns, self.server_state.default_headers, is_sure)
         if refusal is None or not put(&path._out, PyBytes_AS_STRING(refusal.reply), PyBytes_GET_SIZE(refusal.reply)):

@@ -176,7 +176,7 @@ class Batcher:
     def need_us(self, n_rows: int = 1) -> int:
         """What scoring `n_rows` takes where nothing else waits."""
         self._lines.n_asked += 1
-        needed_ns = int(self._pace.terms.all_ns(n_rows))
+        needed_ns = self._pace.terms.alone_ns(n_rows)
         if self._is_doubtful(self._clock()):
             needed_ns = min(needed_ns, self._pace.hoped_ns(n_rows))
         return needed_ns // 1000
@@ -214,7 +214,7 @@ class Batcher:
         return waiter
 
     def lines(self) -> Lines:
-        """Where seats may be taken without `take`, by who is obviously in time. To be asked for on the event loop."""
+        """Where seats may be taken without `take`, by who is in time. To be asked for on the event loop."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         return self._lines
@@ -285,12 +285,12 @@ class Batcher:
             self.refused["closing"] += 1
             raise self._shut("closing")
         self._lines.n_asked += 1
-        left_ns, needed_ns = waiter.due_ns - now_ns, terms.all_ns(n)
+        left_ns, needed_ns = waiter.due_ns - now_ns, terms.alone_ns(n)
         if needed_ns > left_ns >= self._pace.hoped_ns(n) and self._is_doubtful(now_ns):
             self._pace.doubt()
             self._pace.tell(self._lines)
             terms = self._pace.terms
-            needed_ns = terms.all_ns(n)
+            needed_ns = terms.alone_ns(n)
         if needed_ns > left_ns:
             self.refused["deadline"] += 1
             raise too_short(n, needed_ns, left_ns)
@@ -302,11 +302,8 @@ class Batcher:
             self._refuse("full", self.predicted_wait_us(n) - left_ns // 1000, f"{depth} rows wait, as many as it holds")
         elif not self._admission.fits(waiter, self._free_ns(now_ns), is_large=waiter.is_large):
             wait_us = self.predicted_wait_us(n)
-            self._refuse(
-                "capacity",
-                wait_us - left_ns // 1000,
-                f"behind {depth} rows, {n} more are done in about {wait_us / 1000:.3f} ms: too late, or others would be late",
-            )
+            why = f"behind {depth} rows, {n} more are done in about {wait_us / 1000:.3f} ms: too late, or others would be late"
+            self._refuse("capacity", wait_us - left_ns // 1000, why)
 
     def _refuse(self, reason: str, wait_us: int, why: str) -> None:
         self.refused[reason] += 1
@@ -421,9 +418,10 @@ class Batcher:
 
     def _answer_all(self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
         self._learn(batch, scored_ns, now_ns)
+        began_ns = self._clock()
         for waiter, start, stop, at in self._lines.answer(batch.parts, scores, now_ns):
             self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
-        self._pace.learn_telling(batch.n_rows, self._clock() - now_ns)
+        self._pace.learn_telling(batch.n_rows, self._clock() - began_ns, self._lines)
         self._say_drained()
         if batch.trial is not None:
             batch.trial.has_passed = True
@@ -517,7 +515,7 @@ class Batcher:
 
     def _drop(self, waiter: Waiter, now_ns: int) -> None:
         self.expired += 1
-        needed_ns = self._pace.terms.all_ns(waiter.unscored)
+        needed_ns = self._pace.terms.alone_ns(waiter.unscored)
         self._fail(waiter, became_late(waiter.unscored, needed_ns, waiter.due_ns - now_ns))
 
     def _cancelled(self, waiter: Waiter) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.schedule import Terms
 
 if TYPE_CHECKING:
@@ -18,8 +16,9 @@ BATCH_SHARE = 1 / 4
 WEIGHT = 1 / 16
 #: Twice the usual and this is the most that one batch's time besides scoring counts as.
 STALL_NS = 1_000_000
-#: What telling a row takes is learned from batches of so many: smaller ones show what a batch takes.
-TELLING_ROWS = 16
+#: How batches follow each other is learned from those of so many rows, or full ones: a smaller one mostly shows what a batch
+#: takes in any case. What one row of them counts as at most, beside twice the usual.
+FOLLOWING_ROWS, STALL_ROW_NS = 16, 5_000
 #: The best size of a batch is looked for again after so many; after each of the first, which teach the most.
 RESIZE_EVERY = 16
 FIRST_BATCHES = 64
@@ -38,9 +37,10 @@ class Pace:
     def __init__(self, cost: CostCurve, budget_us: int) -> None:
         self._cost, self._budget_us = cost, budget_us
         self._overhead_ns = self._spread_ns = 0.0  # of a batch besides scoring: mean, and mean difference from it
-        self._row_ns = self._row_spread_ns = 0.0  # of telling one row's scores, the same
+        self._slower, self._slower_spread = 1.0, 0.0  # scoring, times the curve's p99: the same, of batches in a row
+        self._row_ns = self._row_spread_ns = 0.0  # of telling a row's scores, the same
         self._n_learned = 0
-        self._doubted: tuple[CostCurve, tuple[float, ...]] | None = None  # what was learned, until the next batch
+        self._doubted: tuple[CostCurve, float, float] | None = None  # what was learned, until the next batch
         self._resize()
 
     @property
@@ -55,16 +55,8 @@ class Pace:
 
     @property
     def row_ns(self) -> int:
-        """What each row takes once its batch is scored: its reply is written before the next batch is started."""
+        """What telling the scores of a batch takes for each row, while the next one is not started."""
         return int(self._row_ns + 2 * self._row_spread_ns)
-
-    @property
-    def _besides(self) -> tuple[float, ...]:
-        return self._overhead_ns, self._spread_ns, self._row_ns, self._row_spread_ns
-
-    @_besides.setter
-    def _besides(self, ns: tuple[float, ...]) -> None:
-        self._overhead_ns, self._spread_ns, self._row_ns, self._row_spread_ns = ns
 
     def hoped_ns(self, n_rows: int) -> int:
         """What `n_rows` would take if what was learned were no longer so."""
@@ -73,24 +65,27 @@ class Pace:
     def doubt(self) -> None:
         """Forget what was learned until the next batch shows whether it still holds."""
         if self._doubted is None:
-            self._doubted = self._cost, self._besides
-            self._cost, self._besides = self._cost.unlearned(), (0.0, 0.0, 0.0, 0.0)
+            self._doubted = self._cost, self._overhead_ns, self._spread_ns
+            self._cost, self._overhead_ns, self._spread_ns = self._cost.unlearned(), 0.0, 0.0
             self._resize()
 
     def learn(self, n_rows: int, scored_ns: int, other_ns: int) -> None:
         """A batch took `scored_ns` to score, and `other_ns` besides, from its start to its answers."""
         if self._doubted is not None:
-            cost, besides = self._doubted
-            if 2 * (scored_ns + other_ns) >= 1000 * cost.typical_us(n_rows) + besides[0]:  # it does hold
-                self._cost, self._besides = cost, besides
+            cost, overhead_ns, spread_ns = self._doubted
+            if 2 * (scored_ns + other_ns) >= 1000 * cost.typical_us(n_rows) + overhead_ns:  # it does hold
+                self._cost, self._overhead_ns, self._spread_ns = cost, overhead_ns, spread_ns
                 self._resize()
             self._doubted = None
-        # The curve follows the middle of what scoring takes. On a core that it shares it is now quick and now slow, and batches
-        # that follow each other take the mean.
-        other_ns = max(0, other_ns) + max(0, scored_ns - int(1000 * self._cost.typical_us(n_rows)))
+        if self._is_like_others(n_rows):
+            # The curve follows the middle of what scoring takes. On a core that others use it is now quick and now slow, and
+            # batches in a row take the mean.
+            slower = min(scored_ns / (1000 * self._cost.us(n_rows)), 2 * self._slower + 1) - self._slower
+            self._slower += WEIGHT * slower
+            self._slower_spread += WEIGHT * (abs(slower) - self._slower_spread)
         self._cost.observe(n_rows, max(scored_ns, 1) / 1000)
         # One stall is not the next one's: what is much more than usual counts as a little more than usual.
-        difference = min(other_ns, 2 * self._overhead_ns + STALL_NS) - self._overhead_ns
+        difference = min(max(0, other_ns), 2 * self._overhead_ns + STALL_NS) - self._overhead_ns
         self._overhead_ns += WEIGHT * difference
         self._spread_ns += WEIGHT * (abs(difference) - self._spread_ns)
         self._n_learned += 1
@@ -99,25 +94,20 @@ class Pace:
         else:
             self._set_terms(self.terms.best)
 
-    def learn_telling(self, n_rows: int, took_ns: int) -> None:
-        """Telling the scores of a batch took so long."""
-        if n_rows < TELLING_ROWS:
-            return
-        difference = min(took_ns, 2 * n_rows * self._row_ns + STALL_NS) / n_rows - self._row_ns
-        self._row_ns += WEIGHT * difference
-        self._row_spread_ns += WEIGHT * (abs(difference) - self._row_spread_ns)
+    def learn_telling(self, n_rows: int, took_ns: int, lines: Lines) -> None:
+        """Telling the scores of a batch took so long. Tells `lines`, too."""
+        if self._is_like_others(n_rows):
+            difference = min(took_ns / n_rows, 2 * self._row_ns + STALL_ROW_NS) - self._row_ns
+            self._row_ns += WEIGHT * difference
+            self._row_spread_ns += WEIGHT * (abs(difference) - self._row_spread_ns)
+            self._set_terms(self.terms.best)
+            self.tell(lines)
 
     def tell(self, lines: Lines) -> None:
         """The same to who does without `terms`."""
         terms = self.terms
         lines.set_pace(
-            self._cost.table_us,
-            self._cost.ratio,
-            self.overhead_ns,
-            self.row_ns,
-            terms.best,
-            terms.best_ns,
-            self.max_rows,
+            self._cost.table_us, self._cost.ratio, self.overhead_ns, terms.best, terms.best_ns, self.max_rows
         )
 
     def typical_ns(self, n_rows: int) -> int:
@@ -131,18 +121,29 @@ class Pace:
         cost = self._cost if self._doubted is None else self._doubted[0]
         return int(1000 * cost.typical_us(n_rows))
 
+    def _is_like_others(self, n_rows: int) -> bool:
+        return n_rows >= min(FOLLOWING_ROWS, self.terms.best)
+
+    def _following_ns(self, n_rows: int) -> int:
+        """From the start of a batch to that of the next, where rows always wait."""
+        slower = max(1.0, self._slower + self._slower_spread)
+        return int(1000 * self._cost.us(n_rows) * slower) + self.overhead_ns + n_rows * self.row_ns
+
     def _batch_ns(self, n_rows: int) -> int:
-        return int(1000 * self._cost.us(n_rows)) + self.overhead_ns + n_rows * self.row_ns
+        return int(1000 * self._cost.us(n_rows)) + self.overhead_ns
 
     def _rows_within(self, ns: int) -> int:
-        return bisect_right(range(1, MAX_ROWS + 1), ns, key=self._batch_ns)
+        return self._cost.rows_within((ns - self.overhead_ns) / 1000)
 
     def _resize(self) -> None:
         overhead_us = self.overhead_ns / 1000
         best = self._cost.best_rows(BATCH_SHARE * self._budget_us, overhead_us)
+        limit_ns, following_ns = int(1000 * BATCH_SHARE * self._budget_us), self._following_ns(best)
+        if following_ns > limit_ns >= self._batch_ns(best):
+            best = max(1, best * limit_ns // following_ns)
         #: No row takes less, in whatever batch; batches round down.
         self.cheapest_row_ns = int(1000 * self._cost.cheapest_row_us(best, overhead_us)) - 1
         self._set_terms(best)
 
     def _set_terms(self, best: int) -> None:
-        self.terms = Terms(best, max(1, self._batch_ns(best)), self._batch_ns, self._rows_within)
+        self.terms = Terms(best, max(1, self._following_ns(best)), self._batch_ns, self._rows_within)

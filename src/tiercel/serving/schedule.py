@@ -30,7 +30,7 @@ class Terms:
 
     Args:
         best: rows of the largest batch.
-        best_ns: what it takes.
+        best_ns: what it takes until the next one can start, its scores told.
         batch_ns: what a batch of n rows takes.
         rows_within: the most rows that take at most so many nanoseconds.
     """
@@ -41,9 +41,14 @@ class Terms:
     rows_within: Callable[[int], int]
 
     def all_ns(self, n_rows: int) -> int:
-        """One batch after the other until `n_rows` are done."""
+        """One batch after the other, of many requests, until `n_rows` are done."""
         full, rest = divmod(n_rows, self.best)
         return full * self.best_ns + (self.batch_ns(rest) if rest else 0)
+
+    def alone_ns(self, n_rows: int) -> int:
+        """The same for one request, where nobody else waits."""
+        full, rest = divmod(n_rows, self.best)
+        return full * self.batch_ns(self.best) + (self.batch_ns(rest) if rest else 0)
 
 
 def next_batch(lines: Lines, now_ns: int, terms: Terms) -> list[tuple[Waiting, int]]:
