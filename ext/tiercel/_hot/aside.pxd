@@ -30,7 +30,8 @@ cdef enum:
     QUIET_NS = 1_000_000                # reading is not behind
     RECENT_NS = 1_000_000_000           # deadlines named longer ago count no more
     INLINE_PART = 4                     # of an inline request's deadline it may wait unread
-    QUEUED_PERCENT = 66                 # of a queued one's; the rest is for the queue, and twice what its model needs
+    QUEUED_PERCENT = 66                 # of a queued one's, if that leaves twice what its model needs
+    QUEUED_PART = 4                     # ... and so much of it in any case
     BOTH_PART = 8                       # ... of an inline one's, where a queued one is refused for it
     LATE_PERCENT = 75                   # of an inline request's deadline: read so late, it is nearly lost
     LATE_NS = 7_500_000                 # less is not late: one client's tighter deadline makes nobody else wait in line

@@ -28,7 +28,7 @@ cdef class Aside:
     cpdef void note(self, bint is_queued, int64_t budget_ns, int64_t now_ns, int64_t needed_ns=0) noexcept:
         cdef int kind = 1 if is_queued else 0
         if is_queued:
-            budget_ns = max(<int64_t>QUIET_NS, min(budget_ns // 100 * QUEUED_PERCENT, budget_ns - 2 * needed_ns))
+            budget_ns = max(budget_ns // QUEUED_PART, min(budget_ns // 100 * QUEUED_PERCENT, budget_ns - 2 * needed_ns))
         if (
             budget_ns <= self._tightest_ns[kind] or self._tightest_ns[kind] == 0
             or now_ns - self._tightest_at_ns[kind] > RECENT_NS
