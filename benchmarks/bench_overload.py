@@ -49,6 +49,7 @@ CONNECTIONS = (512, 4096)
 #: What is promised: in time of accepted at 0.8 of capacity, goodput of its peak beyond, refusals, the end of it.
 IN_TIME, GOODPUT, REFUSAL_MS, RECOVERY_S = 0.999, 0.9, 1.0, 1.0
 CALM, CALM_S = 0.5, 1.0
+#: Of every load, before what counts.
 WARM_S = 2.0
 #: How long a request waits for a free connection.
 PATIENCE_S = 0.001
@@ -158,7 +159,7 @@ def show(mix: Mix, times: float, one: Run, seconds: float) -> float:
 
 def kept_by_the_floor(floor: Server, core: int, connections: int, seconds: float, rounds: int) -> float:
     """What a constant reply gets over so many connections, of what it gets over 64; the median round's."""
-    question = Requests.make(path=FLOOR.path, content_type=FLOOR.content_type, body=FLOOR.body, n_rows=1000, seed=7)
+    question = tiers.floor_requests()
     shares = []
     for _ in range(rounds):
         few, many = (

@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks import tiers
 from benchmarks.contenders.contender import FLOOR, SERVERS, TIERCEL
 from benchmarks.loadgen.replies import ABANDONED, BROKEN, UNFINISHED, Replies, percentiles
-from benchmarks.loadgen.run import Requests, run
+from benchmarks.loadgen.run import run
 from benchmarks.machine import describe
 from benchmarks.networks import forest
 from benchmarks.workload import N_FEATURES
@@ -112,7 +112,7 @@ class Floor:
 
     def run(self, rate: float, seconds: float, deadline_ms: float, seed: int) -> Replies:
         """One run."""
-        question = Requests.make(path=FLOOR.path, content_type=FLOOR.content_type, body=FLOOR.body, n_rows=1000, seed=7)
+        question = tiers.floor_requests()
         one = run(
             self.port, question, rate=rate, seconds=seconds, connections=256, warmup_s=0, core=self.core,
             abandon_s=deadline_ms / 1000, logged=True, seed=seed,

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.contenders import environment
-from benchmarks.contenders.contender import TIERCEL
+from benchmarks.contenders.contender import FLOOR, TIERCEL
 from benchmarks.contenders.process import Server, cores_for, started
 from benchmarks.loadgen.run import Requests, Run, run
 from tiercel import Project
@@ -72,6 +72,11 @@ def body(user: int, deadline_ms: float | None = None) -> bytes:
     if deadline_ms is not None:
         question["deadline_ms"] = deadline_ms
     return json.dumps(question).encode()
+
+
+def floor_requests() -> Requests:
+    """What the floor is asked; it looks at nothing of it."""
+    return Requests.make(path=FLOOR.path, content_type=FLOOR.content_type, body=FLOOR.body, n_rows=1000, seed=7)
 
 
 class Load:

@@ -362,13 +362,13 @@ def test_overload_of_a_host_slower_than_its_curve_is_followed():
     """At half the measured speed the queue shrinks to what the host can do, and answers are in time again."""
     curve = CostCurve([(n, 500 + 500 * n, 600 + 600 * n) for n in (1, 512)])
     simulation = Simulation(curve, actual_us=lambda n: 2 * (500 + 500 * n))
-    play(simulation, Load(9, 2 * 1e6 / 1050, 2.0).arrivals)
+    play(simulation, Load(9, 4 * 1e6 / 1050, 2.0).arrivals)
     batcher = simulation.batcher
     settled = [each for each in simulation.accepted() if each.at_ns > 1.6e9]
     assert len(settled) > 500
     assert np.mean([each.is_in_time for each in settled]) > 0.99
     late_or_dropped = [each for each in simulation.accepted() if not each.is_in_time]
-    assert batcher.late + batcher.expired == len(late_or_dropped) < 50  # before that was known, if ever
+    assert batcher.late + batcher.expired == len(late_or_dropped) > 0  # before that was known
     assert all(each.future.done() for each in simulation.accepted())
     assert all(isinstance(each.future.exception(), DeadlineError | None) for each in late_or_dropped)
 

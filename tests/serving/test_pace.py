@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from tests.support.seats import plan_of, seat
 
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.pace import BATCH_SHARE, FOLLOWING_ROWS, Pace
@@ -124,8 +125,6 @@ def test_doubts_are_over_with_a_batch_as_slow_as_ever():
 
 def test_lines_know_what_telling_takes():
     """Behind a full batch somebody is let in by what it takes until its scores are told, at once when that is learned."""
-    from tests.support.seats import plan_of, seat
-
     pace, lines = pace_of()
     plan, best, now_ns = plan_of(), pace.terms.best, 10**12
     lines.is_open, lines.is_woken, lines.cancelled = True, True, None

@@ -37,7 +37,7 @@ class Pace:
     def __init__(self, cost: CostCurve, budget_us: int) -> None:
         self._cost, self._budget_us = cost, budget_us
         self._overhead_ns = self._spread_ns = 0.0  # of a batch besides scoring: mean, and mean difference from it
-        self._slower, self._slower_spread = 1.0, 0.0  # scoring, times the curve's p99: the same, of batches in a row
+        self._slower, self._slower_spread = 1.0, 0.0  # scoring by the curve's p99, of batches in a row: the same
         self._row_ns = self._row_spread_ns = 0.0  # of telling a row's scores, the same
         self._n_learned = 0
         self._doubted: tuple[CostCurve, float, float] | None = None  # what was learned, until the next batch
