@@ -24,6 +24,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import tiers
 from benchmarks.contenders.contender import FLOOR, SERVERS, TIERCEL
 from benchmarks.loadgen.replies import ABANDONED, BROKEN, UNFINISHED, Replies, percentiles
@@ -41,6 +43,8 @@ PIECE_S = 10.0
 CLOSED_CONNECTIONS = 8
 #: The floor is asked for so much of the time, in runs between.
 FLOOR_SHARE = 1 / 3
+#: Connections are made by then: a server that accepts 256 at once reads nobody meanwhile.
+CONNECTED_S = 0.1
 #: What was on its way when a run ended is counted by then.
 SETTLE_S = 0.5
 
@@ -114,7 +118,7 @@ class Floor:
         """One run."""
         question = tiers.floor_requests()
         one = run(
-            self.port, question, rate=rate, seconds=seconds, connections=256, warmup_s=0, core=self.core,
+            self.port, question, rate=rate, seconds=seconds, connections=256, warmup_s=CONNECTED_S, core=self.core,
             abandon_s=deadline_ms / 1000, logged=True, seed=seed,
         )  # fmt: skip
         assert one.replies is not None
@@ -124,12 +128,13 @@ class Floor:
 def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str, floor: Floor | None = None) -> Tally:
     """Send `n` requests, and print what became of them; and of the floor's between them."""
     names, tally, beside = [champion.name, FALLBACK], Tally(), Tally()
+    floor_ns: list[np.ndarray] = []
     before, took_s, late = answered_by(load.server, names), 0.0, False
     last: Replies | None = None
     while tally.n < n:
         begin = time.monotonic()
         one = load.run(
-            champion.name, rate=rate, seconds=min(PIECE_S, max(0.05, (n - tally.n) / rate)), connections=256, warmup_s=0,
+            champion.name, rate=rate, seconds=min(PIECE_S, max(0.05, (n - tally.n) / rate)), connections=256, warmup_s=CONNECTED_S,
             abandon_s=champion.deadline_ms / 1000, may_refuse=True, logged=True, seed=tally.n + 1,
         )  # fmt: skip
         last, late = one.replies, late or not one.kept_schedule
@@ -139,6 +144,7 @@ def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str,
         if floor is not None:
             between = floor.run(rate, FLOOR_SHARE * min(PIECE_S, n / rate), champion.deadline_ms, tally.n)
             beside.add(between, int(1e6 * champion.deadline_ms))
+            floor_ns.append(between.answered.latency_ns)
     after = answered_by(load.server, names)
     counted = {name: after[name] - before[name] for name in after}
     print(f"  {title:10s} {tally.n:9,} requests at {rate:,.0f}/s in {took_s:.0f} s: {tally}{' ~' if late else ''}")
@@ -148,6 +154,7 @@ def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str,
     )
     if floor is not None:
         print(f"             the floor between, {beside.n:,} requests: {beside}")
+        print(f"             from due, {percentiles(np.concatenate(floor_ns))}")
     assert last is not None
     print(f"             from due, the last run: {percentiles(last.answered.latency_ns)}")
     return tally

@@ -443,6 +443,22 @@ def test_a_fallback_answers_for_a_full_queue_and_a_failing_model(server, world):
     assert server.native.counts == {"answered": 4, "handed_on": 0}
 
 
+@pytest.mark.parametrize("ask", [request, chunked], ids=["compiled", "general"])
+def test_who_stands_in_after_a_wait_says_how_long_it_was(server, world, ask):
+    """The stages in Server-Timing are all of a request's time, that which it waited for its champion in vain too."""
+    scorer = world.add("laddered", tier="near-realtime", needs_us=(5, 100, 10), curve=CURVE)
+    question = ask({**BODY, "deadline_ms": 900}, target="/predict/laddered")
+    with peer(server) as one, held(scorer):
+        begin = time.monotonic()
+        one.send(question)
+        status, headers, body = one.reply()
+        took_s = time.monotonic() - begin
+    assert (status, json.loads(body)["degraded"]["reason"]) == (200, "deadline")
+    stages = {name: float(ms) for name, ms in re.findall(r"(\w+);dur=([0-9.]+)", headers["server-timing"])}
+    spent_s = (sum(stages.values()) - stages["budget"]) / 1000
+    assert 0.6 < spent_s <= took_s
+
+
 def test_a_champion_that_becomes_slow_is_replaced(server, world):
     """What scoring inline takes is learned: once a champion is far slower than it was measured, its fallback is in time."""
     scorer = world.add("laddered", needs_us=(5, 50, 10))

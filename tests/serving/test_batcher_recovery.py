@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import Future
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from tests.support.seats import Told, plan_of, seat
 
 from tiercel.errors import DeadlineError
+from tiercel.serving.admission import DOUBT_ASKED, DOUBT_NS
 from tiercel.serving.cost import CostCurve
-from tiercel.serving.near_realtime import DOUBT_ASKED, DOUBT_NS, Batcher
+from tiercel.serving.near_realtime import Batcher
 
 MS = 1_000_000
 ROW = np.ones((1, 1), np.float32)
@@ -89,6 +91,75 @@ def test_what_was_measured_is_not_doubted():
             threads.now += 10 * MS
             with pytest.raises(DeadlineError):
                 batcher.submit(ROW, threads.now + MS // 2)
+
+    asyncio.run(main())
+
+
+def test_only_one_is_tried_on_a_host_that_was_slow():
+    """While the one that is tried has not come back, the others are judged by what was learned; then by what it took."""
+
+    async def main():
+        threads = Threads()
+        batcher = batcher_of(threads, measured())
+
+        def ask():
+            return batcher.submit(ROW, threads.now + 15 * MS)
+
+        threads.takes_ns = 40 * MS
+        for _ in range(10):
+            with contextlib.suppress(DeadlineError):
+                answer = ask()
+                await asyncio.sleep(0)
+                threads.run()
+                await answer
+        for _ in range(DOUBT_ASKED + 1):
+            with pytest.raises(DeadlineError):
+                ask()
+        threads.now += DOUBT_NS
+        threads.takes_ns = MS
+        tried = ask()
+        for _ in range(5):
+            with pytest.raises(DeadlineError):
+                ask()
+            assert batcher._lines.entry(seat(plan_of(), [[1]], threads.now + 15 * MS), threads.now) == "undecided"
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineError):
+            ask()
+        threads.run()
+        await tried
+        later = [ask() for _ in range(3)]
+        while not all(each.done() for each in later):
+            await asyncio.sleep(0)
+            if threads.waiting:
+                threads.run()
+        assert [each.result().tolist() for each in later] == [[[1.0]]] * 3
+
+    asyncio.run(main())
+
+
+def test_another_is_tried_when_the_one_that_was_has_left():
+    """A client that hangs up before it is scored leaves nobody refused behind it."""
+
+    async def main():
+        threads = Threads()
+        batcher = batcher_of(threads, measured())
+        threads.takes_ns = 40 * MS
+        for _ in range(10):
+            with contextlib.suppress(DeadlineError):
+                answer = batcher.submit(ROW, threads.now + 15 * MS)
+                await asyncio.sleep(0)
+                threads.run()
+                await answer
+        for _ in range(DOUBT_ASKED + 1):
+            with pytest.raises(DeadlineError):
+                batcher.submit(ROW, threads.now + 15 * MS)
+        threads.now += DOUBT_NS
+        batcher.submit(ROW, threads.now + 15 * MS).cancel()
+        threads.takes_ns = MS
+        answer = batcher.submit(ROW, threads.now + 15 * MS)
+        await asyncio.sleep(0)
+        threads.run()
+        assert (await answer).tolist() == [[1.0]]
 
     asyncio.run(main())
 

@@ -111,6 +111,35 @@ def test_one_stall_changes_little_and_no_series_of_them_everything():
         assert curve.ratio == pytest.approx(bound, rel=1e-6)
 
 
+@pytest.mark.parametrize("factor", [10.0, 100.0, 0.1])
+def test_another_speed_is_learned_from_two_batches(factor):
+    """What is far off twice, to the same side, is no stall: two batches later it is mostly believed, there and back."""
+    curve, actual = CostCurve(MEASURED), CostCurve(MEASURED)
+    for speed in (factor, 1.0):
+        for _ in range(4):
+            curve.observe(8, speed * actual.typical_us(8))
+        off = curve.typical_us(8) / (speed * actual.typical_us(8))
+        assert 1 / 2.5 < off < 2.5
+
+
+def test_stalls_between_others_are_no_other_speed():
+    """One batch in three takes ten times as long: the middle is what is followed, and none is believed at once."""
+    curve, actual = CostCurve(MEASURED), CostCurve(MEASURED)
+    for at in range(60):
+        curve.observe(8, (10 if at % 3 == 0 else 1) * actual.typical_us(8))
+        assert curve.ratio < 3.5
+
+
+def test_what_was_unlearned_is_learned_again():
+    """A fresh curve knows nothing of how far the other one was off."""
+    curve = CostCurve(MEASURED)
+    for _ in range(6):
+        curve.observe(8, 10 * CostCurve(MEASURED).typical_us(8))
+    fresh = curve.unlearned()
+    assert (fresh.ratio, fresh.us(8)) == (1.0, CostCurve(MEASURED).us(8))
+    assert curve.ratio > 5
+
+
 @pytest.mark.parametrize(("fixed_us", "row_us"), [(5, 0.5), (100, 1), (1000, 1), (8_000, 50), (10, 300)])
 def test_an_unmeasured_model_is_learned_from_its_first_batches(fixed_us, row_us):
     """Scoring batches of the size it calls best, a curve that knew nothing finds nearly the best size and its cost."""

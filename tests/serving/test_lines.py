@@ -15,7 +15,8 @@ from tiercel.serving.admission import Admission
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.near_realtime import Batcher
 from tiercel.serving.pace import Pace
-from tiercel.serving.schedule import Lines, advance, next_batch
+from tiercel.serving.schedule import Lines, advance, next_batch, wanted_by
+from tiercel.serving.waiters import leave_by
 
 MS = 1_000_000
 NOW = 10**12
@@ -37,13 +38,13 @@ class Forecast:
     def __init__(self, pace, small, other_rows):
         self.terms, self.small, self.other_rows = pace.terms, small, other_rows
 
-    def fits(self, n, due_ns, free_ns):
-        """Whether `n` more rows are in time, and nobody is late for them."""
+    def fits(self, n, due_ns, free_ns, by_ns):
+        """Whether `n` more rows are done by `by_ns`, and nobody is late for them."""
         small, best = self.small, self.terms.best
         all_rows = self.other_rows + sum(each.rest for each in small)
         before = after = self._next_cut(small[0].due_ns if small else None, free_ns)
         if not small or due_ns < small[0].due_ns:
-            after = self._next_cut(due_ns, free_ns)
+            after = self._next_cut(by_ns, free_ns)
             if after[0] < min(before[0], all_rows + n, (best + 1) // 2):
                 return False
         ahead = 0
@@ -52,7 +53,7 @@ class Forecast:
             is_late = self._ends_ns(ahead + n, after) > each.due_ns
             if each.due_ns > due_ns and is_late and self._ends_ns(ahead, before) <= each.due_ns:
                 return False
-        return self._ends_ns(n + sum(each.rest for each in small if each.due_ns <= due_ns), after) <= due_ns
+        return self._ends_ns(n + sum(each.rest for each in small if each.due_ns <= due_ns), after) <= by_ns
 
     def _next_cut(self, first_due_ns, free_ns):
         """The largest next batch for the first in line: rows, end. A full one if it is late in any case."""
@@ -126,21 +127,23 @@ def test_who_is_let_in_at_once_is_in_time_by_every_rule(seed):
     batcher = Batcher(plan.scorer.score, CostCurve([(1, 1, 1)]), None, n_features=1, n_outputs=2, clock_ns=lambda: NOW)
     lines = Lines(waiting, [], [], 0)
     lines.is_open, lines.cancelled, lines.is_woken = True, batcher._cancelled, True
-    lines.ends_ns = NOW + int(rng.integers(0, 10 * MS)) if rng.random() < 0.5 else 0
+    lines.ends_ns = NOW + int(rng.integers(-10 * MS, 10 * MS)) if rng.random() < 0.5 else 0
+    lines.watch = lambda: None
     pace.tell(lines)
     twin = Lines([], [], [], 0)
     pace.tell(twin)
     door, n_in = Admission(twin, pace), 0
     for _ in range(200):
         n, due_ns = int(rng.integers(1, 6)), NOW + int(rng.integers(0, 150 * MS))
-        newcomer = seat(plan, [[1]] * n, due_ns)
+        newcomer = seat(plan, [[1]] * n, due_ns, can_leave=bool(rng.random() < 0.3))
         twin.small[:], twin.small_rows = list(waiting), lines.small_rows
         twin.is_tight = False
         if lines.take(newcomer, NOW):
             n_in += 1
             assert n <= pace.terms.best
             assert pace.terms.alone_ns(n) <= due_ns - NOW
-            assert door.fits(Item(due_ns, n, n), max(NOW, lines.ends_ns), is_large=False)
+            by_ns = wanted_by(due_ns, due_ns - NOW, pace.terms.alone_ns(n)) if newcomer.can_leave else due_ns
+            assert door.fits(Item(due_ns, n, n), lines.free_ns(NOW), is_large=False, by_ns=by_ns)
             assert lines.n_rows <= pace.max_rows or len(waiting) == 1
         else:
             assert newcomer not in waiting
@@ -163,8 +166,10 @@ def test_who_fits_among_the_small_is_who_the_forecast_lets_in(seed):
         if waiting and rng.random() < 0.2:
             due_ns = waiting[int(rng.integers(len(waiting)))].due_ns
         free_ns = NOW + int(rng.integers(0, pace.terms.best_ns))
-        fits = lines.fits_small(n, due_ns, free_ns)
-        assert fits is forecast.fits(n, due_ns, free_ns)
+        by_ns = due_ns - int(rng.integers(0, until_ns // 4)) if rng.random() < 0.5 else due_ns
+        fits = lines.fits_small(n, due_ns, free_ns, by_ns)
+        assert fits is forecast.fits(n, due_ns, free_ns, by_ns)
+        assert by_ns != due_ns or fits is lines.fits_small(n, due_ns, free_ns)
         answers.add(fits)
         if fits or rng.random() < 0.1:  # some who are late already
             waiting.append(Item(due_ns, n, n) if rng.random() < 0.5 else seat(plan, [[1]] * n, due_ns))
@@ -207,7 +212,7 @@ def test_whom_the_compiled_door_refuses_the_queues_own_refuses_too(seed):
         if seed % 3 == 0 and at == 150:
             lines.is_tight = False  # as when a run of the schedule has ended
         due_ns = NOW + int(rng.integers(0, MS if rng.random() < 0.1 else 120 * MS))
-        newcomer = seat(plan, [[1]] * int(rng.integers(1, 6)), due_ns)
+        newcomer = seat(plan, [[1]] * int(rng.integers(1, 6)), due_ns, can_leave=bool(rng.random() < 0.3))
         entry = lines.entry(newcomer, now_ns)
         said.add(entry)
         if entry == "refused":
@@ -219,6 +224,55 @@ def test_whom_the_compiled_door_refuses_the_queues_own_refuses_too(seed):
             with contextlib.suppress(CapacityError, DeadlineError):
                 batcher.take(newcomer)
     assert said == {"taken", "refused", "undecided"}
+
+
+def test_a_batch_that_overruns_is_expected_to_go_on():
+    """The next batch starts when the running one ends; one that is late already ends no sooner than it is late."""
+    lines = Lines([], [], [])
+    assert lines.free_ns(NOW) == NOW
+    lines.ends_ns = NOW
+    assert [lines.free_ns(NOW + ms * MS) - NOW for ms in (-5, 0, 1, 7)] == [0, 0, 2 * MS, 14 * MS]
+
+
+def test_nobody_is_let_in_for_the_end_that_was_foreseen():
+    """Behind a batch of ten times its time, who would be in time had it ended is refused, and who has more time is not."""
+    pace, plan = Pace(CostCurve([(1, 1000, 1000)]), 100_000), plan_of()
+    lines = Lines([], [], [])
+    lines.is_open, lines.is_woken = True, True
+    pace.tell(lines)
+    lines.ends_ns = NOW
+    later = NOW + 20 * MS
+    assert lines.entry(seat(plan, [[1]], later + 10 * MS), later) == "refused"
+    assert lines.entry(seat(plan, [[1]], later + 30 * MS), later) == "taken"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_can_leave_leaves_time_for_others(seed):
+    """Something is kept of every deadline for who stands in, never more than half; less for a model that needs the time."""
+    rng = np.random.default_rng(4000 + seed)
+    for _ in range(200):
+        budget_ns, lag_ns = int(rng.integers(4, 10_000 * MS)), int(rng.integers(0, 100 * MS))
+        quick, slow = sorted(int(ns) for ns in rng.integers(0, budget_ns, 2))
+        kept = [NOW - leave_by(NOW, budget_ns, needed, lag) for needed in (quick, slow) for lag in (0, lag_ns)]
+        assert 0 < min(budget_ns // 4, 5 * MS) <= kept[2] <= kept[0] <= budget_ns // 4
+        assert [kept[1] - kept[0], kept[3] - kept[2]] == [min(lag_ns, budget_ns // 4)] * 2
+        left_ns = int(rng.integers(-MS, budget_ns))
+        assert NOW - max(0, left_ns - quick) <= wanted_by(NOW, left_ns, quick) <= NOW
+        assert wanted_by(NOW, left_ns, quick) <= wanted_by(NOW, left_ns, slow)
+
+
+def test_a_running_batch_is_looked_after_for_who_has_to_leave_sooner():
+    """Somebody let in who has to be told before the next look is said so at once; nobody else is."""
+    pace, plan, looks = Pace(CostCurve([(1, 1000, 1000)]), 100_000), plan_of(), []
+    lines = Lines([], [], [])
+    lines.is_open, lines.is_woken, lines.watch = True, True, lambda: looks.append(len(lines.small))
+    pace.tell(lines)
+    lines.ends_ns, lines.look_ns = NOW + MS, NOW + 50 * MS
+    for at, (due_ms, can_leave) in enumerate([(60, True), (40, False), (40, True)]):
+        assert lines.take(seat(plan, [[1]], NOW + due_ms * MS, can_leave=can_leave), NOW)
+        assert looks == ([] if at < 2 else [3])
+        assert lines.may_leave is can_leave
+        lines.may_leave = False
 
 
 class Never:

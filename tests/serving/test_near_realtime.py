@@ -788,6 +788,31 @@ def test_who_can_leave_and_comes_while_a_batch_overruns_is_told_when_it_is_due(t
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("slow", "least", "most"), [(3, 0.2, 0.01), (10, 0.2, 0.02), (40, 0.1, 0.06)])
+def test_hardly_anybody_waits_in_vain_for_a_slowed_scorer(slow, least, most):
+    """Who can leave is refused at once by a scorer that became slow, but for the first moment, or has its scores in time.
+
+    It is asked four times what it can do, and takes now half and now twice as long.
+    """
+    rng = np.random.default_rng(slow)
+    actual = affine(200, 50)
+
+    def took_us(n_rows):
+        return slow * actual.us(n_rows) * float(np.exp(rng.uniform(-np.log(2), np.log(2))))
+
+    simulation = Simulation(affine(200, 50, CostCurve), actual_us=took_us)
+    load = Load(slow, per_second=4 * 15_000 / slow, seconds=3.0, within_us=(45_000,))
+    play(simulation, load.arrivals, can_leave=True)
+    accepted = simulation.accepted()
+    in_time = sum(each.is_in_time for each in accepted)
+    vain = [each for each in accepted if not each.is_in_time]
+    assert in_time >= least * len(
+        simulation.asked
+    )  # of a quarter that can be scored; with 45 ms hardly, 40 times as slow
+    assert len(vain) <= most * len(simulation.asked)
+    assert simulation.batcher.n_waiting == 0
+
+
 def test_batches_leave_nothing_for_the_collector():
     """What was answered is freed at once: with the collector off, no rows of earlier batches are left."""
 

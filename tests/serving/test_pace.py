@@ -59,6 +59,33 @@ def test_a_small_batch_does_not_show_what_a_row_more_takes():
     assert pace.terms.best_ns < 2.5 * before  # the curve follows, and nothing else
 
 
+def test_what_lies_between_batches_makes_them_larger():
+    """The event loop's work for each batch is shared by its rows: with it, a row costs at most a tenth more than it need."""
+    pace, lines = pace_of([(1, 60, 60), (512, 60 + 511 * 50, 60 + 511 * 50)])  # 10 us and 50 us a row
+    assert pace.terms.best < 10
+    for _ in range(300):
+        n = pace.terms.best
+        pace.learn(n, (10 + 50 * n) * US, 0)
+        pace.learn_telling(n, 10 * n * US, lines)
+        pace.learn_between(n, (250 + 10 * n) * US)
+    assert (260 + 50 * n) / n <= 1.1 * 50 * 1.1
+    assert pace.overhead_ns == 0  # nobody who waits alone needs more time for it
+    assert pace.terms.alone_ns(1) == pytest.approx(60 * US, rel=0.02)
+    for _ in range(300):
+        pace.learn(pace.terms.best, (10 + 50 * pace.terms.best) * US, 0)
+        pace.learn_between(pace.terms.best, 10 * pace.terms.best * US)
+    assert pace.terms.best < 12
+
+
+def test_one_stall_between_batches_counts_little():
+    """A second in which nothing happened between two batches changes their size by little."""
+    pace, _ = pace_of()
+    n = pace.terms.best
+    pace.learn_between(n, 1000 * MS)
+    pace.learn(n, pace.terms.batch_ns(n), 0)
+    assert n <= pace.terms.best <= 2 * n
+
+
 @pytest.mark.parametrize("n", [FOLLOWING_ROWS, 512])
 def test_one_stall_while_telling_counts_little(n):
     """A second in which the process stood still is not the next batch's."""
@@ -71,11 +98,12 @@ def test_one_stall_while_telling_counts_little(n):
 
 def test_no_batch_takes_more_than_its_share():
     """However long telling takes, who just missed a batch has most of its time left; a model that is slow itself does not."""
-    for row_us in (0, 20, 40, 80, 120, 500):
+    for row_us, between_us in itertools.product((0, 20, 40, 80, 120, 500), (0, 300, 5000)):
         pace, lines = pace_of([(1, 2000, 2000), (512, 4500, 4500)])
         for _ in range(500):
             pace.learn(pace.terms.best, pace.terms.batch_ns(pace.terms.best), 0)
             pace.learn_telling(pace.terms.best, pace.terms.best * row_us * US, lines)
+            pace.learn_between(pace.terms.best, (between_us + pace.terms.best * row_us) * US)
         assert pace.terms.best_ns <= 1.1 * BATCH_SHARE * BUDGET_US * US
         assert pace.max_rows >= 3 * pace.terms.best
     slow, _ = pace_of([(1, 60_000, 60_000)])

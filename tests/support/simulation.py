@@ -145,12 +145,12 @@ class Simulation(Executor):
         for _ in range(3):
             await asyncio.sleep(0)
 
-    def ask(self, n_rows=1, within_us=100_000, *, cancel_ns=None):
+    def ask(self, n_rows=1, within_us=100_000, *, cancel_ns=None, can_leave=False):
         """Submit now."""
         asked = Asked(len(self.asked), self.now_ns, n_rows, self.now_ns + int(1000 * within_us), cancel_ns)
         self.asked[asked.number] = asked
         try:
-            asked.future = self.batcher.submit(asked.rows, asked.due_ns)
+            asked.future = self.batcher.submit(asked.rows, asked.due_ns, can_leave=can_leave)
         except (DeadlineError, CapacityError) as error:
             asked.refused = error
             return asked
@@ -161,7 +161,7 @@ class Simulation(Executor):
         asked.future.add_done_callback(done)
         return asked
 
-    async def run(self, arrivals=(), check=None):
+    async def run(self, arrivals=(), check=None, *, can_leave=False):
         """Play arrivals [(after the start in us, rows, within us, cancelled after us or None)] until nothing is left."""
         events = [(self.now_ns + int(1000 * at), k, "ask", one) for k, (at, *one) in enumerate(arrivals)]
         heapq.heapify(events)
@@ -173,7 +173,7 @@ class Simulation(Executor):
                 self.now_ns = max(self.now_ns, at_ns)  # what is scored on the loop keeps it from coming
                 if what == "ask":
                     n_rows, within_us, cancel_us = one
-                    asked = self.ask(n_rows, within_us)
+                    asked = self.ask(n_rows, within_us, can_leave=can_leave)
                     if cancel_us is not None and asked.future is not None:
                         asked.cancel_ns = self.now_ns + int(1000 * cancel_us)
                         heapq.heappush(events, (asked.cancel_ns, number, "cancel", asked))
@@ -190,9 +190,9 @@ class Simulation(Executor):
         return [each for each in self.asked.values() if each.future is not None]
 
 
-def play(simulation, arrivals=(), check=None):
+def play(simulation, arrivals=(), check=None, *, can_leave=False):
     """Run a simulation on an event loop of its own."""
-    return asyncio.run(simulation.run(arrivals, check))
+    return asyncio.run(simulation.run(arrivals, check, can_leave=can_leave))
 
 
 @dataclass

@@ -48,6 +48,7 @@ cdef class FastPath:
     cdef readonly Refusals late, full, shed    # of questions whose time is over, that found no room, that made some
     cdef readonly Aside aside
     cdef public int64_t socket_wait_ns     # what one that is read last waits in its socket now, as the queue measures it
+    cdef public int64_t socket_peak_ns     # about the longest of the last of those waits
     cdef bint _is_polling                  # queues are looked after, in the middle of bytes that are to be answered
     cdef int64_t _budget_us                # what the last body was given; -1: it named none, and its model has none
     cdef str _why                          # the last body was not answered: in a word, or None: no more is known
@@ -68,6 +69,7 @@ cdef class FastPath:
 
     cdef Poller _poller_of(self, loop)              # or None: transports read
     cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued
+    cpdef int64_t queue_due_ns(self, Prepared asked) noexcept     # when it is due there; see fast_path.pyi
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept

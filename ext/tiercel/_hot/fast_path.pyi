@@ -121,6 +121,7 @@ class FastPath:
     shed: Refusals
     aside: Aside
     socket_wait_ns: int
+    socket_peak_ns: int
     def __init__(
         self,
         engine: Any,
@@ -150,5 +151,6 @@ class FastPath:
         """Call `call` on `loop` whenever `fd` can be read, in its turn among the connections where there is a poller."""
     def unwatch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
         """End it, before `fd` is closed."""
+    def queue_due_ns(self, asked: Prepared) -> int: ...
     def close(self) -> None:
         """The event loop is about to end: the transports of connections read what still comes."""

@@ -7,7 +7,7 @@ from libc.string cimport memcmp
 from tiercel._hot.aside cimport QUIET_NS, RECENT_NS, Aside
 from tiercel._hot.counters cimport NEAR_REALTIME_REQUESTS, WORKER_ANSWERED, WorkerCounters
 from tiercel._hot.http cimport BODY_JSON, BODY_MSGPACK, BODY_TENSORS, Head
-from tiercel._hot.lines cimport Lines
+from tiercel._hot.lines cimport Lines, leave_by
 from tiercel._hot.output cimport Output, put, reserve
 from tiercel._hot.plan cimport RELEASE_GIL_BYTES, Arrival, Assembled, Prepared, ServingPlan, dispose
 from tiercel._hot.poller cimport Poller, open_poller
@@ -162,6 +162,15 @@ cdef class FastPath:
             self._lines, self._lines_plan = self.queue.lines(plan), plan
             self._lines.between = self.read_between
         return self._lines
+
+    cpdef int64_t queue_due_ns(self, Prepared asked) noexcept:
+        """When a body's question is due in its queue: sooner than its answer where another model answers who waits in vain."""
+        cdef int64_t due_ns = asked._asked.due_ns
+        if not asked.plan.has_stand_in:
+            return due_ns
+        return leave_by(
+            due_ns, due_ns - asked._arrival.begun_ns, asked.plan._needs.read_ns + asked._asked.score_ns, self.socket_peak_ns
+        )
 
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept:
         """Whether queues have to be looked after, or reading may be behind: it is not where all connections, as quickly as

@@ -16,6 +16,14 @@ cdef enum:
     MAX_BATCH = 512         # serving/cost.py has the same
     CHEAP_ROW_NS = 5000     # with what a seat costs, about what a refusal does
     TOLD_AT_ONCE = 16       # seats, until `between` is called
+    # What is kept for who stands in: its own scoring, after that of the others who leave at the same time, once the loop gets to it.
+    STANDING_IN_NS = 12500000
+    LEAST_STANDING_IN_NS = 5000000
+    LEAVING_PART = 4        # of what is left for waiting is kept free: forecasts of a wait are off by as much
+
+
+cpdef int64_t leave_by(int64_t due_ns, int64_t budget_ns, int64_t needed_ns, int64_t lag_ns) noexcept
+cpdef int64_t wanted_by(int64_t due_ns, int64_t left_ns, int64_t needed_ns) noexcept
 
 
 # A question of the compiled path in a queue. To the queue it is what FutureWaiter is (serving/waiters.py).
@@ -33,10 +41,10 @@ cdef class Seat:
     cdef int _end(self, scores, error) except -1
 
 
-# A new seat, as Seat(prepared, hot, due_ns) makes it. PERF: without a call through Python, every request's.
-cdef inline Seat seat_of(Prepared prepared, hot, int64_t due_ns):
+# A new seat, as Seat(prepared, hot, due_ns, can_leave) makes it. PERF: without a call through Python, every request's.
+cdef inline Seat seat_of(Prepared prepared, hot, int64_t due_ns, bint can_leave):
     cdef Seat seat = Seat.__new__(Seat)
-    seat.prepared, seat._hot, seat.due_ns = prepared, hot, due_ns
+    seat.prepared, seat._hot, seat.due_ns, seat.can_leave = prepared, hot, due_ns, can_leave
     seat.n_rows = seat.rest = seat.unscored = prepared.n_rows
     return seat
 
@@ -65,6 +73,9 @@ cdef class Lines:
     cdef public bint is_open                # who is in time may come in
     cdef public bint is_tight               # somebody waits whom only a run of the schedule ahead showed to be in time
     cdef public bint is_woken               # a batch is about to be started
+    cdef public bint may_leave              # somebody was let in that can go elsewhere
+    cdef public int64_t look_ns             # when the running batch is looked after: who can leave is told by then
+    cdef public object watch                # called when somebody was let in that has to be told sooner
     cdef public object wake                 # called when somebody was let in and none is
     cdef public object cancelled            # for `Seat.tell_cancelled`
     cdef public object between              # called after each few answers of a batch, so that others are read; or None
@@ -78,7 +89,8 @@ cdef class Lines:
 
     # Let in who is in time with everybody who waits.
     cdef Entry take_in(self, Seat seat, int64_t now_ns) except *
-    cdef bint _fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns) except -1
+    cpdef int64_t free_ns(self, int64_t now_ns) noexcept
+    cdef bint _fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns, int64_t by_ns) except -1
     cdef Cut _next_cut(self, int64_t first_due_ns, int64_t free_ns) noexcept
     cdef int64_t _foreseen_ns(self, Py_ssize_t rows, Cut cut) noexcept
     cpdef int tell(self) except -1

@@ -7,6 +7,9 @@ from tiercel._hot.counters import WorkerCounters
 from tiercel._hot.plan import Prepared
 from tiercel._hot.protocol import HotProtocol
 
+def leave_by(due_ns: int, budget_ns: int, needed_ns: int, lag_ns: int) -> int: ...
+def wanted_by(due_ns: int, left_ns: int, needed_ns: int) -> int: ...
+
 class Seat:
     """A question of the compiled path in a queue.
 
@@ -59,6 +62,9 @@ class Lines:
     is_open: bool
     is_tight: bool
     is_woken: bool
+    may_leave: bool
+    look_ns: int
+    watch: Callable[[], None]
     wake: Callable[[], None]
     cancelled: Callable[[Any], None]
     between: Callable[[], None] | None
@@ -75,7 +81,8 @@ class Lines:
     def set_pace(
         self, table: list[float], ratio: float, overhead_ns: int, best: int, best_ns: int, max_rows: int
     ) -> None: ...
-    def fits_small(self, n: int, due_ns: int, free_ns: int) -> bool: ...
+    def free_ns(self, now_ns: int) -> int: ...
+    def fits_small(self, n: int, due_ns: int, free_ns: int, by_ns: int = ...) -> bool: ...
     def tell(self) -> int: ...
     def entry(self, seat: Seat, now_ns: int) -> str: ...
     def take(self, seat: Seat, now_ns: int) -> bool: ...

@@ -17,6 +17,25 @@ cdef int64_t NEVER_NS = (<int64_t>1 << 63) - 1          # nobody is due
 log = logging.getLogger("tiercel.serving")
 
 
+cpdef int64_t leave_by(int64_t due_ns, int64_t budget_ns, int64_t needed_ns, int64_t lag_ns) noexcept:
+    """When a question that somebody else can answer has to leave a queue, to be answered by them in time.
+
+    Args:
+        due_ns: when the answer is due.
+        budget_ns: all that the question was given; never more than a quarter of it is kept.
+        needed_ns: what scoring takes where nobody waits; where that leaves little, less is kept.
+        lag_ns: how far behind reading, and with it answering, is now and then.
+    """
+    cdef int64_t quarter_ns = budget_ns // 4, kept_ns = min((budget_ns - needed_ns) // 2, <int64_t>STANDING_IN_NS)
+    return due_ns - min(quarter_ns, max(<int64_t>LEAST_STANDING_IN_NS, kept_ns)) - min(lag_ns, quarter_ns)
+
+
+cpdef int64_t wanted_by(int64_t due_ns, int64_t left_ns, int64_t needed_ns) noexcept:
+    """By when a question that can leave has to be done, as foreseen, to be let in. So hardly any waits in vain; and a queue that
+    is never empty scores no less for being shorter."""
+    return due_ns - max(0, left_ns - needed_ns) // LEAVING_PART
+
+
 cdef class Seat:
     def __init__(self, Prepared prepared not None, hot, int64_t due_ns, bint can_leave=False):
         self.prepared, self._hot, self.due_ns, self.can_leave = prepared, hot, due_ns, can_leave
@@ -119,20 +138,29 @@ cdef class Lines:
                 high = middle - 1
         return low
 
+    cpdef int64_t free_ns(self, int64_t now_ns) noexcept:
+        """When the next batch can start, as foreseen. A batch that should be over is expected to take as long again as it is
+        late: the longer it takes the longer it takes, and who is let in for the end that was foreseen would be late."""
+        if self.ends_ns == 0:
+            return now_ns
+        return self.ends_ns if now_ns <= self.ends_ns else now_ns + (now_ns - self.ends_ns)
+
     cdef Entry take_in(self, Seat seat, int64_t now_ns) except *:
         cdef Py_ssize_t n = seat.rest, depth = self.small_rows + self.other_rows, low, high, middle
-        cdef int64_t due_ns = seat.due_ns, first_ns = due_ns
+        cdef int64_t due_ns = seat.due_ns, by_ns = due_ns, first_ns, free_ns
         if not self.is_open or n > self._best or self.large or self.alone or self._batch_ns(n) > due_ns - now_ns:
             return ENTRY_UNDECIDED
         if depth and depth + n > self._max_rows:
             return ENTRY_REFUSED
-        if self.small:
-            first_ns = min(first_ns, _due_ns(self.small[0]))
-        if max(now_ns, self.ends_ns) + (depth + n + self._best - 1) // self._best * self._best_ns <= first_ns:
+        if seat.can_leave:
+            by_ns = wanted_by(due_ns, due_ns - now_ns, self._batch_ns(n))
+        first_ns = min(by_ns, _due_ns(self.small[0])) if self.small else by_ns
+        free_ns = self.free_ns(now_ns)
+        if free_ns + (depth + n + self._best - 1) // self._best * self._best_ns <= first_ns:
             self.is_tight = False
         elif self.is_tight:
             return ENTRY_UNDECIDED
-        elif not self._fits_small(n, due_ns, max(now_ns, self.ends_ns)):
+        elif not self._fits_small(n, due_ns, free_ns, by_ns):
             return ENTRY_REFUSED
         high = len(self.small)
         if high == 0 or _due_ns(self.small[high - 1]) <= due_ns:
@@ -151,12 +179,18 @@ cdef class Lines:
         self.n_open += 1
         self.n_asked += 1
         self.tell()
+        if seat.can_leave:
+            self.may_leave = True
+            if self.ends_ns != 0 and due_ns < self.look_ns:
+                self.watch()    # should the running batch overrun
         if self.ends_ns == 0 and not self.is_woken:
             self.wake()
         return ENTRY_TAKEN
 
-    def fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns):
+    def fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns, int64_t by_ns=NEVER_NS):
         """Whether `n` more rows among the small are in time, and those behind them as much as without them.
+
+        In time is by `due_ns`, which also is where they stand, and by `by_ns`.
 
         The forecast, which nobody who comes later can spoil: the next batch, at `free_ns`, is cut short where the tightest
         request needs that, and every one after it is full. Only the first in line may have a batch cut short, and not below
@@ -166,17 +200,17 @@ cdef class Lines:
         """
         if self._best == 0:
             raise ValueError("Expected set_pace before anybody is let in")
-        return bool(self._fits_small(n, due_ns, free_ns))
+        return bool(self._fits_small(n, due_ns, free_ns, min(by_ns, due_ns)))
 
-    cdef bint _fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns) except -1:
+    cdef bint _fits_small(self, Py_ssize_t n, int64_t due_ns, int64_t free_ns, int64_t by_ns) except -1:
         cdef Py_ssize_t at = len(self.small) - 1, rows = self.small_rows + n
         cdef int64_t first_ns = NEVER_NS if at < 0 else _due_ns(self.small[0]), other_ns
         cdef Cut before = self._next_cut(first_ns, free_ns), after = before
         if due_ns < first_ns:
-            after = self._next_cut(due_ns, free_ns)
+            after = self._next_cut(by_ns, free_ns)
             if after.rows < min(before.rows, self.small_rows + self.other_rows + n, (self._best + 1) // 2):
                 return False
-        if self._foreseen_ns(rows, after) <= due_ns:    # PERF: whoever is behind is due later
+        if self._foreseen_ns(rows, after) <= by_ns:     # PERF: whoever is behind is due later
             return True
         while at >= 0:
             item = self.small[at]
@@ -187,7 +221,7 @@ cdef class Lines:
                 return False
             rows -= (<Seat>item).rest if type(item) is Seat else <Py_ssize_t>item.rest
             at -= 1
-        return self._foreseen_ns(rows, after) <= due_ns
+        return self._foreseen_ns(rows, after) <= by_ns
 
     cdef Cut _next_cut(self, int64_t first_due_ns, int64_t free_ns) noexcept:
         # The largest next batch for the first in line; a full one if it is late in any case.

@@ -284,10 +284,10 @@ cdef class ServingPlan:
         cdef void* block = NULL
         cdef bint done = False, is_read
         cdef Py_ssize_t n_fields = self.vectors.body_reader.n_fields
-        out.is_late = False
+        out.is_late, watch.explain_ns = False, 0
         out.request, out.request_bytes, out.request_kind = data, size, <uint32_t>kind + 1
         out.request_header = -1 if request is NULL else request.header_length
-        watch.at[0], watch.explain_ns = monotonic_ns(), 0
+        watch.at[0] = arrival.read_ns if arrival.flags & <uint32_t>PREDICTION_DEGRADED else monotonic_ns()   # waits count
         body.columns, body.given = few_columns, few_given
         if n_fields > FEW_FIELDS:
             block = malloc(n_fields * (sizeof(Column) + 1))

@@ -319,16 +319,18 @@ cdef class HotProtocol(Connection):
             consumed[0] += total
             return OUTCOME_DONE
         self._flush()       # entering may answer others through the same buffer
-        if not plan.has_stand_in:
-            seat = seat_of(prepared, self, prepared._asked.due_ns)
+        if not prepared._asked.is_late:
+            seat = seat_of(prepared, self, path.queue_due_ns(prepared), plan.has_stand_in)
             entry = path._lines_of(plan).take_in(seat, arrival.read_ns)
-            if entry == ENTRY_REFUSED and not close and self._refuse_again(path.full, prepared, arrival.read_ns, True):
+            if entry == ENTRY_TAKEN:
+                place = seat
+            elif entry == ENTRY_REFUSED and plan.has_stand_in:
+                place = "overloaded"
+            elif entry == ENTRY_REFUSED and not close and self._refuse_again(path.full, prepared, arrival.read_ns, True):
                 consumed[0] += total
                 return OUTCOME_DONE
-            place = seat if entry == ENTRY_TAKEN else path.queue.enter(prepared, self, close)
-        elif not prepared._asked.is_late:
-            path._lines_of(plan)    # gives its queue what is called between the answers of a batch
-            place = path.queue.enter(prepared, self, close)
+            else:
+                place = path.queue.enter(prepared, self, close)
         else:
             place = "deadline" if arrival.shed_ns == 0 else "overloaded"
         if place is None or (type(place) is str and not (

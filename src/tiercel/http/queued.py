@@ -14,7 +14,7 @@ from tiercel.http.raw_reply import error_bytes
 from tiercel.http.socket_wait import SocketWait
 from tiercel.http.status import status_of
 from tiercel.serving.answers import Degraded, degrade_flags
-from tiercel.serving.asked import leave_by, require_time
+from tiercel.serving.asked import require_time
 from tiercel.serving.deadline import Deadline
 from tiercel.serving.ladder import Candidate, Reason, Rung, reason_of, too_late
 from tiercel.serving.waiters import Seat
@@ -57,11 +57,8 @@ class QueueDoor:
 
     def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | str | None:
         """Queue a question; a question that finds no room is refused here, unless somebody else may answer it."""
-        due_ns = asked.due_ns
-        if asked.plan.has_stand_in:  # who is asked when the queue gives up needs time, too
-            due_ns = leave_by(due_ns, asked.budget_us, 0 if self._wait is None else self._wait.peak_ns)
         try:
-            return self._router.take(Seat(asked, hot, due_ns, asked.plan.has_stand_in))
+            return self._router.take(Seat(asked, hot, self._path.queue_due_ns(asked), asked.plan.has_stand_in))
         except CapacityError as error:
             if asked.plan.has_stand_in:
                 return "overloaded"
@@ -109,6 +106,7 @@ class QueueDoor:
         if self._wait is None:
             self._wait = SocketWait(loop, reader=self._path)
         self._path.socket_wait_ns = self._wait.probe()
+        self._path.socket_peak_ns = self._wait.peak_ns
         self._router.poll()
 
     def close(self) -> None:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from tiercel.serving.deadline import Budget, Deadline
     from tiercel.settings import ModelSettings
 
-#: What is kept for who stands in: its own scoring, after that of the others who leave at the same time.
-MARGIN_NS = 5_000_000
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -63,18 +60,6 @@ def behind(label: str) -> CapacityError:
         f"Model {label} is scored where other requests wait, and uses more of that time than they can spare. Try again later",
         predicted_wait_us=Tier.REALTIME.budget_us or 0,
     )
-
-
-def leave_by(due_ns: int, budget_us: int, lag_ns: int = 0) -> int:
-    """When a question that somebody else can answer has to leave a queue, to be answered by them in time.
-
-    Args:
-        due_ns: when the answer is due.
-        budget_us: all that the question was given.
-        lag_ns: how far behind reading, and with it answering, is now and then.
-    """
-    quarter_ns = 250 * budget_us
-    return due_ns - min(MARGIN_NS, quarter_ns) - min(lag_ns, quarter_ns)
 
 
 def require_time(deadline: Deadline, needed_us: float, model: str) -> None:

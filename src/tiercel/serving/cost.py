@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 MAX_ROWS = 512
 #: Weight of one observation: a change of the host is followed, and forgotten again, within some tens of batches.
 WEIGHT = 1 / 16
+#: Two in a row that are off by this factor, to the same side, are no stall: the host, or the model, is another one, and whoever
+#: was let in by what it was is late until that is learned. From the second on an observation weighs so much.
+SURPRISE, SURPRISE_WEIGHT = 2.5, 3 / 4
 #: How far observations may bend a measured curve. Beyond it the profile is wrong, and the version should be measured again.
-RATIO_LIMITS = (0.25, 16.0)
+RATIO_LIMITS = (1 / 16, 256.0)
+#: ... and the most that one observation counts as, times what was expected.
+STEP = 16.0
 #: A batch is large enough when a row costs at most this much more than in the best one.
 NEAR_BEST = 1.1
 
@@ -51,6 +56,7 @@ class CostCurve:
         if not all(math.isfinite(us) and us > 0 for point in ordered for us in point[1:]):
             raise ValueError(f"Expected positive microseconds, got {ordered}")
         self.ratio = 1.0  # observed / measured
+        self._surprised = 0  # by the last observation: 1 it took far longer, -1 far less; 0 it did neither
         self._draw(ordered)
 
     @classmethod
@@ -117,8 +123,11 @@ class CostCurve:
         Ratios are averaged as logarithms, so twice as slow and twice as fast cancel out and one stall counts little.
         """
         lowest, highest = RATIO_LIMITS
-        seen = min(highest, max(lowest, us * self.ratio / self.typical_us(n_rows)))
-        self.ratio = min(highest, max(lowest, self.ratio * (seen / self.ratio) ** WEIGHT))
+        seen = min(STEP * self.ratio, max(self.ratio / STEP, us * self.ratio / self.typical_us(n_rows)))
+        surprised = (seen > SURPRISE * self.ratio) - (SURPRISE * seen < self.ratio)
+        weight = SURPRISE_WEIGHT if surprised and surprised == self._surprised else WEIGHT
+        self._surprised = surprised
+        self.ratio = min(highest, max(lowest, self.ratio * (seen / self.ratio) ** weight))
 
     def _draw(self, points: Sequence[tuple[int, float, float]]) -> None:
         """Tabulate the curve by number of rows."""

@@ -38,7 +38,7 @@ from tiercel.serving.batches import Batch, Suspect, Trial, cut
 from tiercel.serving.cost import MAX_ROWS
 from tiercel.serving.inline_scoring import InlineScoring
 from tiercel.serving.pace import Pace
-from tiercel.serving.queue_errors import became_late, no_room, shut, too_short
+from tiercel.serving.queue_errors import became_late, shut
 from tiercel.serving.schedule import Lines
 from tiercel.serving.waiters import FutureWaiter
 from tiercel.types import Tier
@@ -61,8 +61,6 @@ BUDGET_US = Tier.NEAR_REALTIME.budget_us or 0
 MAX_STRIKES = 3
 #: How long the event loop is waited for before its work is done by `poll`.
 PATIENCE_NS = 1_000_000
-#: What was learned so long ago, and asked for so often since, is doubted: who is refused for it would never teach otherwise.
-DOUBT_NS, DOUBT_ASKED = 250_000_000, 16
 #: A batch that is so much later than foreseen hangs; its waiters are told, since nothing can interrupt it.
 STUCK_NS = 1_000_000_000
 
@@ -114,7 +112,6 @@ class Batcher:
         self.n_features, self.n_outputs = n_features, n_outputs
         self.batches = self.rows = self.cancelled = self.expired = self.failed = self.retried = 0
         self.batch_sizes = [0] * (MAX_ROWS - 1).bit_length() + [0]
-        self.refused = {"deadline": 0, "capacity": 0, "full": 0, "closing": 0}
         self._score, self._executor, self._clock = score, executor, clock_ns
         self._budget_us, self._inline = budget_us, inline or InlineScoring()
         self._counters = counters
@@ -124,19 +121,18 @@ class Batcher:
         self._alone: list[Suspect] = []
         self._lines = Lines(self._small, self._large, self._alone, counters=counters)
         self._lines.is_open, self._lines.wake, self._lines.cancelled = True, self._wake, self._cancelled
+        self._lines.watch = self._watch_running
         self._pace.tell(self._lines)
         self._admission = Admission(self._lines, self._pace)
+        self.refused = self._admission.refused
         self._running: Batch | None = None
         self._is_stuck = False
         self._woken_ns = 0
         self._start: asyncio.Handle | None = None  # of `_start_next`, while a batch is about to be started
         self._is_busy = False  # who is told something may come back with the next request, and poll
         self._is_closing = False
-        self._learned_ns = 0  # when a batch was last learned from
         self._drained = asyncio.Event()
-        self._may_leave = False  # somebody came that can go elsewhere
         self._watch: asyncio.TimerHandle | None = None
-        self._look_ns = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # What it looks like from outside
@@ -168,18 +164,11 @@ class Batcher:
 
     def predicted_wait_us(self, n_rows: int = 1) -> int:
         """When `n_rows` that come now, behind everything that waits, would be done."""
-        now_ns = self._clock()
-        if self._is_doubtful(now_ns):
-            return self.need_us(n_rows)
-        return int(self._free_ns(now_ns) - now_ns + self._pace.terms.all_ns(self._lines.n_rows + n_rows)) // 1000
+        return self._admission.wait_us(n_rows, self._clock())
 
     def need_us(self, n_rows: int = 1) -> int:
         """What scoring `n_rows` takes where nothing else waits."""
-        self._lines.n_asked += 1
-        needed_ns = self._pace.terms.alone_ns(n_rows)
-        if self._is_doubtful(self._clock()):
-            needed_ns = min(needed_ns, self._pace.hoped_ns(n_rows))
-        return needed_ns // 1000
+        return self._admission.need_us(n_rows, self._clock())
 
     def submit(
         self, rows: NDArray[np.float32], due_ns: int, *, can_leave: bool = False
@@ -231,7 +220,6 @@ class Batcher:
         """Put a request in line. Raises as `submit`."""
         due_ns = waiter.due_ns
         self._admit(waiter)
-        self._may_leave = self._may_leave or waiter.can_leave
         line = self._large if waiter.is_large else self._small
         if not line or line[-1].due_ns <= due_ns:
             line.append(waiter)
@@ -240,8 +228,10 @@ class Batcher:
         self._count(waiter, waiter.rest)
         self._lines.tell()
         self._lines.n_open += 1
-        if waiter.can_leave and due_ns < self._look_ns and self._running is not None:
-            self._watch_over(self._running, self._clock())  # should that one overrun
+        if waiter.can_leave:
+            self._lines.may_leave = True
+            if due_ns < self._lines.look_ns and self._running is not None:
+                self._watch_running()  # should that one overrun
         self._wake()
 
     def poll(self) -> None:
@@ -280,44 +270,10 @@ class Batcher:
 
     def _admit(self, waiter: Waiter) -> None:
         """Refuse, or return."""
-        now_ns, n, terms = self._clock(), waiter.rest, self._pace.terms
         if self._is_closing:
             self.refused["closing"] += 1
             raise self._shut("closing")
-        self._lines.n_asked += 1
-        left_ns, needed_ns = waiter.due_ns - now_ns, terms.alone_ns(n)
-        if needed_ns > left_ns >= self._pace.hoped_ns(n) and self._is_doubtful(now_ns):
-            self._pace.doubt()
-            self._pace.tell(self._lines)
-            terms = self._pace.terms
-            needed_ns = terms.alone_ns(n)
-        if needed_ns > left_ns:
-            self.refused["deadline"] += 1
-            raise too_short(n, needed_ns, left_ns)
-        depth = self._lines.n_rows
-        waiter.is_large = n > terms.best
-        if self._is_stuck:
-            self._refuse("capacity", self._budget_us, "its scorer has not returned for too long")
-        elif depth and depth + n > self.max_rows_waiting:
-            self._refuse("full", self.predicted_wait_us(n) - left_ns // 1000, f"{depth} rows wait, as many as it holds")
-        elif not self._admission.fits(waiter, self._free_ns(now_ns), is_large=waiter.is_large):
-            wait_us = self.predicted_wait_us(n)
-            why = f"behind {depth} rows, {n} more are done in about {wait_us / 1000:.3f} ms: too late, or others would be late"
-            self._refuse("capacity", wait_us - left_ns // 1000, why)
-
-    def _refuse(self, reason: str, wait_us: int, why: str) -> None:
-        self.refused[reason] += 1
-        wait_us = max(self._pace.terms.best_ns // 1000, wait_us)
-        raise no_room(why, wait_us)
-
-    def _free_ns(self, now_ns: int) -> int:
-        """When the next batch can start, as foreseen."""
-        return now_ns if self._running is None else max(now_ns, self._running.ends_ns)
-
-    def _is_doubtful(self, now_ns: int) -> bool:
-        """Whether nothing happens here that would show how long batches take now, though many want to know."""
-        is_idle = self._running is None and not self._lines.n_rows
-        return is_idle and self._lines.n_asked > DOUBT_ASKED and now_ns - self._learned_ns >= DOUBT_NS
+        self._admission.admit(waiter, self._clock(), stuck_us=self._budget_us if self._is_stuck else 0)
 
     # Batches
 
@@ -393,9 +349,12 @@ class Batcher:
         batch.done = None  # it leads back to the batch, and what only the collector frees makes long pauses
         if batch is not self._running:
             return  # `poll` was first
+        ended_ns = self._clock()
         error = None if done.cancelled() else done.exception()
         self._finish(batch, None if done.cancelled() or error is not None else done.result(), error)
         self._start_next()
+        if self._running is not None:
+            self._pace.learn_between(batch.n_rows, self._running.began_ns - ended_ns)
 
     def _finish(
         self, batch: Batch, scored: tuple[NDArray[np.float64], int] | None, error: BaseException | None
@@ -444,7 +403,7 @@ class Batcher:
         self._close_one()
 
     def _learn(self, batch: Batch, scored_ns: int, now_ns: int) -> None:
-        self._learned_ns, self._lines.n_asked = now_ns, 0
+        self._admission.learned(now_ns)
         self.batches += 1
         self.rows += batch.n_rows
         self.batch_sizes[(batch.n_rows - 1).bit_length()] += 1
@@ -558,21 +517,25 @@ class Batcher:
 
     # Batches that take too long
 
+    def _watch_running(self) -> None:
+        if self._running is not None:
+            self._watch_over(self._running, self._clock())
+
     def _watch_over(self, batch: Batch, now_ns: int) -> None:
         """Look again when somebody may have to be told that there are no scores yet."""
         look_ns = batch.ends_ns + STUCK_NS if not self._is_stuck else now_ns + 1000 * self._budget_us
-        if self._may_leave:
+        if self._lines.may_leave:
             firsts = [line[0].due_ns for line in (self._small, self._large, self._alone) if line]
             leaves_ns = batch.leaves_ns()
             if leaves_ns is not None:
                 firsts.append(leaves_ns)
             look_ns = max(now_ns, min((look_ns, *firsts)))
         if self._watch is not None:
-            if self._look_ns <= look_ns:
+            if self._lines.look_ns <= look_ns:
                 return
             self._watch.cancel()
         if self._loop is not None:
-            self._look_ns = look_ns
+            self._lines.look_ns = look_ns
             self._watch = self._loop.call_later((look_ns - now_ns + 500_000) / 1e9, self._look)  # not just before
 
     def _look(self) -> None:
@@ -589,7 +552,7 @@ class Batcher:
             for waiter, _, _ in batch.parts:
                 if not waiter.done():
                     self._drop(waiter, now_ns)
-        elif self._may_leave:
+        elif self._lines.may_leave:
             for waiter, _, _ in batch.parts:
                 if waiter.can_leave and waiter.due_ns <= now_ns and not waiter.done():
                     self._drop(waiter, now_ns)

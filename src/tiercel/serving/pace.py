@@ -39,6 +39,7 @@ class Pace:
         self._overhead_ns = self._spread_ns = 0.0  # of a batch besides scoring: mean, and mean difference from it
         self._slower, self._slower_spread = 1.0, 0.0  # scoring by the curve's p99, of batches in a row: the same
         self._row_ns = self._row_spread_ns = 0.0  # of telling a row's scores, the same
+        self._between_ns = 0.0  # from a batch's scores to the start of the next, without its rows: the mean
         self._n_learned = 0
         self._doubted: tuple[CostCurve, float, float] | None = None  # what was learned, until the next batch
         self._resize()
@@ -61,6 +62,18 @@ class Pace:
     def hoped_ns(self, n_rows: int) -> int:
         """What `n_rows` would take if what was learned were no longer so."""
         return int(1000 * self._cost.hoped_us(n_rows))
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether what was learned is forgotten until the next batch."""
+        return self._doubted is not None
+
+    def feared_ns(self, n_rows: int) -> int:
+        """What `n_rows` take in one batch if doubts are wrong."""
+        if self._doubted is None:
+            return self._batch_ns(n_rows)
+        cost, overhead_ns, spread_ns = self._doubted
+        return int(1000 * cost.us(n_rows) + overhead_ns + 2 * spread_ns)
 
     def doubt(self) -> None:
         """Forget what was learned until the next batch shows whether it still holds."""
@@ -103,6 +116,11 @@ class Pace:
             self._set_terms(self.terms.best)
             self.tell(lines)
 
+    def learn_between(self, n_rows: int, took_ns: int) -> None:
+        """Somebody waited, and still it took so long from the scores of a batch to the start of the next."""
+        fixed_ns = min(max(0.0, took_ns - n_rows * self._row_ns), 2 * self._between_ns + STALL_NS)
+        self._between_ns += WEIGHT * (fixed_ns - self._between_ns)
+
     def tell(self, lines: Lines) -> None:
         """The same to who does without `terms`."""
         terms = self.terms
@@ -137,7 +155,9 @@ class Pace:
 
     def _resize(self) -> None:
         overhead_us = self.overhead_ns / 1000
-        best = self._cost.best_rows(BATCH_SHARE * self._budget_us, overhead_us)
+        # Whoever waits does not see what is between batches; how large they are best depends on it as on the rest.
+        between_us = self._between_ns / 1000
+        best = self._cost.best_rows(BATCH_SHARE * self._budget_us + between_us, overhead_us + between_us)
         limit_ns, following_ns = int(1000 * BATCH_SHARE * self._budget_us), self._following_ns(best)
         if following_ns > limit_ns >= self._batch_ns(best):
             best = max(1, best * limit_ns // following_ns)

@@ -25,7 +25,7 @@ from tiercel.errors import (
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.registry.names import CHAMPION, parse_reference
 from tiercel.serving.answers import CHALLENGER, SHADOW, Answer, Degraded, Question, Served
-from tiercel.serving.asked import Asked, behind, leave_by, require_time
+from tiercel.serving.asked import Asked, behind, require_time
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.durable_answers import make_durable
 from tiercel.serving.explaining import Explaining
@@ -39,6 +39,7 @@ from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key
 from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
 from tiercel.serving.score_check import require_finite
 from tiercel.serving.shadow import ShadowQueue
+from tiercel.serving.waiters import Seat, leave_by
 from tiercel.types import Tier
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from tiercel.serving.limits import Limits, Stay
     from tiercel.serving.ready_answers import ReadyAnswer
     from tiercel.serving.schedule import Lines
-    from tiercel.serving.waiters import Seat
     from tiercel.settings import ModelSettings
 
 __all__ = ["Answer", "Degraded", "Question", "Router", "Served", "require_time"]
@@ -412,7 +412,7 @@ class Router:
         due_ns = self._due_ns(plan, prepared.n_rows, asked.begin_ns) if deadline is None else deadline.due_ns
         can_leave = deadline is not None and can_leave
         if deadline is not None and can_leave:
-            due_ns = leave_by(due_ns, deadline.budget_us)
+            due_ns = leave_by(due_ns, 1000 * deadline.budget_us, int(1000 * needed_us), 0)
         try:
             scores = await self._queues.score(plan, prepared.rows(), due_ns, can_leave=can_leave)
         except DeadlineError as error:

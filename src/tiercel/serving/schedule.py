@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from tiercel._hot.lines import Lines
+from tiercel._hot.lines import Lines, wanted_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Lines", "Terms", "Waiting", "advance", "latecomers", "next_batch"]
+__all__ = ["Lines", "Terms", "Waiting", "advance", "latecomers", "next_batch", "wanted_by"]
 
 
 class Waiting(Protocol):
@@ -119,7 +119,13 @@ class _Job:
 
 
 def latecomers(
-    lines: Lines, begin_ns: int, terms: Terms, newcomer: Waiting | None = None, *, is_large: bool = False
+    lines: Lines,
+    begin_ns: int,
+    terms: Terms,
+    newcomer: Waiting | None = None,
+    *,
+    is_large: bool = False,
+    by_ns: int | None = None,
 ) -> set[object]:
     """Who would be late if nobody else came and every batch took what the curve says.
 
@@ -129,6 +135,7 @@ def latecomers(
         terms: what batches take.
         newcomer: somebody who does not wait yet; if late, it is the only one returned.
         is_large: the line of the newcomer.
+        by_ns: when it is late, where that is before it is due.
 
     Takes time linear in the number of requests and batches.
     """
@@ -154,10 +161,13 @@ def latecomers(
         begin_ns += terms.batch_ns(sum(take for _, take in batch))
         advance(ahead, batch)
         for item, _ in batch:
-            if item.rest == 0 and begin_ns > item.due_ns:
-                job: _Job = item  # type: ignore[assignment]
-                if job.of is newcomer:
+            job: _Job = item  # type: ignore[assignment]
+            if job.rest:
+                continue
+            if job.of is newcomer:
+                if begin_ns > (job.due_ns if by_ns is None else by_ns):
                     return {newcomer}
+            elif begin_ns > job.due_ns:
                 late.add(job.of)
     return late
 

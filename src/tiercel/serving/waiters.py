@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from tiercel._hot.lines import Seat
+from tiercel._hot.lines import Seat, leave_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FutureWaiter", "Seat", "Waiter"]
+__all__ = ["FutureWaiter", "Seat", "Waiter", "leave_by"]
 
 
 class FutureWaiter(asyncio.Future["NDArray[np.float64]"]):
