@@ -122,6 +122,40 @@ def test_another_speed_is_learned_from_two_batches(factor):
         assert 1 / 2.5 < off < 2.5
 
 
+@pytest.mark.parametrize(("fixed_us", "speed"), [(300, 1.0), (1000, 2.0), (40, 1.0)])
+def test_what_every_batch_takes_besides_its_rows_is_learned(fixed_us, speed):
+    """From batches of different sizes it is told apart from a slower host: larger ones are foreseen as well. It is forgotten."""
+    rng = np.random.default_rng(5)
+    curve, warm = CostCurve([(1, 50, 60), (512, 20_000, 24_000)]), CostCurve([(1, 50, 60), (512, 20_000, 24_000)])
+    for _ in range(1500):
+        n = int(rng.integers(1, 9))
+        curve.observe(n, (fixed_us + speed * warm.typical_us(n)) * rng.lognormal(0, 0.2))
+    for n in (1, 8, 64):
+        assert curve.typical_us(n) == pytest.approx(fixed_us + speed * warm.typical_us(n), rel=0.3)
+    assert curve.best_rows(25_000) == pytest.approx(CostCurve(
+        [(1, 50 * speed + fixed_us, 1e5), (512, 20_000 * speed + fixed_us, 1e5)]
+    ).best_rows(1e6), rel=0.5)  # fmt: skip
+    for _ in range(1500):
+        n = int(rng.integers(1, 9))
+        curve.observe(n, warm.typical_us(n) * rng.lognormal(0, 0.2))
+    assert curve.fixed_us < 30
+    assert curve.typical_us(64) == pytest.approx(warm.typical_us(64), rel=0.3)
+
+
+def test_one_size_does_not_show_the_shape():
+    """Batches that are all alike say how fast the host is, and nothing of others; nor does noise."""
+    rng = np.random.default_rng(6)
+    curve = CostCurve(MEASURED)
+    for _ in range(500):
+        curve.observe(8, 3 * CostCurve(MEASURED).typical_us(8))
+    assert curve.fixed_us == 0
+    assert curve.ratio == pytest.approx(3, rel=0.01)
+    for _ in range(2000):
+        n = int(rng.integers(1, 65))
+        curve.observe(n, 3 * CostCurve(MEASURED).typical_us(n) * rng.lognormal(0, 0.2))
+        assert curve.typical_us(64) == pytest.approx(3 * CostCurve(MEASURED).typical_us(64), rel=0.25)
+
+
 def test_stalls_between_others_are_no_other_speed():
     """One batch in three takes ten times as long: the middle is what is followed, and none is believed at once."""
     curve, actual = CostCurve(MEASURED), CostCurve(MEASURED)

@@ -24,6 +24,10 @@ WEIGHT = 1 / 16
 #: Two in a row that are off by this factor, to the same side, are no stall: the host, or the model, is another one, and whoever
 #: was let in by what it was is late until that is learned. From the second on an observation weighs so much.
 SURPRISE, SURPRISE_WEIGHT = 2.5, 3 / 4
+#: Weight of one observation of how the time depends on the rows, and how different in size batches are that show it well.
+SHAPE_WEIGHT, SHAPE_SPREAD = 1 / 64, 0.1
+#: The most of a batch's time that no row is said to need.
+MOST_FIXED = 0.95
 #: How far observations may bend a measured curve. Beyond it the profile is wrong, and the version should be measured again.
 RATIO_LIMITS = (1 / 16, 256.0)
 #: ... and the most that one observation counts as, times what was expected.
@@ -55,7 +59,10 @@ class CostCurve:
             raise ValueError(f"Expected different numbers of rows from 1, got {[n for n, _, _ in ordered]}")
         if not all(math.isfinite(us) and us > 0 for point in ordered for us in point[1:]):
             raise ValueError(f"Expected positive microseconds, got {ordered}")
-        self.ratio = 1.0  # observed / measured
+        self.ratio = 1.0  # observed / measured, of what depends on the rows as it was measured
+        self.fixed_us = 0.0  # and so much more of every batch
+        self._middle: float | None = None  # of the sizes observed: mean logarithm of what they took when measured,
+        self._spread_log2 = 0.0  # ... and mean square difference from that
         self._surprised = 0  # by the last observation: 1 it took far longer, -1 far less; 0 it did neither
         self._draw(ordered)
 
@@ -66,35 +73,42 @@ class CostCurve:
 
     def us(self, n_rows: int) -> float:
         """99 of 100 batches of `n_rows` take at most this long."""
+        return self.fixed_us + self.rows_us(n_rows)
+
+    def rows_us(self, n_rows: int) -> float:
+        """The same without `fixed_us`."""
         if n_rows < len(self._p99):
             return self._p99[n_rows] * self.ratio
         return (self._p99[-1] + (n_rows - len(self._p99) + 1) * self._slopes[1]) * self.ratio
 
     @property
     def table_us(self) -> list[float]:
-        """By number of rows, what `us` says before `ratio`; not to be changed, and another list once the curve is."""
+        """By number of rows, what `rows_us` says before `ratio`; not to be changed, and another list once the curve is."""
         return self._p99
 
     def typical_us(self, n_rows: int) -> float:
         """Half of the batches of `n_rows` take at most this long."""
+        return self.fixed_us + self._measured_us(n_rows) * self.ratio
+
+    def _measured_us(self, n_rows: int) -> float:
         if n_rows < len(self._p50):
-            return self._p50[n_rows] * self.ratio
-        return (self._p50[-1] + (n_rows - len(self._p50) + 1) * self._slopes[0]) * self.ratio
+            return self._p50[n_rows]
+        return self._p50[-1] + (n_rows - len(self._p50) + 1) * self._slopes[0]
 
     def hoped_us(self, n_rows: int) -> float:
         """What `us` said before anything was observed."""
-        return self.us(n_rows) / self.ratio
+        return self.rows_us(n_rows) / self.ratio
 
     def unlearned(self) -> CostCurve:
         """The same curve before anything was observed."""
         fresh = copy.copy(self)
-        fresh.ratio = 1.0
+        fresh.ratio, fresh.fixed_us = 1.0, 0.0
         return fresh
 
     def rows_within(self, us: float) -> int:
-        """The most rows with `self.us(rows) <= us`, at most the largest size measured; 0: none."""
+        """The most rows with `self.rows_us(rows) <= us`, at most the largest size measured; 0: none."""
         n = min(bisect_right(self._p99, us / self.ratio), len(self._p99)) - 1
-        while n > 0 and self.us(n) > us:  # the division rounded up
+        while n > 0 and self.rows_us(n) > us:  # the division rounded up
             n -= 1
         return max(0, n)
 
@@ -107,6 +121,7 @@ class CostCurve:
             overhead_us: what every batch takes besides scoring.
         """
         limit_us = max(limit_us, 1.5 * (overhead_us + self.us(1)))
+        overhead_us += self.fixed_us
         most = max(1, min(MAX_ROWS, self.rows_within(limit_us - overhead_us)))
         n = np.arange(1, most + 1)
         per_row = (overhead_us + self.ratio * np.asarray(self._p50[1 : most + 1])) / n
@@ -115,19 +130,46 @@ class CostCurve:
     def cheapest_row_us(self, most_rows: int, overhead_us: float = 0.0) -> float:
         """The least that a row can take of p99, in a batch of at most `most_rows`."""
         n = np.arange(1, most_rows + 1)
-        return float(((overhead_us + self.ratio * np.asarray(self._p99[1 : most_rows + 1])) / n).min())
+        return float(((overhead_us + self.fixed_us + self.ratio * np.asarray(self._p99[1 : most_rows + 1])) / n).min())
 
     def observe(self, n_rows: int, us: float) -> None:
         """Follow the host: a batch of `n_rows` took `us`.
 
         Ratios are averaged as logarithms, so twice as slow and twice as fast cancel out and one stall counts little.
         """
-        lowest, highest = RATIO_LIMITS
-        seen = min(STEP * self.ratio, max(self.ratio / STEP, us * self.ratio / self.typical_us(n_rows)))
-        surprised = (seen > SURPRISE * self.ratio) - (SURPRISE * seen < self.ratio)
+        expected_us, measured_us = self.typical_us(n_rows), self._measured_us(n_rows)
+        off = min(STEP, max(1 / STEP, us / expected_us))
+        surprised = (off > SURPRISE) - (SURPRISE * off < 1)
         weight = SURPRISE_WEIGHT if surprised and surprised == self._surprised else WEIGHT
         self._surprised = surprised
-        self.ratio = min(highest, max(lowest, self.ratio * (seen / self.ratio) ** weight))
+        lowest, highest = (limit * measured_us / expected_us for limit in RATIO_LIMITS)
+        factor = min(highest, max(lowest, off**weight))
+        self.ratio, self.fixed_us = self.ratio * factor, self.fixed_us * factor
+        self._bend(math.log(measured_us), math.log(off))
+
+    def _bend(self, log_us: float, off: float) -> None:
+        """Follow how much of a batch's time does not depend on its rows.
+
+        Beside other work caches are cold, which every batch pays for once: a curve measured with warm ones is too steep.
+        This is a step of stochastic gradient descent on the share of the fixed part in a batch of middling size: where larger
+        batches take less than foreseen, and smaller ones more, it grows. What the middle one takes stays as it is.
+
+        Args:
+            log_us: logarithm of what a batch of this size took when it was measured.
+            off: logarithm of what this one took, of what was expected.
+        """
+        if self._middle is None:
+            self._middle = log_us
+        beside = log_us - self._middle
+        self._middle += WEIGHT * beside
+        self._spread_log2 += WEIGHT * (beside * beside - self._spread_log2)
+        rows_us = self.ratio * math.exp(self._middle)
+        all_us = self.fixed_us + rows_us
+        share = self.fixed_us / all_us
+        share -= SHAPE_WEIGHT * max(-1.0, min(1.0, off)) * beside / (self._spread_log2 + SHAPE_SPREAD)
+        share = max(0.0, min(MOST_FIXED, share))
+        self.ratio *= (1 - share) * all_us / rows_us
+        self.fixed_us = share * all_us
 
     def _draw(self, points: Sequence[tuple[int, float, float]]) -> None:
         """Tabulate the curve by number of rows."""

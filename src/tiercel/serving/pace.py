@@ -125,7 +125,7 @@ class Pace:
         """The same to who does without `terms`."""
         terms = self.terms
         lines.set_pace(
-            self._cost.table_us, self._cost.ratio, self.overhead_ns, terms.best, terms.best_ns, self.max_rows
+            self._cost.table_us, self._cost.ratio, self._any_batch_ns, terms.best, terms.best_ns, self.max_rows
         )
 
     def typical_ns(self, n_rows: int) -> int:
@@ -147,11 +147,15 @@ class Pace:
         slower = max(1.0, self._slower + self._slower_spread)
         return int(1000 * self._cost.us(n_rows) * slower) + self.overhead_ns + n_rows * self.row_ns
 
+    @property
+    def _any_batch_ns(self) -> int:
+        return self.overhead_ns + int(1000 * self._cost.fixed_us)
+
     def _batch_ns(self, n_rows: int) -> int:
-        return int(1000 * self._cost.us(n_rows)) + self.overhead_ns
+        return int(1000 * self._cost.rows_us(n_rows)) + self._any_batch_ns
 
     def _rows_within(self, ns: int) -> int:
-        return self._cost.rows_within((ns - self.overhead_ns) / 1000)
+        return self._cost.rows_within((ns - self._any_batch_ns) / 1000)
 
     def _resize(self) -> None:
         overhead_us = self.overhead_ns / 1000
