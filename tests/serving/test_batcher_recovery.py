@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.support.seats import Told, plan_of, seat
 
-from tiercel.errors import DeadlineError
+from tiercel.errors import DeadlineError, ModelError
 from tiercel.serving.admission import DOUBT_ASKED, DOUBT_NS
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.near_realtime import Batcher
@@ -123,8 +123,9 @@ def test_only_one_is_tried_on_a_host_that_was_slow():
                 ask()
             assert batcher._lines.entry(seat(plan_of(), [[1]], threads.now + 15 * MS), threads.now) == "undecided"
         await asyncio.sleep(0)
-        with pytest.raises(DeadlineError):
-            ask()
+        for within in (15, 50):  # the second would be in time behind the other if the host were quick
+            with pytest.raises(DeadlineError):
+                batcher.submit(ROW, threads.now + within * MS)
         threads.run()
         await tried
         later = [ask() for _ in range(3)]
@@ -133,6 +134,40 @@ def test_only_one_is_tried_on_a_host_that_was_slow():
             if threads.waiting:
                 threads.run()
         assert [each.result().tolist() for each in later] == [[[1.0]]] * 3
+
+    asyncio.run(main())
+
+
+def test_a_trial_that_fails_shows_nothing():
+    """Where the one that is tried gets an error, what was learned is still in doubt: the queue stays closed to the others."""
+
+    async def main():
+        threads = Threads()
+        batcher = batcher_of(threads, measured())
+        threads.takes_ns = 40 * MS
+        for _ in range(10):
+            with contextlib.suppress(DeadlineError):
+                answer = batcher.submit(ROW, threads.now + 15 * MS)
+                await asyncio.sleep(0)
+                threads.run()
+                await answer
+        for _ in range(DOUBT_ASKED + 1):
+            with pytest.raises(DeadlineError):
+                batcher.submit(ROW, threads.now + 15 * MS)
+        threads.now += DOUBT_NS
+        tried = batcher.submit(ROW, threads.now + 15 * MS)
+        await asyncio.sleep(0)
+        done, _, _ = threads.waiting.pop(0)
+        done.set_exception(ZeroDivisionError("a mistake of the model's"))
+        with pytest.raises(ModelError):
+            await tried
+        assert not batcher._lines.is_open
+        threads.takes_ns = MS
+        answer = batcher.submit(ROW, threads.now + 15 * MS)
+        await asyncio.sleep(0)
+        threads.run()
+        assert (await answer).tolist() == [[1.0]]
+        assert batcher._lines.is_open
 
     asyncio.run(main())
 

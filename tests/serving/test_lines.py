@@ -44,7 +44,7 @@ class Forecast:
         all_rows = self.other_rows + sum(each.rest for each in small)
         before = after = self._next_cut(small[0].due_ns if small else None, free_ns)
         if not small or due_ns < small[0].due_ns:
-            after = self._next_cut(by_ns, free_ns)
+            after = self._next_cut(due_ns, free_ns)
             if after[0] < min(before[0], all_rows + n, (best + 1) // 2):
                 return False
         ahead = 0

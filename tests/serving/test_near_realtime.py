@@ -806,9 +806,8 @@ def test_hardly_anybody_waits_in_vain_for_a_slowed_scorer(slow, least, most):
     accepted = simulation.accepted()
     in_time = sum(each.is_in_time for each in accepted)
     vain = [each for each in accepted if not each.is_in_time]
-    assert in_time >= least * len(
-        simulation.asked
-    )  # of a quarter that can be scored; with 45 ms hardly, 40 times as slow
+    # A quarter can be scored; 40 times as slow hardly, in 45 ms.
+    assert in_time >= least * len(simulation.asked)
     assert len(vain) <= most * len(simulation.asked)
     assert simulation.batcher.n_waiting == 0
 

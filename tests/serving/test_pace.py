@@ -77,6 +77,20 @@ def test_what_lies_between_batches_makes_them_larger():
     assert pace.terms.best < 12
 
 
+def test_full_batches_take_what_each_takes():
+    """What every batch takes besides its rows counts once for each that is needed, and not for one that is not."""
+    pace, _ = pace_of([(1, 50, 60), (512, 20_000, 24_000)])
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        n = int(rng.integers(1, 9))
+        pace.learn(n, int((300 + 40 * n) * US), 0)
+    best = pace.terms.best
+    assert pace.scoring_ns(1) > 200 * US
+    assert pace.typical_ns(0) == 0
+    assert pace.typical_ns(3 * best) == pytest.approx(3 * pace.scoring_ns(best), abs=3)
+    assert pace.typical_ns(3 * best + 1) == pytest.approx(3 * pace.scoring_ns(best) + pace.scoring_ns(1), abs=4)
+
+
 def test_one_stall_between_batches_counts_little():
     """A second in which nothing happened between two batches changes their size by little."""
     pace, _ = pace_of()

@@ -69,7 +69,7 @@ cdef class FastPath:
 
     cdef Poller _poller_of(self, loop)              # or None: transports read
     cdef Lines _lines_of(self, ServingPlan plan)    # of a plan that is_queued
-    cpdef int64_t queue_due_ns(self, Prepared asked) noexcept     # when it is due there; see fast_path.pyi
+    cpdef int64_t queue_due_ns(self, Prepared asked, bint can_leave) noexcept
     cdef bint _polls(self, Py_ssize_t n_connections, int64_t now_ns) noexcept
     cdef ServingPlan _find(self, const uint8_t* reference, Py_ssize_t length)
     cdef bint _is_question(self, ServingPlan plan, const uint8_t* body, const Head* head, const Arrival* arrival) noexcept

@@ -20,11 +20,12 @@ class Place(Protocol):
 class Queue(Protocol):
     """Where questions wait that are scored in batches; all of it on the event loop's thread, none of it raises."""
 
-    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | str | None:
+    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, can_leave: bool, /) -> Place | bytes | str | None:
         """A place, after which `hot.complete(asked, ...)` is called once, later, unless the place is cancelled; or the whole
         reply that refuses it; or the reason why somebody else is to answer; or None: the general path is to.
 
         close: no other request of the connection will be answered.
+        can_leave: somebody else may answer what has no scores in time.
         """
 
     def lines(self, plan: ServingPlan, /) -> Lines:
@@ -151,6 +152,6 @@ class FastPath:
         """Call `call` on `loop` whenever `fd` can be read, in its turn among the connections where there is a poller."""
     def unwatch(self, loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], object]) -> None:
         """End it, before `fd` is closed."""
-    def queue_due_ns(self, asked: Prepared) -> int: ...
+    def queue_due_ns(self, asked: Prepared, can_leave: bool) -> int: ...
     def close(self) -> None:
         """The event loop is about to end: the transports of connections read what still comes."""

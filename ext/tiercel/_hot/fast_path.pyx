@@ -163,10 +163,10 @@ cdef class FastPath:
             self._lines.between = self.read_between
         return self._lines
 
-    cpdef int64_t queue_due_ns(self, Prepared asked) noexcept:
+    cpdef int64_t queue_due_ns(self, Prepared asked, bint can_leave) noexcept:
         """When a body's question is due in its queue: sooner than its answer where another model answers who waits in vain."""
         cdef int64_t due_ns = asked._asked.due_ns
-        if not asked.plan.has_stand_in:
+        if not can_leave:
             return due_ns
         return leave_by(
             due_ns, due_ns - asked._arrival.begun_ns, asked.plan._needs.read_ns + asked._asked.score_ns, self.socket_peak_ns

@@ -22,7 +22,7 @@ cpdef int64_t leave_by(int64_t due_ns, int64_t budget_ns, int64_t needed_ns, int
 
     Args:
         due_ns: when the answer is due.
-        budget_ns: all that the question was given; never more than a quarter of it is kept.
+        budget_ns: all that the question was given; a quarter of it is the most that is kept, and the most that a lag takes more.
         needed_ns: what scoring takes where nobody waits; where that leaves little, less is kept.
         lag_ns: how far behind reading, and with it answering, is now and then.
     """
@@ -207,7 +207,7 @@ cdef class Lines:
         cdef int64_t first_ns = NEVER_NS if at < 0 else _due_ns(self.small[0]), other_ns
         cdef Cut before = self._next_cut(first_ns, free_ns), after = before
         if due_ns < first_ns:
-            after = self._next_cut(by_ns, free_ns)
+            after = self._next_cut(due_ns, free_ns)
             if after.rows < min(before.rows, self.small_rows + self.other_rows + n, (self._best + 1) // 2):
                 return False
         if self._foreseen_ns(rows, after) <= by_ns:     # PERF: whoever is behind is due later
@@ -242,7 +242,7 @@ cdef class Lines:
         return cut.ends_ns + (rows - cut.rows + self._best - 1) // self._best * self._best_ns
 
     cdef bint is_cheap(self) noexcept:
-        # Without what a batch waits for a thread or the loop, in which others are scored or read.
+        # What a row more takes: without what every batch takes, and what it waits, in which others are scored or read.
         return 0 < self._best < self._n and 1000 * self._p99_us[self._best] * self._ratio < self._best * <double>CHEAP_ROW_NS
 
     def entry(self, Seat seat not None, int64_t now_ns):

@@ -2,7 +2,7 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
 from tiercel._hot.aside cimport QUIET_NS, RECENT_NS
 from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_us
@@ -301,6 +301,7 @@ cdef class HotProtocol(Connection):
         cdef Prepared prepared
         cdef Seat seat
         cdef Entry entry
+        cdef bint can_leave
         cdef Py_ssize_t total = head.head_length + head.content_length
         if path.queue is None or head.kind == BODY_TENSORS:
             return OUTCOME_HAND_ON
@@ -320,7 +321,9 @@ cdef class HotProtocol(Connection):
             return OUTCOME_DONE
         self._flush()       # entering may answer others through the same buffer
         if not prepared._asked.is_late:
-            seat = seat_of(prepared, self, path.queue_due_ns(prepared), plan.has_stand_in)
+            # A certain version has no stand-in. An alias may be the champion's, which the general path knows.
+            can_leave = plan.has_stand_in and not _has(request, head, 58) and not _has(request, head, 47)       # ":", "/"
+            seat = seat_of(prepared, self, path.queue_due_ns(prepared, can_leave), can_leave)
             entry = path._lines_of(plan).take_in(seat, arrival.read_ns)
             if entry == ENTRY_TAKEN:
                 place = seat
@@ -330,7 +333,7 @@ cdef class HotProtocol(Connection):
                 consumed[0] += total
                 return OUTCOME_DONE
             else:
-                place = path.queue.enter(prepared, self, close)
+                place = path.queue.enter(prepared, self, close, can_leave)
         else:
             place = "deadline" if arrival.shed_ns == 0 else "overloaded"
         if place is None or (type(place) is str and not (
@@ -398,15 +401,14 @@ cdef class HotProtocol(Connection):
         """Append the answer of a model's fallback, where it can be given here; False to hand the request on."""
         cdef FastPath path = self.path
         cdef Arrival came = arrival[0]
-        cdef Py_ssize_t i
         path._is_lost = False
         if path.queue is None or not plan.has_stand_in:
             return False
         if head.kind == BODY_TENSORS:       # the reply says it elsewhere
             return False
-        for i in range(head.reference_start, head.reference_start + head.reference_length):
-            if request[i] in b"@:/":        # a certain version has no stand-in; the general path tells the champion's alias
-                return False
+        # A certain version has no stand-in; the general path tells the champion's alias.
+        if _has(request, head, 58) or _has(request, head, 47) or _has(request, head, 64):       # ":", "/", "@"
+            return False
         # A question that would be late was not looked at.
         if (reason == "deadline" or came.shed_ns > 0) and not path._is_question(plan, request + head.head_length, head, arrival):
             return False
@@ -524,3 +526,8 @@ cdef class HotProtocol(Connection):
             transport.abort()       # it may be nobody's
             raise
         return 0
+
+
+cdef inline bint _has(const uint8_t* request, const Head* head, uint8_t byte) noexcept:
+    """Whether a model is referred to with such a byte."""
+    return memchr(request + head.reference_start, byte, <size_t>head.reference_length) is not NULL

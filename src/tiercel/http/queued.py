@@ -55,10 +55,10 @@ class QueueDoor:
         self._wait: SocketWait | None = None
         self._stand_ins: dict[tuple[str, int, str], tuple[tuple[bytes, bytes], int]] = {}
 
-    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, /) -> Place | bytes | str | None:
+    def enter(self, asked: Prepared, hot: HotProtocol, close: bool, can_leave: bool, /) -> Place | bytes | str | None:
         """Queue a question; a question that finds no room is refused here, unless somebody else may answer it."""
         try:
-            return self._router.take(Seat(asked, hot, self._path.queue_due_ns(asked), asked.plan.has_stand_in))
+            return self._router.take(Seat(asked, hot, self._path.queue_due_ns(asked, can_leave), can_leave))
         except CapacityError as error:
             if asked.plan.has_stand_in:
                 return "overloaded"

@@ -20,7 +20,7 @@ class Admission:
     """The door of one queue.
 
     Args:
-        lines: who waits; read only, and complete from the start (`*_at` are 0).
+        lines: who waits; complete from the start (`*_at` are 0). Nobody is put in or taken out here.
         pace: how fast they move.
 
     Attributes:
@@ -53,7 +53,8 @@ class Admission:
         lines.n_asked += 1
         left_ns, needed_ns = waiter.due_ns - now_ns, terms.alone_ns(n)
         if self._pace.is_doubted and not self._is_idle:  # one is tried, and what it takes is not known yet
-            needed_ns = max(needed_ns, self._pace.feared_ns(n))
+            running_ns = 0 if lines.ends_ns == 0 else self._pace.feared_ns(1)
+            needed_ns = max(needed_ns, running_ns + self._pace.feared_ns(lines.n_rows + n))
         elif needed_ns > left_ns >= self._pace.hoped_ns(n) and self.is_doubtful(now_ns):
             self._pace.doubt()
             self._pace.tell(lines)

@@ -22,13 +22,14 @@ MAX_ROWS = 512
 #: Weight of one observation: a change of the host is followed, and forgotten again, within some tens of batches.
 WEIGHT = 1 / 16
 #: Two in a row that are off by this factor, to the same side, are no stall: the host, or the model, is another one, and whoever
-#: was let in by what it was is late until that is learned. From the second on an observation weighs so much.
-SURPRISE, SURPRISE_WEIGHT = 2.5, 3 / 4
+#: was let in by what it was is late until that is learned. From the second on an observation weighs so much, and counts as
+#: no more than so many times what was expected: two stalls in a row happen as well.
+SURPRISE, SURPRISE_WEIGHT, SURPRISE_STEP = 2.5, 3 / 4, 4.0
 #: Weight of one observation of how the time depends on the rows, and how different in size batches are that show it well.
 SHAPE_WEIGHT, SHAPE_SPREAD = 1 / 64, 0.1
 #: The most of a batch's time that no row is said to need.
 MOST_FIXED = 0.95
-#: How far observations may bend a measured curve. Beyond it the profile is wrong, and the version should be measured again.
+#: How far observations may move a measured curve. Beyond it the profile is wrong, and the version should be measured again.
 RATIO_LIMITS = (1 / 16, 256.0)
 #: ... and the most that one observation counts as, times what was expected.
 STEP = 16.0
@@ -102,8 +103,12 @@ class CostCurve:
     def unlearned(self) -> CostCurve:
         """The same curve before anything was observed."""
         fresh = copy.copy(self)
-        fresh.ratio, fresh.fixed_us = 1.0, 0.0
+        fresh.forget()
         return fresh
+
+    def forget(self) -> None:
+        """What was observed."""
+        self.ratio, self.fixed_us, self._surprised = 1.0, 0.0, 0
 
     def rows_within(self, us: float) -> int:
         """The most rows with `self.rows_us(rows) <= us`, at most the largest size measured; 0: none."""
@@ -135,12 +140,15 @@ class CostCurve:
     def observe(self, n_rows: int, us: float) -> None:
         """Follow the host: a batch of `n_rows` took `us`.
 
-        Ratios are averaged as logarithms, so twice as slow and twice as fast cancel out and one stall counts little.
+        Ratios are averaged as logarithms, so twice as slow and twice as fast cancel out and one stall counts little; what is
+        far off twice in a row is believed.
         """
         expected_us, measured_us = self.typical_us(n_rows), self._measured_us(n_rows)
         off = min(STEP, max(1 / STEP, us / expected_us))
         surprised = (off > SURPRISE) - (SURPRISE * off < 1)
-        weight = SURPRISE_WEIGHT if surprised and surprised == self._surprised else WEIGHT
+        weight = WEIGHT
+        if surprised and surprised == self._surprised:
+            weight, off = SURPRISE_WEIGHT, min(SURPRISE_STEP, max(1 / SURPRISE_STEP, off))
         self._surprised = surprised
         lowest, highest = (limit * measured_us / expected_us for limit in RATIO_LIMITS)
         factor = min(highest, max(lowest, off**weight))

@@ -86,7 +86,7 @@ class Batcher:
     Attributes:
         batches, rows: that were scored.
         batch_sizes: batches by size; index k counts those of 2**(k-1) < rows <= 2**k.
-        refused: by reason: "deadline" (hopeless from the start), "capacity" (it, or somebody accepted, would be late),
+        refused: here, and not by `lines` itself; by reason: "deadline" (hopeless from the start), "capacity" (it, or somebody accepted, would be late),
             "full" (as many rows wait as fit the budget), "closing".
         cancelled: accepted, and left by their client.
         expired: accepted, and dropped unscored because scoring would have come too late: the host got slower.
@@ -362,7 +362,7 @@ class Batcher:
         """Answer the waiters of the running batch: with scores, or with what was wrong; neither: it was called off."""
         now_ns = self._clock()
         self._running, self._is_stuck, self._is_busy, self._lines.ends_ns = None, False, True, 0
-        self._lines.is_open, self._woken_ns = not self._is_closing, now_ns
+        self._lines.is_open, self._woken_ns = not (self._is_closing or self._pace.is_doubted), now_ns
         if error is not None:
             self._blame(batch, error, now_ns)
         elif scored is None:
@@ -412,6 +412,7 @@ class Batcher:
             self._counters.add("near_realtime_rows", batch.n_rows)
         self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns)
         self._pace.tell(self._lines)
+        self._lines.is_open = not self._is_closing  # whatever was doubted is known now
 
     # Who leaves without an answer
 

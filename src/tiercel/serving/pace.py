@@ -131,7 +131,7 @@ class Pace:
     def typical_ns(self, n_rows: int) -> int:
         """What scoring `n_rows` takes in half of all cases, in as many batches as that needs."""
         full, rest = divmod(n_rows, self.terms.best)
-        typical_us = full * self._cost.typical_us(self.terms.best) + self._cost.typical_us(rest)
+        typical_us = full * self._cost.typical_us(self.terms.best) + (self._cost.typical_us(rest) if rest else 0)
         return int(1000 * typical_us)
 
     def scoring_ns(self, n_rows: int) -> int:
