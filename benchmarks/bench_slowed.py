@@ -133,8 +133,9 @@ def phase(load: tiers.Load, champion: Champion, rate: float, n: int, title: str,
     last: Replies | None = None
     while tally.n < n:
         begin = time.monotonic()
+        seconds = min(PIECE_S, max(0.05, (n - tally.n) / rate))
         one = load.run(
-            champion.name, rate=rate, seconds=min(PIECE_S, max(0.05, (n - tally.n) / rate)), connections=256, warmup_s=CONNECTED_S,
+            champion.name, rate=rate, seconds=seconds, connections=256, warmup_s=CONNECTED_S,
             abandon_s=champion.deadline_ms / 1000, may_refuse=True, logged=True, seed=tally.n + 1,
         )  # fmt: skip
         last, late = one.replies, late or not one.kept_schedule

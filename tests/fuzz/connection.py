@@ -108,7 +108,7 @@ class Queue:
     def lines(self, _plan):
         return self._lines
 
-    def enter(self, asked, hot, _close):
+    def enter(self, asked, hot, _close, _can_leave):
         entry = [asked, hot]
         self._entered.append(entry)
         return SimpleNamespace(cancel=lambda: self._entered.remove(entry))

@@ -471,6 +471,7 @@ def test_a_certain_version_waits_for_its_own_answer(server, world):
             with held(scorer):
                 one.send(request({**BODY, "deadline_ms": 5000}, target=f"/predict/{reference}"))
                 assert scorer.entered.wait(10)
+                wait_for(lambda: batcher(server, "laddered:1")._running is not None)
                 ((seat, _, _),) = batcher(server, "laddered:1")._running.parts
                 assert seat.can_leave is can_leave
                 assert (seat.due_ns == seat.prepared.due_ns) is not can_leave

@@ -124,7 +124,7 @@ def test_another_speed_is_learned_from_two_batches(factor):
 
 @pytest.mark.parametrize(("fixed_us", "speed"), [(300, 1.0), (1000, 2.0), (40, 1.0)])
 def test_what_every_batch_takes_besides_its_rows_is_learned(fixed_us, speed):
-    """From batches of different sizes it is told apart from a slower host: larger ones are foreseen as well. It is forgotten."""
+    """From batches of different sizes it is told apart from a slower host, so larger ones are foreseen. And it is forgotten."""
     rng = np.random.default_rng(5)
     curve, warm = CostCurve([(1, 50, 60), (512, 20_000, 24_000)]), CostCurve([(1, 50, 60), (512, 20_000, 24_000)])
     for _ in range(1500):

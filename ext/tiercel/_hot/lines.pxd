@@ -16,7 +16,8 @@ cdef enum:
     MAX_BATCH = 512         # serving/cost.py has the same
     CHEAP_ROW_NS = 5000     # with what a seat costs, about what a refusal does
     TOLD_AT_ONCE = 16       # seats, until `between` is called
-    # What is kept for who stands in: its own scoring, after that of the others who leave at the same time, once the loop gets to it.
+    # What is kept for who stands in, if it can be: its own scoring, after that of the others who leave at the same time, once
+    # the event loop gets to it.
     STANDING_IN_NS = 12500000
     LEAST_STANDING_IN_NS = 5000000
     LEAVING_PART = 4        # of what is left for waiting is kept free: forecasts of a wait are off by as much

@@ -22,7 +22,7 @@ cpdef int64_t leave_by(int64_t due_ns, int64_t budget_ns, int64_t needed_ns, int
 
     Args:
         due_ns: when the answer is due.
-        budget_ns: all that the question was given; a quarter of it is the most that is kept, and the most that a lag takes more.
+        budget_ns: all that the question was given: a quarter of it is the most that is kept, and another the most for the lag.
         needed_ns: what scoring takes where nobody waits; where that leaves little, less is kept.
         lag_ns: how far behind reading, and with it answering, is now and then.
     """
@@ -31,8 +31,8 @@ cpdef int64_t leave_by(int64_t due_ns, int64_t budget_ns, int64_t needed_ns, int
 
 
 cpdef int64_t wanted_by(int64_t due_ns, int64_t left_ns, int64_t needed_ns) noexcept:
-    """By when a question that can leave has to be done, as foreseen, to be let in. So hardly any waits in vain; and a queue that
-    is never empty scores no less for being shorter."""
+    """By when a question that can leave has to be done, as foreseen, to be let in. So hardly any waits in vain; and a queue
+    that is never empty scores no less for being shorter."""
     return due_ns - max(0, left_ns - needed_ns) // LEAVING_PART
 
 

@@ -86,8 +86,8 @@ class Batcher:
     Attributes:
         batches, rows: that were scored.
         batch_sizes: batches by size; index k counts those of 2**(k-1) < rows <= 2**k.
-        refused: here, and not by `lines` itself; by reason: "deadline" (hopeless from the start), "capacity" (it, or somebody accepted, would be late),
-            "full" (as many rows wait as fit the budget), "closing".
+        refused: by `submit` and `take`, by reason: "deadline" (hopeless from the start), "capacity" (it, or somebody accepted,
+            would be late), "full" (as many rows wait as fit the budget), "closing". Whom `lines` refuses is not counted here.
         cancelled: accepted, and left by their client.
         expired: accepted, and dropped unscored because scoring would have come too late: the host got slower.
         failed: requests that got an error of the scorer.
