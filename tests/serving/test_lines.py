@@ -44,7 +44,7 @@ class Forecast:
         all_rows = self.other_rows + sum(each.rest for each in small)
         before = after = self._next_cut(small[0].due_ns if small else None, free_ns)
         if not small or due_ns < small[0].due_ns:
-            after = self._next_cut(due_ns, free_ns)
+            after = self._next_cut(by_ns, free_ns)
             if after[0] < min(before[0], all_rows + n, (best + 1) // 2):
                 return False
         ahead = 0
@@ -342,3 +342,16 @@ def test_a_pace_that_is_none_is_refused():
         Lines([], [], []).set_pace([0.0, 1.0, 2.0], 1.0, 0, 3, 1000, 3)
     with pytest.raises(ValueError, match="Expected set_pace before"):
         Lines([], [], []).fits_small(1, NOW, NOW)
+
+
+def test_who_can_leave_is_let_into_an_idle_queue_that_is_quick_enough():
+    """However long a full batch takes: where nobody waits, who needs less than there is left is scored."""
+    pace, plan = Pace(CostCurve([(1, 5000, 8000), (64, 20_000, 30_000)]), 100_000), plan_of()
+    lines = Lines([], [], [])
+    lines.is_open, lines.is_woken = True, True
+    pace.tell(lines)
+    for left_ms in range(9, 60):
+        newcomer = seat(plan, [[1]], NOW + left_ms * MS, can_leave=True)
+        assert lines.entry(newcomer, NOW) == "taken", left_ms
+        lines.small.clear()
+        lines.small_rows = 0

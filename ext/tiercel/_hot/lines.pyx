@@ -207,7 +207,7 @@ cdef class Lines:
         cdef int64_t first_ns = NEVER_NS if at < 0 else _due_ns(self.small[0]), other_ns
         cdef Cut before = self._next_cut(first_ns, free_ns), after = before
         if due_ns < first_ns:
-            after = self._next_cut(due_ns, free_ns)
+            after = self._next_cut(by_ns, free_ns)
             if after.rows < min(before.rows, self.small_rows + self.other_rows + n, (self._best + 1) // 2):
                 return False
         if self._foreseen_ns(rows, after) <= by_ns:     # PERF: whoever is behind is due later
