@@ -47,6 +47,24 @@ def measured():
     return CostCurve([(1, 1000, 1200)])
 
 
+async def refusing():
+    """Threads that take 40 ms, and a queue that refuses 15 ms for it, long and often enough to doubt it."""
+    threads = Threads()
+    batcher = batcher_of(threads, measured())
+    threads.takes_ns = 40 * MS
+    for _ in range(10):
+        with contextlib.suppress(DeadlineError):
+            answer = batcher.submit(ROW, threads.now + 15 * MS)
+            await asyncio.sleep(0)
+            threads.run()
+            await answer
+    for _ in range(DOUBT_ASKED + 1):
+        with pytest.raises(DeadlineError):
+            batcher.submit(ROW, threads.now + 15 * MS)
+    threads.now += DOUBT_NS
+    return threads, batcher
+
+
 @pytest.mark.parametrize("curve", [measured, CostCurve.unmeasured], ids=["measured", "unmeasured"])
 def test_a_host_that_was_slow_is_tried_again(curve):
     """Once all are refused for what was learned of a slow host, one is let in now and then; a quick answer ends it."""
@@ -99,23 +117,11 @@ def test_only_one_is_tried_on_a_host_that_was_slow():
     """While the one that is tried has not come back, the others are judged by what was learned; then by what it took."""
 
     async def main():
-        threads = Threads()
-        batcher = batcher_of(threads, measured())
+        threads, batcher = await refusing()
 
         def ask():
             return batcher.submit(ROW, threads.now + 15 * MS)
 
-        threads.takes_ns = 40 * MS
-        for _ in range(10):
-            with contextlib.suppress(DeadlineError):
-                answer = ask()
-                await asyncio.sleep(0)
-                threads.run()
-                await answer
-        for _ in range(DOUBT_ASKED + 1):
-            with pytest.raises(DeadlineError):
-                ask()
-        threads.now += DOUBT_NS
         threads.takes_ns = MS
         tried = ask()
         for _ in range(5):
@@ -142,19 +148,7 @@ def test_a_trial_that_fails_shows_nothing():
     """Where the one that is tried gets an error, what was learned is still in doubt: the queue stays closed to the others."""
 
     async def main():
-        threads = Threads()
-        batcher = batcher_of(threads, measured())
-        threads.takes_ns = 40 * MS
-        for _ in range(10):
-            with contextlib.suppress(DeadlineError):
-                answer = batcher.submit(ROW, threads.now + 15 * MS)
-                await asyncio.sleep(0)
-                threads.run()
-                await answer
-        for _ in range(DOUBT_ASKED + 1):
-            with pytest.raises(DeadlineError):
-                batcher.submit(ROW, threads.now + 15 * MS)
-        threads.now += DOUBT_NS
+        threads, batcher = await refusing()
         tried = batcher.submit(ROW, threads.now + 15 * MS)
         await asyncio.sleep(0)
         done, _, _ = threads.waiting.pop(0)
@@ -176,19 +170,7 @@ def test_another_is_tried_when_the_one_that_was_has_left():
     """A client that hangs up before it is scored leaves nobody refused behind it."""
 
     async def main():
-        threads = Threads()
-        batcher = batcher_of(threads, measured())
-        threads.takes_ns = 40 * MS
-        for _ in range(10):
-            with contextlib.suppress(DeadlineError):
-                answer = batcher.submit(ROW, threads.now + 15 * MS)
-                await asyncio.sleep(0)
-                threads.run()
-                await answer
-        for _ in range(DOUBT_ASKED + 1):
-            with pytest.raises(DeadlineError):
-                batcher.submit(ROW, threads.now + 15 * MS)
-        threads.now += DOUBT_NS
+        threads, batcher = await refusing()
         batcher.submit(ROW, threads.now + 15 * MS).cancel()
         threads.takes_ns = MS
         answer = batcher.submit(ROW, threads.now + 15 * MS)

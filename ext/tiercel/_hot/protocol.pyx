@@ -321,8 +321,7 @@ cdef class HotProtocol(Connection):
             return OUTCOME_DONE
         self._flush()       # entering may answer others through the same buffer
         if not prepared._asked.is_late:
-            # A certain version has no stand-in. An alias may be the champion's, which the general path knows.
-            can_leave = plan.has_stand_in and not _has(request, head, 58) and not _has(request, head, 47)       # ":", "/"
+            can_leave = plan.has_stand_in and not _is_version(request, head)    # an alias may be the champion's
             seat = seat_of(prepared, self, path.queue_due_ns(prepared, can_leave), can_leave)
             entry = path._lines_of(plan).take_in(seat, arrival.read_ns)
             if entry == ENTRY_TAKEN:
@@ -406,8 +405,7 @@ cdef class HotProtocol(Connection):
             return False
         if head.kind == BODY_TENSORS:       # the reply says it elsewhere
             return False
-        # A certain version has no stand-in; the general path tells the champion's alias.
-        if _has(request, head, 58) or _has(request, head, 47) or _has(request, head, 64):       # ":", "/", "@"
+        if _is_version(request, head) or _has(request, head, c"@"):     # the general path tells the champion's alias
             return False
         # A question that would be late was not looked at.
         if (reason == "deadline" or came.shed_ns > 0) and not path._is_question(plan, request + head.head_length, head, arrival):
@@ -526,6 +524,11 @@ cdef class HotProtocol(Connection):
             transport.abort()       # it may be nobody's
             raise
         return 0
+
+
+cdef inline bint _is_version(const uint8_t* request, const Head* head) noexcept:
+    """Whether a certain version is asked for, which has no stand-in: "name:3" or "name/versions/3"."""
+    return _has(request, head, c":") or _has(request, head, c"/")
 
 
 cdef inline bint _has(const uint8_t* request, const Head* head, uint8_t byte) noexcept:

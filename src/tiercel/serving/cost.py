@@ -63,7 +63,7 @@ class CostCurve:
         self.ratio = 1.0  # observed / measured, of what depends on the rows as it was measured
         self.fixed_us = 0.0  # and so much more of every batch
         self._middle: float | None = None  # of the sizes observed: mean logarithm of what they took when measured,
-        self._spread_log2 = 0.0  # ... and mean square difference from that
+        self._variance = 0.0  # ... and mean square difference from that
         self._surprised = 0  # by the last observation: 1 it took far longer, -1 far less; 0 it did neither
         self._draw(ordered)
 
@@ -170,11 +170,11 @@ class CostCurve:
             self._middle = log_us
         beside = log_us - self._middle
         self._middle += WEIGHT * beside
-        self._spread_log2 += WEIGHT * (beside * beside - self._spread_log2)
+        self._variance += WEIGHT * (beside * beside - self._variance)
         rows_us = self.ratio * math.exp(self._middle)
         all_us = self.fixed_us + rows_us
         share = self.fixed_us / all_us
-        share -= SHAPE_WEIGHT * max(-1.0, min(1.0, off)) * beside / (self._spread_log2 + SHAPE_SPREAD)
+        share -= SHAPE_WEIGHT * max(-1.0, min(1.0, off)) * beside / (self._variance + SHAPE_SPREAD)
         share = max(0.0, min(MOST_FIXED, share))
         self.ratio *= (1 - share) * all_us / rows_us
         self.fixed_us = share * all_us

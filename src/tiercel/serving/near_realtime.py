@@ -12,7 +12,8 @@ back (`inline_scoring`).
 
 **Who is let in.** A request is refused before it waits: `DeadlineError` if not even an idle server could answer in time,
 `CapacityError` if it would be late behind what goes before it, or would make somebody late who was let in earlier. As long
-as batches take what the cost curve says, nobody who was let in is late. The test costs O(1) for a request with the latest
+as batches take what the cost curve says, nobody who was let in is late. Who has a stand-in is refused sooner, so that a
+quarter of its wait may go wrong, and leaves in time for it (`wanted_by`, `leave_by`). The test costs O(1) for a request with the latest
 deadline, as those of one tier mostly are, O(requests behind it) otherwise, and a run of the schedule ahead only close to
 the limit while a large or suspect request waits (`admission`, `schedule`).
 

@@ -124,9 +124,7 @@ class Pace:
     def tell(self, lines: Lines) -> None:
         """The same to who does without `terms`."""
         terms = self.terms
-        lines.set_pace(
-            self._cost.table_us, self._cost.ratio, self._any_batch_ns, terms.best, terms.best_ns, self.max_rows
-        )
+        lines.set_pace(self._cost.table_us, self._cost.ratio, self._fixed_ns, terms.best, terms.best_ns, self.max_rows)
 
     def typical_ns(self, n_rows: int) -> int:
         """What scoring `n_rows` takes in half of all cases, in as many batches as that needs."""
@@ -148,14 +146,14 @@ class Pace:
         return int(1000 * self._cost.us(n_rows) * slower) + self.overhead_ns + n_rows * self.row_ns
 
     @property
-    def _any_batch_ns(self) -> int:
+    def _fixed_ns(self) -> int:
         return self.overhead_ns + int(1000 * self._cost.fixed_us)
 
     def _batch_ns(self, n_rows: int) -> int:
-        return int(1000 * self._cost.rows_us(n_rows)) + self._any_batch_ns
+        return int(1000 * self._cost.rows_us(n_rows)) + self._fixed_ns
 
     def _rows_within(self, ns: int) -> int:
-        return self._cost.rows_within((ns - self._any_batch_ns) / 1000)
+        return self._cost.rows_within((ns - self._fixed_ns) / 1000)
 
     def _resize(self) -> None:
         overhead_us = self.overhead_ns / 1000
