@@ -26,6 +26,7 @@ BENCHMARKS = (
     "bench_label_join",
     "bench_ladder",
     "bench_metrics",
+    "bench_neighbour",
     "bench_oip",
     "bench_overload",
     "bench_plan",

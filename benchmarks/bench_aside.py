@@ -11,12 +11,7 @@ Kinds take turns, and ratios are to the quiet runs between.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,37 +21,10 @@ from benchmarks.contenders.contender import TIERCEL
 from benchmarks.loadgen.run import Run
 from benchmarks.machine import describe
 from benchmarks.measuring import CAPACITY_CONNECTIONS, OPEN_CONNECTIONS, Bench, Plan
+from benchmarks.neighbour import spinning
 from benchmarks.record import median_of
 
 KINDS = {"quiet": None, "aside": "priority.stand_aside()", "nice": "priority.stand_back()", "equal": "pass"}
-SPIN = """
-import os, sys
-from tiercel import priority
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {int(sys.argv[1])})
-%s
-print("begun", flush=True)
-n = 0
-while True:
-    n += sum(range(1000))
-"""
-
-
-@contextlib.contextmanager
-def spinning(how: str | None) -> Iterator[None]:
-    """A process that computes all the time on the first core, where the server is."""
-    if how is None:
-        yield
-        return
-    core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    command = [sys.executable, "-c", SPIN % how, str(core)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield
-        finally:
-            process.kill()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -358,6 +358,34 @@ def test_overload_costs_no_goodput(times, within_us):
     assert goodput[times] >= 0.9 * max(1.0, goodput[1])
 
 
+@pytest.mark.parametrize(
+    ("fixed_us", "row_us", "stretch", "turn_us", "per_second", "share"),
+    [
+        (1000, 40, 3, 6_000, 3000, 0.95),
+        (1000, 40, 3, 6_000, 5000, 0.5),
+        (1000, 40, 1, 6_000, 6000, 0.95),
+        (200, 40, 3, 3_000, 4000, 0.95),
+        (5, 60, 0, 18_000, 3000, 0.95),
+        (1000, 40, 6, 9_000, 2000, 0.25),
+    ],
+)
+def test_a_busy_neighbour_on_the_core_makes_no_batches_of_one(fixed_us, row_us, stretch, turn_us, per_second, share):
+    """Where scoring waits several times as long as it computes, rows are not taken for slow ones.
+
+    They were: batches of one row then cost least, and 3 to 10 of 100 requests were answered in time.
+    """
+    rng = np.random.default_rng(3)
+    simulation = Simulation(
+        CostCurve([(n, 5 + 60 * n, 1.15 * (5 + 60 * n)) for n in (1, 8, 64, 512)]),
+        actual_us=lambda n: (fixed_us + row_us * n) * rng.lognormal(0, 0.15),
+        waits_us=lambda _n, us: stretch * us * rng.lognormal(0, 0.3) + rng.uniform(0, turn_us),
+    )
+    play(simulation, Load(4, per_second, 2.0).arrivals)
+    settled = [each for each in simulation.asked.values() if each.at_ns > 2 * 10**9]
+    assert sum(each.is_in_time for each in settled) > share * len(settled)
+    assert np.mean([each.is_in_time for each in settled if each.future is not None]) > 0.9
+
+
 def test_overload_of_a_host_slower_than_its_curve_is_followed():
     """At half the measured speed the queue shrinks to what the host can do, and answers are in time again."""
     curve = CostCurve([(n, 500 + 500 * n, 600 + 600 * n) for n in (1, 512)])

@@ -165,6 +165,53 @@ def test_doubts_are_over_with_a_batch_as_slow_as_ever():
     assert (pace.terms.alone_ns(1), pace.max_rows) == pytest.approx(known, rel=0.1)
 
 
+def learn_on_a_shared_core(pace, seed=5):
+    """Batches of many sizes that compute what the curve says, wait three times that, and once for somebody's turn."""
+    rng = np.random.default_rng(seed)
+    for _ in range(400):
+        n = int(rng.integers(1, 100))
+        work_ns = (90 + 10 * n) * US
+        stood_ns = int(3 * work_ns * rng.lognormal(0, 0.1)) + MS
+        pace.learn(n, work_ns, stood_ns, stood_ns)
+
+
+def test_a_shared_core_makes_batches_take_longer_and_rows_no_slower():
+    """All that is promised counts with the waits; batches are as large as before, but for what fits their share."""
+    pace, lines = pace_of()
+    alone_ns, best, scoring_ns = pace.terms.alone_ns(1), pace.terms.best, pace.scoring_ns(64)
+    learn_on_a_shared_core(pace)
+    assert pace.scoring_ns(64) == pytest.approx(scoring_ns, rel=0.02)
+    assert pace.typical_ns(64) == pytest.approx(4 * scoring_ns, rel=0.1)
+    assert 4 * alone_ns < pace.terms.alone_ns(1) < 4 * alone_ns + 3 * MS
+    assert pace.terms.best >= best
+    assert pace.terms.best_ns <= BATCH_SHARE * BUDGET_US * US
+    for ns in (2 * MS, 10 * MS, 20 * MS):
+        n = pace.terms.rows_within(ns)
+        assert pace.terms.batch_ns(n) <= ns + 1 < pace.terms.batch_ns(n + 1) + 2
+    # The lines count with them as well, and leave it to `Admission` to refuse who cannot be in time.
+    now_ns = 10**12
+    lines.is_open, lines.is_woken, lines.cancelled = True, True, None
+    pace.tell(lines)
+    assert lines.entry(seat(plan_of(), [[1]], now_ns + 2 * alone_ns), now_ns) == "undecided"
+    assert lines.entry(seat(plan_of(), [[1]], now_ns + 2 * pace.terms.alone_ns(1)), now_ns) == "taken"
+
+
+def test_doubts_are_of_a_shared_core_too():
+    """Forgotten while in doubt, feared meanwhile, and known again with a batch that still waits."""
+    pace, _ = pace_of()
+    fresh_ns = pace.terms.alone_ns(1)
+    learn_on_a_shared_core(pace)
+    known_ns = pace.terms.alone_ns(1)
+    pace.doubt()
+    assert pace.terms.alone_ns(1) == fresh_ns
+    assert pace.feared_ns(1) == pytest.approx(known_ns, rel=0.01)
+    pace.learn(1, 100 * US, 1300 * US, 1300 * US)
+    assert pace.terms.alone_ns(1) == pytest.approx(known_ns, rel=0.1)
+    pace.doubt()
+    pace.learn(1, 100 * US, 0, 0)
+    assert pace.terms.alone_ns(1) < 2 * fresh_ns
+
+
 def test_lines_know_what_telling_takes():
     """Behind a full batch somebody is let in by what it takes until its scores are told, at once when that is learned."""
     pace, lines = pace_of()

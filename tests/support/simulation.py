@@ -85,16 +85,19 @@ class Simulation(Executor):
     Args:
         cost: what the batcher believes.
         actual_us: rows -> what a batch takes; None: what the curve says.
+        waits_us: rows, what they take -> how long the thread waits for its turns meanwhile, besides; None: not at all.
         fails: called with the rows of a batch before it is scored; may raise.
         inline_ns: of `InlineScoring`; by default everything is scored by the executor.
     """
 
-    def __init__(self, cost, *, actual_us=None, fails=None, score=scores_of, inline_ns=0, **options):
-        self.now_ns = 10**9
+    def __init__(
+        self, cost, *, actual_us=None, waits_us=None, fails=None, score=scores_of, inline_ns=0, **options
+    ):  # fmt: skip
+        self.now_ns, self.waited_ns, self.waits_us = 10**9, 0, waits_us or (lambda _rows, _us: 0)
         self.cost, self.actual_us, self.fails, self.score = cost, actual_us or cost.us, fails, score
         self.batcher = Batcher(
             self._score, cost, self, n_features=N_FEATURES, n_outputs=2, clock_ns=lambda: self.now_ns,
-            inline=InlineScoring(inline_ns, Ample()), **options,
+            waited_ns=lambda: self.waited_ns, inline=InlineScoring(inline_ns, Ample()), **options,
         )  # fmt: skip
         self.batches: list[Scored] = []
         self.asked: dict[int, Asked] = {}
@@ -120,7 +123,10 @@ class Simulation(Executor):
 
     def _score(self, rows):
         begin_ns = self.now_ns
-        self.now_ns += int(1000 * self.actual_us(len(rows)))
+        us = self.actual_us(len(rows))
+        waited_ns = int(1000 * self.waits_us(len(rows), us))
+        self.waited_ns += waited_ns
+        self.now_ns += int(1000 * us) + waited_ns
         numbers, counts = np.unique(rows[:, 0], return_counts=True)
         left = [(each.due_ns, int(each.rows[0, 0])) for each in self.batcher._small]
         large = {int(each.rows[0, 0]) for each in self.batcher._large}

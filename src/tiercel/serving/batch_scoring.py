@@ -37,23 +37,29 @@ def score_rows(
     rows: NDArray[np.float32],
     n_outputs: int,
     clock_ns: Callable[[], int],
-) -> tuple[NDArray[np.float64], int]:
-    """On a scoring thread, or on the event loop: (scores of the rows, nanoseconds it took).
+    waited_ns: Callable[[], int] | None = None,
+) -> tuple[NDArray[np.float64], int, int]:
+    """On a scoring thread, or on the event loop: (scores of the rows, nanoseconds it took, those it waited besides).
+
+    With `waited_ns` (`tiercel.serving.turns`) what the thread waited for its turns of the processor is told apart from what
+    scoring took; without, it is part of that.
 
     Raises:
         ModelError: what came back is not scores of these rows.
         Exception: the scorer's.
     """
+    before_ns = 0 if waited_ns is None else waited_ns()
     began_ns = clock_ns()
     scores: Any = score(rows)
     took_ns = clock_ns() - began_ns
+    stood_ns = 0 if waited_ns is None else min(took_ns, waited_ns() - before_ns)
     if not isinstance(scores, np.ndarray):
         raise ModelError(f"Expected a float64 array of scores from the model, got {type(scores).__name__}")
     if scores.shape != (len(rows), n_outputs) or scores.dtype != np.float64:
         raise ModelError(
             f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
         )
-    return np.ascontiguousarray(scores), took_ns
+    return np.ascontiguousarray(scores), took_ns - stood_ns, stood_ns
 
 
 def try_to_score(
@@ -61,7 +67,7 @@ def try_to_score(
     rows: NDArray[np.float32],
     n_outputs: int,
     clock_ns: Callable[[], int],
-) -> tuple[tuple[NDArray[np.float64], int] | None, BaseException | None]:
+) -> tuple[tuple[NDArray[np.float64], int, int] | None, BaseException | None]:
     """`score_rows`, or whatever it raised, as a thread's future would hold it."""
     try:
         return score_rows(score, rows, n_outputs, clock_ns), None

@@ -41,6 +41,7 @@ from tiercel.serving.inline_scoring import InlineScoring
 from tiercel.serving.pace import Pace
 from tiercel.serving.queue_errors import became_late, shut
 from tiercel.serving.schedule import Lines
+from tiercel.serving.turns import waited_ns
 from tiercel.serving.waiters import FutureWaiter
 from tiercel.types import Tier
 
@@ -81,6 +82,7 @@ class Batcher:
         n_outputs: numbers in a score.
         budget_us: the tier's; bounds batches and queue.
         clock_ns: monotonic; the clock that deadlines are of.
+        waited_ns: how long the calling thread has waited for its turns.
         counters: of the worker: batches and their rows are counted there, and rows that wait; None: nowhere.
         inline: which batches are scored on the event loop; default: by an allowance of its own.
 
@@ -107,13 +109,14 @@ class Batcher:
         n_outputs: int,
         budget_us: int = BUDGET_US,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        waited_ns: Callable[[], int] = waited_ns,
         counters: WorkerCounters | None = None,
         inline: InlineScoring | None = None,
     ) -> None:
         self.n_features, self.n_outputs = n_features, n_outputs
         self.batches = self.rows = self.cancelled = self.expired = self.failed = self.retried = 0
         self.batch_sizes = [0] * (MAX_ROWS - 1).bit_length() + [0]
-        self._score, self._executor, self._clock = score, executor, clock_ns
+        self._score, self._executor, self._clock, self._waited = score, executor, clock_ns, waited_ns
         self._budget_us, self._inline = budget_us, inline or InlineScoring()
         self._counters = counters
         self._pace = Pace(cost, budget_us)
@@ -312,7 +315,7 @@ class Batcher:
             n_rows = len(rows)
             is_quick = trial is None and self._inline.suits(self.batches, self._pace.scoring_ns(n_rows), now_ns)
             if not is_quick:
-                done = self._executor.submit(score_rows, self._score, rows, self.n_outputs, self._clock)
+                done = self._executor.submit(score_rows, self._score, rows, self.n_outputs, self._clock, self._waited)
         except Exception as error:  # noqa: BLE001 - shut down, no thread or memory to be had: whatever it is, they are told
             for waiter, _, _ in parts:
                 self._fail(waiter, self._shut(str(error)))
@@ -358,7 +361,7 @@ class Batcher:
             self._pace.learn_between(batch.n_rows, self._running.began_ns - ended_ns)
 
     def _finish(
-        self, batch: Batch, scored: tuple[NDArray[np.float64], int] | None, error: BaseException | None
+        self, batch: Batch, scored: tuple[NDArray[np.float64], int, int] | None, error: BaseException | None
     ) -> None:
         """Answer the waiters of the running batch: with scores, or with what was wrong; neither: it was called off."""
         now_ns = self._clock()
@@ -376,8 +379,10 @@ class Batcher:
                 for waiter, _, _ in batch.parts:
                     self._fail_scoring(waiter, failure)
 
-    def _answer_all(self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, now_ns: int) -> None:
-        self._learn(batch, scored_ns, now_ns)
+    def _answer_all(
+        self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, stood_ns: int, now_ns: int
+    ) -> None:
+        self._learn(batch, scored_ns, stood_ns, now_ns)
         began_ns = self._clock()
         for waiter, start, stop, at in self._lines.answer(batch.parts, scores, now_ns):
             self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
@@ -403,7 +408,7 @@ class Batcher:
         waiter.set_result(answer)
         self._close_one()
 
-    def _learn(self, batch: Batch, scored_ns: int, now_ns: int) -> None:
+    def _learn(self, batch: Batch, scored_ns: int, stood_ns: int, now_ns: int) -> None:
         self._admission.learned(now_ns)
         self.batches += 1
         self.rows += batch.n_rows
@@ -411,7 +416,7 @@ class Batcher:
         if self._counters is not None:
             self._counters.add("near_realtime_batches")
             self._counters.add("near_realtime_rows", batch.n_rows)
-        self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns)
+        self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns, stood_ns)
         self._pace.tell(self._lines)
         self._lines.is_open = not self._is_closing  # whatever was doubted is known now
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tiercel.serving.schedule import Terms
+from tiercel.serving.turns import Turns
 
 if TYPE_CHECKING:
     from tiercel.serving.cost import CostCurve
     from tiercel.serving.schedule import Lines
 
-#: A batch takes at most this part of the tier's budget, so that who just missed one has most of its time left.
-BATCH_SHARE = 1 / 4
+#: A batch takes at most this part of the tier's budget, so that who just missed one has most of its time left. Where half of
+#: that is gone whatever its rows, it takes up to twice what it takes in any case, but not more than the second.
+BATCH_SHARE, MOST_SHARE = 1 / 4, 0.35
 #: Weight of one observation of what a batch takes besides scoring.
 WEIGHT = 1 / 16
 #: Twice the usual and this is the most that one batch's time besides scoring counts as.
@@ -22,6 +24,64 @@ FOLLOWING_ROWS, STALL_ROW_NS = 16, 5_000
 #: The best size of a batch is looked for again after so many; after each of the first, which teach the most.
 RESIZE_EVERY = 16
 FIRST_BATCHES = 64
+
+
+class _Known:
+    """What batches take: scoring, the thread's waits for its turns meanwhile, and what is besides.
+
+    Args:
+        cost: of scoring, without waits.
+    """
+
+    def __init__(self, cost: CostCurve) -> None:
+        self.cost, self.turns = cost, Turns()
+        self.besides_ns = self._spread_ns = 0.0  # mean, and mean difference from it
+
+    @property
+    def overhead_ns(self) -> int:
+        """Of a batch, besides scoring and what grows with it."""
+        return int(self.besides_ns + 2 * self._spread_ns)
+
+    @property
+    def fixed_ns(self) -> int:
+        """Of a batch, whatever its rows."""
+        return self.overhead_ns + int(self.waiting_ns(self.cost.fixed_us))
+
+    def waiting_ns(self, us: float) -> float:
+        """How long it takes until a thread has worked so long."""
+        return 1000 * self.turns.stretch * us
+
+    def batch_ns(self, n_rows: int) -> int:
+        """All of a batch."""
+        return int(self.waiting_ns(self.cost.rows_us(n_rows))) + self.fixed_ns
+
+    def rows_within(self, ns: int) -> int:
+        """The most rows with `batch_ns(rows) <= ns`, as `CostCurve.rows_within`."""
+        return self.cost.rows_within((ns - self.fixed_ns) / (1000 * self.turns.stretch))
+
+    def best_rows(self, limit_us: float, overhead_us: float) -> int:
+        """As `CostCurve.best_rows`, with waits."""
+        stretch = self.turns.stretch
+        return self.cost.best_rows(limit_us / stretch, overhead_us / stretch)
+
+    def cheapest_row_ns(self, most_rows: int) -> float:
+        """The least that a row can take, in a batch of at most `most_rows`."""
+        overhead_us = self.overhead_ns / (1000 * self.turns.stretch)
+        return self.waiting_ns(self.cost.cheapest_row_us(most_rows, overhead_us))
+
+    def is_borne_out(self, n_rows: int, took_ns: int) -> bool:
+        """Whether a batch took half as long as half of them do, or longer."""
+        return 2 * took_ns >= self.waiting_ns(self.cost.typical_us(n_rows)) + self.besides_ns
+
+    def learn(self, n_rows: int, scored_ns: int, other_ns: int, stood_ns: int) -> None:
+        """As `Pace.learn`."""
+        self.turns.learn(scored_ns, stood_ns)
+        self.cost.observe(n_rows, max(scored_ns, 1) / 1000)
+        other_ns -= min(stood_ns, int((self.turns.stretch - 1) * scored_ns))
+        # One stall is not the next one's: what is much more than usual counts as a little more than usual.
+        difference = min(max(0, other_ns), 2 * self.besides_ns + STALL_NS) - self.besides_ns
+        self.besides_ns += WEIGHT * difference
+        self._spread_ns += WEIGHT * (abs(difference) - self._spread_ns)
 
 
 class Pace:
@@ -35,13 +95,12 @@ class Pace:
     """
 
     def __init__(self, cost: CostCurve, budget_us: int) -> None:
-        self._cost, self._budget_us = cost, budget_us
-        self._overhead_ns = self._spread_ns = 0.0  # of a batch besides scoring: mean, and mean difference from it
+        self._known, self._budget_us = _Known(cost), budget_us
         self._slower, self._slower_spread = 1.0, 0.0  # scoring by the curve's p99, of batches in a row: the same
         self._row_ns = self._row_spread_ns = 0.0  # of telling a row's scores, the same
         self._between_ns = 0.0  # from a batch's scores to the start of the next, without its rows: the mean
         self._n_learned = 0
-        self._doubted: tuple[CostCurve, float, float] | None = None  # what was learned, until the next batch
+        self._doubted: _Known | None = None  # what was learned, until the next batch
         self._resize()
 
     @property
@@ -52,7 +111,7 @@ class Pace:
     @property
     def overhead_ns(self) -> int:
         """What a batch takes besides scoring: waiting for a thread, or for the event loop before it is scored there."""
-        return int(self._overhead_ns + 2 * self._spread_ns)
+        return self._known.overhead_ns
 
     @property
     def row_ns(self) -> int:
@@ -61,7 +120,7 @@ class Pace:
 
     def hoped_ns(self, n_rows: int) -> int:
         """What `n_rows` would take if what was learned were no longer so."""
-        return int(1000 * self._cost.hoped_us(n_rows))
+        return int(1000 * self._known.cost.hoped_us(n_rows))
 
     @property
     def is_doubted(self) -> bool:
@@ -70,37 +129,35 @@ class Pace:
 
     def feared_ns(self, n_rows: int) -> int:
         """What `n_rows` take in one batch if doubts are wrong."""
-        if self._doubted is None:
-            return self._batch_ns(n_rows)
-        cost, overhead_ns, spread_ns = self._doubted
-        return int(1000 * cost.us(n_rows) + overhead_ns + 2 * spread_ns)
+        return (self._doubted or self._known).batch_ns(n_rows)
 
     def doubt(self) -> None:
         """Forget what was learned until the next batch shows whether it still holds."""
         if self._doubted is None:
-            self._doubted = self._cost, self._overhead_ns, self._spread_ns
-            self._cost, self._overhead_ns, self._spread_ns = self._cost.unlearned(), 0.0, 0.0
+            self._doubted, self._known = self._known, _Known(self._known.cost.unlearned())
             self._resize()
 
-    def learn(self, n_rows: int, scored_ns: int, other_ns: int) -> None:
-        """A batch took `scored_ns` to score, and `other_ns` besides, from its start to its answers."""
+    def learn(self, n_rows: int, scored_ns: int, other_ns: int, stood_ns: int = 0) -> None:
+        """Follow a batch.
+
+        Args:
+            n_rows: that were scored.
+            scored_ns: what that took, less what its thread waited for turns of the processor meanwhile.
+            other_ns: what was besides, from its start to its answers.
+            stood_ns: so much of that are those waits.
+        """
         if self._doubted is not None:
-            cost, overhead_ns, spread_ns = self._doubted
-            if 2 * (scored_ns + other_ns) >= 1000 * cost.typical_us(n_rows) + overhead_ns:  # it does hold
-                self._cost, self._overhead_ns, self._spread_ns = cost, overhead_ns, spread_ns
+            if self._doubted.is_borne_out(n_rows, scored_ns + other_ns):
+                self._known = self._doubted
                 self._resize()
             self._doubted = None
         if self._is_like_others(n_rows):
             # The curve follows the middle of what scoring takes. On a core that others use it is now quick and now slow, and
             # batches in a row take the mean.
-            slower = min(scored_ns / (1000 * self._cost.us(n_rows)), 2 * self._slower + 1) - self._slower
+            slower = min(scored_ns / (1000 * self._known.cost.us(n_rows)), 2 * self._slower + 1) - self._slower
             self._slower += WEIGHT * slower
             self._slower_spread += WEIGHT * (abs(slower) - self._slower_spread)
-        self._cost.observe(n_rows, max(scored_ns, 1) / 1000)
-        # One stall is not the next one's: what is much more than usual counts as a little more than usual.
-        difference = min(max(0, other_ns), 2 * self._overhead_ns + STALL_NS) - self._overhead_ns
-        self._overhead_ns += WEIGHT * difference
-        self._spread_ns += WEIGHT * (abs(difference) - self._spread_ns)
+        self._known.learn(n_rows, scored_ns, other_ns, stood_ns)
         self._n_learned += 1
         if self._n_learned <= FIRST_BATCHES or self._n_learned % RESIZE_EVERY == 0:
             self._resize()
@@ -123,19 +180,18 @@ class Pace:
 
     def tell(self, lines: Lines) -> None:
         """The same to who does without `terms`."""
-        terms = self.terms
-        lines.set_pace(self._cost.table_us, self._cost.ratio, self._fixed_ns, terms.best, terms.best_ns, self.max_rows)
+        terms, known = self.terms, self._known
+        ratio = known.turns.stretch * known.cost.ratio
+        lines.set_pace(known.cost.table_us, ratio, known.fixed_ns, terms.best, terms.best_ns, self.max_rows)
 
     def typical_ns(self, n_rows: int) -> int:
         """What scoring `n_rows` takes in half of all cases, in as many batches as that needs."""
-        full, rest = divmod(n_rows, self.terms.best)
-        typical_us = full * self._cost.typical_us(self.terms.best) + (self._cost.typical_us(rest) if rest else 0)
-        return int(1000 * typical_us)
+        (full, rest), typical_us = divmod(n_rows, self.terms.best), self._known.cost.typical_us
+        return int(self._known.waiting_ns(full * typical_us(self.terms.best) + (typical_us(rest) if rest else 0)))
 
     def scoring_ns(self, n_rows: int) -> int:
         """What scoring a batch takes in half of all cases, and nothing else; doubts (`doubt`) make nothing quicker."""
-        cost = self._cost if self._doubted is None else self._doubted[0]
-        return int(1000 * cost.typical_us(n_rows))
+        return int(1000 * (self._doubted or self._known).cost.typical_us(n_rows))
 
     def _is_like_others(self, n_rows: int) -> bool:
         return n_rows >= min(FOLLOWING_ROWS, self.terms.best)
@@ -143,29 +199,23 @@ class Pace:
     def _following_ns(self, n_rows: int) -> int:
         """From the start of a batch to that of the next, where rows always wait."""
         slower = max(1.0, self._slower + self._slower_spread)
-        return int(1000 * self._cost.us(n_rows) * slower) + self.overhead_ns + n_rows * self.row_ns
-
-    @property
-    def _fixed_ns(self) -> int:
-        return self.overhead_ns + int(1000 * self._cost.fixed_us)
-
-    def _batch_ns(self, n_rows: int) -> int:
-        return int(1000 * self._cost.rows_us(n_rows)) + self._fixed_ns
-
-    def _rows_within(self, ns: int) -> int:
-        return self._cost.rows_within((ns - self._fixed_ns) / 1000)
+        scoring_ns = self._known.waiting_ns(slower * self._known.cost.us(n_rows))
+        return int(scoring_ns) + self.overhead_ns + n_rows * self.row_ns
 
     def _resize(self) -> None:
-        overhead_us = self.overhead_ns / 1000
+        known = self._known
+        share = min(MOST_SHARE, max(BATCH_SHARE, 2 * known.fixed_ns / (1000 * self._budget_us)))
+        limit_us = share * self._budget_us
         # Whoever waits does not see what is between batches; how large they are best depends on it as on the rest.
         between_us = self._between_ns / 1000
-        best = self._cost.best_rows(BATCH_SHARE * self._budget_us + between_us, overhead_us + between_us)
-        limit_ns, following_ns = int(1000 * BATCH_SHARE * self._budget_us), self._following_ns(best)
-        if following_ns > limit_ns >= self._batch_ns(best):
+        best = known.best_rows(limit_us + between_us, self.overhead_ns / 1000 + between_us)
+        limit_ns, following_ns = int(1000 * limit_us), self._following_ns(best)
+        if following_ns > limit_ns >= known.batch_ns(best):
             best = max(1, best * limit_ns // following_ns)
         #: No row takes less, in whatever batch; batches round down.
-        self.cheapest_row_ns = int(1000 * self._cost.cheapest_row_us(best, overhead_us)) - 1
+        self.cheapest_row_ns = int(known.cheapest_row_ns(best)) - 1
         self._set_terms(best)
 
     def _set_terms(self, best: int) -> None:
-        self.terms = Terms(best, max(1, self._following_ns(best)), self._batch_ns, self._rows_within)
+        known = self._known
+        self.terms = Terms(best, max(1, self._following_ns(best)), known.batch_ns, known.rows_within)
