@@ -38,8 +38,8 @@ def spinning(how: str | None) -> Iterator[None]:
     command = [sys.executable, "-c", _SPIN % how, str(core)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
-            assert process.stdout is not None
-            process.stdout.readline()
+            if process.stdout is None or process.stdout.readline() != b"begun\n":
+                raise RuntimeError(f"Expected the neighbour to begin, got none (exit status {process.poll()})")
             yield
         finally:
             process.kill()

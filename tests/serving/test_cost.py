@@ -209,3 +209,17 @@ def test_an_unmeasured_model_promises_something_before_its_first_batch():
     curve = CostCurve.unmeasured()
     assert 0 < curve.typical_us(1) < curve.us(1) < 2000
     assert 1 <= curve.best_rows(25_000) <= 64
+
+
+def test_a_stretched_view_is_the_curve_times_so_much():
+    """As it is now: it does not change with the curve, nor the curve with it."""
+    curve = CostCurve(MEASURED)
+    for n in (1, 4, 8) * 50:
+        curve.observe(n, 300 + 3 * CostCurve(MEASURED).typical_us(n))
+    view, known = curve.stretched(2.5), [curve.us(n) for n in (1, 7, 600)]
+    assert [view.us(n) for n in (1, 7, 600)] == pytest.approx([2.5 * us for us in known])
+    assert view.typical_us(9) == pytest.approx(2.5 * curve.typical_us(9))
+    assert view.hoped_us(3) == pytest.approx(curve.hoped_us(3))
+    for _ in range(50):
+        curve.observe(4, 50)
+    assert view.us(7) == pytest.approx(2.5 * known[1])

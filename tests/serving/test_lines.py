@@ -77,7 +77,8 @@ def pace_of(rng):
     pace = Pace(CostCurve(points), 100_000)
     for _ in range(int(rng.integers(0, 40))):
         n = int(rng.integers(1, pace.terms.best + 1))
-        pace.learn(n, int(rng.integers(1, 5 * MS)), int(rng.integers(0, MS)))
+        besides_ns = int(rng.integers(0, 5 * MS))
+        pace.learn(n, int(rng.integers(1, 5 * MS)), besides_ns, int(rng.integers(0, besides_ns + 1)))
         pace.learn_telling(n, int(rng.integers(0, 20_000 * n)), Lines([], [], []))
     return pace
 

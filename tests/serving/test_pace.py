@@ -169,7 +169,7 @@ def learn_on_a_shared_core(pace, seed=5):
     """Batches of many sizes that compute what the curve says, wait three times that, and once for somebody's turn."""
     rng = np.random.default_rng(seed)
     for _ in range(400):
-        n = int(rng.integers(1, 100))
+        n = int(rng.integers(1, 500))
         work_ns = (90 + 10 * n) * US
         stood_ns = int(3 * work_ns * rng.lognormal(0, 0.1)) + MS
         pace.learn(n, work_ns, stood_ns, stood_ns)
@@ -185,7 +185,7 @@ def test_a_shared_core_makes_batches_take_longer_and_rows_no_slower():
     assert 4 * alone_ns < pace.terms.alone_ns(1) < 4 * alone_ns + 3 * MS
     assert pace.terms.best >= best
     assert pace.terms.best_ns <= BATCH_SHARE * BUDGET_US * US
-    for ns in (2 * MS, 10 * MS, 20 * MS):
+    for ns in (5 * MS, 10 * MS, 20 * MS):
         n = pace.terms.rows_within(ns)
         assert pace.terms.batch_ns(n) <= ns + 1 < pace.terms.batch_ns(n + 1) + 2
     # The lines count with them as well, and leave it to `Admission` to refuse who cannot be in time.
@@ -210,6 +210,34 @@ def test_doubts_are_of_a_shared_core_too():
     pace.doubt()
     pace.learn(1, 100 * US, 0, 0)
     assert pace.terms.alone_ns(1) < 2 * fresh_ns
+
+
+def test_full_batches_on_a_shared_core():
+    """From batches of one size it is not known which of their waits grow; most of what they take is not said to be fixed."""
+    pace, _ = pace_of([(n, 10 + 60 * n, 10 + 60 * n) for n in (1, 512)])
+    for _ in range(600):
+        work_ns = (10 + 60 * pace.terms.best) * US
+        pace.learn(pace.terms.best, work_ns, 3 * work_ns, 3 * work_ns)
+    assert pace.terms.best > 20
+    assert pace.terms.batch_ns(pace.terms.best) >= 3.9 * work_ns
+    assert pace.terms.alone_ns(1) < pace.terms.best_ns / 2
+    for _ in range(100):
+        pace.learn(1, 70 * US, 210 * US, 210 * US)
+    assert pace.terms.alone_ns(1) < MS
+
+
+@pytest.mark.parametrize(("besides_ms", "share"), [(5, 0.25), (15, 0.3), (20, 0.35), (50, None)])
+def test_what_goes_before_a_row_is_scored_leaves_room_for_some(besides_ms, share):
+    """Where much of a batch's time is gone whatever its rows, it gets larger and not smaller, but for what nobody has."""
+    pace, _ = pace_of([(n, 100 * n, 100 * n) for n in (1, 512)])
+    for _ in range(400):
+        pace.learn(pace.terms.best, 100 * pace.terms.best * US, besides_ms * MS)
+    assert pace.overhead_ns == pytest.approx(besides_ms * MS, rel=0.01)
+    if share is None:
+        assert pace.terms.best_ns < 1.6 * besides_ms * MS  # half as long again as one row in any case
+    else:
+        assert pace.terms.best_ns <= share * BUDGET_US * US
+        assert pace.terms.best >= min(0.9 * (share * BUDGET_US * US - besides_ms * MS) / (100 * US), 45)
 
 
 def test_lines_know_what_telling_takes():

@@ -18,8 +18,16 @@ from hypothesis import strategies as st
 from tiercel.serving import turns
 from tiercel.serving.turns import Turns, waited_ns
 
-counted = pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="no kernel that counts waits")
 MS = 1_000_000
+
+
+def is_counted():
+    """Whether the kernel counts; the third number is of turns, of which everybody has had some."""
+    found = Path("/proc/thread-self/schedstat")
+    return found.exists() and int(found.read_text().split()[2]) > 0
+
+
+counted = pytest.mark.skipif(not is_counted(), reason="no kernel that counts waits")
 
 
 def took_and_waited(work):
@@ -48,7 +56,7 @@ def alone_on(core, work):
 
 @counted
 def test_who_shares_a_core_waits():
-    """Beside a process that never sleeps, what work takes is what it computes and what it waits; sleep is not a wait."""
+    """Beside a process that never sleeps a thread waits a good part of what it computes; sleep is not a wait."""
     core = min(os.sched_getaffinity(0))
     code = f"import os\nos.sched_setaffinity(0, {{{core}}})\nprint(flush=True)\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as neighbour:
@@ -56,7 +64,7 @@ def test_who_shares_a_core_waits():
             neighbour.stdout.readline()
             took, cpu, waited = alone_on(core, lambda: work_for(60))
             assert waited > 0.2 * cpu
-            assert cpu + waited == pytest.approx(took, rel=0.2)
+            assert cpu + waited <= 1.05 * took  # the rest is the hypervisor's
         finally:
             neighbour.kill()
     took, cpu, waited = took_and_waited(lambda: time.sleep(0.1))
@@ -66,23 +74,23 @@ def test_who_shares_a_core_waits():
 
 @counted
 def test_each_thread_has_its_own_count_and_leaves_nothing_open():
-    def n_open():
-        return sum("schedstat" in str(at.readlink()) for at in Path("/proc/self/fd").iterdir() if at.is_symlink())
+    def n_open(thread_id):
+        links = [str(at.readlink()) for at in Path("/proc/self/fd").iterdir() if at.is_symlink()]
+        return sum(each.endswith(f"/task/{thread_id}/schedstat") for each in links)
 
-    waited_ns()
-    before = n_open()
     inside = []
 
     def run():
         waited_ns()
-        inside.append(n_open())
+        waited_ns()
+        inside.append((threading.get_native_id(), n_open(threading.get_native_id())))
 
-    for _ in range(3):
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-    assert inside == [before + 1] * 3
-    assert n_open() == before
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    ((thread_id, opened),) = inside
+    assert opened == 1
+    assert n_open(thread_id) == 0
 
 
 def test_where_nobody_counts_nobody_waits(monkeypatch):
@@ -108,12 +116,13 @@ def test_a_wait_for_one_turn_does_not():
     assert 1 <= learned.stretch < 1.25
 
 
-def test_batches_of_one_size_leave_it_open():
-    """Half of what they wait is supposed to grow with the work."""
+@pytest.mark.parametrize(("work", "wait", "stretch"), [(30, 90, 3.7), (3, 9, 2.5), (0.1, 3, 1.97)])
+def test_batches_of_one_size_are_supposed_to_wait_for_turns(work, wait, stretch):
+    """Who works for much longer than a turn waits for many, in proportion; who works for much less waits for one to end."""
     learned = Turns()
     for _ in range(200):
-        learned.learn(2 * MS, 6 * MS)
-    assert learned.stretch == pytest.approx(2.5, rel=0.01)
+        learned.learn(int(work * MS), int(wait * MS))
+    assert learned.stretch == pytest.approx(stretch, rel=0.02)
 
 
 def test_it_is_over_when_the_neighbour_is():
@@ -126,15 +135,17 @@ def test_it_is_over_when_the_neighbour_is():
     assert learned.stretch < 1.05
 
 
+@pytest.mark.parametrize("work_us", [20, 200, 2000])
 @pytest.mark.parametrize("n_before", [0, 1, 100])
-def test_one_stall_counts_little(n_before):
+def test_one_stall_counts_little(n_before, work_us):
+    """Not even the first batch's: what it waited is not foreseen for others that work longer."""
     learned = Turns()
     for k in range(n_before):
-        learned.learn((1 + k % 5) * MS, 0)
-    learned.learn(2 * MS, 1000 * MS)
+        learned.learn((1 + k % 5) * work_us * 1000, 0)
+    learned.learn(2 * work_us * 1000, 1000 * MS)
     assert learned.stretch <= (2.5 if n_before < 2 else 1.2)
-    for k in range(50):
-        learned.learn((1 + k % 5) * MS, 0)
+    for k in range(60):
+        learned.learn((1 + k % 5) * work_us * 1000, 0)
     assert learned.stretch < 1.05
 
 
@@ -144,7 +155,9 @@ def test_whatever_is_seen_it_stays_within_what_was(seen):
     learned = Turns()
     for work, wait in seen:
         learned.learn(work, wait)
-    assert np.isfinite(learned.stretch)
     assert learned.stretch >= 1
     if not any(wait for _, wait in seen):
         assert learned.stretch == 1
+    if seen:
+        longest, shortest = max(wait for _, wait in seen), max(1, min(work for work, _ in seen))
+        assert learned.stretch - 1 <= longest / shortest * (1 + 1e-9)

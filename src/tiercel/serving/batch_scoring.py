@@ -52,14 +52,14 @@ def score_rows(
     began_ns = clock_ns()
     scores: Any = score(rows)
     took_ns = clock_ns() - began_ns
-    stood_ns = 0 if waited_ns is None else min(took_ns, waited_ns() - before_ns)
+    wait_ns = 0 if waited_ns is None else min(took_ns, waited_ns() - before_ns)
     if not isinstance(scores, np.ndarray):
         raise ModelError(f"Expected a float64 array of scores from the model, got {type(scores).__name__}")
     if scores.shape != (len(rows), n_outputs) or scores.dtype != np.float64:
         raise ModelError(
             f"Expected float64 scores of shape {(len(rows), n_outputs)} from the model, got {scores.dtype} {scores.shape}"
         )
-    return np.ascontiguousarray(scores), took_ns - stood_ns, stood_ns
+    return np.ascontiguousarray(scores), took_ns - wait_ns, wait_ns
 
 
 def try_to_score(
@@ -68,7 +68,10 @@ def try_to_score(
     n_outputs: int,
     clock_ns: Callable[[], int],
 ) -> tuple[tuple[NDArray[np.float64], int, int] | None, BaseException | None]:
-    """`score_rows`, or whatever it raised, as a thread's future would hold it."""
+    """`score_rows`, or whatever it raised, as a thread's future would hold it.
+
+    PERF: waits are not told apart here: asking the kernel twice takes 5 % of what a small batch takes on the event loop.
+    """
     try:
         return score_rows(score, rows, n_outputs, clock_ns), None
     except BaseException as error:  # noqa: BLE001 - see there

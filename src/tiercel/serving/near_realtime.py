@@ -12,7 +12,7 @@ back (`inline_scoring`).
 
 **Who is let in.** A request is refused before it waits: `DeadlineError` if not even an idle server could answer in time,
 `CapacityError` if it would be late behind what goes before it, or would make somebody late who was let in earlier. As long
-as batches take what the cost curve says, nobody who was let in is late. Who has a stand-in is refused sooner, so that a
+as batches take what was learned of them (`pace`), nobody who was let in is late. Who has a stand-in is refused sooner, so that a
 quarter of its wait may go wrong, and leaves in time for it (`wanted_by`, `leave_by`). The test costs O(1) for a request with the latest
 deadline, as those of one tier mostly are, O(requests behind it) otherwise, and a run of the schedule ahead only close to
 the limit while a large or suspect request waits (`admission`, `schedule`).
@@ -379,10 +379,8 @@ class Batcher:
                 for waiter, _, _ in batch.parts:
                     self._fail_scoring(waiter, failure)
 
-    def _answer_all(
-        self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, stood_ns: int, now_ns: int
-    ) -> None:
-        self._learn(batch, scored_ns, stood_ns, now_ns)
+    def _answer_all(self, batch: Batch, scores: NDArray[np.float64], scored_ns: int, wait_ns: int, now_ns: int) -> None:
+        self._learn(batch, scored_ns, wait_ns, now_ns)
         began_ns = self._clock()
         for waiter, start, stop, at in self._lines.answer(batch.parts, scores, now_ns):
             self._answer(waiter, start, stop, scores[at : at + stop - start], now_ns)
@@ -408,7 +406,7 @@ class Batcher:
         waiter.set_result(answer)
         self._close_one()
 
-    def _learn(self, batch: Batch, scored_ns: int, stood_ns: int, now_ns: int) -> None:
+    def _learn(self, batch: Batch, scored_ns: int, wait_ns: int, now_ns: int) -> None:
         self._admission.learned(now_ns)
         self.batches += 1
         self.rows += batch.n_rows
@@ -416,7 +414,7 @@ class Batcher:
         if self._counters is not None:
             self._counters.add("near_realtime_batches")
             self._counters.add("near_realtime_rows", batch.n_rows)
-        self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns, stood_ns)
+        self._pace.learn(batch.n_rows, scored_ns, now_ns - batch.began_ns - scored_ns, wait_ns)
         self._pace.tell(self._lines)
         self._lines.is_open = not self._is_closing  # whatever was doubted is known now
 

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from tiercel.serving.cost import CostCurve
     from tiercel.serving.schedule import Lines
 
-#: A batch takes at most this part of the tier's budget, so that who just missed one has most of its time left. Where half of
-#: that is gone whatever its rows, it takes up to twice what it takes in any case, but not more than the second.
-BATCH_SHARE, MOST_SHARE = 1 / 4, 0.35
+#: A batch takes at most this part of the tier's budget, so that who just missed one has most of its time left.
+BATCH_SHARE = 1 / 4
+#: ... and where more than half of that is gone whatever its rows, because threads or turns are waited for, twice as long as is
+#: gone, up to this part: with next to no rows in them, batches would take hardly less, and the queue do hardly anything.
+MOST_SHARE = 0.35
 #: Weight of one observation of what a batch takes besides scoring.
 WEIGHT = 1 / 16
 #: Twice the usual and this is the most that one batch's time besides scoring counts as.
@@ -27,57 +29,48 @@ FIRST_BATCHES = 64
 
 
 class _Known:
-    """What batches take: scoring, the thread's waits for its turns meanwhile, and what is besides.
+    """What batches take: scoring, the waits of its thread that grow with that, and what is besides.
 
     Args:
         cost: of scoring, without waits.
+
+    Attributes:
+        elapsed: `cost` with those waits.
     """
 
     def __init__(self, cost: CostCurve) -> None:
-        self.cost, self.turns = cost, Turns()
+        self.cost = self.elapsed = cost
+        self._turns = Turns()
         self.besides_ns = self._spread_ns = 0.0  # mean, and mean difference from it
 
     @property
     def overhead_ns(self) -> int:
-        """Of a batch, besides scoring and what grows with it."""
+        """As `Pace.overhead_ns`."""
         return int(self.besides_ns + 2 * self._spread_ns)
 
     @property
     def fixed_ns(self) -> int:
         """Of a batch, whatever its rows."""
-        return self.overhead_ns + int(self.waiting_ns(self.cost.fixed_us))
-
-    def waiting_ns(self, us: float) -> float:
-        """How long it takes until a thread has worked so long."""
-        return 1000 * self.turns.stretch * us
+        return self.overhead_ns + int(1000 * self.elapsed.fixed_us)
 
     def batch_ns(self, n_rows: int) -> int:
         """All of a batch."""
-        return int(self.waiting_ns(self.cost.rows_us(n_rows))) + self.fixed_ns
+        return int(1000 * self.elapsed.rows_us(n_rows)) + self.fixed_ns
 
     def rows_within(self, ns: int) -> int:
         """The most rows with `batch_ns(rows) <= ns`, as `CostCurve.rows_within`."""
-        return self.cost.rows_within((ns - self.fixed_ns) / (1000 * self.turns.stretch))
-
-    def best_rows(self, limit_us: float, overhead_us: float) -> int:
-        """As `CostCurve.best_rows`, with waits."""
-        stretch = self.turns.stretch
-        return self.cost.best_rows(limit_us / stretch, overhead_us / stretch)
-
-    def cheapest_row_ns(self, most_rows: int) -> float:
-        """The least that a row can take, in a batch of at most `most_rows`."""
-        overhead_us = self.overhead_ns / (1000 * self.turns.stretch)
-        return self.waiting_ns(self.cost.cheapest_row_us(most_rows, overhead_us))
+        return self.elapsed.rows_within((ns - self.fixed_ns) / 1000)
 
     def is_borne_out(self, n_rows: int, took_ns: int) -> bool:
-        """Whether a batch took half as long as half of them do, or longer."""
-        return 2 * took_ns >= self.waiting_ns(self.cost.typical_us(n_rows)) + self.besides_ns
+        """Whether a batch took at least half of what is usual."""
+        return 2 * took_ns >= 1000 * self.elapsed.typical_us(n_rows) + self.besides_ns
 
-    def learn(self, n_rows: int, scored_ns: int, other_ns: int, stood_ns: int) -> None:
+    def learn(self, n_rows: int, scored_ns: int, other_ns: int, waited_ns: int) -> None:
         """As `Pace.learn`."""
-        self.turns.learn(scored_ns, stood_ns)
+        self._turns.learn(scored_ns, waited_ns)
         self.cost.observe(n_rows, max(scored_ns, 1) / 1000)
-        other_ns -= min(stood_ns, int((self.turns.stretch - 1) * scored_ns))
+        self.elapsed = self.cost.stretched(self._turns.stretch)
+        other_ns -= min(waited_ns, int((self._turns.stretch - 1) * scored_ns))
         # One stall is not the next one's: what is much more than usual counts as a little more than usual.
         difference = min(max(0, other_ns), 2 * self.besides_ns + STALL_NS) - self.besides_ns
         self.besides_ns += WEIGHT * difference
@@ -110,7 +103,7 @@ class Pace:
 
     @property
     def overhead_ns(self) -> int:
-        """What a batch takes besides scoring: waiting for a thread, or for the event loop before it is scored there."""
+        """What a batch takes besides scoring, whatever its rows: waiting for a thread and its first turn, or for the event loop."""
         return self._known.overhead_ns
 
     @property
@@ -137,14 +130,14 @@ class Pace:
             self._doubted, self._known = self._known, _Known(self._known.cost.unlearned())
             self._resize()
 
-    def learn(self, n_rows: int, scored_ns: int, other_ns: int, stood_ns: int = 0) -> None:
+    def learn(self, n_rows: int, scored_ns: int, other_ns: int, waited_ns: int = 0) -> None:
         """Follow a batch.
 
         Args:
             n_rows: that were scored.
-            scored_ns: what that took, less what its thread waited for turns of the processor meanwhile.
+            scored_ns: what that took, less `waited_ns`.
             other_ns: what was besides, from its start to its answers.
-            stood_ns: so much of that are those waits.
+            waited_ns: so much of that its thread waited for turns of the processor while it scored, as far as that is known.
         """
         if self._doubted is not None:
             if self._doubted.is_borne_out(n_rows, scored_ns + other_ns):
@@ -157,7 +150,7 @@ class Pace:
             slower = min(scored_ns / (1000 * self._known.cost.us(n_rows)), 2 * self._slower + 1) - self._slower
             self._slower += WEIGHT * slower
             self._slower_spread += WEIGHT * (abs(slower) - self._slower_spread)
-        self._known.learn(n_rows, scored_ns, other_ns, stood_ns)
+        self._known.learn(n_rows, scored_ns, other_ns, waited_ns)
         self._n_learned += 1
         if self._n_learned <= FIRST_BATCHES or self._n_learned % RESIZE_EVERY == 0:
             self._resize()
@@ -180,14 +173,13 @@ class Pace:
 
     def tell(self, lines: Lines) -> None:
         """The same to who does without `terms`."""
-        terms, known = self.terms, self._known
-        ratio = known.turns.stretch * known.cost.ratio
-        lines.set_pace(known.cost.table_us, ratio, known.fixed_ns, terms.best, terms.best_ns, self.max_rows)
+        terms, known, elapsed = self.terms, self._known, self._known.elapsed
+        lines.set_pace(elapsed.table_us, elapsed.ratio, known.fixed_ns, terms.best, terms.best_ns, self.max_rows)
 
     def typical_ns(self, n_rows: int) -> int:
-        """What scoring `n_rows` takes in half of all cases, in as many batches as that needs."""
-        (full, rest), typical_us = divmod(n_rows, self.terms.best), self._known.cost.typical_us
-        return int(self._known.waiting_ns(full * typical_us(self.terms.best) + (typical_us(rest) if rest else 0)))
+        """What scoring `n_rows` usually takes, in as many batches as that needs."""
+        (full, rest), typical_us = divmod(n_rows, self.terms.best), self._known.elapsed.typical_us
+        return int(1000 * (full * typical_us(self.terms.best) + (typical_us(rest) if rest else 0)))
 
     def scoring_ns(self, n_rows: int) -> int:
         """What scoring a batch takes in half of all cases, and nothing else; doubts (`doubt`) make nothing quicker."""
@@ -199,8 +191,7 @@ class Pace:
     def _following_ns(self, n_rows: int) -> int:
         """From the start of a batch to that of the next, where rows always wait."""
         slower = max(1.0, self._slower + self._slower_spread)
-        scoring_ns = self._known.waiting_ns(slower * self._known.cost.us(n_rows))
-        return int(scoring_ns) + self.overhead_ns + n_rows * self.row_ns
+        return int(1000 * self._known.elapsed.us(n_rows) * slower) + self.overhead_ns + n_rows * self.row_ns
 
     def _resize(self) -> None:
         known = self._known
@@ -208,12 +199,13 @@ class Pace:
         limit_us = share * self._budget_us
         # Whoever waits does not see what is between batches; how large they are best depends on it as on the rest.
         between_us = self._between_ns / 1000
-        best = known.best_rows(limit_us + between_us, self.overhead_ns / 1000 + between_us)
+        overhead_us = known.overhead_ns / 1000
+        best = known.elapsed.best_rows(limit_us + between_us, overhead_us + between_us)
         limit_ns, following_ns = int(1000 * limit_us), self._following_ns(best)
         if following_ns > limit_ns >= known.batch_ns(best):
             best = max(1, best * limit_ns // following_ns)
         #: No row takes less, in whatever batch; batches round down.
-        self.cheapest_row_ns = int(known.cheapest_row_ns(best)) - 1
+        self.cheapest_row_ns = int(1000 * known.elapsed.cheapest_row_us(best, overhead_us)) - 1
         self._set_terms(best)
 
     def _set_terms(self, best: int) -> None:

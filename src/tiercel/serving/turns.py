@@ -16,11 +16,14 @@ _FILE = "/proc/thread-self/schedstat"
 
 #: Weight of one batch; that of the first ones is larger.
 WEIGHT = 1 / 16
-#: The most that one batch's wait counts as: so many times what was foreseen, and a turn of somebody else.
-STALL, TURN_NS = 3.0, 4_000_000
-#: So different in what they work (variance, of the square of the mean) are batches that show how waits depend on it as well
-#: as is supposed without: that half of a wait grows with the work.
-SPREAD = 0.1
+#: About one turn of another thread: the kernel's usual slice.
+TURN_NS = 3_000_000
+#: The most that one batch's wait counts as: so many times what was foreseen, and a turn.
+STALL = 3.0
+#: How much is supposed of the way waits grow with work, before batches of different work show it: it weighs as much as batches
+#: whose work has a variance of this part of its mean's square, and of the square of this part of a turn, for one wait for a
+#: turn says nothing of work that differs by less.
+SUPPOSED, SUPPOSED_TURN = 0.1, 1 / 8
 
 
 class _Count:
@@ -67,7 +70,8 @@ class Turns:
 
     A thread that shares a core gets a part of it, so what it waits grows with what it works; and it waits for somebody else's
     turn to end, however little it works. The part that grows is told by regression of one on the other, with exponentially
-    decaying weights.
+    decaying weights; for want of batches that differ, waits of who works for less than a turn are supposed to be of the second
+    kind, and of who works for many of the first.
 
     Attributes:
         stretch: work and the waits that grow with it, by the work; at least 1.
@@ -92,7 +96,8 @@ class Turns:
         self._wait_ns += weight * waited
         self._variance += weight * ((1 - weight) * worked * worked - self._variance)
         self._covariance += weight * ((1 - weight) * worked * waited - self._covariance)
-        of_work = self._wait_ns / max(1.0, self._work_ns)
-        supposed = SPREAD * self._work_ns * self._work_ns
-        slope = (self._covariance + supposed * of_work / 2) / max(1.0, self._variance + supposed)
-        self.stretch = 1 + max(0.0, min(of_work, slope))
+        weighs = SUPPOSED * self._work_ns * self._work_ns + (SUPPOSED_TURN * TURN_NS) ** 2
+        slope = (self._covariance + weighs * self._wait_ns / (self._work_ns + TURN_NS)) / max(
+            1.0, self._variance + weighs
+        )
+        self.stretch = 1 + max(0.0, min(self._wait_ns / max(1.0, self._work_ns), slope))
