@@ -10,12 +10,13 @@ read in one pass share a batch; there is no tick and no window.
 **Where it is scored.** On a thread, with the GIL released; on the event loop where that takes less than handing it over and
 back (`inline_scoring`).
 
-**Who is let in.** A request is refused before it waits: `DeadlineError` if not even an idle server could answer in time,
-`CapacityError` if it would be late behind what goes before it, or would make somebody late who was let in earlier. As long
-as batches take what was learned of them (`pace`), nobody who was let in is late. Who has a stand-in is refused sooner, so that a
-quarter of its wait may go wrong, and leaves in time for it (`wanted_by`, `leave_by`). The test costs O(1) for a request with the latest
-deadline, as those of one tier mostly are, O(requests behind it) otherwise, and a run of the schedule ahead only close to
-the limit while a large or suspect request waits (`admission`, `schedule`).
+**Who is let in.** A request is refused before it waits: `DeadlineError` if not even an idle server could answer in
+time, `CapacityError` if it would be late behind what goes before it, or would make somebody late who was let in
+earlier. As long as batches take what was learned of them (`pace`), nobody who was let in is late. Who has a stand-in is
+refused sooner, so that a quarter of its wait may go wrong, and leaves in time for it (`wanted_by`, `leave_by`). The
+test costs O(1) for a request with the latest deadline, as those of one tier mostly are, O(requests behind it)
+otherwise, and a run of the schedule ahead only close to the limit while a large or suspect request waits (`admission`,
+`schedule`).
 
 **When scoring fails.** Scorers are pure functions of their rows, so the members of a failed batch are tried once more, each
 by itself, in the order of their deadlines and if these allow it: one poisoned request then fails alone. If the first

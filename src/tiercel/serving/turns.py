@@ -97,7 +97,6 @@ class Turns:
         self._variance += weight * ((1 - weight) * worked * worked - self._variance)
         self._covariance += weight * ((1 - weight) * worked * waited - self._covariance)
         weighs = SUPPOSED * self._work_ns * self._work_ns + (SUPPOSED_TURN * TURN_NS) ** 2
-        slope = (self._covariance + weighs * self._wait_ns / (self._work_ns + TURN_NS)) / max(
-            1.0, self._variance + weighs
-        )
+        supposed = self._wait_ns / (self._work_ns + TURN_NS)
+        slope = (self._covariance + weighs * supposed) / (self._variance + weighs)
         self.stretch = 1 + max(0.0, min(self._wait_ns / max(1.0, self._work_ns), slope))
