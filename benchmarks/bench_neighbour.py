@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import tiers
-from benchmarks.bench_overload import FOREST, Mix
+from benchmarks.bench_overload import FOREST, WARM_S, Mix
 from benchmarks.loadgen.replies import percentiles, share
 from benchmarks.loadgen.run import Run
 from benchmarks.machine import describe
@@ -31,8 +31,7 @@ from tiercel.types import Tier
 #: Without and with the neighbour, by what it begins with.
 KINDS = {"quiet": None, "beside": "pass"}
 LOADS = (0.25, 0.5, 1.0)
-CONNECTIONS, WARM_S = 512, 2.0
-HALF = 0.5
+CONNECTIONS, HALF = 512, 0.5
 
 
 def show_closed(rounds: dict[str, list[Run]]) -> float:

@@ -366,7 +366,7 @@ def test_overload_costs_no_goodput(times, within_us):
         (1000, 40, 1, 6_000, 6000, 0.95),
         (200, 40, 3, 3_000, 4000, 0.95),
         (5, 60, 0, 18_000, 3000, 0.95),
-        (1000, 40, 6, 9_000, 2000, 0.25),
+        (1000, 40, 6, 9_000, 2000, 0.5),
     ],
 )
 def test_a_busy_neighbour_on_the_core_makes_no_batches_of_one(fixed_us, row_us, stretch, turn_us, per_second, share):

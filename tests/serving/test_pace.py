@@ -171,8 +171,8 @@ def learn_on_a_shared_core(pace, seed=5):
     for _ in range(400):
         n = int(rng.integers(1, 500))
         work_ns = (90 + 10 * n) * US
-        stood_ns = int(3 * work_ns * rng.lognormal(0, 0.1)) + MS
-        pace.learn(n, work_ns, stood_ns, stood_ns)
+        waited_ns = int(3 * work_ns * rng.lognormal(0, 0.1)) + MS
+        pace.learn(n, work_ns, waited_ns, waited_ns)
 
 
 def test_a_shared_core_makes_batches_take_longer_and_rows_no_slower():

@@ -103,7 +103,10 @@ class Pace:
 
     @property
     def overhead_ns(self) -> int:
-        """What a batch takes besides scoring, whatever its rows: waiting for a thread and its first turn, or for the event loop."""
+        """What a batch takes besides scoring, whatever its rows.
+
+        It waits for a thread and the thread's first turn, or for the event loop before it is scored there.
+        """
         return self._known.overhead_ns
 
     @property
