@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 
 SERVERS = Path(__file__).with_name("servers")
+CHECKOUT = Path(__file__).parents[2]
 #: Loaded once per peer's environment; the model and the rows must come through the same libraries everywhere.
 COMMON = ("onnxruntime==1.32.0", "lmdb==3.0.0")
 
@@ -221,5 +222,7 @@ def batched(network: str) -> tuple[Contender, ...]:
 
 
 def environment_of(contender: Contender, place: Place) -> dict[str, str]:
-    """Variables of its process: ours, one thread per numerical library, its own."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **contender.environment(place)}
+    """Variables of its process: ours, the checkout's modules wherever we were started, one thread per library, its own."""
+    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    ours = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **ours, **contender.environment(place)}

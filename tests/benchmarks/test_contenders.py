@@ -139,6 +139,14 @@ def test_a_contender_that_ends_says_why(tmp_path):
         pass
 
 
+def test_contenders_start_from_any_folder(tmp_path, monkeypatch):
+    """`tiercel bench` finds the checkout it is installed from: so must the servers it starts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with process.started(BY_NAME["constant"], tmp_path, tmp_path, tmp_path / "logs") as server:
+        assert server.ask(0).status_code == 200
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_tree_is_measured_and_ended_whole(tmp_path):
     """CPU and memory are those of parent and child together; leaving ends both, even a child that ignores SIGTERM."""
