@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tests.support import projects
 
@@ -22,6 +24,7 @@ from tiercel.errors import (
 from tiercel.models import ProfileStore, Quantiles, scratch
 from tiercel.monitor.reference import Reference, find_reference
 from tiercel.project import login_name
+from tiercel.serving.engine import Engine
 from tiercel.types import Tier
 
 lightgbm = pytest.importorskip("lightgbm")
@@ -122,6 +125,52 @@ def test_online_features_from_python(project):
     assert found["staff"] == [3, 5]
     with pytest.raises(RequestError, match="list"):
         project.get_online_features("checkout", {"customer_id": [1], "shop": "a", "country": ["nl"]})
+    with pytest.raises(RequestError, match="join key -> values"):
+        project.get_online_features("checkout", [{"customer_id": 1, "shop": "a", "country": "nl"}])
+    with pytest.raises(RequestError, match="Expected a datetime, got '2026-01-01'"):
+        project.get_online_features(
+            "checkout", {"customer_id": [1], "shop": ["a"], "country": ["nl"]}, now="2026-01-01"
+        )
+
+
+def test_materialize_takes_one_name(project):
+    """One service's name is no list of letters, and a time is a datetime."""
+    assert [each.service for each in project.materialize("checkout")] == ["checkout"]
+    with pytest.raises(RequestError, match="Expected a datetime, got '2026-01-01'"):
+        project.materialize(as_of="2026-01-01")
+
+
+def test_a_service_of_request_features_alone_is_served(tmp_path):
+    """Nothing is stored, an empty base is published, and who asks gets the model's own score."""
+    (tmp_path / "tiercel.toml").write_text("")
+    (tmp_path / "features.py").write_text("""
+from tiercel import FeatureService, Field, Float32, RequestSource, String, on_demand_feature_view
+
+form = RequestSource("form", [Field("x", Float32), Field("color", String, categories=["red", "green"])])
+
+
+@on_demand_feature_view(sources=[form], schema=[Field("twice", Float32)])
+def doubled(x):
+    return x * 2
+
+
+service = FeatureService("form", features=[form, doubled])
+""")
+    x, color = np.linspace(-1, 1, 200, dtype=np.float32), ["red", "green"] * 100
+    times = pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * 200, pa.timestamp("us", tz="UTC"))
+    labels = pa.table({"x": x, "color": color, "event_timestamp": times, "y": (x > 0).astype(np.int32)})
+    with Project(tmp_path) as project:
+        project.apply()
+        (manifest,) = project.materialize()
+        training_set = project.get_historical_features(labels, "form", label_columns=["y"])
+        model = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1, n_jobs=1).fit(training_set.X, training_set.label())
+        project.register(model, name="m", training_set=training_set, alias="champion")
+        engine = Engine(project.settings, project.registry)
+        engine.refresh()
+        scores = engine.find_plan("m").predict({}, {"x": x.tolist(), "color": color}, 10**15)[1]
+        assert manifest.n_rows == 0
+        assert project.get_online_features("form", {}) == {}
+    np.testing.assert_allclose(scores, model.predict_proba(training_set.X)[:, 1], rtol=1e-12)
 
 
 def test_a_training_set_of_older_definitions_is_refused(project, training_set):

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -39,7 +40,7 @@ from tiercel.settings import load_settings
 from tiercel.types import Tier, TrainingSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -115,7 +116,7 @@ class Project:
 
     def materialize(
         self,
-        services: Sequence[str] | None = None,
+        services: Sequence[str] | str | None = None,
         *,
         as_of: datetime | None = None,
         allow_empty: bool = False,
@@ -125,16 +126,20 @@ class Project:
         """Compute the services' features and publish them for serving.
 
         Args:
-            services: names; all applied services by default.
+            services: names, or one; all applied services by default.
             as_of: use only what was known then (naive: UTC); default now.
             allow_empty: publish even when that replaces rows by none.
             progress: called with (stage, done, total).
             on_view: called with each computed view, which counts the rows that were left out.
+
+        Raises:
+            RequestError: `as_of` is no datetime.
+            ServiceNotFoundError, SourceError, StoreError: see `tiercel.features.materialize`.
         """
         return materialize(
             self.settings.state_dir,
             self.catalog,
-            services,
+            [services] if isinstance(services, str) else services,
             as_of_us=None if as_of is None else to_us(as_of),
             allow_empty=allow_empty,
             progress=progress,
@@ -158,7 +163,16 @@ class Project:
 
         Returns:
             Join keys and features -> one value per row; None where there is none.
+
+        Raises:
+            RequestError: keys or `now` of another shape or type.
+            ServiceNotFoundError, NotMaterializedError: no such service, or nothing is published for it.
         """
+        if not isinstance(entities, Mapping):
+            raise RequestError(
+                f"Expected entities as join key -> values, such as {{'customer_id': ['C1', 'C2']}}, got {type(entities).__name__}",
+                code="wrong_type",
+            )
         for key, column in entities.items():
             if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
                 raise RequestError(
@@ -507,7 +521,15 @@ GOLDEN_ROWS = 256
 
 
 def to_us(moment: datetime) -> int:
-    """Microseconds since the epoch; a naive time is UTC."""
+    """Microseconds since the epoch; a naive time is UTC.
+
+    Raises:
+        RequestError: it is no datetime.
+    """
+    if not isinstance(moment, datetime):
+        raise RequestError(
+            f"Expected a datetime, got {moment!r}. With text: datetime.fromisoformat(...)", code="wrong_type"
+        )
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

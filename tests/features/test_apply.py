@@ -180,6 +180,11 @@ def test_definition_hash_covers_meaning_only(tmp_path):
         ("SELECT 1 -- a\n, 2", "SELECT 1 -- a , 2", False),
         ("SELECT 1 -- a\n, 2", "SELECT 1 , 2", True),
         ("SELECT e'\\'  a'", "SELECT e'\\' a'", False),
+        # The e that ends a word makes no escape string of what follows: there a backslash escapes nothing.
+        ("SELECT k LIKE'\\' OR s = 'a  b'", "SELECT k LIKE'\\' OR s = 'a b'", False),
+        ("SELECT k LIKE'\\' OR s = 'a --b'", "SELECT k LIKE'\\' OR s = 'a '", False),
+        ("SELECT DATE'2026-01-01'  AS d", "SELECT DATE'2026-01-01' AS d", True),
+        ("SELECT a$b$'  '$b$", "SELECT a$b$' '$b$", False),
     ],
 )
 def test_normalize_sql(left, right, same):

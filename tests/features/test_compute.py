@@ -94,6 +94,17 @@ def test_naive_times_are_utc(tmp_path):
         assert kept[0]["__event_us"] == us(1, 12)
 
 
+@pytest.mark.parametrize("text", [PLAIN, LATE], ids=["event", "arrival"])
+@pytest.mark.parametrize("at_ns", [1_767_225_600_000_000_500, -315_619_199_999_999_500, 1_767_225_600_000_001_000])
+def test_nothing_is_known_before_it_happened(tmp_path, text, at_ns):
+    """What happened within a microsecond is visible from its end on, and is as old as from its beginning."""
+    moment = pa.array([at_ns], pa.timestamp("ns"))
+    events = pa.table({"uid": ["a"], "ts": moment, "seen": moment, "x": [1.0]})
+    _, kept = computed(tmp_path, text, events if text == LATE else events.drop_columns("seen"))
+    assert kept[0]["__event_us"] == at_ns // 1000
+    assert kept[0]["__visible_us"] == -(-at_ns // 1000)
+
+
 def test_reuse_follows_content(tmp_path):
     """Touching a source recomputes nothing; changing its content or the definition does."""
     events = rows(("a", us(1), 1.0))

@@ -74,14 +74,14 @@ def test_status_of_every_kind(project):
 
 
 def test_services_and_manifest(project):
-    """All services with stored features are published; the manifest names the catalog and the time."""
+    """All services are published, those of request features alone too; the manifest names the catalog and the time."""
     catalog, state = project
     manifests = materialize(state, catalog, as_of_us=us(20))
-    assert [manifest.service for manifest in manifests] == ["one", "two"]
+    assert [manifest.service for manifest in manifests] == ["one", "two", "only_request"]
     for manifest in manifests:
         assert read_manifest(state / "features" / manifest.service) == manifest
         assert (manifest.catalog, manifest.as_of_us) == (catalog.digest, us(20))
-    assert [manifest.n_rows for manifest in manifests] == [3, 2]
+    assert [manifest.n_rows for manifest in manifests] == [3, 2, 0]
 
 
 def test_same_input_same_content(project):

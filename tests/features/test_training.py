@@ -167,6 +167,13 @@ def test_label_sources_agree(project, tmp_path):
         get_historical_features(*project, labels, "s", label_columns=["late"])
         for labels in (LABELS, frame, tmp_path / "labels.parquet", str(tmp_path / "labels.parquet"))
     ]
+    csv = tmp_path / "labels.csv"
+    frame.to_csv(csv, index=False)
+    (tmp_path / "labels.pq").write_bytes((tmp_path / "labels.parquet").read_bytes())
+    sets += [
+        get_historical_features(*project, labels, "s", label_columns=["late"])
+        for labels in (csv, str(csv), tmp_path / "labels.pq", str(tmp_path / "labels.pq"))
+    ]
     assert len({found.snapshot.digest for found in sets}) == 1
     assert [found.snapshot.source for found in sets[:2]] == ["pyarrow.Table", "pandas.DataFrame"]
     assert (sets[0].snapshot.time_start_us, sets[0].snapshot.time_end_us) == (us(2), us(2, 0, 1))
@@ -204,7 +211,7 @@ def replaced(name, values):
         pytest.param(LABELS.append_column("__row", pa.array([1] * 4)), "reserved", id="reserved name"),
         pytest.param(LABELS.append_column("late", pa.array([1] * 4)), "there twice", id="column twice"),
         pytest.param("SELECT nothing FROM nowhere", "SELECT over the project's sources (events)", id="sql"),
-        pytest.param("missing.parquet", "expected a Parquet file", id="no file"),
+        pytest.param("missing.parquet", "expected a Parquet or CSV file, found no such file", id="no file"),
         pytest.param([1, 2], "expected a pyarrow Table", id="a list"),
     ],
 )  # fmt: skip

@@ -109,6 +109,8 @@ def test_masks_hide_what_rows_would_tell(tmp_path):
         PredictionTable(masked.state_dir, masked.monitor).convert()
         version = open_version(masked, project.registry, project.registry.get("late", 1))
         found = find_rows(masked, version, most=100, **span())
+        quiet = find_rows(masked, version, most=100, begin_us=1, end_us=2)
+    assert "0 rows were served" in quiet.notes[0]  # of what nobody asked nothing is masked
     assert found.source == "training"
     assert "b masked in the prediction table" in found.notes[0]
 

@@ -104,6 +104,16 @@ def test_missing_values_are_accepted_only_where_they_were():
     assert prepare(lightgbm_bytes()).signature.accepts_missing
 
 
+def test_a_pipeline_that_adds_columns_is_refused_in_words():
+    """An imputer's extra column for what was missing is lost in the conversion: its name and what to do instead."""
+    X, y, _, _ = finite_table()
+    X = X.copy()
+    X[::3, 0] = np.nan
+    fitted = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(X, y)
+    with pytest.raises(UnsupportedModelError, match=r"one for each feature, got .*SimpleImputer\(add_indicator=True\)"):
+        prepare(fitted, golden_rows=X[:100])
+
+
 def test_other_models_are_served_by_onnxruntime():
     """What is not compiled is served by onnxruntime, and the version names the operator that decided it."""
     X, y, _, _ = finite_table()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tiercel.features.catalog import Catalog, ViewRecord
 
 #: Part of every digest: raise it when the same definition and data would be computed differently.
-_VERSION = 1
+_VERSION = 2
 #: Files of earlier definitions or data kept per view, so that whoever reads one while it is replaced can finish.
 _KEPT_FILES = 3
 #: Static rows are visible from before any label, and carry the epoch as their event time.
@@ -214,14 +214,14 @@ def _projection(view: ViewRecord) -> str:
     else:
         event, created = _microseconds(view.timestamp_field), view.created_timestamp_column
         if created is None:
-            visible = event
+            visible = _visible(view.timestamp_field)
         else:  # without an arrival time a row is taken to have come at once; an infinite one never comes
-            arrival = _microseconds(created)
+            happened, arrived = _visible(view.timestamp_field), _visible(created)
             visible = (
-                f"CASE WHEN {quote_name(created)} IS NULL OR {arrival} <= {event} THEN {event} "
-                f"WHEN {arrival} > {event} THEN {arrival} END"
+                f"CASE WHEN {quote_name(created)} IS NULL OR {arrived} <= {happened} THEN {happened} "
+                f"WHEN {arrived} > {happened} THEN {arrived} END"
             )
-            columns.append(f"{arrival} AS __created_us")
+            columns.append(f"{_microseconds(created)} AS __created_us")
         columns += [f"{visible} AS __visible_us", f"{event} AS __event_us"]
     for field in view.fields:
         name, value = quote_name(field.name), f"CAST({quote_name(field.name)} AS {SQL_TYPES[field.dtype]})"
@@ -236,6 +236,12 @@ def _microseconds(column: str) -> str:
     """UTC microseconds of a timestamp column, null if infinite. Naive timestamps are UTC."""
     name = quote_name(column)
     return f"CASE WHEN isfinite({name}) THEN epoch_us({name}) END"
+
+
+def _visible(column: str) -> str:
+    """From which microsecond on something of that time is known: never before it, so nanoseconds are rounded up."""
+    name = quote_name(column)
+    return f"CASE WHEN isfinite({name}) THEN epoch_us({name}) + (nanosecond({name}) % 1000 > 0)::BIGINT END"
 
 
 def _newest_known(view: ViewRecord, condition: str) -> str:

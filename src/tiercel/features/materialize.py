@@ -51,7 +51,7 @@ def materialize(
     Args:
         state_dir: bases go to `<state>/features/<service>/`.
         catalog: in force.
-        services: names; default all services that store features.
+        services: names; default all. Of a service of request features alone an empty base is published: what serving goes by.
         as_of_us: publish what was known at this time; default now.
         allow_empty: publish even when that replaces rows by none.
         limits: memory and threads of DuckDB.
@@ -94,7 +94,6 @@ def _materialize(
     n_kept: int,
 ) -> list[Manifest]:
     schemas = [catalog.service(name) for name in (catalog.services if services is None else services)]
-    schemas = [schema for schema in schemas if schema.groups]  # nothing to store for request features alone
     views = {view.name: view for schema in schemas for view in catalog.views_of(schema)}
     computed = compute_views(catalog, state_dir, list(views.values()), limits=limits, progress=progress)
     by_name = {result.view.name: result for result in computed}

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from tiercel.errors import SourceError
 from tiercel.features import dictionary
+from tiercel.features.binding import SQL_TYPES
 from tiercel.features.compute import ComputedView, compute_views
 from tiercel.features.on_demand import compute_outputs, to_float32
 from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, quote_name
@@ -115,7 +116,7 @@ def get_historical_features(
     Args:
         catalog: in force.
         state_dir: holds computed views; missing ones are computed first.
-        labels: pyarrow Table, pandas DataFrame, path of a Parquet file, or a SELECT over the project's sources. Has the
+        labels: pyarrow Table, pandas DataFrame, path of a Parquet or CSV file, or a SELECT over the project's sources. Has the
             service's join keys, its request fields, the time of each decision, and the labels. Duplicates are kept.
         service: name of the feature service.
         timestamp_field: column of decision times; naive ones are UTC. A value with exactly this event time is known.
@@ -131,7 +132,7 @@ def get_historical_features(
     schema = catalog.service(service)
     state_dir = state_dir.resolve()
     limits = limits or ComputeLimits()
-    source, table = _read_labels(catalog, state_dir, labels, limits)
+    source, table = _read_labels(catalog, schema, state_dir, labels, limits)
     times = _check_labels(schema, table, timestamp_field, label_columns)
     computed = compute_views(catalog, state_dir, catalog.views_of(schema), limits=limits, progress=progress)
     joined = _join(schema, table, times, computed, state_dir, limits, progress, ages=ages)
@@ -174,27 +175,57 @@ def _dictionaries(catalog: Catalog, schema: ServiceSchema, state_dir: Path) -> t
     return tuple(sorted(found))
 
 
-def _read_labels(catalog: Catalog, state_dir: Path, labels: Labels, limits: ComputeLimits) -> tuple[str, pa.Table]:
+def _read_labels(
+    catalog: Catalog, schema: ServiceSchema, state_dir: Path, labels: Labels, limits: ComputeLimits
+) -> tuple[str, pa.Table]:
     """The labels as a table, and a text saying where they came from."""
     if isinstance(labels, pa.Table):
         return "pyarrow.Table", labels
-    if isinstance(labels, Path) or (isinstance(labels, str) and labels.strip().lower().endswith(".parquet")):
-        path = Path(labels).expanduser()
-        try:
-            import pyarrow.parquet as pq
-
-            return str(labels), pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            raise SourceError(f"Labels {path}: expected a Parquet file: {error}") from error
+    if isinstance(labels, Path) or (isinstance(labels, str) and _is_path(labels)):
+        return str(labels), _read_file(Path(labels).expanduser(), schema, state_dir, limits)
     if isinstance(labels, str):
         return labels.strip(), _query_labels(catalog, state_dir, labels, limits)
     try:
         return "pandas.DataFrame", pa.Table.from_pandas(labels, preserve_index=False)
     except (TypeError, AttributeError, pa.ArrowException) as error:
         raise SourceError(
-            f"Labels: expected a pyarrow Table, a pandas DataFrame, a path ending in .parquet or a SELECT; got "
+            f"Labels: expected a pyarrow Table, a pandas DataFrame, the path of a Parquet or CSV file or a SELECT; got "
             f"{type(labels).__name__}: {error}"
         ) from error
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names a file and is no SELECT: by how it ends, or because there is such a file."""
+    try:
+        return text.strip().lower().endswith((".parquet", ".csv")) or Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # longer than a name may be, a NUL, a home that nobody has
+        return False
+
+
+def _read_file(path: Path, schema: ServiceSchema, state_dir: Path, limits: ComputeLimits) -> pa.Table:
+    """The labels of a file: CSV where it is called so, else Parquet."""
+    if not path.is_file():
+        raise SourceError(f"Labels {path}: expected a Parquet or CSV file, found no such file.")
+    if path.suffix.lower() != ".csv":
+        try:
+            import pyarrow.parquet as pq
+
+            return pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise SourceError(f"Labels {path}: expected a Parquet file (or CSV, named .csv): {error}") from error
+    path = path.resolve()
+    keys = {key.name: key.dtype for group in schema.groups for key in group.keys}
+    known = {**keys, **{field.name: field.dtype for field in schema.request_fields}}
+    connection = connect(limits, state_dir, read=[path])
+    try:
+        # What the service knows is not guessed: "007" is a key and no number.
+        names = connection.read_csv(str(path)).columns
+        types = {name: SQL_TYPES[known[name]] for name in names if name in known}
+        return connection.read_csv(str(path), dtype=types).to_arrow_table()
+    except duckdb.Error as error:
+        raise SourceError(f"Labels {path}: expected a CSV file with a header: {first_line(error)}") from error
+    finally:
+        connection.close()
 
 
 def _query_labels(catalog: Catalog, state_dir: Path, sql: str, limits: ComputeLimits) -> pa.Table:

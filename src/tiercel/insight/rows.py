@@ -76,7 +76,9 @@ def find_rows(
     if usable and (served.n_available >= LEAST_SERVED or (served.n and version.training is None)):
         values = np.ascontiguousarray(served.values, np.float32)
         return Rows(values, "predictions", served.begin_us, served.end_us, served.n_available)
-    why = f"{', '.join(masked)} masked in the prediction table" if masked else f"{served.n_available} rows were served"
+    why = f"{served.n_available} rows were served"
+    if masked and served.n_available:  # of no rows there are no columns either
+        why = f"{', '.join(masked)} masked in the prediction table"
     if version.training is None:
         raise OutcomesError(
             f"{record.name} version {record.version}: expected rows to look at, got none: {why} in this time, and it was "

@@ -246,7 +246,12 @@ class _Interpreter:
         if self.n_features is None:
             self.n_features = weights.shape[1]
         if weights.shape[1] != self.n_features or not weights.shape[0]:
-            raise UnsupportedModelError(f"Expected {self.n_features} coefficients per output, got {weights.shape[1]}")
+            # Not for onnxruntime either: the conversion left a step out, and the scores are of other columns.
+            raise UnsupportedModelError(
+                f"Expected {self.n_features} coefficients per output, one for each feature, got {weights.shape[1]}. The conversion "
+                f"to ONNX leaves out what adds columns, such as SimpleImputer(add_indicator=True): train without it, or give "
+                f"the columns as features of their own"
+            )
         if not (np.isfinite(weights).all() and np.isfinite(intercept).all()):
             raise NotCompiledError("Infinite or NaN coefficients are not compiled")
         return _Scores(Linear(weights, intercept, steps=rows.steps), labels)

@@ -73,8 +73,8 @@ def require_time(deadline: Deadline, needed_us: float, model: str) -> None:
     if left_us < needed_us:
         raise DeadlineError(
             f"Expected {needed_us / 1000:.3f} ms for an answer of model '{model}' (as measured, 99 of 100 take no longer), "
-            f"got {max(left_us, 0) / 1000:.3f} ms: what is left of {deadline.budget_us / 1000:g} ms from "
-            f"{deadline.source}. Allow more time, or declare a quicker stand-in under [models.{model}] in tiercel.toml.",
+            f"got {max(left_us, 0) / 1000:.3f} ms: what is left of {deadline.budget_us / 1000:g} ms "
+            f"{deadline.origin}. Allow more time, or declare a quicker stand-in under [models.{model}] in tiercel.toml.",
             budget_us=deadline.budget_us,
             needed_us=int(needed_us),
         )

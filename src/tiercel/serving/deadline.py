@@ -48,6 +48,11 @@ class Deadline:
         """Of the monotonic clock."""
         return self.begin_ns + 1000 * self.budget_us
 
+    @property
+    def origin(self) -> str:
+        """Who set the budget, in words."""
+        return "that its model or tier allows" if self.source == TIER_DEFAULT else f"from {self.source}"
+
     def remaining_us(self, now_ns: int | None = None) -> int:
         """What is left; negative when it is over."""
         return (self.due_ns - (time.monotonic_ns() if now_ns is None else now_ns)) // 1000
