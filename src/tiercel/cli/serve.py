@@ -92,5 +92,9 @@ def predict(
         return
     score = prediction.score if isinstance(prediction, Prediction) else prediction.scores
     console.print(f"{prediction.model} version {prediction.version}: [bold]{score}[/]")
+    if prediction.degraded is not None:
+        console.print(f"  {prediction.degraded.describe()}", markup=False)
+    if prediction.arm is not None:
+        console.print(f"  in the {prediction.arm}'s share", markup=False)
     if prediction.missing:
         console.print(f"  no value for: {', '.join(prediction.missing)}")

@@ -7,6 +7,8 @@ Arguments that no server could accept raise `RequestError` before anything is se
 a `ClientError`: no connection, a timeout, an answer that is not tiercel's, or the server's own error (`ServerError`). An
 answer whose model gave NaN or an infinity is a `NoScoreError`, which has the other rows' scores.
 
+An answer that somebody else gave in the model's place, where its server declares that, says so in its `degraded`.
+
 Only a connection that could not be opened is tried again, because then nothing was sent. Everything else is for the
 caller to decide; `OverloadedError` and `UnavailableError` say that sending again later is reasonable.
 
@@ -15,11 +17,12 @@ Timeouts bound each wait (to connect, to send, for the next bytes), as everywher
 
 from tiercel.client.client import AsyncClient, Client
 from tiercel.client.explanations import Explanation, Reason
-from tiercel.client.replies import FeatureRows, FeedbackReceipt, Prediction, Predictions
+from tiercel.client.replies import Degraded, FeatureRows, FeedbackReceipt, Prediction, Predictions
 
 __all__ = [
     "AsyncClient",
     "Client",
+    "Degraded",
     "Explanation",
     "FeatureRows",
     "FeedbackReceipt",

@@ -34,6 +34,28 @@ Score: TypeAlias = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
+class Degraded:
+    """Who answered instead of the model, as its table [models.NAME] in the server's tiercel.toml declares them.
+
+    Args:
+        by: "fallback", "last_score" or "default".
+        instead_of: the version that should have answered, "fraud:3"; without its number where it could not be loaded.
+        reason: why it did not: "deadline", "overloaded", "unavailable" or "failed". A newer server may know more words.
+        age_ms: of a last score; of many rows, the oldest's.
+    """
+
+    by: str
+    instead_of: str
+    reason: str
+    age_ms: float | None = None
+
+    def describe(self) -> str:
+        """In words."""
+        age = "" if self.age_ms is None else f" ({self.age_ms:,.1f} ms old)"
+        return f"answered by {self.by}{age} instead of {self.instead_of}, because: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The answer for one row.
 
@@ -43,6 +65,8 @@ class Prediction:
         missing: features that had no value.
         server_timing: the reply's `Server-Timing` header.
         explanation: where one was asked for.
+        degraded: who answered instead, and why; None: the model itself did.
+        arm: "challenger" where it was its turn; None: the reply names none, as for a champion.
     """
 
     id: str
@@ -55,6 +79,8 @@ class Prediction:
     missing: tuple[str, ...] = ()
     server_timing: str | None = None
     explanation: Explanation | None = None
+    degraded: Degraded | None = None
+    arm: str | None = None
 
     @property
     def timing_ms(self) -> dict[str, float]:
@@ -64,7 +90,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answer for many rows: `scores[i]` belongs to row i. `missing` counts rows by feature."""
+    """The answer for many rows: `scores[i]` belongs to row i. `missing` counts rows by feature.
+
+    `degraded` and `arm` are those of all rows: a request has one answerer.
+    """
 
     id: str
     model: str
@@ -76,6 +105,8 @@ class Predictions:
     missing: Mapping[str, int] | None = None
     server_timing: str | None = None
     explanation: Explanation | None = None
+    degraded: Degraded | None = None
+    arm: str | None = None
 
     @property
     def timing_ms(self) -> dict[str, float]:
@@ -245,6 +276,7 @@ def _read_prediction(reply: Reply) -> Prediction | Predictions:
         head = (_text(body["id"]), _text(body["model"]), _integer(body["version"]), _text(body["tier"]))
         classes = tuple(_text(label) for label in body.get("classes") or ())
         oldest_age_ms = None if age is None else _number(age)
+        answerer = (_degraded(body.get("degraded")), _optional_text(body.get("arm")))
         if "scores" in body:
             return Predictions(
                 *head,
@@ -254,6 +286,7 @@ def _read_prediction(reply: Reply) -> Prediction | Predictions:
                 {_text(name): _integer(n) for name, n in (missing or {}).items()},
                 reply.server_timing,
                 read_explanation(body),
+                *answerer,
             )
         names = tuple(_text(name) for name in _list(missing or []))
         return Prediction(
@@ -264,9 +297,22 @@ def _read_prediction(reply: Reply) -> Prediction | Predictions:
             names,
             reply.server_timing,
             read_explanation(body),
+            *answerer,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"Expected a tiercel prediction, got {body!r:.200}: {error!r}") from error
+
+
+def _degraded(told: Any) -> Degraded | None:
+    if not told:
+        return None
+    age_ms = told.get("age_ms")
+    return Degraded(
+        _text(told["by"]),
+        _text(told["instead_of"]),
+        _text(told["reason"]),
+        None if age_ms is None else _number(age_ms),
+    )
 
 
 def read_recorded(reply: Reply) -> Explanation:
@@ -313,6 +359,10 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     raise TypeError(f"expected text, got {value!r:.60}")
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _is_integer(value: Any) -> bool:
