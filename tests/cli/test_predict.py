@@ -45,6 +45,8 @@ def test_a_stand_ins_answer_says_so(directory):
     )
     assert told["degraded"] == {"by": "default", "instead_of": "fraud:1", "reason": "deadline", "age_ms": None}
     assert (told["score"], told["arm"]) == (0.75, None)
+    kept = CliRunner().invoke(main, ["why", told["id"], "--json"], env={"TIERCEL_PROJECT": str(directory)})
+    assert json.loads(kept.output)["instead_of"] == told["degraded"]["instead_of"]
 
 
 def test_a_challengers_answer_says_so(directory):

@@ -19,17 +19,21 @@ USUAL_NS = (1_000, 2_000, 3_000, 4_000, 5_000)
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A project with a journal: 1 is usual, 2 slow in its score, 3 degraded, and 4 of a version that answered once."""
+    """A project with a journal: 1 is usual, 2 slow in its score, 3 degraded, 4 of a version that answered once, 5 and 6 ready answers."""
     directory = tmp_path_factory.mktemp("why")
     (directory / "tiercel.toml").write_text("")
     recorder = make_recorder(directory / ".tiercel", worker=2)
     rows, scores = rows_of(1)
     plan = recorder.for_plan("late", 3, SIGNATURE, base_name="base-000007.mdb", tier=Tier.NEAR_REALTIME)
+    ready = recorder.for_plan("ready", 7, SIGNATURE)
     common = {"received_us": 1_700_000_000_000_000, "oldest_age_us": 2_500_000}
     plan.add(rows, scores, number=1, stage_ns=USUAL_NS, total_ns=15_000, flags=1, **common)
     plan.add(rows, scores, number=2, stage_ns=(*USUAL_NS[:3], 404_000, 5_000), total_ns=415_000, **common)
     flags = 4 | 8 | 1 << 8 | 1 << 12
     plan.add(rows, scores, number=3, stage_ns=USUAL_NS, total_ns=15_000, flags=flags, **common)
+    for number, rung, reason in ((5, 2, 2), (6, 3, 3)):
+        flags = 4 | rung << 8 | reason << 12
+        ready.add(rows, scores, number=number, stage_ns=USUAL_NS, total_ns=15_000, flags=flags, **common)
     plan.add(rows, scores, number=10, stage_ns=USUAL_NS, total_ns=15_000, repeat=997)
     recorder.for_plan("late", 4, SIGNATURE).add(rows, scores, number=4, stage_ns=USUAL_NS, total_ns=15_000)
     recorder.close()
@@ -100,6 +104,24 @@ def test_programs_get_the_same(why):
     assert (found["out_of_line"]["stage"], found["out_of_line"]["against"]) == ("score", "counted")
     assert json.loads(why(PREFIX + "3", "--json")[1])["degraded"] == "fallback"
     assert json.loads(why(PREFIX + "1", "--json")[1])["out_of_line"] is None
+
+
+@pytest.mark.parametrize(
+    ("number", "by", "reason"), [("5", "last_score", "overloaded"), ("6", "default", "unavailable")]
+)
+def test_instead_of_whom_is_said_where_the_record_knows(why, number, by, reason):
+    """A last score and a default stand in for the version whose name their record has."""
+    assert f"answered by {by} instead of ready:7, because: {reason}" in why(PREFIX + number)[1]
+    found = json.loads(why(PREFIX + number, "--json")[1])
+    assert (found["degraded"], found["instead_of"], found["degrade_reason"]) == (by, "ready:7", reason)
+
+
+def test_instead_of_whom_is_not_guessed(why):
+    """A fallback's record names the fallback only: it says so, and that the reply said more. Others have nobody to name."""
+    assert "which model that was its reply said, its record does not" in why(PREFIX + "3")[1]
+    assert json.loads(why(PREFIX + "3", "--json")[1])["instead_of"] is None
+    assert json.loads(why(PREFIX + "1", "--json")[1])["instead_of"] is None
+    assert "instead of" not in why(PREFIX + "1")[1]
 
 
 @pytest.mark.parametrize(

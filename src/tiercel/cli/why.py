@@ -70,7 +70,10 @@ def _circumstances(record: Record) -> str:
         f"{record.request_rows} row{'' if record.request_rows == 1 else 's'}",
     ]
     if record.degraded is not None:
-        parts.append(f"answered by {record.degraded} instead of the model, because: {record.degrade_reason}")
+        instead_of = record.instead_of or "the model"
+        parts.append(f"answered by {record.degraded} instead of {instead_of}, because: {record.degrade_reason}")
+        if record.instead_of is None:
+            parts.append("which model that was its reply said, its record does not")
     if record.arm != "champion":
         parts.append(f"in the {record.arm}'s share")
     if record.is_shadow:
@@ -122,6 +125,7 @@ def _to_json(record: Record, times: StageTimes) -> dict[str, Any]:
         "fast": record.is_fast,
         "degraded": record.degraded,
         "degrade_reason": record.degrade_reason,
+        "instead_of": record.instead_of,
         "arm": record.arm,
         "shadow": record.is_shadow,
         "oldest_age_us": record.oldest_age_us,

@@ -26,6 +26,7 @@ _KEY_ABSENT = 0xFFFF
 _FAST, _MANY, _DEGRADED, _CHALLENGER, _SHADOW = 1, 2, 4, 8, 16
 _RUNG_SHIFT, _REASON_SHIFT, _NUMBER = 8, 12, 15
 RUNGS = {1: "fallback", 2: "last_score", 3: "default"}
+_NAMED_FOR = {"last_score", "default"}
 REASONS = {1: "deadline", 2: "overloaded", 3: "unavailable", 4: "failed"}
 #: A rung or reason that this version has no name for, or that was not given.
 UNKNOWN = "unknown"
@@ -166,6 +167,14 @@ class Record:
         if not self.flags & _DEGRADED:
             return None
         return REASONS.get(self.flags >> _REASON_SHIFT & _NUMBER, UNKNOWN)
+
+    @property
+    def instead_of(self) -> str | None:
+        """The version, "late:3", that a last score or a default stood in for: they have no plan but that version's.
+
+        None when not degraded, and of a fallback: its record is in its own name and names nobody else.
+        """
+        return f"{self.plan.model}:{self.plan.version}" if self.degraded in _NAMED_FOR else None
 
     @property
     def arm(self) -> str:
