@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from tiercel.cli.console import console, errors, json_option, print_json, project_option
+
+if TYPE_CHECKING:
+    from tiercel.errors import JobAcceptedError
 
 
 @click.command()
@@ -76,17 +80,24 @@ def predict(
 
     A VALUE that reads as a JSON number, true, false or null is sent as one; for a text that looks like a number write
     the quotes: --entity 'id="17"'.
+
+    A model of the batch tier makes a job of it: its id is printed, and where its results will be.
     """
     from tiercel.cli.registry import literal, pairs
     from tiercel.client import Client, Prediction
+    from tiercel.errors import JobAcceptedError
 
     with Client(url) as client:
-        prediction = client.predict(
-            model,
-            entities={key: literal(text) for key, text in pairs("--entity", entities)} or None,
-            features={key: literal(text) for key, text in pairs("--feature", features)} or None,
-            now=now,
-        )
+        try:
+            prediction = client.predict(
+                model,
+                entities={key: literal(text) for key, text in pairs("--entity", entities)} or None,
+                features={key: literal(text) for key, text in pairs("--feature", features)} or None,
+                now=now,
+            )
+        except JobAcceptedError as job:
+            _print_job(model, job, as_json=as_json)
+            return
     if as_json:
         print_json(asdict(prediction))
         return
@@ -98,3 +109,15 @@ def predict(
         console.print(f"  in the {prediction.arm}'s share", markup=False)
     if prediction.missing:
         console.print(f"  no value for: {', '.join(prediction.missing)}")
+
+
+def _print_job(model: str, job: JobAcceptedError, *, as_json: bool) -> None:
+    """A success: a caller that took it for a failure and asked again would have made a second job."""
+    if as_json:
+        print_json({"job": job.job_id, "status": job.status_url, "results": job.results_url})
+        return
+    console.print(f"{model}: no score yet, the server took it as batch job {job.job_id}", markup=False)
+    console.print(
+        f"  how far it is: tiercel jobs show {job.job_id} (in the server's project), or {job.status_url}", markup=False
+    )
+    console.print(f"  its results, once it is done: curl {job.results_url}", markup=False)

@@ -9,6 +9,9 @@ answer whose model gave NaN or an infinity is a `NoScoreError`, which has the ot
 
 An answer that somebody else gave in the model's place, where its server declares that, says so in its `degraded`.
 
+A model of the batch tier gives no score while one waits: `predict` raises `JobAcceptedError`, which names the job, and
+`results` has its scores once it is done.
+
 Only a connection that could not be opened is tried again, because then nothing was sent. Everything else is for the
 caller to decide; `OverloadedError` and `UnavailableError` say that sending again later is reasonable.
 

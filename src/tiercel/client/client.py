@@ -40,6 +40,7 @@ from tiercel.client.requests import (
     make_limits,
     model_path,
     predict_body,
+    results_path,
     service_path,
 )
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tiercel.client.explanations import Explanation
+    from tiercel.errors import JobAcceptedError
 
 DEFAULT_TIMEOUT_S: Final = 5.0
 
@@ -124,7 +126,8 @@ class Client:
             `Prediction` if every value was single, otherwise `Predictions`.
 
         Raises:
-            RequestError: an argument is wrong. ClientError: see the module.
+            RequestError: an argument is wrong. JobAcceptedError: the model answers as a batch job; it says where. ClientError:
+                see the module.
         """
         path, options = model_path(model, version, alias), explain_options(explain, locale, k)
         return read_prediction(self._post(path, predict_body(entities, features, now, options)))
@@ -164,6 +167,18 @@ class Client:
             RequestError: an argument is wrong. ClientError: see the module; ServerNotFoundError: there is no such record.
         """
         return read_recorded(self._get(explanation_path(prediction, locale, k)))
+
+    def results(self, job: str | JobAcceptedError) -> Prediction | Predictions:
+        """What a batch job came to, in the shape of a prediction that was waited for.
+
+        Args:
+            job: its id, or what `predict` raised.
+
+        Raises:
+            RequestError: the argument is wrong. ClientError: see the module; BadRequestError: with code "job_not_finished" it
+                is to be asked again, after `retry_after_s`.
+        """
+        return read_prediction(self._get(results_path(job)))
 
     def features(
         self,
@@ -251,7 +266,7 @@ class Client:
             response = self._http.send(request)
         except (httpx.HTTPError, RuntimeError) as error:
             raise client_error(request, error) from error
-        return read_reply(response)
+        return read_reply(response, self._http.base_url)
 
     def _probe(self, path: str) -> bool:
         request = self._http.build_request("GET", path)
@@ -332,6 +347,10 @@ class AsyncClient:
         """See `Client.explanation`."""
         return read_recorded(await self._get(explanation_path(prediction, locale, k)))
 
+    async def results(self, job: str | JobAcceptedError) -> Prediction | Predictions:
+        """See `Client.results`."""
+        return read_prediction(await self._get(results_path(job)))
+
     async def features(
         self,
         service: str,
@@ -387,7 +406,7 @@ class AsyncClient:
             response = await self._http.send(request)
         except (httpx.HTTPError, RuntimeError) as error:
             raise client_error(request, error) from error
-        return read_reply(response)
+        return read_reply(response, self._http.base_url)
 
     async def _probe(self, path: str) -> bool:
         request = self._http.build_request("GET", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -17,6 +18,7 @@ from tiercel.errors import (
     ClientConnectionError,
     ClientError,
     ClientTimeoutError,
+    JobAcceptedError,
     NoScoreError,
     OverloadedError,
     ProtocolError,
@@ -25,12 +27,14 @@ from tiercel.errors import (
     ServerNotFoundError,
     UnavailableError,
 )
-from tiercel.types import ValueStatus
+from tiercel.types import Tier, ValueStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Score: TypeAlias = float | tuple[float, ...]
+
+_JOB_PATH = re.compile(r"/[A-Za-z0-9_./-]+")
 
 
 @dataclass(frozen=True)
@@ -158,16 +162,19 @@ class Reply:
     server_timing: str | None
 
 
-def read_reply(response: httpx.Response) -> Reply:
-    """The body of a successful reply.
+def read_reply(response: httpx.Response, base_url: httpx.URL) -> Reply:
+    """The body of a successful reply from the server at `base_url`.
 
     Raises:
+        JobAcceptedError: the server will answer, but not now.
         ServerError: the server reports an error.
         ProtocolError: the reply is not a tiercel server's.
     """
     body = _decode(response)
     if response.status_code == 200 and body is not None:
         return Reply(body, response.headers.get("server-timing"))
+    if response.status_code == 202 and body is not None:
+        raise _job_accepted(response, body, base_url)
     if response.status_code >= 400 and body is not None:
         raise _server_error(response, body)
     raise _not_ours(response)
@@ -188,6 +195,27 @@ def _decode(response: httpx.Response) -> dict[str, Any] | None:
             f"Expected {media_type} from {response.url}, got a damaged body of {len(response.content)} bytes: {error}"
         ) from error
     return body if isinstance(body, dict) else None
+
+
+def _job_accepted(
+    response: httpx.Response, body: dict[str, Any], base_url: httpx.URL
+) -> JobAcceptedError | ProtocolError:
+    job_id, paths = body.get("job"), [body.get(name) for name in ("status", "results")]
+    if not isinstance(job_id, str) or not all(isinstance(path, str) and _JOB_PATH.fullmatch(path) for path in paths):
+        return _not_ours(response)
+    # Below the base URL, whose path a proxy may have put there; its password is nobody's who reads a log.
+    status_url, results_url = (
+        str(base_url.copy_with(userinfo=b"", path=f"{base_url.path.rstrip('/')}{path}")) for path in paths
+    )
+    return JobAcceptedError(
+        f"Expected a prediction, got batch job {job_id}: the server took the question and will answer it beside requests. Its "
+        f"results will be at {results_url}, or what Client.results gives; {status_url} says how far it is. Do not ask again: "
+        f"that makes a second job",
+        job_id=job_id,
+        status_url=status_url,
+        results_url=results_url,
+        retry_after_s=_retry_after_s(response),
+    )
 
 
 def _server_error(response: httpx.Response, body: dict[str, Any]) -> ServerError | ProtocolError:
@@ -258,10 +286,15 @@ def read_prediction(reply: Reply) -> Prediction | Predictions:
     if rows:
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         where = f"for {len(rows)} of {len(scores)} rows ({shown})" if isinstance(prediction, Predictions) else "for it"
+        remedy = (
+            f". Declare a default_score or a fallback under [models.{prediction.model}] in the server's tiercel.toml to have "
+            f"another answer then"
+        )
+        if prediction.tier == Tier.BATCH:  # nobody stands in for a job's rows
+            remedy = ""
         raise NoScoreError(
             f"Expected scores of model '{prediction.model}' version {prediction.version}, got NaN or an infinity {where} "
-            f"in prediction {prediction.id}. The rest is in this error's `prediction`. Declare a default_score or a fallback "
-            f"under [models.{prediction.model}] in the server's tiercel.toml to have another answer then",
+            f"in prediction {prediction.id}. The rest is in this error's `prediction`{remedy}",
             prediction=prediction,
             rows=rows,
         )

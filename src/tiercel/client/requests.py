@@ -33,6 +33,7 @@ _MEDIA_TYPES: Final[Mapping[str, str]] = {"msgpack": "application/msgpack", "jso
 _MODEL = re.compile(r"[A-Za-z0-9_-]+")
 _MODEL_REFERENCE = re.compile(r"[A-Za-z0-9_-]+([@:][A-Za-z0-9_-]+)?")
 _ID = re.compile(r"[0-9a-f]{17,32}")
+_JOB_ID = re.compile(r"[0-9a-f]+-[0-9a-f]+")
 _SERVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -140,6 +141,17 @@ def explanation_path(prediction: Any, locale: str | None, k: int | None) -> str:
         raise RequestError(f"Expected a prediction or its id, got {own!r:.100}", code="invalid_id")
     query = httpx.QueryParams(explain_options("full", locale, k))
     return f"/predictions/{own}/explanation?{query}"
+
+
+def results_path(job: object) -> str:
+    """Of a job's results; RequestError for what cannot be the id of one."""
+    job_id = getattr(job, "job_id", job)  # what `predict` raised
+    if not isinstance(job_id, str) or _JOB_ID.fullmatch(job_id) is None:
+        raise RequestError(
+            f'Expected the id of a job as in "job" of the reply that accepted it, got {job_id!r:.100}',
+            code="invalid_id",
+        )
+    return f"/jobs/{job_id}/results"
 
 
 def predict_body(

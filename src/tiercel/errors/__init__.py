@@ -63,7 +63,7 @@ Import from here: which module of this package holds a class is nobody's busines
     │   └── AuditUnavailableError  a record cannot be made durable, and the model answers only with one that is
     ├── MissingExtraError          an optional dependency is needed
     └── ClientError                raised by tiercel.client only
-        ├── ClientConnectionError, ClientTimeoutError, ProtocolError, NoScoreError
+        ├── ClientConnectionError, ClientTimeoutError, ProtocolError, NoScoreError, JobAcceptedError
         └── ServerError            the server answered with an error; its `code` is this error's code
             ├── BadRequestError (4xx), ServerNotFoundError (404), OverloadedError (429)
             └── UnavailableError (503), ServerInternalError (other 5xx)
@@ -75,6 +75,7 @@ from tiercel.errors.client import (
     ClientConnectionError,
     ClientError,
     ClientTimeoutError,
+    JobAcceptedError,
     NoScoreError,
     OverloadedError,
     ProtocolError,
@@ -173,6 +174,7 @@ __all__ = [
     "ForcedStopError",
     "InvalidFactsError",
     "InvalidNameError",
+    "JobAcceptedError",
     "JobNotFoundError",
     "JobStateError",
     "JobStorageError",

@@ -45,6 +45,27 @@ class NoScoreError(ClientError):
         self.prediction, self.rows = prediction, rows
 
 
+class JobAcceptedError(ClientError):
+    """There is no score yet: the server took the question as a batch job, and will answer it. Asking again makes another job.
+
+    Args:
+        message: which job, and where its results will be.
+        job_id: as `tiercel jobs` names it.
+        status_url: what `GET` says how far it is of, and `DELETE` cancels.
+        results_url: where its results are once it is done; before that, 409.
+        retry_after_s: when to look, as measured; None: the server does not say.
+    """
+
+    code = "job_accepted"
+
+    def __init__(
+        self, message: str, *, job_id: str, status_url: str, results_url: str, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.job_id, self.status_url, self.results_url = job_id, status_url, results_url
+        self.retry_after_s = retry_after_s
+
+
 class ServerError(ClientError):
     """The server answered with an error.
 
