@@ -98,7 +98,6 @@ REFUSED = {
     "LF in a value": header(b"X: a\nY: b"),
     "DEL in a value": header(b"X: a\x7f"),
     # Request lines and hosts.
-    "body after Upgrade": header(b"Connection: upgrade\r\nUpgrade: h2c"),  # llhttp: not HTTP any more
     "no Host": GOOD.replace(b"Host: x\r\n", b""),
     "two Hosts": header(b"Host: y"),
     "two Hosts, the same": header(b"Host: x"),
@@ -132,6 +131,28 @@ HANDED_ON = {
     "absolute target": (GOOD.replace(b"/predict", b"http://y/predict"), [200]),
     "a dot segment": (GOOD.replace(b"/predict/m", b"/predict/../predict/m"), [404]),
     "a percent": (GOOD.replace(b"/m", b"/%6d"), [200]),
+}
+UPGRADE = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+# What is wrong with a body is as wrong in a request that offers another protocol, whose body llhttp does not read itself.
+REFUSED |= {
+    f"{name}, Upgrade": REFUSED[name].replace(b"Host: x\r\n", UPGRADE)
+    for name in (
+        "length, then chunked", "length twice, another", "length list", "coding not last", "coding unknown", "coding quoted",
+        "chunk size b'-22'", "chunk data ended by LF", "chunk data longer", "length as a trailer",
+        "trailer malformed",
+    )
+}  # fmt: skip
+# Answered as HTTP/1.1, and the connection is closed: what follows may be in the other protocol to who stands in between.
+IGNORED_UPGRADE = {
+    "h2c": (GOOD.replace(b"Host: x\r\n", UPGRADE), 200),
+    "h2c, chunked": (CHUNKED.replace(b"Host: x\r\n", UPGRADE), 200),
+    "h2c, trailer": (CHUNKED.replace(b"Host: x\r\n", UPGRADE).replace(b"0\r\n\r\n", b"0\r\nX: 1\r\n\r\n"), 200),
+    "h2c, HTTP/1.0": (GOOD.replace(b"Host: x\r\n", UPGRADE).replace(b"HTTP/1.1", b"HTTP/1.0"), 200),
+    "h2c without a body": (LIVEZ.replace(b"Host: x\r\n", UPGRADE), 200),
+    "websocket": (header(b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket"), 200),
+    "TLS": (header(b"Upgrade: TLS/1.0\r\nConnection: upgrade"), 200),
+    "unknown model": (GOOD.replace(b"Host: x\r\n", UPGRADE).replace(b"/m ", b"/other "), 404),
+    "malformed body": (GOOD.replace(b"Host: x\r\n", UPGRADE).replace(b"{", b"}"), 400),
 }
 
 
@@ -167,6 +188,26 @@ def test_split_at_every_byte(name):
     for cut in range(1, len(data)):
         assert serve([data[:cut], data[cut:] + GOOD]) == whole, cut
     assert serve([bytes([byte]) for byte in data + GOOD])[:2] == whole[:2]
+
+
+@pytest.mark.parametrize("name", IGNORED_UPGRADE)
+def test_upgrade_is_ignored(name):
+    """A request that offers another protocol is answered with its body, wherever it is cut; the one behind it never is."""
+    data, expected = IGNORED_UPGRADE[name]
+    before, closed, answered = serve([GOOD, data])
+    assert (statuses(before), closed, answered) == ([200, expected], True, 1)
+    assert serve([GOOD + data + GOOD]) == (before, True, 1)
+    alone = serve([data])
+    for cut in range(1, len(data)):
+        assert serve([data[:cut], data[cut:] + GOOD]) == alone, cut
+    assert serve([bytes([byte]) for byte in data + GOOD]) == alone
+
+
+def test_upgrade_is_answered_in_its_turn():
+    """Behind a request that the general path answers, in the same segment."""
+    data, _ = IGNORED_UPGRADE["h2c"]
+    replies, closed, _ = serve([LIVEZ + CHUNKED + data + GOOD])
+    assert (statuses(replies), closed) == ([200, 200, 200], True)
 
 
 @pytest.mark.parametrize("whole", [GOOD, CHUNKED, LIVEZ, GOOD.replace(b"m HTTP", b"other HTTP")])

@@ -13,6 +13,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tiercel.http.body import READ_NS
+from tiercel.http.plain_parser import PlainParser
 
 if TYPE_CHECKING:
     import asyncio
@@ -113,6 +114,7 @@ class GeneralProtocol(HttpToolsProtocol):
         **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
+        self.parser = PlainParser(self)
         self._settings = settings
         self._done = done
         self._counters = counters
@@ -229,7 +231,7 @@ class GeneralProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._open_cycle = self.cycle
         if self._draining or self.parser.should_upgrade():
-            # What follows a request to change protocols may be in that protocol: nothing more is read as HTTP.
+            # What follows a request to change protocols may be in that protocol: no other request is read.
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -240,6 +242,8 @@ class GeneralProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note that the body is whole."""
+        if self.parser.skipped_body:
+            return
         self._in_message = False
         self._open_cycle = None
         super().on_message_complete()
