@@ -107,6 +107,8 @@ REFUSED = {
     "version 1.": GOOD.replace(b"HTTP/1.1", b"HTTP/1."),
     "version 0.9": GOOD.replace(b"HTTP/1.1", b"HTTP/0.9"),
     "version 2.0": GOOD.replace(b"HTTP/1.1", b"HTTP/2.0"),
+    "target of CONNECT": GOOD.replace(b"POST /predict/m", b"CONNECT x:80"),
+    "absolute target without a path": GOOD.replace(b"/predict/m", b"http://y"),
     "version in lower case": GOOD.replace(b"HTTP/1.1", b"http/1.1"),
     "method prefix": GOOD.replace(b"POST", b"POS"),
     "method longer": GOOD.replace(b"POST", b"POSTX"),

@@ -227,8 +227,8 @@ class GeneralProtocol(HttpToolsProtocol):
         why = self._judge()
         if why is not None:
             raise self._reason(why)
+        super().on_headers_complete()  # raises for a target without a path: then there is nothing to wait for
         self._n_running += 1
-        super().on_headers_complete()
         self._open_cycle = self.cycle
         if self._draining or self.parser.should_upgrade():
             # What follows a request to change protocols may be in that protocol: no other request is read.
