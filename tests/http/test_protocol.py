@@ -201,6 +201,42 @@ def test_both_paths_echo_the_same_deadline(running, head, extra, source, told):
         assert re.findall(r'budget;dur=([0-9.]+);desc="([^"]+)"', found) == expected
 
 
+@pytest.mark.parametrize("end", ["", " ", "\t", " \t "])
+@pytest.mark.parametrize(
+    ("header", "status", "code"),
+    [
+        ("x-envoy-expected-rq-timeout-ms: 9000", 200, None),
+        ("x-request-timeout-seconds:\t 9.5", 200, None),
+        ("x-request-timeout-seconds: 9 5", 400, "invalid_deadline"),
+        ("Connection: keep-alive", 200, None),
+        ("Expect: none", 200, None),
+        ("Content-Encoding: identity", 200, None),
+    ],
+)
+def test_space_around_a_value_means_nothing(running, header, end, status, code):
+    """Spaces and tabs behind a header's value are no part of it, on either path (RFC 9110, 5.5)."""
+    content = json.dumps(BODY).encode()
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+    with peer(running) as one:
+        for framing, body in ((f"Content-Length: {len(content)}", content), ("Transfer-Encoding: chunked", chunked)):
+            lines = [framing, f"Content-Type: application/json{end}", f"{header}{end}"]
+            one.send("\r\n".join(["POST /predict/late HTTP/1.1", "Host: x", *lines, "", ""]).encode() + body)
+            found, _, told = one.reply()
+            assert (found, json.loads(told).get("code")) == (status, code)
+
+
+@pytest.mark.parametrize("end", ["", " ", "\t"])
+def test_space_behind_the_name_of_a_model(running, end):
+    """`/invocations` looks for the model that a header names, and not for one with a space in its name."""
+    lines = [f"x-tiercel-model: nobody{end}", "Content-Type: application/json", "Content-Length: 19"]
+    with peer(running) as one:
+        one.send(
+            "\r\n".join(["POST /invocations HTTP/1.1", "Host: x", *lines, "", ""]).encode() + b'{"instances":[[1]]}'
+        )
+        status, _, told = one.reply()
+    assert (status, "'nobody'" in json.loads(told)["error"]) == (404, True)
+
+
 def test_both_paths_answer_alike(running):
     """A chunked request goes the general way: its answer, headers and order of fields included, is the fast one's."""
     for kind, content in (

@@ -217,7 +217,7 @@ class GeneralProtocol(HttpToolsProtocol):
             raise self._reason(RefusedError(431, "head_too_large", f"Expected at most {MAX_HEADERS} headers, got more"))
         if self._head_bytes > self._settings.max_head_bytes:
             raise self._reason(self._head_too_large())
-        super().on_header(name, value)
+        super().on_header(name, value.rstrip(b" \t"))  # RFC 9110, 5.5; llhttp leaves what is behind a value
 
     def on_headers_complete(self) -> None:
         """Judge the head before a request is made of it."""
