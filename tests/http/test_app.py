@@ -268,6 +268,23 @@ def test_wrong_paths_and_methods(app, method, path, status):
     assert set(reply.json()) == {"error", "code"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/predict/late", "POST"),
+        ("GET", "/features/svc", "POST"),
+        ("POST", "/readyz", "GET, HEAD"),
+        ("PUT", "/invocations", "POST"),
+        ("GET", "/v2/models/late/infer", "POST"),
+        ("DELETE", "/v1/models/late", "GET, HEAD, POST"),  # two routes of one path
+        ("GET", "/nowhere", None),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(app, method, path, allow):
+    """Every 405 has an `Allow` with all methods of its path, and nothing else has one."""
+    assert send(app, method, path).headers.get("allow") == allow
+
+
 def test_feature_read(app):
     """Stored features come back typed, each with a status and an age, one row per entity."""
     body = {

@@ -29,6 +29,22 @@ def test_tritons_names_are_there_for_who_asks(tmp_path):
     assert "tiercel_workers" in found
 
 
+def test_a_wrong_method_is_told_the_right_ones(tmp_path):
+    """A 405 of the admin port says in `Allow` what the path has."""
+    (tmp_path / "tiercel.toml").write_text("")
+    settings = load_settings(tmp_path)
+
+    async def ask(method, path):
+        transport = httpx.ASGITransport(ControlPlane(settings))
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
+            reply = await client.request(method, path)
+        return reply.status_code, reply.headers.get("allow")
+
+    assert asyncio.run(ask("POST", "/metrics")) == (405, "GET, HEAD")
+    assert asyncio.run(ask("GET", "/api/jobs/1/cancel")) == (405, "POST")
+    assert asyncio.run(ask("GET", "/nowhere")) == (404, None)
+
+
 def test_watching_begins_when_workers_have_served(tmp_path, monkeypatch):
     """Not beside workers that start: a project in which none can would be complained of by every process."""
     (tmp_path / "tiercel.toml").write_text("")

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.http import payload
+from tiercel.http.allowed import allow_header
 from tiercel.http.explanations import ExplanationEndpoint
 from tiercel.http.features import FeaturesEndpoint
 from tiercel.http.predict import PredictEndpoint, make_ids, respond
@@ -26,7 +27,7 @@ from tiercel.serving.rooms import cores_of_worker
 from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -129,7 +130,7 @@ class DataPlane:
             if self._native is not None:
                 self._native.close()
 
-    async def _http_error(self, _request: Request, error: Exception) -> Response:
+    async def _http_error(self, request: Request, error: Exception) -> Response:
         """Starlette's own refusals (404, 405) in the body shape of every other error."""
         status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
         code = {404: "unknown_path", 405: "method_not_allowed"}.get(status, "http_error")
@@ -142,7 +143,7 @@ class DataPlane:
             405: "Expected another method on this path",
         }.get(status, detail)
         self._counters.count_reply(status, code)
-        return _json({"error": text, "code": code}, status)
+        return _json({"error": text, "code": code}, status, allow_header(request, status))
 
     async def _livez(self, _request: Request) -> Response:
         return _json({"status": "alive"})
@@ -170,5 +171,5 @@ class DataPlane:
         return _json(body, 200 if ready else 503)
 
 
-def _json(body: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status, media_type=payload.JSON)
+def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, media_type=payload.JSON)

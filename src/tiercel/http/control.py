@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from tiercel.errors import TiercelError
 from tiercel.http.alerts import AlertAdmin
+from tiercel.http.allowed import allow_header
 from tiercel.http.dashboard.app import Dashboard
 from tiercel.http.explanations import ExplanationEndpoint
 from tiercel.http.job_runner import JobRunner
@@ -32,7 +33,7 @@ from tiercel.serving.version_shelf import VersionShelf
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from starlette.requests import Request
@@ -160,16 +161,16 @@ async def keep_folded(state_dir: Path) -> None:
         await asyncio.sleep(FOLD_INTERVAL_S)
 
 
-def _json(body: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status, media_type="application/json")
+def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Refusals in the body shape of every other error."""
     status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
     code = {404: "unknown_path", 405: "method_not_allowed"}.get(status, "http_error")
     text = {404: f"Expected {PATHS}, got another path", 405: "Expected another method on this path"}.get(status, detail)
-    return _json({"error": text, "code": code}, status)
+    return _json({"error": text, "code": code}, status, allow_header(request, status))
 
 
 def serve_control(settings: Settings, listener: socket.socket, channel: Channel) -> None:
