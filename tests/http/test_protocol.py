@@ -225,6 +225,17 @@ def test_space_around_a_value_means_nothing(running, header, end, status, code):
             assert (found, json.loads(told).get("code")) == (status, code)
 
 
+@pytest.mark.parametrize("header", ["x-envoy-expected-rq-timeout-ms: 3600001", "x-request-timeout-seconds: 1e6"])
+def test_a_proxy_that_waits_longer_than_an_hour(running, header):
+    """Its header is no tighter than the longest deadline; one of a body that is longer is a mistake."""
+    with peer(running) as one:
+        one.send(request(headers=[header]))
+        status, headers, _ = one.reply()
+        assert status == 200
+        assert f'budget;dur=3600000.000;desc="{header.partition(":")[0]}"' in headers["server-timing"]
+        assert one.ask(request({**BODY, "deadline_ms": 3_600_001}, headers=[header])) == 400
+
+
 @pytest.mark.parametrize("end", ["", " ", "\t"])
 def test_space_behind_the_name_of_a_model(running, end):
     """`/invocations` looks for the model that a header names, and not for one with a space in its name."""

@@ -7,6 +7,7 @@ which it was. Sources: Open Inference Protocol `parameters.timeout` as Triton de
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ HEADERS: dict[bytes, float] = {
     b"x-envoy-expected-rq-timeout-ms": 1e3,
 }
 DECIMAL = re.compile(rb"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
-#: A longer one is a mistake in the unit.
+#: A longer one that a caller names is a mistake in the unit.
 MAX_BUDGET_US = 3_600_000_000
 #: The source of a deadline that nobody asked for.
 TIER_DEFAULT = "tier"
@@ -99,7 +100,9 @@ class Budget:
 
 
 def budget_of(headers: Iterable[tuple[bytes, bytes]], begin_ns: int) -> Budget:
-    """What the headers ask for (names in lower case).
+    """What the headers ask for (names in lower case, no space around values).
+
+    They are set by proxies, whose callers could not change what is refused: more than the longest budget is that one.
 
     Raises:
         RequestError: `invalid_deadline`.
@@ -111,5 +114,7 @@ def budget_of(headers: Iterable[tuple[bytes, bytes]], begin_ns: int) -> Budget:
             continue
         text = name.decode("ascii")
         number = float(value) if DECIMAL.fullmatch(value) else value.decode("latin-1")
+        if isinstance(number, float) and math.isfinite(number):
+            number = min(number, MAX_BUDGET_US / unit_us)
         budget = budget.with_us(number, unit_us, text, f"header {text}")
     return budget
