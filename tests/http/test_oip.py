@@ -358,13 +358,15 @@ def stubbed(wire, failure=None):
     [
         ({}, {}, None, "tier"),
         ({"timeout": 0, "priority": 3}, {}, None, "tier"),
+        ({"timeout": None, "priority": None}, {}, None, "tier"),
+        ({"timeout": None}, {"x-envoy-expected-rq-timeout-ms": "5"}, 5000, "x-envoy-expected-rq-timeout-ms"),
         ({"timeout": 8000}, {}, 8000, "timeout"),
         ({"timeout": 8000}, {"x-envoy-expected-rq-timeout-ms": "5"}, 5000, "x-envoy-expected-rq-timeout-ms"),
         ({"timeout": 8000}, {"x-request-timeout-seconds": "0.5"}, 8000, "timeout"),
     ],
 )
 def test_the_smallest_budget_wins(wire, parameters, headers, budget_us, source):
-    """Triton's timeout is in microseconds and joins the budgets of the headers; zero asks for nothing."""
+    """Triton's timeout is in microseconds and joins the budgets of the headers; zero or null asks for nothing."""
     other, router, _ = stubbed(wire)
     reply = other.send("POST", INFER, content=json.dumps(changed(parameters=parameters)).encode(), headers=headers)
     assert reply.status_code == 200

@@ -13,7 +13,7 @@ How a model looks:
   of its second class.
 
 A model may be named "fraud" (its champion), "fraud@challenger", or "fraud" with a registered version in the path.
-`parameters.timeout` (microseconds, as in Triton) joins the request's budget; 0 means none. `parameters.priority` is
+`parameters.timeout` (microseconds, as in Triton) joins the request's budget; 0 or null means none. `parameters.priority` is
 accepted and has no effect. Sequences, shared memory and compressed bodies are refused, and so is loading and unloading:
 the registry decides what is served. Statistics are those of the worker that is asked, over this protocol.
 
@@ -173,11 +173,11 @@ def budget_with(budget: Budget, request: dict[str, Any]) -> Budget:
                 f"Expected a request on its own, got $.parameters.{name}: no model here keeps a state between requests",
                 code="invalid_request",
             )
-    priority = parameters.get("priority", 0)
-    if type(priority) is not int or priority < 0:
+    priority = parameters.get("priority")
+    if priority is not None and (type(priority) is not int or priority < 0):
         raise RequestError(f"Expected $.parameters.priority to be 0 or more, got {show(priority)}", code="wrong_type")
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is int and timeout == 0:
+    timeout = parameters.get("timeout")
+    if timeout is None or (type(timeout) is int and timeout == 0):
         return budget
     return budget.with_us(timeout, 1, "timeout", "$.parameters.timeout")
 
