@@ -87,10 +87,22 @@ def test_missing_cells_of_numbers(wire):
 
 
 def test_csv_of_one_column():
-    """With one column an empty line is a row with a missing value, and none is lost."""
+    """An empty line is no row, a quoted nothing is a missing value: what pandas writes for one, and how it reads both."""
     signature = Signature(("a",), Task.REGRESSION)
-    columns = columns_of_csv(b"a\n1\n\n2\n\n", list_inputs(signature, None), None, 10)
-    assert columns == {"a": [1.0, None, 2.0, None]}
+    text = b'a\n1\n\n2\n""\n\n'
+    columns = columns_of_csv(text, list_inputs(signature, None), None, 10)
+    assert columns == {"a": [1.0, 2.0, None]}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_empty_lines_are_no_rows(wire, end):
+    """Before the header, between rows and at the end; a row at fault is counted without them."""
+    lines = ["", "a,b,c", "", "1,2,3", "", "", "4,5,6", "", ""]
+    reply = invoke(wire, end.join(lines).encode(), "plain", content_type="text/csv")
+    assert reply.json() == invoke(wire, b"a,b,c\n1,2,3\n4,5,6", "plain", content_type="text/csv").json()
+    assert len(reply.json()["predictions"]) == 2
+    refused = invoke(wire, end.join([*lines, "7,8"]).encode(), "plain", content_type="text/csv")
+    assert (refused.status_code, refused.json()["code"], refused.json()["row"]) == (400, "wrong_length", 2)
 
 
 REFUSALS = [
@@ -132,7 +144,8 @@ CSV_REFUSALS = [
     pytest.param(b"rain,rain\n1,2\n", "duplicate_key", None, id="a column twice"),
     pytest.param(b"rain,speed\n1,2\n", "unknown_feature", None, id="unknown column"),
     pytest.param(b"rain,hour\n1,2\n1\n", "wrong_length", 1, id="row too short"),
-    pytest.param(b"rain,hour\n1,2\n\n1,2\n", "wrong_length", 1, id="empty line between"),
+    pytest.param(b"rain,hour\n1,2\n \n1,2\n", "wrong_length", 1, id="a line of a space between"),
+    pytest.param(b"\n\n", "invalid_request", None, id="empty lines alone"),
     pytest.param(b"rain,hour\n1,2\nx,2\n", "wrong_type", 1, id="text for a float"),
     pytest.param(b"rain,hour\n1,2\n1,x\n", "wrong_type", 1, id="text for an integer"),
     pytest.param(b"rain,hour\n1_0,2\n", "wrong_type", 0, id="underscore in a number"),

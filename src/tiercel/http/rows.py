@@ -101,7 +101,8 @@ def columns_of_inputs(inputs: Any, plan: Plan, where: str, max_rows: int) -> dic
 def columns_of_csv(body: bytes, inputs: Mapping[str, ModelInput], plan: Plan, max_rows: int) -> dict[str, list[Any]]:
     """Columns of UTF-8 CSV (RFC 4180) with a header line of names; each cell is read as the dtype of its column.
 
-    An empty cell is a missing value, and so is one that says nan, na, null or none in a column that is no text.
+    An empty cell is a missing value, and so is one that says nan, na, null or none in a column that is no text. An empty
+    line is no row, as pandas and so MLflow have it; one column's missing value is written `""`.
 
     Raises:
         RequestError: not CSV, an unknown or repeated name, a row of another length, a cell that does not fit (its row
@@ -109,12 +110,9 @@ def columns_of_csv(body: bytes, inputs: Mapping[str, ModelInput], plan: Plan, ma
     """
     try:
         reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
-        lines = list(reader)
+        lines = [line for line in reader if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"Expected CSV in UTF-8, got: {str(error)[:200]}", code="malformed_csv") from None
-    while len(lines) > 1 and not lines[-1] and len(lines[0]) > 1:  # of one column, an empty line is a missing value
-        lines.pop()
-    lines = [line or [""] for line in lines]
     if len(lines) < 2:
         raise RequestError(f"Expected a header line and at least one row of CSV, got {len(lines)} lines")
     names, rows = lines[0], lines[1:]
