@@ -226,9 +226,11 @@ def test_the_budget_decides(monkeypatch, cost_us, n_rows, deadline_us, method):
 
 
 def test_jobs_are_not_explained():
-    """A batch job's scores are explained by their ids, not in the job; who asks for both is told."""
+    """Neither in the job nor later, for its scores have no ids: who asks for both is told to ask by the rows."""
     reply = post(plan_of(), "/predict/line", {"features": ROW, "explain": "full", "tier": "batch"}, jobs=Jobs())
     assert (reply.status_code, reply.json()["code"]) == (400, "invalid_explain")
+    assert "scores have no ids" in reply.json()["error"]
+    assert "a row in another tier" in reply.json()["error"]
 
 
 # -- V1 ---------------------------------------------------------------------------------------------------------------

@@ -362,8 +362,10 @@ def test_a_job_nobody_waits_for_is_not_accepted(project, plan, reply_us, results
     now_ns = time.monotonic_ns()
     reply = None if reply_us is None else Deadline(now_ns, reply_us, "x-request-timeout-seconds")
     results = None if results_us is None else Deadline(now_ns, results_us, "deadline_ms")
-    with pytest.raises(DeadlineError, match=said):
+    with pytest.raises(DeadlineError, match=said) as refused:
         asyncio.run(client.endpoints.submit(plan, question(3), reply, results))
+    assert "Nothing was accepted" in str(refused.value)
+    assert "stand-in" not in str(refused.value)  # nobody stands in for a job
     assert JobStore(project.settings.state_dir).open_jobs() == []
 
 

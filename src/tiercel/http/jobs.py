@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tiercel.errors import JobsDisabledError, JobStateError, RequestError, TiercelError
+from tiercel.errors import DeadlineError, JobsDisabledError, JobStateError, RequestError, TiercelError
 from tiercel.http import payload
 from tiercel.http.job_replies import ARROW, encode_results, results_length
 from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.monitor.counting import WorkerCounters
-from tiercel.serving.asked import require_time
 from tiercel.serving.job_question import first_row, measure
 from tiercel.serving.jobs import JobStore
 
@@ -126,8 +125,8 @@ class JobEndpoints:
         plan.predict(entities, features, question.now_us)
         signature = plan.signature
         classes = signature.classes if signature.n_outputs > 1 else ()
-        if reply is not None:  # a job whose id nobody hears of would be run for nobody
-            require_time(reply, 0, plan.model)
+        if reply is not None:
+            _require_listener(reply)
         due_us = None if results is None else time.time_ns() // 1000 + results.remaining_us()
         job = self._store.submit(question, model=plan.model, version=plan.version, classes=classes, due_us=due_us)
         return self._store.status(job.id)
@@ -223,6 +222,22 @@ def accepted_type(accept: str, known: tuple[str, ...]) -> str:
         if name in known and quality > best_quality:
             best, best_quality = name, quality
     return best
+
+
+def _require_listener(reply: Deadline) -> None:
+    """Refuse a job whose id nobody would hear of: it would be run for nobody.
+
+    Raises:
+        DeadlineError: the call's own deadline is over.
+    """
+    if reply.remaining_us() < 0:
+        raise DeadlineError(
+            f"Expected a batch job to be submitted before the deadline of this call, which was over already, got 0.000 ms: "
+            f"what is left of {reply.budget_us / 1000:g} ms from {reply.source}. Nothing was accepted. Allow the call more "
+            f"time; the results' own deadline is $.deadline_ms",
+            budget_us=reply.budget_us,
+            needed_us=0,
+        )
 
 
 def _look(store: JobStore, job_id: str) -> tuple[JobStatus, int]:

@@ -144,7 +144,8 @@ class PredictEndpoint:
         if plan is not None:
             if request.explain is not None:
                 raise RequestError(
-                    "Expected a question without $.explain for a batch job: its scores are explained one by one, by their ids",
+                    "Expected a question without $.explain for a batch job, whose scores have no ids to explain them by. Ask for "
+                    "the explanation of a row in another tier",
                     code="invalid_explain",
                 )
             if self._jobs is None:
