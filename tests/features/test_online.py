@@ -207,6 +207,32 @@ def test_a_base_removed_between_manifest_and_open_is_retried(tmp_path, monkeypat
     assert OnlineBase.open(tmp_path).manifest.sequence == 4
 
 
+def truncate(directory, manifest):
+    path = directory / manifest.base_name
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:4096])
+
+
+def test_the_newest_intact_older_base_opens(tmp_path):
+    """Of the older bases that are kept, the newest that is what MANIFEST says; a bit flipped in one passes it over."""
+    oldest, _, current = (publish(tmp_path, simple_store(offset=offset)) for offset in range(3))
+    truncate(tmp_path, current)
+    assert OnlineBase.open_older(tmp_path).manifest.sequence == 2
+    middle = tmp_path / current.previous[0].base_name
+    middle.chmod(0o644)
+    middle.write_bytes(bytes([*middle.read_bytes()[:-1], 1]))
+    assert OnlineBase.open_older(tmp_path).manifest.sequence == 1
+    (tmp_path / oldest.categories_name).unlink()
+    assert OnlineBase.open_older(tmp_path) is None
+
+
+def test_an_older_base_of_another_schema_does_not_open(tmp_path):
+    """Whoever asks for the newest older base expects the current one's schema."""
+    publish(tmp_path, simple_store())
+    publish(tmp_path, simple_store(ttl_us=5))
+    assert OnlineBase.open_older(tmp_path) is None
+
+
 def test_one_map_per_file_and_process(tmp_path):
     """Two bases opened on one file share its map; it goes with the last of them."""
     publish(tmp_path)

@@ -136,6 +136,53 @@ def test_a_corrupt_base_is_not_made_live(project, engine, caplog):
     assert score(engine) != before
 
 
+def truncate(project, manifest):
+    base = project.settings.features_dir / "checkout" / manifest.base_name
+    base.chmod(0o644)
+    base.write_bytes(base.read_bytes()[:4096])
+
+
+def test_a_start_beside_a_damaged_base_serves_the_older_one(project, engine, monkeypatch, caplog):
+    """A worker that starts while the current base is damaged answers from the one before, loudly, until the next one."""
+    monkeypatch.setattr("tiercel.serving.engine.RETRY_INTERVAL_S", 0.0)
+    before = score(engine)
+    projects.write_project(project.settings.project_dir, seed=9, shift=0.7)
+    damaged = project.materialize()[0]
+    truncate(project, damaged)
+    started = Engine(project.settings, project.registry)
+    routes = started.refresh()
+    assert routes.is_ready
+    assert score(started) == before
+    (problem,) = routes.problems
+    assert damaged.base_name in problem
+    assert f"{damaged.previous[0].base_name}, keeps serving" in problem
+    assert "Materialize" in problem
+    assert started.stale()  # tried again
+    plan = started.find_plan("fraud")
+    assert started.refresh().problems == (problem,)
+    assert started.find_plan("fraud") is plan
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [problem]
+    project.materialize()
+    assert started.stale()
+    assert started.refresh().problems == ()
+    assert score(started) != before
+
+
+def test_a_start_without_any_intact_base_says_the_cause(project, engine):
+    """Who asks for a model whose features are damaged hears what is wrong with them, not that there are none."""
+    truncate(project, engine.service("checkout").manifest)
+    started = Engine(project.settings, project.registry)
+    assert not started.refresh().is_ready
+    with pytest.raises(ModelUnavailableError, match=r"base-000001\.mdb of \d+ bytes, got 4096") as raised:
+        asyncio.run(started.load_plan("fraud"))
+    assert "not materialized" not in str(raised.value)
+    with pytest.raises(ServiceNotFoundError, match="got 4096"):
+        started.service("checkout")
+    project.materialize()
+    assert started.refresh().problems == ()
+    assert started.find_plan("fraud") is not None
+
+
 def test_a_corrupt_artifact_is_not_made_live(project, engine):
     """A model file that does not match its digest is refused; the champion before keeps answering to the alias."""
     version, _, _ = projects.train(project, seed=1, colsample_bytree=0.5)

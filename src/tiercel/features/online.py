@@ -148,6 +148,30 @@ class OnlineBase:
             return cls(file, manifest, categories)
 
     @classmethod
+    def open_older(cls, directory: Path) -> OnlineBase | None:
+        """Open the newest older base that is kept, intact and of the current one's schema; None: there is none.
+
+        For who starts while the current base is damaged. Always hashed: something on this disk is known to be wrong.
+
+        Args:
+            directory: as for `open`.
+
+        Raises:
+            NotMaterializedError, UnsupportedLmdbError: as `open`.
+            BaseCorruptError: MANIFEST is damaged, so nothing is known of older bases.
+        """
+        manifest = read_manifest(directory)
+        for kept in manifest.previous:
+            if kept.fingerprint != manifest.fingerprint:
+                continue
+            try:
+                file = _open_checked(directory / kept.base_name, kept, verify=True)
+                return cls(file, kept, _read_categories(directory / kept.categories_name, kept))
+            except (BaseCorruptError, OSError):  # also damaged, or removed by a publish: the one before that
+                continue
+        return None
+
+    @classmethod
     def open_kept(cls, directory: Path, name: str, *, sha256: str | None = None) -> OnlineBase:
         """Open the current base of a service or one of the older ones that are kept, for replays.
 

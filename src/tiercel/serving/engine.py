@@ -23,6 +23,7 @@ from tiercel import models
 from tiercel._hot.plan import ServingPlan
 from tiercel.errors import (
     InvalidNameError,
+    ModelUnavailableError,
     NotMaterializedError,
     SchemaMismatchError,
     ServiceNotFoundError,
@@ -43,6 +44,7 @@ from tiercel.types import Tier, categories_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from tiercel._hot.explained import Explanations
     from tiercel.features.transforms import CompiledTransform
@@ -146,11 +148,14 @@ class Engine:
         """The live base of a feature service.
 
         Raises:
-            ServiceNotFoundError: nothing of this name is published.
+            ServiceNotFoundError: nothing of this name is published, or it cannot be opened; the message says why.
         """
         base = self.routes.services.get(name)
         if base is None:
             known = ", ".join(sorted(self.routes.services)) or "none"
+            why = self._failed.get(f"service {name}")
+            if why is not None:
+                raise ServiceNotFoundError(f"Expected a feature service that can be read ({known}), got {why}")
             raise ServiceNotFoundError(
                 f"Expected a materialized feature service, got '{name}'. Materialized: {known}. "
                 f"Run `tiercel materialize` to publish one."
@@ -222,12 +227,27 @@ class Engine:
                 services[name] = base
                 self._recover(f"service {name}")
             except (TiercelError, OSError) as error:
-                self._report(f"service {name}", error, problems, kept=live is not None)
-                if live is not None:
-                    services[name] = live
+                # A worker that just started has no live base, and may find an older one intact.
+                older = self._open_older(directory) if live is None else live
+                kept = "" if older is None else f"The one before, {older.manifest.base_name}, keeps serving."
+                self._report(f"service {name}", error, problems, kept)
+                if older is not None:
+                    services[name] = older
         for name in self._watchers.keys() - self._published():
             del self._watchers[name]
+            self._failed.pop(f"service {name}", None)
         return services
+
+    def _open_older(self, directory: Path) -> OnlineBase | None:
+        """An older base to serve while the current one cannot be opened, if one is kept and intact."""
+        try:
+            base = OnlineBase.open_older(directory)
+            if base is not None:
+                base.touch()
+                self._compile(base)
+        except (TiercelError, OSError):  # the current base's error is the one to tell
+            return None
+        return base
 
     def _route_models(self, services: dict[str, OnlineBase], problems: list[str]) -> dict[str, ModelRoutes]:
         routed: dict[str, ModelRoutes] = {}
@@ -288,7 +308,7 @@ class Engine:
         try:
             plan = self._current_plan(name, version, services, before)
         except (TiercelError, OSError) as error:
-            self._report(what, error, problems, kept=before is not None)
+            self._report(what, error, problems, "" if before is None else "The one before keeps serving.")
             return before
         self._recover(what)
         return plan
@@ -332,6 +352,10 @@ class Engine:
         if service is None:
             return None
         base = services.get(service)
+        if base is None and (why := self._failed.get(f"service {service}")) is not None:
+            raise ModelUnavailableError(
+                f"Model '{record.name}' version {record.version} reads a feature service that cannot be served: {why}"
+            )
         if base is None:
             raise NotMaterializedError(
                 f"Model '{record.name}' version {record.version} reads feature service '{service}', which is not "
@@ -418,8 +442,9 @@ class Engine:
             self.routes = Routes.build(routed, routes.services, routes.problems)
             return plan
 
-    def _report(self, what: str, error: Exception, problems: list[str], *, kept: bool) -> None:
-        text = f"{what}: {error}{' The one before keeps serving.' if kept else ''}"
+    def _report(self, what: str, error: Exception, problems: list[str], kept: str) -> None:
+        """Log once and list what could not be loaded; `kept` says what serves in its place, if anything does."""
+        text = f"{what}: {error}{'' if str(error).endswith('.') else '.'} {kept}".rstrip()
         if self._failed.get(what) != text:
             log.error("%s", text)
         self._failed[what] = text
