@@ -165,6 +165,53 @@ def test_a_damaged_manifest_is_healed_by_publishing(tmp_path):
     assert OnlineBase.open(tmp_path).read_vectors({"id": [0]}, 0).values[0, 0] == 1
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_bases_of_a_lost_manifest_stay_for_one_publish(tmp_path, spoil):
+    """Without a readable MANIFEST the newest bases stay as files, their numbers are not given again; the next run goes on."""
+    bases = {}
+    for offset in range(3):
+        manifest = publish(tmp_path, simple_store(offset=offset))
+        bases[manifest.base_name] = (tmp_path / manifest.base_name).read_bytes()
+    saved = (tmp_path / "MANIFEST").read_bytes()
+    spoil(tmp_path / "MANIFEST")
+    with pytest.raises(SourceError):
+        publish(tmp_path, simple_store(), [])
+    with pytest.raises(SourceError, match="duplicates"):
+        publish(tmp_path, simple_store(), [pa.concat_tables(2 * simple_store().tables)])
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("base-*.mdb")} == bases  # a refusal removes nothing
+    manifest = publish(tmp_path, simple_store(offset=9))
+    assert (manifest.sequence, manifest.previous) == (4, ())
+    kept = {f"base-00000{n}.mdb" for n in (2, 3)}
+    assert {path.name for path in tmp_path.glob("base-*.mdb")} == {*kept, "base-000004.mdb"}
+    assert all((tmp_path / name).read_bytes() == bases[name] for name in kept)
+    fourth = (tmp_path / "MANIFEST").read_bytes()
+    (tmp_path / "MANIFEST").write_bytes(saved)  # from a backup
+    assert OnlineBase.open(tmp_path).read_vectors({"id": [0]}, 0).values[0, 0] == 2
+    (tmp_path / "MANIFEST").write_bytes(fourth)
+    assert publish(tmp_path, simple_store(offset=10)).sequence == 5
+    assert {path.name for path in tmp_path.glob("base-*.mdb")} == {"base-000004.mdb", "base-000005.mdb"}
+
+
+def test_a_failed_first_run_leaves_nothing(tmp_path, monkeypatch):
+    """Where nothing was ever published, what a failed run wrote is removed although no MANIFEST says what to keep."""
+
+    def fail(directory, manifest):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(base, "publish_manifest", fail)
+    with pytest.raises(StoreError, match="No space left"):
+        publish(tmp_path, simple_store())
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+def test_a_number_of_which_one_file_is_left_is_not_given_again(tmp_path):
+    """Dictionaries alone, beside a lost MANIFEST and a lost base, still say that their number was taken."""
+    manifest = publish(tmp_path, simple_store())
+    (tmp_path / "MANIFEST").unlink()
+    (tmp_path / manifest.base_name).unlink()
+    assert publish(tmp_path, simple_store(offset=1)).sequence == 2
+
+
 def test_a_file_that_differs_from_what_was_loaded_is_not_published(tmp_path, monkeypatch):
     """Verification compares what is in the file with what was meant to be: a row changed on the way stops the publish."""
     publish(tmp_path, simple_store())

@@ -95,9 +95,12 @@ def write_base(
     directory.mkdir(parents=True, exist_ok=True)
     with writer_lock(directory, timeout_s=lock_timeout_s):
         current = _current_or_none(directory)
-        _remove_leftovers(directory, current)
-        known = [0, *sequences_on_disk(directory), *([current.sequence, current.last_sequence] if current else [])]
-        sequence = max(known) + 1
+        # Counted before anything is removed: a number that was ever seen never names other content.
+        on_disk = sequences_on_disk(directory)
+        sequence = max([0, *on_disk, *([current.sequence, current.last_sequence] if current else [])]) + 1
+        # A MANIFEST that is damaged or lost may have named any of them, and may come back from a backup.
+        unnamed = sorted(on_disk, reverse=True) if current is None else []
+        _remove_leftovers(directory, current, unnamed)
         temporary = directory / (base_name(sequence) + ".tmp")
         if current is not None:
             _check_codes(directory, current, schema, dictionaries)
@@ -131,13 +134,13 @@ def write_base(
                 previous=kept,
             )
             publish_manifest(directory, manifest)
-            current = manifest
+            current, unnamed = manifest, unnamed[:n_kept]
         except (lmdb.Error, OSError) as error:
             raise StoreError(
                 f"Writing {temporary} failed: {error}. The published base is unchanged; free disk space or check the disk"
             ) from error
         finally:
-            _remove_leftovers(directory, current)
+            _remove_leftovers(directory, current, unnamed)
         return manifest
 
 
@@ -353,17 +356,21 @@ def _without_previous(manifest: Manifest) -> Manifest:
     return Manifest(**{**manifest.__dict__, "previous": ()})
 
 
-def _remove_leftovers(directory: Path, current: Manifest | None) -> None:
+def _remove_leftovers(directory: Path, current: Manifest | None, unnamed: Sequence[int]) -> None:
     """Remove what killed or failed runs left, and bases no longer kept. The caller holds the writer lock.
 
     A process that still maps a removed base keeps it: the inode lives until its last reader is gone.
+
+    Args:
+        directory: of the service.
+        current: what MANIFEST says; the files it names stay.
+        unnamed: numbers of bases that stay although `current` does not name them.
     """
-    if current is None and (directory / MANIFEST_NAME).exists():
-        keep = None  # a damaged MANIFEST may name any of the bases; somebody may want to repair it
-    else:
-        keep = frozenset() if current is None else current.file_names
+    keep = {file_name for n in unnamed for file_name in (base_name(n), categories_name(n))}
+    if current is not None:
+        keep |= current.file_names
     for path in directory.iterdir():
         name = path.name
         is_base_file = name.startswith("base-") and name.endswith((".mdb", ".categories.json"))
-        if name.endswith(".tmp") or (is_base_file and keep is not None and name not in keep):
+        if name.endswith(".tmp") or (is_base_file and name not in keep):
             path.unlink(missing_ok=True)

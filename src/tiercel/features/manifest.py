@@ -30,7 +30,7 @@ LOCK_NAME = ".lock"
 #: Older bases kept on disk, to roll back to and for replays, where nobody says otherwise; [state] keep_bases.
 N_KEPT = 2
 
-_BASE_NAME = re.compile(r"base-(\d{6,12})\.mdb")
+_BASE_NAME = re.compile(r"base-(\d{6,12})\.(?:mdb|categories\.json)")
 _LOCK_POLL_S = 0.02
 
 
@@ -150,8 +150,8 @@ def categories_name(sequence: int) -> str:
 
 
 def sequences_on_disk(directory: Path) -> list[int]:
-    """Numbers of the base files in `directory`, published or not."""
-    return [int(match[1]) for path in directory.iterdir() if (match := _BASE_NAME.fullmatch(path.name))]
+    """Numbers of the bases in `directory`, published or not, also of those of which one file of two is left; ascending."""
+    return sorted({int(match[1]) for path in directory.iterdir() if (match := _BASE_NAME.fullmatch(path.name))})
 
 
 def read_manifest(directory: Path) -> Manifest:
