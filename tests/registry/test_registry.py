@@ -440,6 +440,34 @@ def test_an_unchanged_registry_is_polled_without_a_query(three, monkeypatch):
     assert registry.generation() == before + 1
 
 
+def garbled(content):
+    return bytes(byte ^ 0x5A for byte in content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [garbled, lambda content: b"", lambda content: content[:4096] + garbled(content[4096:])],
+    ids=["garbage", "empty", "all but the first page"],
+)
+def test_a_registry_overwritten_where_it_lies_is_noticed(tmp_path, make_facts, monkeypatch, damage):
+    """Open connections remember pages of a file that is damaged: polling reads it anew, and again once it is restored."""
+    monkeypatch.setattr("tiercel.registry.database.SETTLED_NS", 0)
+    with Registry.for_state(tmp_path) as registry:  # closing the last connection empties the log into the file
+        registry.register("late", {"model.onnx": b"1"}, make_facts())
+    path = tmp_path / "registry.db"
+    with Registry.for_state(tmp_path) as registry:
+        before = registry.generation()
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        for _ in range(2):
+            with pytest.raises(RegistryUnavailableError, match=r"readable registry.*Restore it"):
+                registry.generation()
+        path.write_bytes(whole)
+        assert registry.generation() == before
+        registry.promote("late", 1, actor="ann")
+        assert registry.generation() == before + 1
+
+
 def test_a_registry_changed_a_moment_ago_is_always_asked(three, monkeypatch):
     """Two commits may fall into one tick of a file's clock, so young files prove nothing."""
     monkeypatch.setattr("tiercel.registry.database.SETTLED_NS", 10**18)

@@ -19,6 +19,7 @@ from tiercel.errors import (
     ServiceNotFoundError,
     VersionNotFoundError,
 )
+from tiercel.registry import Registry
 from tiercel.serving.engine import MAX_PINNED, Engine, keep_current
 from tiercel.settings import ModelSettings
 
@@ -347,3 +348,33 @@ def test_the_watch_survives_failures(engine, monkeypatch, caplog):
     assert "disk on fire" in calls[1][0]
     assert calls[5] == ()
     assert score(engine) > 0
+
+
+def test_a_registry_overwritten_while_serving_is_a_problem(project, monkeypatch):
+    """Garbage in the registry's file is said by the watch while what is live keeps serving, until it is put back."""
+    monkeypatch.setattr("tiercel.registry.database.SETTLED_NS", 0)
+    path = project.settings.state_dir / "registry.db"
+    project.registry.close()  # empties the log into the file
+    whole = path.read_bytes()
+    with Registry.for_state(project.settings.state_dir) as registry:
+        engine = Engine(project.settings, registry)
+        engine.refresh()
+
+        async def until(is_met):
+            async with asyncio.timeout(20):
+                while not is_met():  # noqa: ASYNC110 - the watch tells nobody when it has looked
+                    await asyncio.sleep(0.01)
+
+        async def watch():
+            task = asyncio.create_task(keep_current(engine, interval_s=0.01))
+            await asyncio.sleep(0.1)
+            assert engine.watch_problems == ()
+            path.write_bytes(b"garbage " * (len(whole) // 8))
+            await until(lambda: engine.watch_problems)
+            assert "not a database" in engine.watch_problems[0]
+            assert score(engine) > 0
+            path.write_bytes(whole)
+            await until(lambda: not engine.watch_problems)
+            task.cancel()
+
+        asyncio.run(watch())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -90,6 +91,34 @@ class Database:
         if abs(time.time_ns() - max(stamp[2] for stamp in stamps)) < SETTLED_NS:
             return None
         return tuple(stamps)
+
+    def check_file(self) -> None:
+        """Read some of a SQLite registry's file anew; nothing for other databases. A millisecond.
+
+        Connections in WAL mode answer from the pages they have read, whatever became of the file since.
+
+        Raises:
+            RegistryUnavailableError: the file is gone, empty, or not a registry any more.
+        """
+        if self._file is None:
+            return
+        try:
+            # SQLite would make an empty file a new database, and remove the log beside it.
+            if Path(self._file).stat().st_size == 0:
+                raise sqlite3.DatabaseError("an empty file")
+            # Through SQLite alone: whoever opens and closes its files otherwise takes its locks away.
+            uri = f"{Path(self._file).as_uri()}?mode=rw"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_S)) as fresh:
+                for table in Base.metadata.tables:
+                    fresh.execute(f'SELECT * FROM "{table}" LIMIT 1').fetchall()  # noqa: S608 - names of this package
+        except (sqlite3.Error, OSError) as error:
+            # What is read next is what is there: a file put back into the same inode is not seen by open connections.
+            self._engine.dispose()
+            is_transient = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+            hint = "Another process holds its lock" if is_transient else "Restore it"
+            raise RegistryUnavailableError(
+                f"Expected a readable registry in the file {self._file}, got: {error}. {hint}"
+            ) from error
 
     def close(self) -> None:
         """Close all connections. Further use raises `RegistryError`."""

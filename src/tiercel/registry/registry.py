@@ -233,11 +233,17 @@ class Registry:
             return tuple(read_events(connection, name))
 
     def generation(self) -> int:
-        """A number that grows with every change: the last event's. Servers poll it; it reads one row at most."""
+        """A number that grows with every change: the last event's. Servers poll it; it reads some rows at most.
+
+        Raises:
+            RegistryUnavailableError: as every method; also when the file of a SQLite registry was changed and is damaged
+                now, whatever open connections remember of it.
+        """
         stamp = self._database.stamp()
         if stamp is None:
             return self.head().seq
         if self._generation_at is None or self._generation_at[0] != stamp:
+            self._database.check_file()
             # The stamp is older than the row: what is committed in between makes another stamp.
             self._generation_at = (stamp, self.head().seq)
         return self._generation_at[1]
