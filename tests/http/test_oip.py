@@ -88,6 +88,45 @@ def test_named_tensors_score_as_predict_does(wire):
     assert 0 < head["parameters"]["timing_us"]["parse"] < head["parameters"]["timing_us"]["total"]
 
 
+@pytest.mark.parametrize("as_binary", [True, False])
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("late", {"model_name": "late"}),
+        ("late", {"model_name": "late", "model_version": "1"}),
+        ("late/versions/1", {"model_name": "late", "model_version": "1"}),
+        ("late@champion", {"model_name": "late@champion"}),
+        ("late@champion", {"model_name": "late", "model_version": None}),
+        ("late", {"model_name": None, "model_version": ""}),
+    ],
+)
+def test_a_body_may_name_its_model(wire, path, told, as_binary):
+    """KServe's clients name the model in each body too: it is the path's, as it is spelled there or by its name."""
+    data = b"".join(struct.pack("<I", len(key)) + key.encode() for key in ENTITIES["tailnum"]) if as_binary else b""
+    keys = {"name": "tailnum", "datatype": "BYTES", "shape": [3], "parameters": {"binary_data_size": len(data)}}
+    text = json.dumps({**told, "inputs": named(**({"tailnum": keys} if as_binary else {}))}).encode()
+    lengths = {"inference_header_content_length": str(len(text))} if as_binary else {}
+    reply = wire.post(f"/v2/models/{path}/infer", text + data, **lengths)
+    assert reply.status_code == 200, reply.text
+    assert scores_of(reply)[1].tolist() == wire.scores("late", ENTITIES, FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ({"model_name": "plain"}, "model_mismatch"),
+        ({"model_name": "late", "model_version": "2"}, "model_mismatch"),
+        ({"model_name": ["late"]}, "wrong_type"),
+        ({"model_version": 1}, "wrong_type"),
+    ],
+)
+def test_a_body_that_names_another_model(wire, told, code):
+    """Scoring either of two models that a request names would be a guess."""
+    reply = wire.post(INFER, {**told, "inputs": named()})
+    assert (reply.status_code, reply.json()["code"]) == (400, code)
+    assert f"$.{list(told)[-1]} to be" in reply.json()["error"]
+
+
 def test_an_id_is_made_where_none_came(wire):
     """Every reply has an id; without one of the client's it is the prediction's."""
     for body in ({"inputs": named()}, {"id": None, "parameters": None, "outputs": None, "inputs": named()}):

@@ -120,6 +120,10 @@ def test_every_way_to_name_a_model(running, general, path):
         ),
         pytest.param(message(*request(*usual(rain=("FP16", [1, 2, 3]), binary=True))), 200, id="FP16"),
         pytest.param(message(*request(*usual(), id='"')), 200, id="an escaped id"),
+        pytest.param(
+            message(*request(*usual(), model_name="late")), 200, id="the model's name as KServe's clients have it"
+        ),
+        pytest.param(message(*request(*usual(), model_name="kind")), 400, id="another model's name"),
         pytest.param(message(*request(*usual(), parameters={"mine": 1})), 200, id="a parameter nobody knows"),
         pytest.param(message(*request(*usual()), path="/v2/models/l%61te/infer"), 200, id="an escaped path"),
     ],

@@ -37,7 +37,8 @@ def answer(plan, body, header_length, now_us, ids):
         request, tensors, binary = {}, [raw_tensor(rest, plan, inputs)], {SCORE: True}
     else:
         request = as_object(payload.decode_json(bytes(text)), "$")
-        refuse_unknown(request, ("id", "parameters", "inputs", "outputs"), "$")
+        refuse_unknown(request, ("id", "parameters", "inputs", "outputs", "model_name", "model_version"), "$")
+        oip.require_model(request, plan.model, plan)
         tensors, binary = read_tensors(request.get("inputs"), rest), oip.requested_outputs(request)
     request_id = request.get("id")
     if request_id is not None and type(request_id) is not str:

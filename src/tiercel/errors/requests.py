@@ -46,6 +46,7 @@ class RequestError(TiercelError):
             "invalid_tensor",  # a tensor whose shape, size and bytes disagree, or of another datatype than is expected
             "invalid_label",  # feedback whose label is none, is not finite, or is missing
             "invalid_id",  # feedback for what cannot be the id of a reply
+            "model_mismatch",  # a body that names another model or version than the path
             "unknown_output",  # an output that the model does not have
         }
     )

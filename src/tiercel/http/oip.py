@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
 OCTETS: Final = "application/octet-stream"
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-_REQUEST_FIELDS = ("id", "parameters", "inputs", "outputs")
+_REQUEST_FIELDS = ("id", "parameters", "inputs", "outputs", "model_name", "model_version")
 _OUTPUT_FIELDS = ("name", "parameters")
 
 
@@ -133,6 +133,7 @@ class Infer:
         else:
             request = as_object(payload.decode_json(bytes(text)), "$")
             refuse_unknown(request, _REQUEST_FIELDS, "$")
+            require_model(request, exchange.path("model"), plan)
             tensors, binary = read_tensors(request.get("inputs"), rest), requested_outputs(request)
         explain = parse_explain(_explain_parameters(request), "$.parameters")
         if explain is None and EXPLANATION in binary:
@@ -158,6 +159,33 @@ class Infer:
         timing_us.setdefault("reply", total_us - answered_us)
         self._statistics.succeeded(answer.model, answer.version, len(answer.scores), total_us, timing_us)
         return reply
+
+
+def require_model(request: dict[str, Any], asked: str, plan: Plan) -> None:
+    """That a body that names a model, as KServe's clients do beside the path, names the one that is asked.
+
+    Args:
+        request: its JSON.
+        asked: the model in the path, as it is spelled there.
+        plan: that the path means.
+
+    Raises:
+        RequestError: `model_mismatch`: the body means another one, and scoring either would be a guess; or no text.
+    """
+    told = {"model_name": (plan.model, asked), "model_version": (str(plan.version),)}
+    for field, known in told.items():
+        value = request.get(field)
+        if value is None or value == "":  # what protobuf makes of a field that is not set
+            continue
+        if type(value) is not str:
+            raise RequestError(f"Expected $.{field} to be text or null, got {show(value)}", code="wrong_type")
+        if value not in known:
+            raise RequestError(
+                f"Expected $.{field} to be that of the path, model '{plan.model}' version {plan.version}, got "
+                f"{show(value)}. Send the request to /v2/models/NAME/versions/VERSION/infer of the one you mean, or leave "
+                f"the field out",
+                code="model_mismatch",
+            )
 
 
 def budget_with(budget: Budget, request: dict[str, Any]) -> Budget:
