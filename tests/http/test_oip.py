@@ -476,6 +476,7 @@ def test_configuration(wire):
     assert config["output"] == [{"name": "score", "data_type": "TYPE_FP64", "dims": []}]
     assert config["parameters"]["features"]["string_value"].split(",") == list(stores.schema().features)
     assert config["parameters"]["feature_service"]["string_value"] == "svc"
+    assert "computed_features" not in config["parameters"]
     assert wire.get("/v2/models/plain/config").json()["input"] == [
         {"name": "features", "data_type": "TYPE_FP32", "dims": [3]}
     ]

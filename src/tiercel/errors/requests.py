@@ -27,6 +27,7 @@ class RequestError(TiercelError):
             "unknown_entity_key",  # a join key the service does not have
             "missing_entity_key",  # a join key the service needs
             "unknown_feature",  # a feature the model does not have
+            "computed_feature",  # a feature that the server computes, or a vector that has one
             "missing_feature",  # a request-time feature the model needs
             "wrong_type",  # a string where a number is expected, and so on
             "wrong_length",  # lists of different lengths

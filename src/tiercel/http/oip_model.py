@@ -48,14 +48,19 @@ _ACCEPTED: Final[Mapping[DType | None, frozenset[str]]] = {
 _FLOATS = frozenset({"FP16", "FP32", "FP64"})
 
 
-def takes_vectors(inputs: Mapping[str, ModelInput]) -> bool:
-    """Whether "features" is the whole vector: the model has no input of its own called that."""
-    return FEATURES not in inputs
+def computed_features(plan: Plan, inputs: Mapping[str, ModelInput]) -> list[str]:
+    """What on-demand feature views make of the other inputs: a request cannot bring it."""
+    return [name for name in plan.signature.features if name not in inputs]
+
+
+def takes_vectors(plan: Plan, inputs: Mapping[str, ModelInput]) -> bool:
+    """Whether "features" is the whole vector: no input has that name, and all of the vector can be sent."""
+    return FEATURES not in inputs and not computed_features(plan, inputs)
 
 
 def describe_inputs(plan: Plan, inputs: Mapping[str, ModelInput]) -> list[dict[str, Any]]:
     """The tensors of the usual request: keys and request features, or the vector of a model without a service."""
-    if plan.schema is None and takes_vectors(inputs):
+    if plan.schema is None and takes_vectors(plan, inputs):
         return [{"name": FEATURES, "datatype": "FP32", "shape": [-1, plan.n_features]}]
     return [
         {"name": each.name, "datatype": _DATATYPE[each.dtype], "shape": [-1, 1]}
@@ -83,7 +88,8 @@ def metadata(plan: Plan, inputs: Mapping[str, ModelInput], kernel: str, versions
 def configuration(plan: Plan, inputs: Mapping[str, ModelInput], kernel: str, max_rows: int) -> dict[str, Any]:
     """The reply to `GET /v2/models/{model}/config`: what clients of Triton read of its model configuration.
 
-    `parameters` has what the protocol's metadata has no place for: the order of the vector, the classes, the service.
+    `parameters` has what the protocol's metadata has no place for: the order of the vector, what of it the server computes
+    (such a vector cannot be sent), the classes, the service.
     """
     config: dict[str, Any] = {
         "name": plan.model,
@@ -98,6 +104,9 @@ def configuration(plan: Plan, inputs: Mapping[str, ModelInput], kernel: str, max
             "task": {"string_value": plan.signature.task.value},
         },
     }
+    computed = computed_features(plan, inputs)
+    if computed:
+        config["parameters"]["computed_features"] = {"string_value": ",".join(computed)}
     if plan.signature.classes:
         config["parameters"]["classes"] = {"string_value": ",".join(plan.signature.classes)}
     if plan.schema is not None:
@@ -110,10 +119,11 @@ def question_of(tensors: Sequence[Tensor], plan: Plan, inputs: Mapping[str, Mode
 
     Raises:
         RequestError: a tensor of another shape or datatype than its input, of another number of rows than the first, an
-            input that the model does not have (`unknown_feature`), too many rows.
+            input that the model does not have (`unknown_feature`), too many rows, the vector of a model of which the server
+            computes a part (`computed_feature`).
     """
     now_us = time.time_ns() // 1000
-    vectors = takes_vectors(inputs)
+    vectors = takes_vectors(plan, inputs)
     for tensor in tensors:
         if tensor.name == FEATURES and vectors:
             if len(tensors) > 1:
@@ -143,12 +153,15 @@ def raw_tensor(body: memoryview, plan: Plan, inputs: Mapping[str, ModelInput]) -
     """The tensor that a body without JSON is: one vector in FP32, as the extension has batch size one.
 
     Raises:
-        RequestError: another number of bytes, or a model that does not take vectors.
+        RequestError: another number of bytes, or a model that does not take vectors (`computed_feature` where the server
+            computes some of it).
     """
-    if not takes_vectors(inputs):
+    if FEATURES in inputs:
         raise _invalid(
             f"Model '{plan.model}' has an input called '{FEATURES}': expected JSON before the tensors, got none"
         )
+    if not takes_vectors(plan, inputs):
+        raise _no_vector(plan, inputs)
     if len(body) != 4 * plan.n_features:
         raise _invalid(
             f"Tensor '{FEATURES}': expected {4 * plan.n_features} bytes (one row of {plan.n_features} FP32) as a raw "
@@ -251,10 +264,22 @@ def _nullable(column: NDArray[Any]) -> list[Any]:
 
 
 def _unknown_input(name: str, plan: Plan, inputs: Mapping[str, ModelInput]) -> RequestError:
-    known = ", ".join((*inputs, *((FEATURES,) if takes_vectors(inputs) else ())))
+    if name == FEATURES:
+        return _no_vector(plan, inputs)
+    known = ", ".join((*inputs, *((FEATURES,) if takes_vectors(plan, inputs) else ())))
     return RequestError(
         f"Expected inputs of model '{plan.model}' version {plan.version} ({known}), got tensor {show(name)}",
         code="unknown_feature",
+    )
+
+
+def _no_vector(plan: Plan, inputs: Mapping[str, ModelInput]) -> RequestError:
+    needed = ", ".join(each.name for each in inputs.values() if each.is_required)
+    return RequestError(
+        f"Expected the inputs of model '{plan.model}' version {plan.version} by name, got its whole vector as '{FEATURES}': "
+        f"{', '.join(computed_features(plan, inputs))} of it cannot be sent, since the server computes it. Send one tensor "
+        f"each of {needed}",
+        code="computed_feature",
     )
 
 
