@@ -224,6 +224,44 @@ def test_stored_features_may_be_sent(wire):
     assert scores.tolist() == wire.scores("late", ENTITIES, {**FEATURES, "seats": [1, 2, 3]})
 
 
+MISSING = {
+    "rain": ("FP32", [None, None, 1.5]),
+    "hour": ("INT64", [7, None, 9]),
+    "night": ("BOOL", [None, False, None]),
+    "cabin": ("BYTES", ["coach", None, "first"]),
+}
+
+
+@pytest.mark.parametrize("shape", [[3], [3, 1]])
+@pytest.mark.parametrize("names", [["rain"], ["hour"], ["night"], ["cabin"], list(MISSING)])
+def test_null_is_a_missing_value_of_every_datatype(wire, names, shape):
+    """A feature that is not known may be null, whatever its type, as in the server's own protocol."""
+    sent = {name: tensor(name, *MISSING[name], shape) for name in names}
+    reply = wire.post(INFER, {"inputs": named(**sent)})
+    assert reply.status_code == 200, reply.text
+    values = {**FEATURES, **{name: MISSING[name][1] for name in names}}
+    assert scores_of(reply)[1].tolist() == wire.scores("late", ENTITIES, values)
+
+
+def test_stored_features_may_be_sent_as_missing(wire):
+    """A null wins over what is stored, as in the server's own protocol; an integer will do for a float."""
+    sent = [tensor("seats", "INT32", [1, None, 3]), tensor("weight", "INT64", [None, 2, None])]
+    _, scores = scores_of(wire.post(INFER, {"inputs": [*named(), *sent]}))
+    values = {**FEATURES, "seats": [1, None, 3], "weight": [None, 2, None]}
+    assert scores.tolist() == wire.scores("late", ENTITIES, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "datatype", "data"), [("gate", "INT64", [3, None, 3]), ("origin", "BYTES", ["EWR", None, "EWR"])]
+)
+def test_a_join_key_may_not_be_null(wire, name, datatype, data):
+    """Nobody is asked about; the refusal names the key and the row."""
+    reply = wire.post(INFER, {"inputs": named(**{name: tensor(name, datatype, data)})})
+    assert (reply.status_code, reply.json()["code"], reply.json()["row"]) == (400, "invalid_tensor", 1)
+    assert f"'{name}'" in reply.json()["error"]
+    assert "join key" in reply.json()["error"]
+
+
 def test_binary_bytes_and_json_mixed(wire):
     """Text keys in binary beside numbers in JSON give the same scores."""
     data = b"".join(struct.pack("<I", len(key)) + key.encode() for key in ENTITIES["tailnum"])

@@ -124,6 +124,10 @@ def test_every_way_to_name_a_model(running, general, path):
             message(*request(*usual(), model_name="late")), 200, id="the model's name as KServe's clients have it"
         ),
         pytest.param(message(*request(*usual(), model_name="kind")), 400, id="another model's name"),
+        pytest.param(message(*request(*usual(hour=("INT64", [7, None, 9])))), 200, id="null among integers"),
+        pytest.param(message(*request(*usual(night=("BOOL", [None, True, False])))), 200, id="null among truths"),
+        pytest.param(message(*request(*usual(cabin=("BYTES", ["coach", None, None])))), 200, id="null among texts"),
+        pytest.param(message(*request(*usual(gate=("INT64", [3, None, 3])))), 400, id="null among keys"),
         pytest.param(message(*request(*usual(), parameters={"mine": 1})), 200, id="a parameter nobody knows"),
         pytest.param(message(*request(*usual()), path="/v2/models/l%61te/infer"), 200, id="an escaped path"),
     ],

@@ -189,7 +189,10 @@ BAD = [
     pytest.param([entry(datatype="UINT64", data=[1, -1])], "got -1 at element 1", id="negative UINT64"),
     pytest.param([entry(datatype="UINT64", data=[1, 2**64])], "at element 1", id="UINT64 overflows"),
     pytest.param([entry(datatype="INT64", data=[1.0, 2])], "INT64 at element 0", id="float among integers"),
-    pytest.param([entry(datatype="INT64", data=[None, 2])], "INT64 at element 0", id="null among integers"),
+    pytest.param([entry(datatype="INT64", data=[None, 2.0])], "INT64 at element 1", id="float beside null"),
+    pytest.param([entry(datatype="INT8", data=[None, 128])], "got 128 at element 1", id="INT8 overflows beside null"),
+    pytest.param([entry(datatype="BOOL", data=[None, 1])], "BOOL at element 1", id="integer beside null"),
+    pytest.param([entry(datatype="BYTES", data=[None, 1])], "BYTES at element 1", id="number beside null"),
     pytest.param([entry(datatype="BOOL", data=[True, 1])], "BOOL at element 1", id="integer among truths"),
     pytest.param([entry(datatype="BYTES", data=["a", 1])], "BYTES at element 1", id="number among texts"),
     pytest.param([entry(datatype="BYTES", data=["a", "\ud800"])], "surrogate", id="half a surrogate pair"),
@@ -255,6 +258,24 @@ def test_null_is_nan():
     values = read_tensors([entry(data=[None, 2])], memoryview(b""))[0].values
     assert np.isnan(values[0])
     assert values[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "values"),
+    [
+        ("INT64", [None, 2**63 - 1], [None, 2**63 - 1]),
+        ("UINT64", [2**64 - 1, None], [2**64 - 1, None]),
+        ("INT8", [[None], [None]], [None, None]),
+        ("BOOL", [None, True], [None, True]),
+        ("BYTES", ["", None], [b"", None]),
+    ],
+)
+def test_null_is_a_missing_value(datatype, data, values):
+    """What has no NaN keeps its null; the others are what they would be without it, to the bit."""
+    shape = [2, 1] if type(data[0]) is list else [2]
+    found = read_tensors([entry(datatype=datatype, shape=shape, data=data)], memoryview(b""))[0].values
+    assert list(found) == values
+    assert [type(each) for each in found] == [type(each) for each in values]
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "0x10", "", "+5", "5 5", "٣", "9" * 20])

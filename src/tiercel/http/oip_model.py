@@ -197,17 +197,28 @@ def _check_count(tensor: Tensor, max_rows: int) -> None:
 
 
 def _column(tensor: Tensor, known: ModelInput) -> list[Any]:
-    """One value per row; a float that is NaN is a missing one."""
+    """One value per row; null is a missing one, and so is a float that is NaN."""
     if tensor.datatype not in _ACCEPTED[known.dtype]:
         raise _invalid(
             f"Tensor {show(tensor.name)}: expected {_DATATYPE[known.dtype]} for a "
             f"{'number' if known.dtype is None else known.dtype.value}, got {tensor.datatype}"
         )
-    if isinstance(tensor.values, list):
-        return [text_of(tensor.name, index, value) for index, value in enumerate(tensor.values)]
-    if tensor.datatype in _FLOATS:
-        return _nullable(tensor.values)
-    column: list[Any] = tensor.values.tolist()
+    column: list[Any]
+    if tensor.datatype == "BYTES":
+        column = [
+            None if value is None else text_of(tensor.name, index, value) for index, value in enumerate(tensor.values)
+        ]
+    else:
+        values = np.asarray(tensor.values)
+        column = _nullable(values) if tensor.datatype in _FLOATS else values.tolist()
+    if known.is_key and None in column:
+        row = column.index(None)
+        raise RequestError(
+            f"Tensor {show(tensor.name)}: expected a value of the join key in each row, got null at row {row}. Only "
+            f"features may be missing",
+            code="invalid_tensor",
+            row=row,
+        )
     return column
 
 

@@ -4,8 +4,8 @@ A body is one JSON object, then (with `Inference-Header-Content-Length`, the len
 tensors that name a `binary_data_size`, in the order of the JSON: little-endian, row-major, without padding. BOOL is one
 byte, 0 or 1; a BYTES element is its length in four bytes and then itself.
 
-In JSON, `data` is row-major, flat or nested like the shape. BYTES are text there, and FP16 does not exist. A null among
-FP32 or FP64 is NaN: JSON has no other way to say it.
+In JSON, `data` is row-major, flat or nested like the shape. BYTES are text there, and FP16 does not exist. A null is a
+missing value: NaN among FP32 or FP64, None among the others, which have no number for it. Binary data has none for those.
 
 Everything here is pure. Whatever disagrees - shape, datatype, size, bytes - is a RequestError (`invalid_tensor`) that
 names the tensor, what was expected and what came; nothing is read past an end, and no memory is taken because a shape
@@ -54,6 +54,7 @@ DATATYPES: Final = (*DTYPES, "BYTES")
 MAX_RANK: Final = 8
 MAX_ELEMENTS: Final = 2**63 - 1
 _LENGTH = struct.Struct("<I")
+_NULL = type(None)
 _INPUT_FIELDS = ("name", "shape", "datatype", "parameters", "data")
 
 
@@ -62,7 +63,8 @@ class Tensor:
     """One named tensor.
 
     `values` has one item per element, row-major: a flat array of the datatype (lent by the body it came from where that
-    was binary), or a list of bytes for BYTES.
+    was binary), or a list of bytes for BYTES. Where JSON had a null among what are
+    no floats it is an array of objects, None among them.
     """
 
     name: str
@@ -190,27 +192,29 @@ def parse_json(name: str, datatype: str, shape: tuple[int, ...], count: int, dat
     values = _flatten(name, shape, count, data)
     kinds = set(map(type, values))
     if datatype == "BYTES":
-        _require(kinds <= {str}, name, datatype, values, (str,))
-        return [_encoded(name, index, value) for index, value in enumerate(values)]
+        _require(kinds <= {str, _NULL}, name, datatype, values, (str, _NULL))
+        if _NULL not in kinds:
+            return [_encoded(name, index, value) for index, value in enumerate(values)]
+        texts = [None if value is None else _encoded(name, index, value) for index, value in enumerate(values)]
+        return np.array(texts, object)
     if datatype == "BOOL":
-        _require(kinds <= {bool}, name, datatype, values, (bool,))
-        return np.array(values, DTYPES[datatype])
+        _require(kinds <= {bool, _NULL}, name, datatype, values, (bool, _NULL))
+        return np.array(values, object if _NULL in kinds else DTYPES[datatype])
     if datatype == "FP16":
         raise _invalid(f"Tensor {show(name)}: expected FP16 as binary data, got JSON, which has no such numbers")
     if datatype in {"FP32", "FP64"}:
-        _require(kinds <= {int, float, type(None)}, name, datatype, values, (int, float, type(None)))
+        _require(kinds <= {int, float, _NULL}, name, datatype, values, (int, float, _NULL))
         return _floats(name, datatype, values)
-    _require(kinds <= {int}, name, datatype, values, (int,))
+    _require(kinds <= {int, _NULL}, name, datatype, values, (int, _NULL))
     bounds = np.iinfo(DTYPES[datatype])
-    for index, value in enumerate(
-        values if values and not bounds.min <= min(values) <= max(values) <= bounds.max else ()
-    ):
-        if not bounds.min <= value <= bounds.max:
+    known = values if _NULL not in kinds else [value for value in values if value is not None]
+    for index, value in enumerate(values if known and not bounds.min <= min(known) <= max(known) <= bounds.max else ()):
+        if value is not None and not bounds.min <= value <= bounds.max:
             raise _invalid(
                 f"Tensor {show(name)}: expected {datatype} ({bounds.min} to {bounds.max}), got {show(value)} at element "
                 f"{index}"
             )
-    return np.array(values, DTYPES[datatype])
+    return np.array(values, object if _NULL in kinds else DTYPES[datatype])
 
 
 def to_json(datatype: str, values: Values) -> list[Any]:
