@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tests.support import projects
 from tests.support.jobs import NOW_US, question, scores, start_runner
+from tiercel._hot.plan import ServingPlan
 
 from tiercel import Project
 from tiercel.batch import runner as runner_module
@@ -192,6 +193,31 @@ def test_a_bug_fails_the_job_and_not_the_runner(project, store, monkeypatch, cap
     assert store.status(job.id).error.code == "internal_error"
     assert store.status(after.id).state is JobState.DONE
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_model_that_raises_fails_its_job(project, store, monkeypatch, caplog):
+    """The job's failure says what the synchronous path says, and which rows it was asked about; the log has all of it."""
+    real = Runner._plan
+
+    class Failing:
+        def __init__(self, scorer):
+            self.n_features, self.n_outputs = scorer.n_features, scorer.n_outputs
+
+        def score(self, rows):
+            raise IndexError("idx=5000\nin /usr/src/ort/gather.cc")
+
+    def plan(self, asked):
+        found = real(self, asked)
+        return ServingPlan(found.model, found.version, found.signature, Failing(found.scorer), found.schema, found.base)
+
+    monkeypatch.setattr(Runner, "_plan", plan)
+    job = submit(store, question(3))
+    run(project)
+    error = store.status(job.id).error
+    assert error.code == "scoring_failed"
+    assert "model 'fraud' version 1, got an error of what runs it: IndexError: idx=5000 in ..." in error.error
+    assert error.error.endswith("(rows 0 to 2 were asked at once)")
+    assert "gather.cc" in caplog.text
 
 
 def test_what_may_pass_is_waited_for(project, store, monkeypatch):

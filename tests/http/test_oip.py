@@ -468,6 +468,26 @@ def test_failures_are_replies_and_counted(wire, failure, status, retry_after):
     assert counters.get("replies_5xx") == 1
 
 
+@pytest.mark.parametrize("path", ["/v2/models/plain/infer", "/predict/plain", "/v1/models/plain:predict"])
+def test_a_model_that_raises_is_named(tmp_path, monkeypatch, path):
+    """Which model could not score, and why, is told in every protocol, under one code."""
+    wire = Wire(FixedEngine(tmp_path))
+
+    def raises(rows):
+        raise IndexError("idx=5000 is out of bounds")
+
+    monkeypatch.setattr(wire.engine.find_plan("plain").scorer, "score", raises)
+    body = {
+        "/v2/models/plain/infer": {"inputs": [tensor("features", "FP32", [1, 2, 3], [1, 3])]},
+        "/predict/plain": {"features": {"a": 1, "b": 2, "c": 3}},
+        "/v1/models/plain:predict": {"instances": [[1, 2, 3]]},
+    }[path]
+    reply = wire.post(path, body)
+    assert (reply.status_code, reply.json()["code"]) == (500, "scoring_failed")
+    assert "model 'plain' version 2" in reply.json()["error"]
+    assert "IndexError: idx=5000 is out of bounds" in reply.json()["error"]
+
+
 def test_statistics_count_answers_and_failures(tmp_path):
     """A version's requests, rows and failures are counted, with times that add up; nobody else's are touched."""
     wire = Wire(FixedEngine(tmp_path))

@@ -182,7 +182,8 @@ def test_a_failing_model(server, world):
         assert one.ask(NET) == 200
     assert fast[0] == general[0] == 500
     assert fast[2] == general[2]
-    assert json.loads(fast[2])["code"] == "model_error"
+    assert json.loads(fast[2])["code"] == "scoring_failed"
+    assert "model 'broken' version 1, got an error of what runs it: ZeroDivisionError: broken model" in fast[2].decode()
     assert list(fast[1]) == list(general[1])
     assert world.counters.get("replies_5xx") == 2
 

@@ -355,7 +355,8 @@ def test_when_all_fail_the_champions_failure_is_told(world, caplog):
     late.add("late", what=failing)
     late.add("other", features=("rain", "colour"))
     reply = late.ask()
-    assert (reply.status_code, reply.data["code"]) == (500, "internal_error")
+    assert (reply.status_code, reply.data["code"]) == (500, "scoring_failed")
+    assert "model 'late' version 1" in reply.data["error"]
     assert "broken model" in caplog.text
 
 

@@ -17,12 +17,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from tiercel.errors import RegistryUnavailableError, TiercelError
+from tiercel.errors import RegistryUnavailableError, ScoringFailedError, TiercelError
 from tiercel.registry import Registry
 from tiercel.serving.engine import Engine
 from tiercel.serving.job_records import JobError
 from tiercel.serving.jobs import JobStore
 from tiercel.serving.life_line import begin_child
+from tiercel.serving.score_check import predict
 
 if TYPE_CHECKING:
     from tiercel._hot.plan import ServingPlan
@@ -117,7 +118,10 @@ class Runner:
             log.warning("job %s: cannot run now, next try in %g s: %s", job.id, delay_s, text)
             claim.release((error.code if isinstance(error, TiercelError) else "job_storage", text))
         except TiercelError as error:
-            log.info("job %s: failed: %s", job.id, error)
+            is_models = isinstance(error, ScoringFailedError)  # not the question's fault: the log has all of it
+            log.log(
+                logging.ERROR if is_models else logging.INFO, "job %s: failed: %s", job.id, error, exc_info=is_models
+            )
             self._fail(claim, job_error(error, place[-1] if place else None))
         except Exception:  # whoever asked gets an answer and the log the reason
             log.exception("job %s: failed unexpectedly", job.id)
@@ -153,7 +157,7 @@ class Runner:
                 job.require_time(_now_us())
                 place[:] = [chunk]
                 now_ns = time.perf_counter_ns()
-                is_single, scores, age_us, absent = plan.predict(chunk.entities, chunk.features, job.now_us)
+                is_single, scores, age_us, absent = predict(plan, chunk.entities, chunk.features, job.now_us)
                 scoring_ns += time.perf_counter_ns() - now_ns
                 results.write([scores] if is_single else scores)
                 if age_us is not None:
@@ -194,6 +198,8 @@ def job_error(error: TiercelError, chunk: Chunk | None) -> JobError:
     # What was sent may hold half a surrogate pair, which no reply can carry.
     text = str(error).encode("utf-8", "backslashreplace").decode()
     row: int | None = getattr(error, "row", None)
+    if isinstance(error, ScoringFailedError) and chunk is not None:  # which of them it was is not known
+        text += f" (rows {chunk.first_row} to {chunk.first_row + chunk.n_rows - 1} were asked at once)"
     if row is None or chunk is None:
         return JobError(error.code, text, row)
     in_job = row + chunk.first_row

@@ -31,6 +31,7 @@ Import from here: which module of this package holds a class is nobody's busines
     │   ├── UnexplainableModelError  what its features contribute cannot be computed the way that was asked for
     │   ├── ReferenceSetError      the rows that explanations compare with do not fit the model
     │   ├── ScoreError             a model was asked and gave something that is no number
+    │   ├── ScoringFailedError     what runs a model raised where it should have scored
     │   └── ModelUnavailableError  the version an alias points at could not be loaded by this server
     ├── RegistryConflictError      somebody else changed the alias first
     ├── PromotionRefusedError      a version does not keep to what [models.NAME.promotion] asks of a champion
@@ -104,6 +105,7 @@ from tiercel.errors.models import (
     ParityError,
     ReferenceSetError,
     ScoreError,
+    ScoringFailedError,
     UnexplainableModelError,
     UnsafeModelError,
     UnsupportedModelError,
@@ -210,6 +212,7 @@ __all__ = [
     "RequestError",
     "SchemaMismatchError",
     "ScoreError",
+    "ScoringFailedError",
     "ServerError",
     "ServerInternalError",
     "ServerNotFoundError",

@@ -45,6 +45,12 @@ class ScoreError(ModelError):
         self.row = row
 
 
+class ScoringFailedError(ModelError):
+    """What runs a model raised where it should have scored; the message names the model and has the reason in one line."""
+
+    code = "scoring_failed"
+
+
 class UnexplainableModelError(ModelError):
     """What a model's features contribute cannot be computed the way that was asked for; the message names what is not."""
 

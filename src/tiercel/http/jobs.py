@@ -24,6 +24,7 @@ from tiercel.http.status import body_of, headers_of, request_id_of, status_of
 from tiercel.monitor.counting import WorkerCounters
 from tiercel.serving.job_question import first_row, measure
 from tiercel.serving.jobs import JobStore
+from tiercel.serving.score_check import predict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -122,7 +123,7 @@ class JobEndpoints:
     ) -> JobStatus:
         measure(question)
         entities, features = first_row(question)
-        plan.predict(entities, features, question.now_us)
+        predict(plan, entities, features, question.now_us)
         signature = plan.signature
         classes = signature.classes if signature.n_outputs > 1 else ()
         if reply is not None:

@@ -20,6 +20,7 @@ from tiercel.errors import (
     NotFoundError,
     RequestError,
     ScoreError,
+    ScoringFailedError,
     StoreError,
     TierDeniedError,
 )
@@ -161,9 +162,8 @@ def reason_of(refusal: Exception) -> Reason:
         return Reason.OVERLOADED
     if isinstance(refusal, DeadlineError | TierDeniedError):
         return Reason.DEADLINE
-    if type(refusal) is ModelError or isinstance(
-        refusal, ScoreError
-    ):  # it was asked: what cannot be loaded has a class
+    # It was asked: what cannot be loaded has another class.
+    if type(refusal) is ModelError or isinstance(refusal, ScoreError | ScoringFailedError):
         return Reason.FAILED
     if isinstance(refusal, ModelError | StoreError | NotFoundError):
         return Reason.UNAVAILABLE

@@ -10,6 +10,7 @@ from tiercel.priority import stand_back
 from tiercel.serving.cost import CostCurve
 from tiercel.serving.inline_scoring import Allowance, InlineScoring
 from tiercel.serving.near_realtime import Batcher
+from tiercel.serving.score_check import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,7 +57,7 @@ class Queues:
                 self._executor = ThreadPoolExecutor(N_THREADS, "tiercel-score", stand_back, (NICENESS,))
             cost = self._cost_of(plan) or CostCurve.unmeasured()
             batcher = Batcher(
-                plan.scorer.score,
+                named(plan),
                 cost,
                 self._executor,
                 n_features=plan.n_features,

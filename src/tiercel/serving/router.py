@@ -37,7 +37,7 @@ from tiercel.serving.queues import Queues
 from tiercel.serving.ready_answers import ReadyAnswers
 from tiercel.serving.rollout import CHALLENGER_ARM, arm_of, assignment_key
 from tiercel.serving.rooms import MAX_BODY_BYTES, Rooms
-from tiercel.serving.score_check import require_finite
+from tiercel.serving.score_check import require_finite, score_here
 from tiercel.serving.shadow import ShadowQueue
 from tiercel.serving.waiters import Seat, leave_by
 from tiercel.types import Tier
@@ -407,7 +407,7 @@ class Router:
         if _is_inline(plan, prepared.n_rows):
             if deadline is not None:
                 require_time(deadline, plan.score_us(prepared.n_rows), plan.model)
-            prepared.score()
+            score_here(prepared)
             return prepared
         due_ns = self._due_ns(plan, prepared.n_rows, asked.begin_ns) if deadline is None else deadline.due_ns
         can_leave = deadline is not None and can_leave

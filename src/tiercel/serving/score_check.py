@@ -1,14 +1,101 @@
-"""Whether what a model answered are numbers."""
+"""Whether a model answered at all, and whether what it answered are numbers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
-from tiercel.errors import ScoreError
+from tiercel.errors import ScoreError, ScoringFailedError, TiercelError
 from tiercel.serving.rollout import is_finite
 
 if TYPE_CHECKING:
-    from tiercel._hot.plan import Prepared
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from tiercel._hot.plan import Prepared, ServingPlan
+
+    Score = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+
+#: Of a runtime's own words.
+MAX_REASON = 300
+#: Files and folders of whoever built the runtime, or of this host.
+_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/'\":,()]+){2,}")
+
+
+def score_here(prepared: Prepared) -> None:
+    """Score here and now.
+
+    Raises:
+        ScoringFailedError: the model raised.
+    """
+    try:
+        prepared.score()
+    except Exception as error:
+        failure = failure_of(prepared.plan, error)
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def predict(
+    plan: ServingPlan, entities: dict[str, Any], features: dict[str, Any], now_us: int
+) -> tuple[bool, Any, int | None, list[tuple[str, int]]]:
+    """`ServingPlan.predict` of at least one row.
+
+    Raises:
+        ScoringFailedError: the model raised.
+    """
+    prepared = plan.prepare(entities, features, now_us)
+    score_here(prepared)
+    scores = prepared.scores()
+    return prepared.is_single, scores[0] if prepared.is_single else scores, prepared.oldest_age_us, prepared.missing()
+
+
+def named(plan: ServingPlan) -> Score:
+    """The scorer of a plan, for where nobody knows any more whose it is. It raises as `score_here`.
+
+    The plan itself is not kept: that would keep its base mapped.
+    """
+    score: Score = plan.scorer.score
+    model, version = plan.model, plan.version
+
+    def score_named(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        try:
+            return score(rows)
+        except Exception as error:
+            failure = _failure(model, version, error)
+            if failure is error:
+                raise
+            raise failure from error
+
+    return score_named
+
+
+def failure_of(plan: ServingPlan, error: Exception) -> Exception:
+    """What is told of an error of a plan's scorer. It goes without its frames: they would keep the request they came from."""
+    return _failure(plan.model, plan.version, error)
+
+
+def _failure(model: str, version: int, error: Exception) -> Exception:
+    if isinstance(error, TiercelError | MemoryError):  # says what it is, and nothing about the model
+        return error
+    error.__traceback__ = None
+    return ScoringFailedError(
+        f"Expected a score of model '{model}' version {version}, got an error of what runs it: {in_one_line(error)}. Ask "
+        f"within the range of its training data, or register a version that scores it"
+    )
+
+
+def in_one_line(error: Exception) -> str:
+    """An error's name and words in one line, without paths: they say nothing to a client, and something about the server."""
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even be told
+        words = ""
+    text = _PATH.sub("...", " ".join(words.split()).removesuffix("."))
+    text = text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def require_finite(prepared: Prepared) -> None:
