@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from tests.monitor.recorders import SIGNATURE, make_recorder, rows_of
+from tests.monitor.recorders import PREFIX, SIGNATURE, make_recorder, rows_of
 
 from tiercel.errors import AuditUnavailableError
+from tiercel.monitor.directories import is_live, worker_directories
 from tiercel.monitor.journal import read_journal, segment_paths
+from tiercel.settings import JournalSettings
 
 
 @pytest.fixture
@@ -27,6 +30,11 @@ def record(recorder, number, n_rows=1):
     plan.add(*rows_of(n_rows), number=number)
     assert plan.is_recorded
     return plan
+
+
+def number_of(each):
+    """What a record was given as its number."""
+    return int(each.id[len(PREFIX) :], 16)
 
 
 def wait_for_segment(recorder):
@@ -261,3 +269,120 @@ def test_closing_ends_the_thread(tmp_path, disk):
     recorder.close()
     assert disk.synced == [1]
     assert not [each for each in threading.enumerate() if each.name == "tiercel-commit"]
+
+
+def until(holds):
+    """Until something that another thread does is done."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def lose_directory(journal):
+    shutil.rmtree(journal)
+
+
+def lose_files(journal):
+    for path in segment_paths(journal):
+        path.unlink()
+
+
+def move_directory(journal):
+    journal.rename(journal.with_name("elsewhere"))
+
+
+def replace_directory(journal):
+    move_directory(journal)
+    shutil.copytree(journal.with_name("elsewhere"), journal)
+
+
+@pytest.mark.parametrize("lose", [lose_directory, lose_files, move_directory, replace_directory])
+def test_a_synced_file_without_its_name_is_not_durable(recorder, tmp_path, lose):
+    """A segment that lost its name after its first sync is refused, though the kernel syncs it; the next ones are found again."""
+
+    async def scenario():
+        record(recorder, 1)
+        await recorder.commit.wait()
+        record(recorder, 2)
+        lose(tmp_path / "journal")
+        with pytest.raises(AuditUnavailableError, match=r"No such file|Another file|earlier sync"):
+            await recorder.commit.wait()
+        durable = []
+        for number in range(3, 200):
+            await asyncio.sleep(0.01)
+            plan = recorder.for_plan("late", 1, SIGNATURE)
+            plan.add(*rows_of(1), number=number)
+            if not plan.is_recorded:
+                continue
+            try:
+                await recorder.commit.wait()
+            except AuditUnavailableError:
+                continue
+            durable.append(number)
+            if len(durable) == 5:
+                break
+        return durable
+
+    durable = asyncio.run(scenario())
+    recorder.close()
+    assert len(durable) == 5
+    assert set(durable) <= {number_of(each) for each in read_journal(tmp_path / "journal")}
+
+
+def test_records_that_nobody_waits_for_go_on_in_a_new_segment(recorder, tmp_path):
+    """Without a strict model a lost directory is noticed too: it is made anew, locked, and what is recorded then is found."""
+
+    async def scenario():
+        recorder.commit.attach()
+        record(recorder, 1)
+        first = recorder._journal.progress()[0]
+        shutil.rmtree(tmp_path / "journal")
+        await asyncio.to_thread(until, lambda: recorder._journal.progress() is None)
+        await asyncio.to_thread(wait_for_segment, recorder)
+        record(recorder, 2)
+        assert recorder._journal.progress()[0] > first
+        (directory,) = worker_directories(tmp_path / "journal")
+        assert is_live(directory)
+        record(recorder, 3)
+        await recorder.commit.wait()  # what was lost before anybody waited refuses nobody
+
+    asyncio.run(scenario())
+    recorder.close()
+    assert [number_of(each) for each in read_journal(tmp_path / "journal")] == [2, 3]
+
+
+def test_a_full_segment_that_gave_way_to_the_bound_refuses_nobody(tmp_path):
+    """Segments that the keeper itself removed are not missed."""
+    recorder = make_recorder(tmp_path, JournalSettings(segment_bytes=1 << 21, max_bytes=1 << 22))
+
+    async def scenario():
+        for number in range(8):
+            await asyncio.to_thread(wait_for_segment, recorder)
+            record(recorder, number, n_rows=30_000)
+        await asyncio.to_thread(wait_for_segment, recorder)
+        record(recorder, 8)
+        await recorder.commit.wait()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        recorder.close()
+
+
+def test_a_problem_is_told_until_it_is_over(recorder, disk):
+    """While syncs fail there are words for it; they are gone once the disk takes a file again, though nobody asks."""
+
+    async def scenario():
+        record(recorder, 1)
+        assert recorder.troubles == []
+        disk.error = OSError(5, "Input/output error")
+        with pytest.raises(AuditUnavailableError):
+            await recorder.commit.wait()
+        (told,) = recorder.troubles
+        assert "strict models refuse" in told
+        assert "Input/output error" in told
+        disk.error = None
+        await asyncio.to_thread(until, lambda: recorder.troubles == [])
+
+    asyncio.run(scenario())

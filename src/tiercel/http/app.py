@@ -59,7 +59,7 @@ class DataPlane:
         project: Settings | None = None,
         commit: GroupCommit | None = None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._commit = engine, commit
         self._worker = worker
         self._native = native
         ids, counters = (make_ids(settings), WorkerCounters()) if native is None else (native.ids, native.counters)
@@ -119,6 +119,8 @@ class DataPlane:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         watch = asyncio.create_task(keep_current(self._engine))
+        if self._commit is not None:
+            self._commit.attach()
         try:
             yield
         finally:

@@ -13,6 +13,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
+from tiercel.monitor.durable import is_named
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -41,6 +43,11 @@ class WorkerDirectory:
         except BaseException:
             os.close(self._lock)
             raise
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether it is still there under its name, its lock with it. Without, it looks dead to everybody else."""
+        return is_named(self.path / _LOCK, self._lock)
 
     def close(self) -> None:
         """Let go: from now on the worker counts as dead."""

@@ -7,6 +7,7 @@ by the next that holds the lock of its directory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING
@@ -38,6 +39,28 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_named(path: Path, descriptor: int) -> None:
+    """See that a name still leads to an open file. The kernel syncs a file that has no name any more without a word.
+
+    Raises:
+        OSError: nothing has that name, or another file has it.
+    """
+    named, own = os.stat(path), os.fstat(descriptor)  # noqa: PTH116 - all steps of this module go through `os`
+    if (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino):
+        raise FileNotFoundError(errno.ENOENT, "Another file took the place", str(path))
+
+
+def is_named(path: Path, descriptor: int) -> bool:
+    """As `check_named`; where that cannot be asked, the file counts as there."""
+    try:
+        check_named(path, descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_file(path: Path, content: bytes) -> None:

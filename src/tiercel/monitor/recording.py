@@ -68,7 +68,7 @@ class Recorder:
         self._n_files = self._n_plans = 0
         self.problems: tuple[str, ...] = ()
         self._directory: WorkerDirectory | None = None
-        self._journal_directory: WorkerDirectory | None = None
+        self._no_journal = ""
         self._journal: Journal | None = None
         self._keeper: SegmentKeeper | None = None
         self.commit: GroupCommit | None = None
@@ -82,22 +82,24 @@ class Recorder:
             self._fold(state_dir / COUNTERS)
         if settings.enabled:
             try:
-                self._journal_directory = WorkerDirectory(state_dir / JOURNAL, name)
+                home = WorkerDirectory(state_dir / JOURNAL, name)
             except OSError as error:
-                self._report(f"no journal: {error}")
+                self._no_journal = f"no journal: {error}"
+                self._report(self._no_journal)
                 return
             self._journal = Journal()
             self._keeper = SegmentKeeper(
                 self._journal,
-                self._journal_directory.path,
+                home,
                 settings,
                 worker=worker,
                 prefix=prefix.encode("ascii")[:16],
                 count=self.counters.add,
             )
             self._keeper.touched.append(self.counters)
+            self.commit = GroupCommit(self._journal, self._keeper)
+            self._keeper.abandon = self.commit.abandon
             self._keeper.start()
-            self.commit = GroupCommit(self._journal, self._journal_directory.path)
 
     def for_plan(
         self,
@@ -162,6 +164,16 @@ class Recorder:
                 self._recorders[key] = recorder
             return recorder
 
+    @property
+    def troubles(self) -> list[str]:
+        """Why predictions go unrecorded, or records are not made durable, at the moment."""
+        told = [
+            self._no_journal,
+            self._keeper.problem if self._keeper else "",
+            self.commit.problem if self.commit else "",
+        ]
+        return [each for each in told if each]
+
     def close(self) -> None:
         """Seal the journal and let go of the files. What was counted stays readable."""
         if self.commit is not None:
@@ -169,10 +181,9 @@ class Recorder:
         if self._keeper is not None:
             self._keeper.close()
             self._keeper = None
-        for directory in (self._directory, self._journal_directory):
-            if directory is not None:
-                directory.close()
-        self._directory = self._journal_directory = None
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
 
     def _fold(self, directory: Path) -> None:
         """Add up the workers that are gone, or every start would leave its files behind for good."""

@@ -8,6 +8,10 @@ up - the disk is full or slow - the event loop finds no segment, drops the recor
 All of this may run on the event loop's own core, where whatever takes long at a time delays requests. So the keeper goes
 in steps of STEP_BYTES and sleeps between them.
 
+The keeper looks whether its segments still have their names. What is stored in a file that was removed, or moved away with
+its directory, no reader finds: the keeper then begins anew, in a directory made anew where that is gone too, and has the
+event loop leave the segment that it writes.
+
 A worker that was killed leaves segments of their full size, however few records they hold. Before a keeper counts bytes
 against the bound it trims them (`trim_segment`): a worker that dies at every start evicts no records.
 """
@@ -29,7 +33,8 @@ import numpy as np
 
 from tiercel._hot.journal import END, PREDICTION, SEGMENT_HEADER_BYTES, Journal, fault_in, next_record, start_writing
 from tiercel.monitor.allocation import map_new_file
-from tiercel.monitor.directories import is_live, worker_directories
+from tiercel.monitor.directories import WorkerDirectory, is_live, worker_directories, worker_name
+from tiercel.monitor.durable import is_named
 from tiercel.monitor.prediction_ledger import unread_segments
 from tiercel.priority import stand_back
 
@@ -84,6 +89,7 @@ class _Segment:
 
     mapped: mmap.mmap
     descriptor: int
+    path: Path
     released: int = 0
     faulted: int = 0
     filled: int = 0
@@ -112,17 +118,23 @@ class SegmentKeeper:
 
     Args:
         journal: what the event loop appends to.
-        directory: of this worker start, empty.
+        home: the directory of this worker start, empty; the keeper closes it.
         prefix: what the ids of this worker's replies begin with.
         count: called on the keeper's thread with a cell name of the worker's counters.
 
-    Threads: `start`, `close` and `work_once` by one thread; the rest runs on the keeper's own.
+    Attributes:
+        abandon: called with the sequence of a segment whose file is gone, again and again until the event loop has left it
+            and those before.
+        problem: why there is no new segment, in words; empty: nothing is wrong.
+
+    Threads: `start`, `close` and `work_once` by one thread; the rest runs on the keeper's own. `place_of`, `gave_way`,
+        `directory` and `problem` in any.
     """
 
     def __init__(
         self,
         journal: Journal,
-        directory: Path,
+        home: WorkerDirectory,
         settings: JournalSettings,
         *,
         worker: int,
@@ -130,14 +142,19 @@ class SegmentKeeper:
         count: Callable[[str], None],
         interval_s: float = 0.05,
     ) -> None:
-        self._journal, self._directory, self._settings = journal, directory, settings
+        self._journal, self._home, self._settings = journal, home, settings
+        #: Where segments are, from which sequence on: more than one when a directory was lost.
+        self._places: list[tuple[int, Path]] = [(1, home.path)]
         self._worker, self._prefix, self._count = worker, prefix, count
         self._interval_s = interval_s
         self._segments: dict[int, _Segment] = {}
         self._trimmed: set[Path] = set()
         self._sequence = 0
+        self._lost = 0  # the newest segment whose file is gone
+        self._given_way: set[int] = set()
         self._retry_at_s = 0.0
-        self._problem = ""
+        self.problem = ""
+        self.abandon: Callable[[int], object] = lambda _sequence: None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.touched: list[Touchable] = []
@@ -157,17 +174,80 @@ class SegmentKeeper:
         self._finish_retired()
         unused = self._journal.withdraw()
         if unused is not None:
-            self._segments.pop(unused).close()
-            self._path(unused).unlink(missing_ok=True)
+            self._discard(unused)
+        self._home.close()
+
+    @property
+    def directory(self) -> Path:
+        """Where new segments are."""
+        return self._home.path
+
+    def place_of(self, sequence: int) -> Path:
+        """The file of a segment, whether it is still there or not."""
+        directory = next(place for first, place in reversed(self._places) if first <= sequence)
+        return directory / f"{sequence:06d}{SEGMENT_SUFFIX}"
+
+    def gave_way(self, sequence: int) -> bool:
+        """Whether a segment was removed to keep the journal's bound."""
+        return sequence in self._given_way
 
     def work_once(self) -> None:
         """One round of the keeper's work."""
         self._finish_retired()
+        self._notice_loss()
         if self._journal.wants_segment and time.monotonic() >= self._retry_at_s:
             self._prepare()
+        self._leave_lost()
         self._follow()
         for counters in list(self.touched):
             counters.touch()
+
+    def _notice_loss(self) -> None:
+        """See whether segments are gone, and take back the one that nobody has begun to write."""
+        is_intact = self._home.is_intact
+        gone = [
+            sequence
+            for sequence, segment in self._segments.items()
+            if sequence > self._lost
+            and (
+                (segment.path.parent == self.directory and not is_intact)
+                or not is_named(segment.path, segment.descriptor)
+            )
+        ]
+        if not gone:
+            return
+        self._lost = max(gone)
+        log.error(
+            "journal: expected %s where it was made, it is gone: its latest records are lost. A new segment is begun; leave "
+            "the journal's files alone while a server runs",
+            ", ".join(str(self.place_of(sequence)) for sequence in gone),
+        )
+        unused = self._journal.withdraw()  # its directory may be gone too; where it is not, another one costs little
+        if unused is not None:
+            self._discard(unused)
+        self._retry_at_s = 0.0
+
+    def _leave_lost(self) -> None:
+        """Have the event loop leave a segment that is gone, once it has another one or none can be had."""
+        at = self._journal.progress()
+        if at is not None and at[0] <= self._lost:
+            self.abandon(at[0])
+
+    def _discard(self, sequence: int) -> None:
+        """Forget a segment that nobody writes."""
+        segment = self._segments.pop(sequence)
+        segment.close()
+        with contextlib.suppress(OSError):
+            segment.path.unlink(missing_ok=True)
+
+    def _settle(self, sequence: int) -> None:
+        """Make the directory anew when it is gone, under a name that no directory had: readers may know the old one."""
+        if self._home.is_intact:
+            return
+        home = WorkerDirectory(self.directory.parent, worker_name(self._worker))
+        self._home.close()
+        self._home = home
+        self._places.append((sequence, home.path))
 
     def _follow(self) -> None:
         """Stay ahead of the event loop in the segment that it writes, and let go of what is behind it."""
@@ -195,13 +275,14 @@ class SegmentKeeper:
     def _prepare(self) -> None:
         sequence, size = self._sequence + 1, self._settings.segment_bytes
         try:
+            self._settle(sequence)
             self._make_room(size)
-            path = self._path(sequence)
+            path = self.place_of(sequence)
             mapped = map_new_file(path, size, self._head(sequence, size))
             descriptor = -1
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                segment = _Segment(mapped, descriptor)
+                segment = _Segment(mapped, descriptor, path)
                 segment.fill(self._follow_between)
             except BaseException:
                 mapped.close()
@@ -212,12 +293,13 @@ class SegmentKeeper:
         except OSError as error:
             self._count("segments_failed")
             self._retry_at_s = time.monotonic() + RETRY_S
-            if self._problem != str(error):
-                self._problem = str(error)
-                log.error("journal: no new segment, predictions go unrecorded and are counted: %s", error)  # noqa: TRY400
+            problem = f"journal: no new segment, predictions go unrecorded and are counted: {error}"
+            if self.problem != problem:
+                self.problem = problem
+                log.error("%s", problem)  # noqa: TRY400
             return
-        if self._problem:
-            self._problem = ""
+        if self.problem:
+            self.problem = ""
             log.info("journal: segments can be made again")
         self._sequence = sequence
         self._segments[sequence] = segment
@@ -264,7 +346,7 @@ class SegmentKeeper:
                 os.ftruncate(segment.descriptor, used)
                 os.fsync(segment.descriptor)
             except OSError as error:
-                log.error("journal: %s cannot be finished: %s", self._path(sequence), error)  # noqa: TRY400
+                log.error("journal: %s cannot be finished: %s", segment.path, error)  # noqa: TRY400
             finally:
                 os.close(segment.descriptor)
             self._count("segments_sealed")
@@ -278,8 +360,8 @@ class SegmentKeeper:
         removable: list[tuple[Path, int]] = []
         total = size
         dead = self._tidy_dead()
-        for directory in worker_directories(self._directory.parent):
-            mine = directory == self._directory
+        for directory in worker_directories(self.directory.parent):
+            mine = directory == self.directory
             for path in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
                 with contextlib.suppress(OSError):
                     n_bytes = path.stat().st_size
@@ -291,6 +373,8 @@ class SegmentKeeper:
             # What is in the prediction table goes first; what is not goes too when the bound leaves no choice.
             for path, n_bytes in sorted(removable, key=lambda each: each[0] in unread):
                 with contextlib.suppress(OSError):
+                    if path.stem.isdigit() and path == self.place_of(int(path.stem)):
+                        self._given_way.add(int(path.stem))  # before it is gone: who misses it asks
                     self._remove(path, n_bytes)
                     total -= n_bytes
                     self._count("segments_removed")
@@ -304,7 +388,7 @@ class SegmentKeeper:
     def _unread(self, paths: set[Path]) -> set[Path]:
         """Those that are not wholly in the prediction table."""
         by_name = {f"{path.parent.name}/{path.stem}": path for path in paths}
-        return {by_name[name] for name in unread_segments(self._directory.parent.parent, set(by_name))}
+        return {by_name[name] for name in unread_segments(self.directory.parent.parent, set(by_name))}
 
     def _remove(self, path: Path, n_bytes: int) -> None:
         """Unlink a segment, its cached pages given back step by step before: all at once they cost milliseconds."""
@@ -321,8 +405,10 @@ class SegmentKeeper:
         A worker that is dead stays dead, and nobody else ever writes its segments, so this needs no lock: whoever trims
         a segment at the same time finds the same length.
         """
-        directories = worker_directories(self._directory.parent)
-        dead = {directory for directory in directories if directory != self._directory and not is_live(directory)}
+        directories = worker_directories(self.directory.parent)
+        # One that lost its lock looks dead, though segments in it may still be written here.
+        mine = {self.directory, *(segment.path.parent for segment in self._segments.values())}
+        dead = {directory for directory in directories if directory not in mine and not is_live(directory)}
         self._trimmed &= dead
         for directory in sorted(dead - self._trimmed):
             for path in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
@@ -335,9 +421,6 @@ class SegmentKeeper:
                     log.warning("journal: %s cannot be trimmed: %s", path, error)
             self._trimmed.add(directory)
         return dead
-
-    def _path(self, sequence: int) -> Path:
-        return self._directory / f"{sequence:06d}{SEGMENT_SUFFIX}"
 
     def _head(self, sequence: int, size: int) -> bytes:
         return SEGMENT_HEAD.pack(
