@@ -50,8 +50,10 @@ class WorkerDirectory:
         return is_named(self.path / _LOCK, self._lock)
 
     def close(self) -> None:
-        """Let go: from now on the worker counts as dead."""
-        os.close(self._lock)
+        """Let go: from now on the worker counts as dead. Twice is once."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
 
 def worker_name(worker: int) -> str:
