@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -85,3 +86,26 @@ def test_nothing_acknowledged_is_missing_after_kill_9(directory):
         replayer = Replayer(project.settings, project.registry)
         for prediction_id in chance.sample(told, 10):
             assert replayer.replay(find_receipt(project.settings, prediction_id)).verdict == "equal"
+
+
+def test_what_is_answered_after_the_journal_was_removed_is_recorded(directory):
+    """With its journal removed under it, a strict server refuses until it has another one; what it answers then is found."""
+    statuses, told = [], []
+    body = {"entities": {"customer_id": 1, "shop": "a", "country": "nl"}, "features": {"amount": 0.5}}
+    with projects.running_server(directory) as (url, _), httpx.Client(base_url=url) as client:
+        assert client.post("/predict/fraud", json=body).status_code == 200
+        time.sleep(0.3)  # the next segment is ready, and will be lost too
+        shutil.rmtree(directory / ".tiercel" / "journal")
+        deadline = time.monotonic() + 30
+        while len(told) < 20:
+            assert time.monotonic() < deadline
+            reply = client.post("/predict/fraud", json=body)
+            statuses.append(reply.status_code)
+            if reply.status_code == 200:
+                told.append(reply.json()["id"])
+            else:
+                assert reply.json()["code"] == "audit_unavailable"
+                time.sleep(0.02)
+        assert client.get("/readyz").json()["problems"] == []
+    assert set(statuses) <= {200, 503}
+    assert set(told) <= {record.id for record in read_journal(directory / ".tiercel" / "journal")}

@@ -336,6 +336,17 @@ def test_not_ready_without_anything_to_serve(tmp_path):
     assert send(DataPlane(engine, ServerSettings()), "GET", "/readyz").status_code == 503
 
 
+def test_readiness_says_what_the_journal_lacks(tmp_path):
+    """What keeps predictions from being recorded is among the problems for as long as it lasts; what can be served still is."""
+    told = ["journal: no new segment"]
+    plane = DataPlane(FixedEngine(tmp_path), ServerSettings(), troubles=lambda: told)
+    ready = send(plane, "GET", "/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["problems"] == ["journal: no new segment"]
+    told.clear()
+    assert send(plane, "GET", "/readyz").json()["problems"] == []
+
+
 async def call(app, messages):
     """Drive the application with raw ASGI messages; the replies' start and body."""
     sent = []

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.monitor.recorders import FEATURES, PREFIX, SCHEMA, SIGNATURE, SMALL, key_bytes, make_recorder, rows_of
 
 from tiercel.errors import JournalError
+from tiercel.monitor import segments
 from tiercel.monitor.journal import read_journal, read_segment, segment_paths
 from tiercel.monitor.journal_tables import read_tables
 from tiercel.monitor.segments import trim_segment
@@ -573,3 +574,29 @@ recorder.close()
     (path,) = segment_paths(tmp_path / "journal")
     assert path.stat().st_size < settings.segment_bytes
     assert len(list(read_segment(path))) >= 300
+
+
+def test_a_segment_that_cannot_be_made_is_told_until_one_can(tmp_path, monkeypatch):
+    """The recorder has words for a keeper that gets no segment; they are gone with the next one."""
+    recorder = make_recorder(tmp_path)
+    try:
+        assert recorder.troubles == []
+        with monkeypatch.context() as full:
+
+            def refuse(*_args):
+                raise OSError(28, "No space left on device")
+
+            full.setattr(segments, "map_new_file", refuse)
+            recorder.for_plan("late", 1, SIGNATURE).add(*rows_of(1), number=1)
+            recorder._journal.seal()
+            recorder.for_plan("late", 1, SIGNATURE).add(*rows_of(1), number=2)
+            deadline = time.monotonic() + 10
+            while not recorder.troubles:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            assert "No space left" in recorder.troubles[0]
+        while recorder.troubles:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        recorder.close()

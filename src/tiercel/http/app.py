@@ -27,7 +27,7 @@ from tiercel.serving.rooms import cores_of_worker
 from tiercel.serving.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -58,9 +58,10 @@ class DataPlane:
         tracing: Tracing | None = None,
         project: Settings | None = None,
         commit: GroupCommit | None = None,
+        troubles: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._engine, self._commit = engine, commit
-        self._worker = worker
+        self._worker, self._troubles = worker, troubles
         self._native = native
         ids, counters = (make_ids(settings), WorkerCounters()) if native is None else (native.ids, native.counters)
         self._counters = counters
@@ -164,7 +165,7 @@ class DataPlane:
             "models": {name: dict(model.aliases) for name, model in sorted(routes.models.items())},
             "services": {name: base.manifest.base_name for name, base in sorted(routes.services.items())},
             "limits": self.limits,
-            "problems": [*routes.problems, *self._engine.watch_problems, *self._router.problems],
+            "problems": [*routes.problems, *self._engine.watch_problems, *self._router.problems, *self._troubles()],
         }
         if self._worker is not None:
             body["worker"] = self._worker

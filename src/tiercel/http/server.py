@@ -104,6 +104,7 @@ def serve(
             tracing=tracing,
             project=settings,
             commit=recorder.commit,
+            troubles=lambda: recorder.troubles,
         )
         config = uvicorn.Config(
             plane,
