@@ -50,6 +50,15 @@ def test_options_win_over_the_file(project):
     assert Options().over(settings) == settings
 
 
+@pytest.mark.parametrize("host", ["", " "])
+def test_an_empty_host_is_not_every_interface(project, host):
+    """An option that came from an unset variable is refused, as the same value in tiercel.toml is."""
+    with pytest.raises(
+        DefinitionError, match=r"Expected --host to name an address, got .*0\.0\.0\.0 is every interface"
+    ):
+        Options(host=host).over(load_settings(project("")))
+
+
 def test_the_journal_must_have_room_for_every_worker(project):
     """Each worker keeps two segments whatever happens: a bound below that is refused, not exceeded, unless nothing is kept."""
     text = "[journal]\nmax_bytes = 8388608\nsegment_bytes = 2097152\n"

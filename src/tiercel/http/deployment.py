@@ -42,8 +42,14 @@ class Options:
         """The settings with these in place.
 
         Raises:
-            DefinitionError: the workers' journals cannot stay within journal.max_bytes.
+            DefinitionError: the host is empty, which would listen on every interface; or the workers' journals cannot stay
+                within journal.max_bytes.
         """
+        if self.host is not None and not self.host.strip():
+            raise DefinitionError(
+                f"Expected --host to name an address, got {self.host!r}. 0.0.0.0 is every interface; without --host it is "
+                f"server.host of {PROJECT_FILE}"
+            )
         given: dict[str, Any] = {"host": self.host, "port": self.port, "workers": self.workers}
         server = replace(settings.server, **{name: value for name, value in given.items() if value is not None})
         control = settings.control
