@@ -86,6 +86,8 @@ def test_state_may_be_elsewhere(tmp_path):
         ("[server]\nmax_rows = 0\n", "from 1 to 1000000"),
         ("[server]\nshutdown_grace_s = inf\n", "shutdown_grace_s from 0"),
         ("[server]\nbody_timeout_s = nan\n", "body_timeout_s from"),
+        ("[models.m]\ndefault_score = nan\n", "models.m.default_score to be a finite number, got nan"),
+        ("[models.m]\ndefault_score = -inf\n", "models.m.default_score to be a finite number, got -inf"),
         ('[server]\nhost = ""\n', "every interface"),
         ("[journal]\nenabled = 1\n", "journal.enabled to be a bool"),
         ("[journal]\nsegment_bytes = 4096\n", "journal.segment_bytes from 2097152"),

@@ -489,6 +489,10 @@ def _values(
         raise DefinitionError(
             f"{path}: expected {name}.host to name an address, got nothing. 0.0.0.0 is every interface"
         )
+    if not math.isfinite(values.get("default_score", 0.0)):
+        raise DefinitionError(
+            f"{path}: expected {name}.default_score to be a finite number, got {values['default_score']}. No reply can say that"
+        )
     for key in ("endpoint", "webhook_url"):
         if values.get(key) and not _is_http_url(values[key]):
             raise DefinitionError(

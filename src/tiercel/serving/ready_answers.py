@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -71,7 +72,7 @@ class ReadyAnswers:
                 age_us = max(each.age_us for each in found)
                 ready[len(candidates)] = ReadyAnswer(champion, [each.scores for each in found], age_us)
                 candidates.append(Candidate(Rung.LAST_SCORE, declared.name, found[0].version))
-        if declared.default_score is not None and champion.n_outputs == 1:
+        if declared.default_score is not None and math.isfinite(declared.default_score) and champion.n_outputs == 1:
             ready[len(candidates)] = ReadyAnswer(champion, declared.default_score, None)
             candidates.append(Candidate(Rung.DEFAULT, declared.name, None))
         return ready
