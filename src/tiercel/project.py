@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from tiercel.types import ServiceSchema
 
 log = logging.getLogger("tiercel")
+#: How long a comparison waits for another process that converts what was served; a week is compared, not a moment.
+_PATIENCE_S = 30.0
 
 
 class Project:
@@ -407,7 +409,7 @@ class Project:
             return None
         if before.version == target.version:
             return None
-        PredictionTable(self.settings.state_dir, self.settings.monitor).convert()
+        PredictionTable(self.settings.state_dir, self.settings.monitor).convert(waits=_PATIENCE_S)
         opened = (open_version(self.settings, self.registry, each) for each in (before, target))
         return find_churn(self.settings, *opened, now_us=time.time_ns() // 1000)
 

@@ -85,7 +85,11 @@ def tell_day(project: Project, champion: Counted, challenger: ModelVersion, sinc
     groups = {group.key.version: group for group in found.performance.groups}
     money = {} if found.value is None else {group.key.version: group for group in found.value.groups}
     versions = [each for each in (champion.version, challenger) if each.version in groups]
-    if not versions:
+    if not versions:  # the rest of the story cannot be told, and who reads it must know that there is one
+        console.print(
+            "Labels:    no prediction of this run is found in the prediction table yet. `tiercel performance "
+            f"{escape(champion.version.name)} --all-labels` says how good they were once they are."
+        )
         return
     first = groups[versions[0].version].counts
     console.print(

@@ -11,18 +11,18 @@ from rich.markup import escape
 
 from tiercel.cli.console import console, print_json, print_table, progress
 from tiercel.cli.durations import shown_moment
+from tiercel.cli.freshness import bring_up_to_date
 from tiercel.errors import OutcomesError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import duckdb
 
     from tiercel.monitor.leaf_occupancy import Leaves
     from tiercel.monitor.multivariate import MultivariateReport
     from tiercel.registry import ModelVersion
-    from tiercel.settings import MonitorSettings
+    from tiercel.settings import Settings
 
 _STYLES = {"drift": "bold red", "stable": "green"}
 _STAGES = {"classifier": "Train on exchanged labels", "mmd": "Compare rows", "leaves": "Count leaves"}
@@ -80,7 +80,7 @@ def compare_rows(
             )
         state_dir = project.settings.state_dir
         with (
-            _connect(state_dir, project.settings.monitor, version.name) as connection,
+            _connect(project.settings, version.name) as connection,
             progress() as at,
         ):
             report = multivariate_report(
@@ -96,12 +96,11 @@ def compare_rows(
         _print(report)
 
 
-def _connect(state_dir: Path, settings: MonitorSettings, model: str) -> duckdb.DuckDBPyConnection:
+def _connect(settings: Settings, model: str) -> duckdb.DuckDBPyConnection:
     from tiercel.monitor.outcomes import open_outcomes
-    from tiercel.monitor.predictions import PredictionTable
 
-    PredictionTable(state_dir, settings).convert()
-    return open_outcomes(state_dir, settings, model=model)
+    bring_up_to_date(settings, labels=False)
+    return open_outcomes(settings.state_dir, settings.monitor, model=model)
 
 
 def _leaves_of(artifacts: Mapping[str, bytes], version: ModelVersion) -> Leaves:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from tiercel.cli.console import console, print_table
+from tiercel.cli.freshness import bring_up_to_date
 from tiercel.errors import TiercelError
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ def find_shifts(
     """
     from tiercel.insight.shifts import find_score_shift
     from tiercel.insight.versions import open_version
-    from tiercel.monitor.predictions import PredictionTable
     from tiercel.priority import stand_back
 
     served = [each.window for each in found if each.window.n_counted]
@@ -41,7 +41,7 @@ def find_shifts(
         return {}
     stand_back()  # before DuckDB starts its threads, which take after this one
     try:
-        PredictionTable(project.settings.state_dir, project.settings.monitor).convert()
+        bring_up_to_date(project.settings, labels=False)
     except TiercelError as error:  # what was converted before is still there to be looked at
         problems.append(str(error))
     shifts = {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiercel.cli.console import console, errors, print_json, print_table
 from tiercel.cli.durations import shown_moment
+from tiercel.cli.freshness import bring_up_to_date
 from tiercel.errors import TiercelError
 
 if TYPE_CHECKING:
@@ -97,13 +98,12 @@ def explain_globally(
 def _look(project: Project, target: str, length_us: int, rows: int | None, output: str | None) -> GlobalReport:
     from tiercel.insight.global_views import MOST_ROWS, find_global_views
     from tiercel.insight.versions import open_version
-    from tiercel.monitor.predictions import PredictionTable
 
     settings, registry = project.settings, project.registry
     records = _chosen(project, target)
     problems: list[str] = []
     try:
-        PredictionTable(settings.state_dir, settings.monitor).convert()
+        bring_up_to_date(settings, labels=False)
     except TiercelError as error:  # what was converted before is still there to be looked at
         problems.append(str(error))
     end_us = time.time_ns() // 1000

@@ -11,6 +11,7 @@ import click
 
 from tiercel.cli.console import console, json_option, print_json, print_table, project_option
 from tiercel.cli.durations import DURATION, MOMENT, shown_moment
+from tiercel.cli.freshness import bring_up_to_date
 from tiercel.cli.performance_tables import circumstances, label, tables
 
 if TYPE_CHECKING:
@@ -118,10 +119,10 @@ def performance(
 
 def connect_outcomes(project: Project, model: str) -> duckdb.DuckDBPyConnection:
     """A connection with the relation `outcomes` of a model, brought up to date; the caller closes it."""
-    from tiercel.monitor.outcomes import open_outcomes, refresh
+    from tiercel.monitor.outcomes import open_outcomes
 
     state_dir, settings = project.settings.state_dir, project.settings.monitor
-    refresh(state_dir, settings)
+    bring_up_to_date(project.settings)
     return open_outcomes(state_dir, settings, model=model)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tiercel.cli.console import errors, json_option, print_json, print_table, project_option
+from tiercel.cli.freshness import bring_up_to_date
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,12 +46,12 @@ def sql(
     import duckdb
 
     from tiercel.errors import QueryError
-    from tiercel.monitor.outcomes import open_outcomes, refresh
+    from tiercel.monitor.outcomes import open_outcomes
     from tiercel.settings import load_settings
 
     settings = load_settings(Path(project_dir))
     if not no_refresh:
-        refresh(settings.state_dir, settings.monitor)
+        bring_up_to_date(settings)
     connection = open_outcomes(settings.state_dir, settings.monitor, model=model)
     try:
         result = connection.execute(query)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 #: Readers of a directory of Parquet files leave out what begins with a dot.
 UNFINISHED = ".part-"
+#: A lock that another has is asked for this often by who does not wait for good.
+_ASKED_EVERY_S = 0.02
 
 
 def make_directory(directory: Path) -> None:
@@ -116,18 +119,33 @@ def remove_unfinished(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, waits: bool) -> Iterator[bool]:
-    """Hold the lock of a file made for the purpose. Yields whether it is held: without `waits` another may have it.
+def locked(path: Path, *, waits: bool | float) -> Iterator[bool]:
+    """Hold the lock of a file made for the purpose. Yields whether it is held, for another may have it.
 
     The kernel lets go of it when the process ends, however it ends.
+
+    Args:
+        path: of the file.
+        waits: for another who has it: for good, not at all, or so many seconds.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield _take(descriptor, waits)
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, waits: bool | float) -> bool:
+    if waits is True:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    deadline = time.monotonic() + waits
+    while True:  # flock has no deadline of its own, and an alarm would be the whole process's
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_ASKED_EVERY_S)
+        else:
+            return True

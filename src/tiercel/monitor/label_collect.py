@@ -106,12 +106,12 @@ class Collection:
         self._ledger = LabelLedger()
         self._oldest_us: int | None = None
 
-    def run(self, *, waits: bool) -> int:
-        """Collect everything there is; returns how many events that were. 0 also when another process is at it."""
+    def run(self, *, waits: bool | float) -> int | None:
+        """Collect everything there is; returns how many events that were. None: another process is at it."""
         make_directory(self._directory)
         with locked(self._directory / ".lock", waits=waits) as is_held:
             if not is_held:
-                return 0
+                return None
             self._ledger = LabelLedger.read(self._directory)
             self._tidy()
             n_events = 0

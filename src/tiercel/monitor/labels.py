@@ -106,6 +106,22 @@ class LabelStore:
             MonitorStorageError: the disk refuses; what was accepted stays accepted.
             TableError: the ledger is damaged.
         """
+        return self._collected(settings, now_us, waits) or 0
+
+    def catch_up(self, settings: MonitorSettings, patience_s: float) -> bool:
+        """As `collect`, but says whether readers see all: not where another process was at it all the time.
+
+        Args:
+            settings: of the project.
+            patience_s: how long to wait for another process.
+
+        Raises:
+            MonitorStorageError, TableError: as `collect`.
+        """
+        return self._collected(settings, None, patience_s) is not None
+
+    def _collected(self, settings: MonitorSettings, now_us: int | None, waits: bool | float) -> int | None:
+        """How many events; None: another process has the lock."""
         from tiercel.monitor.label_collect import Collection  # a data worker needs none of what this needs
 
         now_us = time.time_ns() // 1000 if now_us is None else now_us

@@ -35,6 +35,31 @@ def refresh(state_dir: Path, settings: MonitorSettings, *, waits: bool = False) 
         store.close()
 
 
+def catch_up(state_dir: Path, settings: MonitorSettings, *, patience_s: float, labels: bool = True) -> list[str]:
+    """As `refresh`, for who shows what is found: says in words what is not in it, which is nothing as a rule.
+
+    Args:
+        state_dir: of the project.
+        settings: of the project.
+        patience_s: how long to wait for another process, which converts in small steps, for either of both.
+        labels: collect them too.
+
+    Raises:
+        MonitorStorageError: the disk refuses. TableError: a ledger is damaged.
+    """
+    notes = []
+    if not PredictionTable(state_dir, settings).catch_up(patience_s):
+        notes.append("predictions of the last moments are not in this: another process is converting them")
+    if labels:
+        store = LabelStore(state_dir)
+        try:
+            if not store.catch_up(settings, patience_s):
+                notes.append("labels of the last moments are not in this: another process is collecting them")
+        finally:
+            store.close()
+    return notes
+
+
 def open_outcomes(
     state_dir: Path, settings: MonitorSettings, *, model: str | None = None, threads: int | None = None
 ) -> duckdb.DuckDBPyConnection:

@@ -61,7 +61,7 @@ class PredictionTable:
         state_dir: of the project.
         settings: retention and masks.
 
-    Threads and processes: any; who converts holds a lock, and another who wants to at the same time does nothing.
+    Threads and processes: any; who converts holds a lock, and another who wants to at the same time does nothing, or waits.
     """
 
     def __init__(self, state_dir: Path, settings: MonitorSettings) -> None:
@@ -69,12 +69,12 @@ class PredictionTable:
         self._warned: set[str] = set()
         self.directory = state_dir / PREDICTIONS
 
-    def convert(self, now_us: int | None = None, *, waits: bool = False) -> int:
+    def convert(self, now_us: int | None = None, *, waits: bool | float = False) -> int:
         """Bring the table up to what the journal holds, and remove what is past retention.
 
         Args:
             now_us: the time; None: the clock's.
-            waits: for another process that is at it; otherwise it is left to that one.
+            waits: for another process that is at it, for good or so many seconds; otherwise it is left to that one.
 
         Returns:
             How many rows are new in the table.
@@ -83,12 +83,27 @@ class PredictionTable:
             MonitorStorageError: the disk refuses. What was converted before stays, the rest is for the next time.
             TableError: the ledger is damaged.
         """
+        return self._converted(now_us, waits) or 0
+
+    def catch_up(self, patience_s: float) -> bool:
+        """As `convert`, but says whether the table is up to date: not where another process was at it all the time.
+
+        Args:
+            patience_s: how long to wait for another process.
+
+        Raises:
+            MonitorStorageError, TableError: as `convert`.
+        """
+        return self._converted(None, patience_s) is not None
+
+    def _converted(self, now_us: int | None, waits: bool | float) -> int | None:
+        """How many rows are new; None: another process has the lock."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         try:
             make_directory(self.directory)
             with locked(self.directory / _LOCK, waits=waits) as is_held:
                 if not is_held:
-                    return 0
+                    return None
                 conversion = _Conversion(self._state_dir, self.directory, self._settings, now_us)
                 n_rows = conversion.run()
         except OSError as error:
