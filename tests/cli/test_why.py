@@ -19,7 +19,10 @@ USUAL_NS = (1_000, 2_000, 3_000, 4_000, 5_000)
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A project with a journal: 1 is usual, 2 slow in its score, 3 degraded, 4 of a version that answered once, 5 and 6 ready answers."""
+    """A project with a journal: 1 is usual, 2 slow in its score, 3 degraded, 4 of a version that answered once.
+
+    5 and 6 are ready answers; 7 is explained, and 8 as slow in its reply, for no known reason.
+    """
     directory = tmp_path_factory.mktemp("why")
     (directory / "tiercel.toml").write_text("")
     recorder = make_recorder(directory / ".tiercel", worker=2)
@@ -34,7 +37,11 @@ def directory(tmp_path_factory):
     for number, rung, reason in ((5, 2, 2), (6, 3, 3)):
         flags = 4 | rung << 8 | reason << 12
         ready.add(rows, scores, number=number, stage_ns=USUAL_NS, total_ns=15_000, flags=flags, **common)
-    plan.add(rows, scores, number=10, stage_ns=USUAL_NS, total_ns=15_000, repeat=997)
+    plan.add(rows, scores, number=10, stage_ns=USUAL_NS, total_ns=15_000, repeat=995)
+    with_explanation = {"request": b'{"explain": "full"}', "request_kind": 1}
+    late = (*USUAL_NS[:4], 305_000)
+    plan.add(rows, scores, number=7, stage_ns=late, total_ns=315_000, **with_explanation, **common)
+    plan.add(rows, scores, number=8, stage_ns=late, total_ns=315_000, **common)
     recorder.for_plan("late", 4, SIGNATURE).add(rows, scores, number=4, stage_ns=USUAL_NS, total_ns=15_000)
     recorder.close()
     return directory
@@ -89,6 +96,17 @@ def test_who_answered_instead_is_said(why):
     output = why(PREFIX + "3")[1]
     assert "answered by fallback instead of the model, because: deadline" in output
     assert "in the challenger's share" in output
+
+
+def test_an_explanation_is_no_slow_reply(why):
+    """What was explained says so and is not out of line; where the record cannot tell, that is said."""
+    output = why(PREFIX + "7")[1]
+    assert "reply (with the explanation)  305.0" in output
+    assert "No other stage is out of line" in output
+    assert json.loads(why(PREFIX + "7", "--json")[1])["explained"] is True
+    output = why(PREFIX + "8")[1]
+    assert "reply is out of line" in output
+    assert "Its record does not say whether it was explained" in output
 
 
 def test_programs_get_the_same(why):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +68,26 @@ def test_what_is_not_kept_says_why(tmp_path, n_rows, n_bytes, keeps, absent):
     (record,) = recorded(tmp_path, n_rows, b"x" * n_bytes, JSON, keeps_requests=keeps)
     assert (record.request.kind, record.request.absent) == ("json", absent)
     assert (record.request.body is None) == (absent is not None)
+
+
+@pytest.mark.parametrize(
+    ("request_body", "kind", "expected"),
+    [
+        pytest.param(b'{"entities": {}, "explain": "full"}', JSON, True, id="json"),
+        pytest.param(b'{"entities": {"explain": "full"}}', JSON, False, id="json without"),
+        pytest.param(msgpack.packb({"entities": {}, "explain": "reasons"}), MSGPACK, True, id="msgpack"),
+        pytest.param(msgpack.packb({"entities": {}}), MSGPACK, False, id="msgpack without"),
+        pytest.param(b"[1]", JSON, None, id="no object"),
+        pytest.param(b"{", JSON, None, id="cut"),
+        pytest.param(b"\xc1", MSGPACK, None, id="no msgpack"),
+        pytest.param(b"{}", TENSORS, None, id="tensors"),
+        pytest.param(msgpack.packb({"entities": {}, "features": {}}), QUESTION, None, id="question"),
+    ],
+)
+def test_whether_an_explanation_was_asked_for(tmp_path, request_body, kind, expected):
+    """The request's own word; where there is none it is unknown, and not no."""
+    (record,) = recorded(tmp_path, 1, request_body, kind)
+    assert record.is_explained is expected
 
 
 def test_of_several_records_the_first_has_the_request(tmp_path):

@@ -16,11 +16,12 @@ USUAL_NS = (1_000, 2_000, 3_000, 4_000, 5_000)
 def times_of(tmp_path):
     """Stage times of one request among usual ones."""
 
-    def ask(stage_ns=USUAL_NS, total_ns=None, n_usual=1000, measured=None):
+    def ask(stage_ns=USUAL_NS, total_ns=None, n_usual=1000, measured=None, **request):
         recorder = make_recorder(tmp_path)
         plan = recorder.for_plan("late", 1, SIGNATURE)
         rows, scores = rows_of(1)
-        plan.add(rows, scores, number=1, stage_ns=stage_ns, total_ns=sum(stage_ns) if total_ns is None else total_ns)
+        total_ns = sum(stage_ns) if total_ns is None else total_ns
+        plan.add(rows, scores, number=1, stage_ns=stage_ns, total_ns=total_ns, **request)
         if n_usual:
             plan.add(rows, scores, number=2, stage_ns=USUAL_NS, total_ns=15_000, repeat=n_usual)
         recorder.close()
@@ -89,3 +90,36 @@ def test_times_without_anything_to_compare_with(tmp_path):
     found = stage_times(find_record(tmp_path / "journal", PREFIX + "1"))
     assert (found.n_counted, found.out_of_line, len(found.stages)) == (0, None, 6)
     assert all(stage.counted is None and stage.measured is None for stage in found.stages)
+
+
+EXPLAINED = {"request": b'{"entities": {}, "explain": "full"}', "request_kind": 1}
+WITH_EXPLANATION_NS = (1_000, 2_000, 3_000, 4_000, 305_000)
+
+
+def test_an_explanation_is_not_compared_with_replies_without_one(times_of):
+    """Neither the reply of an explained request nor its total is beside quantiles; a slow stage before it is named all the same."""
+    found = times_of(WITH_EXPLANATION_NS, measured={"total": Quantiles(5.0, 9.0)}, **EXPLAINED)
+    assert (found.is_explained, found.out_of_line) == (True, None)
+    assert [each.stage for each in found.stages if each.counted is None] == ["reply", "total"]
+    assert not any(each.measured for each in found.stages)
+
+
+def test_what_else_was_slow_beside_an_explanation_is_named(times_of):
+    """By its own p99, and with the whole share."""
+    worst = times_of((*WITH_EXPLANATION_NS[:3], 404_000, 305_000), **EXPLAINED).out_of_line
+    assert (worst.stage, worst.share) == ("score", 1.0)
+
+
+def test_a_wait_beside_an_explanation_is_named(times_of):
+    """The explanation's time counts for no wait, and hides none."""
+    worst = times_of(WITH_EXPLANATION_NS, total_ns=815_000, **EXPLAINED).out_of_line
+    assert worst.stage == "outside"
+    assert worst.excess_us == pytest.approx(500, rel=0.01)
+
+
+@pytest.mark.parametrize("request_of", [{}, {"request": b'{"entities": {}}', "request_kind": 1}])
+def test_a_slow_reply_without_an_explanation_is_named(times_of, request_of):
+    """As ever, whether the record says that nothing was to be explained or says nothing."""
+    found = times_of(WITH_EXPLANATION_NS, **request_of)
+    assert found.out_of_line.stage == "reply"
+    assert found.is_explained is (False if request_of else None)

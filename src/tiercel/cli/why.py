@@ -54,12 +54,18 @@ def _print(record: Record, times: StageTimes) -> None:
     is_measured = any(stage.measured is not None for stage in times.stages)
     rows = []
     for stage in times.stages:
-        row: list[Any] = [stage.stage, f"{stage.time_us:.1f}", *_shown(stage.counted)]
+        row: list[Any] = [_name(stage.stage, times), f"{stage.time_us:.1f}", *_shown(stage.counted)]
         p99_us = 0.0 if stage.counted is None else stage.counted.p99_us
         row.append(f"{stage.time_us / p99_us:.2f}" if p99_us else None)
         rows.append([*row, *_shown(stage.measured)] if is_measured else row)
     print_table("Stages", [*columns, "measured p50", "measured p99"] if is_measured else columns, rows)
     console.print(_verdict(record, times))
+
+
+def _name(stage: str, times: StageTimes) -> str:
+    from tiercel.monitor.stage_times import REPLY
+
+    return f"{stage} (with the explanation)" if stage == REPLY and times.is_explained else stage
 
 
 def _circumstances(record: Record) -> str:
@@ -84,10 +90,12 @@ def _circumstances(record: Record) -> str:
 
 
 def _verdict(record: Record, times: StageTimes) -> str:
-    from tiercel.monitor.stage_times import LEAST_REQUESTS, OUTSIDE
+    from tiercel.monitor.stage_times import LEAST_REQUESTS, OUTSIDE, REPLY
 
     worst = times.out_of_line
     if worst is None:
+        if times.is_explained:
+            return "No other stage is out of line; how long an explanation should take is not counted."
         if times.n_counted >= LEAST_REQUESTS or any(stage.measured is not None for stage in times.stages):
             return "No stage is out of line."
         return f"Nothing to judge by yet: {times.n_counted} requests are counted of this version, {LEAST_REQUESTS} are needed."
@@ -98,9 +106,11 @@ def _verdict(record: Record, times: StageTimes) -> str:
         why = "waited for its turn behind others"
         why = why if record.is_fast else f"was read and parsed by the general path, or {why}"
         return f"[bold]{worst.time_us:.1f} µs outside of the stages[/] are out of line, {share}: the request {why}."
+    is_unknown = worst.stage == REPLY and times.is_explained is None
+    beside = " Its record does not say whether it was explained, which is done in this stage." if is_unknown else ""
     return (
         f"[bold]{worst.stage} is out of line[/]: {worst.time_us:.1f} µs, {worst.ratio:.1f} times its {usual} of "
-        f"{worst.p99_us:.1f} µs; {share}."
+        f"{worst.p99_us:.1f} µs; {share}.{beside}"
     )
 
 
@@ -129,6 +139,7 @@ def _to_json(record: Record, times: StageTimes) -> dict[str, Any]:
         "arm": record.arm,
         "shadow": record.is_shadow,
         "oldest_age_us": record.oldest_age_us,
+        "explained": times.is_explained,
         "requests_counted": times.n_counted,
         "stages": [
             {

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 import numpy as np
 
 from tiercel._hot.journal import PREDICTION, PREDICTION_HEAD, PREDICTION_HEAD_1, next_record
 from tiercel.errors import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -186,9 +188,26 @@ class Record:
         """Scored beside the answer and not sent."""
         return bool(self.flags & _SHADOW)
 
+    @property
+    def is_explained(self) -> bool | None:
+        """Whether it was asked for with its explanation, by its request's `explain`; None: the record has no such request."""
+        read = None if self.request is None else _READ.get(self.request.kind)
+        if read is None or self.request is None or self.request.body is None:
+            return None
+        try:
+            found = read(self.request.body)
+        except ValueError:  # msgpack's errors are ValueErrors too
+            return None
+        return "explain" in found if isinstance(found, dict) else None
+
 
 #: By segment format: a record's fields behind its own head.
 HEADS = {1: PREDICTION_HEAD_1, 2: PREDICTION_HEAD}
+#: What reads a request that says itself whether it wants an explanation; the others are answered without their own words.
+_READ: dict[str, Callable[[bytes], Any]] = {
+    "json": json.loads,
+    "msgpack": lambda body: msgpack.unpackb(body, strict_map_key=False, unicode_errors="surrogatepass"),
+}
 _REQUEST_KINDS = {1: "json", 2: "msgpack", 3: "tensors", 4: "question"}
 _TOO_LARGE, _WITHHELD = 256, 512
 

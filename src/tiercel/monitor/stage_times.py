@@ -12,6 +12,7 @@ from tiercel.monitor.metrics import quantiles_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from tiercel.monitor.journal import Record
     from tiercel.monitor.totals import VersionCounts
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 #: Time that no stage took: waiting behind requests that were read from the socket together with this one.
 OUTSIDE = "outside"
 TOTAL = "total"
+#: What an explanation is made in.
+REPLY = "reply"
 #: A p99 of fewer requests is hardly more than their maximum, and this request may be it.
 LEAST_REQUESTS = 200
 #: Quantiles are right within 1.6 %.
@@ -41,8 +44,9 @@ class StageTime:
 
     Attributes:
         stage: one of `STAGES`, `OUTSIDE` or `TOTAL`.
-        counted: of all requests that the version answered in this tier; None: none were counted.
-        measured: of the version's profile on this host; None: not measured.
+        counted: of all requests that the version answered in this tier; None: none were counted, or this one was explained,
+            which most are not: its reply and total are no such times.
+        measured: of the version's profile on this host; None: not measured, or likewise.
     """
 
     stage: str
@@ -81,11 +85,13 @@ class StageTimes:
 
     Attributes:
         n_counted: requests behind `counted`; below `LEAST_REQUESTS` nothing is judged by it.
+        is_explained: the time of `REPLY` has that of an explanation in it; None: the record cannot tell.
     """
 
     stages: tuple[StageTime, ...]
     n_counted: int = 0
     out_of_line: OutOfLine | None = field(default=None)
+    is_explained: bool | None = None
 
 
 def stage_times(
@@ -106,8 +112,13 @@ def stage_times(
     counted, n_counted = _counted(counts)
     measured = measured or {}
     stages = tuple(StageTime(name, us, counted.get(name), measured.get(name)) for name, us in times.items())
-    by_traffic = _worst(stages, "counted") if n_counted >= LEAST_REQUESTS else None
-    return StageTimes(stages, n_counted, by_traffic or _worst(stages, "measured"))
+    is_explained = record.is_explained
+    without = {REPLY} if is_explained else set()
+    by_traffic = _worst(stages, "counted", without) if n_counted >= LEAST_REQUESTS else None
+    worst = by_traffic or _worst(stages, "measured", without)
+    if is_explained:
+        stages = tuple(StageTime(s.stage, s.time_us) if s.stage in {REPLY, TOTAL} else s for s in stages)
+    return StageTimes(stages, n_counted, worst, is_explained)
 
 
 def _counted(counts: VersionCounts | None) -> tuple[dict[str, Quantiles], int]:
@@ -120,8 +131,8 @@ def _counted(counts: VersionCounts | None) -> tuple[dict[str, Quantiles], int]:
     return {name: Quantiles(*quantiles_us(row, (0.5, 0.99))) for name, row in zip(STAGES, cells, strict=True)}, n
 
 
-def _worst(stages: tuple[StageTime, ...], against: str) -> OutOfLine | None:
-    """The stage with the largest excess over its own p99, if any has one."""
+def _worst(stages: tuple[StageTime, ...], against: str, without: AbstractSet[str]) -> OutOfLine | None:
+    """The stage with the largest excess over its own p99, if any has one; those of `without` are out of the question."""
     known: dict[str, tuple[float, Quantiles]] = {}
     for each in stages:
         quantiles: Quantiles | None = getattr(each, against)
@@ -131,10 +142,11 @@ def _worst(stages: tuple[StageTime, ...], against: str) -> OutOfLine | None:
     excesses = {
         stage: (time_us, usual.p99_us)
         for stage, (time_us, usual) in known.items()
-        if time_us > _TOLERANCE * usual.p99_us and time_us - usual.p99_us >= _LEAST_EXCESS_US
+        if stage not in without and time_us > _TOLERANCE * usual.p99_us and time_us - usual.p99_us >= _LEAST_EXCESS_US
     }
     outside_us = next((each.time_us for each in stages if each.stage == OUTSIDE), None)
-    if outside_us is not None and total is not None and total[0] > _TOLERANCE * total[1].p99_us:
+    left_out_us = sum(each.time_us for each in stages if each.stage in without)
+    if outside_us is not None and total is not None and total[0] - left_out_us > _TOLERANCE * total[1].p99_us:
         usual_us = max(0.0, total[1].p99_us - sum(usual.p50_us for _, usual in known.values()))
         if outside_us - usual_us >= _LEAST_EXCESS_US:
             excesses[OUTSIDE] = outside_us, usual_us
