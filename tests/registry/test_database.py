@@ -3,12 +3,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
-from tiercel.errors import RegistryError, RegistrySchemaError, RegistryUnavailableError
+from tiercel.errors import MissingExtraError, RegistryError, RegistrySchemaError, RegistryUnavailableError
 from tiercel.registry import Registry, database
 from tiercel.registry.tables import SCHEMA_VERSION
 
@@ -79,6 +80,17 @@ def test_what_is_no_url_is_refused(url, tmp_path):
     """Anything SQLAlchemy has no driver for is reported."""
     with pytest.raises(RegistryError, match="Expected a database URL"):
         Registry(url, tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
+def test_without_its_driver_postgresql_is_a_missing_extra(scheme, tmp_path, monkeypatch):
+    """As with every other extra: a code of its own and the command that installs it; the password is hidden here too."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "sqlalchemy.dialects.postgresql.psycopg", raising=False)
+    with pytest.raises(MissingExtraError, match=r'pip install "tiercel\[postgresql\]"') as caught:
+        Registry(f"{scheme}://user:s3cret@host/db", tmp_path)
+    assert caught.value.code == "missing_extra"
+    assert "s3cret" not in str(caught.value)
 
 
 def test_passwords_stay_out_of_messages(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event, insert, inspect, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from tiercel.errors import RegistryError, RegistrySchemaError, RegistryUnavailableError
+from tiercel.errors import MissingExtraError, RegistryError, RegistrySchemaError, RegistryUnavailableError
 from tiercel.registry.ledger import GENESIS
 from tiercel.registry.tables import SCHEMA_VERSION, Base, HeadRow, SchemaRow
 
@@ -27,6 +27,8 @@ SETTLED_NS: Final = 1_000_000_000  # file systems tick in milliseconds, some in 
 
 _IS_WRITE: Final = "tiercel_is_write"
 
+_POSTGRESQL_DRIVER: Final = "psycopg"  # what the extra installs
+
 
 class Database:
     """An engine whose tables exist and are understood.
@@ -36,6 +38,7 @@ class Database:
     Raises:
         RegistrySchemaError: the tables belong to a newer tiercel, or to something else.
         RegistryUnavailableError: the database cannot be opened.
+        MissingExtraError: it is PostgreSQL, whose driver is not installed.
     """
 
     def __init__(self, url: str | URL) -> None:
@@ -213,6 +216,10 @@ def _make_engine(url: str | URL) -> Engine:
             )
         engine = sqlalchemy.create_engine(parsed, connect_args={"timeout": LOCK_TIMEOUT_S})
     except (ArgumentError, ImportError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == _POSTGRESQL_DRIVER:
+            raise MissingExtraError(
+                package=error.name, extra="postgresql", purpose=f"The registry at {_shown(url)}"
+            ) from error
         raise RegistryError(f"Expected a database URL that SQLAlchemy can use, got {_shown(url)}: {error}") from error
     event.listen(engine, "connect", _on_sqlite_connect)
     event.listen(engine, "begin", _on_sqlite_begin)
