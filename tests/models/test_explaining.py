@@ -147,6 +147,9 @@ def test_random_forest_probability_is_exact():
     found = explainer.explain(X[:50], scale="probability")
     np.testing.assert_allclose(found.expected + found.values.sum(axis=1), model.predict_proba(X[:50])[:, 1], atol=1e-6)
     assert (found.method, found.scale, found.output) == ("exact", "probability", "yes")
+    same = explainer.explain(X[:50])
+    np.testing.assert_array_equal(same.values, found.values)
+    assert same.scale == explainer.margin_scale == "probability"  # not "margin", which reads as log odds
 
 
 def test_linear_pipeline_is_explained_in_closed_form():
@@ -224,6 +227,7 @@ def test_probability_of_a_forest_is_sampled_by_its_own_scorer():
     """The probability of a boosted classifier is no sum of trees: its explanation says sampled, and adds up to the score."""
     data, X = lightgbm_bytes("binary"), table()[0]
     explainer = make_explainer(data, SIGNATURES["binary"], X[:20])
+    assert explainer.explain(X[:3], "yes").scale == explainer.margin_scale == "margin"
     found = explainer.explain(X[:3], "yes", "probability")
     scores = lightgbm.Booster(model_str=data.decode()).predict(X[:3])
     assert (found.method, found.kind, found.scale) == ("sampled", "permutation", "probability")

@@ -123,6 +123,18 @@ def test_every_kind_of_model(make, method, kind):
         np.testing.assert_allclose(1 / (1 + np.exp(-np.array(totals))), scores, rtol=1e-5)
 
 
+def test_what_is_a_probability_is_called_one_on_both_paths():
+    """Trees that average probabilities: contributions add up to the score itself, and no path calls that a margin."""
+    plan = plan_of(artifacts_of(forest_onnx()))
+    row = finite_table()[0][7]
+    features = dict(zip(plan.signature.features, map(float, row), strict=True))
+    told = json.loads(plan.answer(json.dumps({"features": features, "explain": "full"}).encode(), 0, 0, ReplyIds(9)))
+    general = explained(plan, np.ascontiguousarray(row[None], np.float32))["explanation"]
+    assert told["explanation"]["scale"] == general["scale"] == "probability"
+    total = told["explanation"]["expected"] + sum(told["explanation"]["contributions"].values())
+    assert total == pytest.approx(told["score"], abs=1e-6)
+
+
 def test_the_compiled_path_says_what_the_general_one_does():
     """A real forest with missing values: one body, both paths, the same bytes but for the id."""
     plan = plan_of(artifacts_of(lightgbm_bytes()))

@@ -101,7 +101,7 @@ class ModelExplainer:
         Args:
             rows: float32, shape (n, p), in the signature's order.
             output: the class; None for regression and for the second class of two.
-            scale: "margin", or "probability" of classifiers.
+            scale: "margin", or "probability" of classifiers. Where both are one, what comes back says "probability".
 
         Raises:
             ValueError: another number of columns, an unknown class or scale.
@@ -116,6 +116,7 @@ class ModelExplainer:
             raise ValueError("Expected the scale margin of a regression model, which has no probabilities")
         if self.compiled is not None and (scale == "margin" or self._is_probability):
             values, expected = self.compiled.explain(rows, raw), self.compiled.expected_margin(raw)
+            scale = self.margin_scale if scale == "margin" else scale
             return Attributions(values, expected, "exact", self.kind, scale, label, self.reference)
         sampler = self._sampler(raw, scale)
         values, errors = sampler.explain(rows)
@@ -173,6 +174,11 @@ class ModelExplainer:
         return self._cost
 
     @property
+    def margin_scale(self) -> Scale:
+        """What margins are, by their true name: of trees that average probabilities they are probabilities."""
+        return "probability" if self.compiled is not None and self._is_probability else "margin"
+
+    @property
     def n_features(self) -> int:
         """Columns of a row."""
         return len(self._signature.features)
@@ -180,7 +186,9 @@ class ModelExplainer:
     @property
     def _is_probability(self) -> bool:
         body = self._body
-        return body is not None and body.post is Post.IDENTITY and self._signature.task is not Task.REGRESSION
+        if body is None or body.normalize:  # outputs are divided by their sum: no score is its margin
+            return False
+        return body.post is Post.IDENTITY and self._signature.task is not Task.REGRESSION
 
     def _checked(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         rows = np.ascontiguousarray(rows, dtype=np.float32)

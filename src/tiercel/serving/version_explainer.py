@@ -72,6 +72,7 @@ class VersionExplainer:
             signature,
             method="exact" if self.compiled is not None else "sampled",
             kind=explainer.kind,
+            scale=explainer.margin_scale,
             reference=reference,
         )
 
