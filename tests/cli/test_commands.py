@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +52,17 @@ def test_init_says_a_command_that_a_shell_takes(tmp_path):
     directory = tmp_path / "my shöp"
     result = CliRunner().invoke(main, ["init", str(directory)])
     assert f"tiercel apply --project '{directory}'" in result.output
+
+
+@pytest.mark.parametrize("name", ["shop", 'my "shöp"', "back\\slash"])
+def test_init_names_the_project_after_its_directory(tmp_path, monkeypatch, name):
+    """Whatever it is called, and where it is the current directory as well."""
+    assert CliRunner().invoke(main, ["init", str(tmp_path / name)]).exit_code == 0
+    assert tomllib.loads((tmp_path / name / "tiercel.toml").read_text())["project"]["name"] == name
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert CliRunner().invoke(main, ["init", "."]).exit_code == 0
+    assert tomllib.loads((tmp_path / "here" / "tiercel.toml").read_text())["project"]["name"] == "here"
 
 
 def test_init_makes_a_project_once(tmp_path):
@@ -154,6 +166,8 @@ def test_one_version_is_told_to_a_person(run, directory, tmp_path):
     assert lines["tags"] == "team risk"
     assert lines["hyperparameters"] == "grid (bagged yes, depth (3, 4))"
     assert lines["5 features"] == "n_orders, mean_amount, plan, amount, staff"
+    assert lines["trained on"] == "-"  # nobody said on what
+    assert "0 rows" not in run("models", "told")[1]
     assert lines["predicts"] == "regression"
     assert lines["reads"].startswith("feature service checkout (")
     assert "model.onnx (" in lines["files"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 MOMENT = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S"]
 
 
+def _name_project(directory: Path) -> None:
+    """Put the directory's name where the empty example has one of its own; what is no TOML text by itself is escaped."""
+    path = directory / "tiercel.toml"
+    name = json.dumps(directory.resolve().name or "my-project", ensure_ascii=False)
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('name = "my-project"', f"name = {name}", 1), encoding="utf-8"
+    )
+
+
 @click.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--example", type=click.Choice(["flights"]), help="Start from a complete example.")
@@ -25,6 +35,8 @@ def init(directory: Path, example: str | None) -> None:
     from tiercel.examples import copy_example
 
     copy_example(example or "empty", directory)
+    if example is None:
+        _name_project(directory)
     console.print(f"Made project [bold]{directory}[/].")
     quoted = shlex.quote(str(directory))  # what follows "Next" is to be pasted
     if example == "flights":

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tiercel.models import CostProfile
     from tiercel.project import Project
     from tiercel.registry import ModelVersion
+    from tiercel.types import TrainingSnapshot
 
 #: Columns of `row`.
 COLUMNS = (
@@ -75,7 +76,7 @@ def row(version: ModelVersion, cost: Cost) -> tuple[Any, ...]:
         *cost.cells,
         f"{facts.service}: {n_features} features" if facts.service else f"{n_features} features",
         ", ".join(f"{name} {value:.4g}" for name, value in sorted(facts.metrics.items())),
-        f"{facts.snapshot.n_rows:,} rows",
+        f"{facts.snapshot.n_rows:,} rows" if _is_known(facts.snapshot) else "-",
         time_text(version.created_us)[:16],
     )
 
@@ -139,15 +140,23 @@ def _meaning(version: ModelVersion) -> list[_Line]:
     ]
 
 
+def _is_known(snapshot: TrainingSnapshot) -> bool:
+    """Nobody trains on nothing: a version that was registered from its file alone has no rows."""
+    return snapshot.n_rows > 0
+
+
 def _training(version: ModelVersion) -> list[_Line]:
     facts, snapshot = version.facts, version.facts.snapshot
     times = None
     if snapshot.time_start_us is not None and snapshot.time_end_us is not None:
         times = f"{time_text(snapshot.time_start_us)} to {time_text(snapshot.time_end_us)} UTC"
+    trained_on = "-"
+    if _is_known(snapshot):
+        trained_on = f"{snapshot.n_rows:,} rows of {snapshot.source} ({snapshot.digest[:_DIGEST_DIGITS]})"
     categories = ", ".join(f"{name} ({n:,})" for name, n, _ in snapshot.dictionaries)
     return [
         ("metrics", ", ".join(f"{name} {value:.6g}" for name, value in sorted(facts.metrics.items()))),
-        ("trained on", f"{snapshot.n_rows:,} rows of {snapshot.source} ({snapshot.digest[:_DIGEST_DIGITS]})"),
+        ("trained on", trained_on),
         ("from", times),
         ("with categories of", categories),
         (
