@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
     from tiercel._hot.plan import Prepared, ServingPlan
 
     Score = Callable[[NDArray[np.float32]], NDArray[np.float64]]
