@@ -333,7 +333,7 @@ REFUSED = {
     "binary is text": whole(outputs=[{"name": "score", "parameters": {"binary_data": "yes"}}]),
     "field of an output": whole(outputs=[{"name": "score", "x": 1}]),
     "negative timeout": whole(parameters={"timeout": -1}), "timeout is text": whole(parameters={"timeout": "9"}),
-    "timeout is null": whole(parameters={"timeout": None}), "timeout is a truth": whole(parameters={"timeout": False}),
+    "timeout is a truth": whole(parameters={"timeout": False}),
     "timeout is 0.0": whole(parameters={"timeout": 0.0}), "timeout of an age": whole(parameters={"timeout": 3_600_000_001}),
     "negative priority": whole(parameters={"priority": -1}), "priority is 1.0": whole(parameters={"priority": 1.0}),
     "a sequence": whole(parameters={"sequence_id": 1}), "flag is a number": whole(parameters={"binary_data_output": 1}),
@@ -375,6 +375,14 @@ def test_what_is_not_right_is_handed_on(plans, case):
     """Whatever the general path refuses - shapes, sizes, bytes, types, names, outputs - is never answered here."""
     assert compiled(plans["numbers"], *REFUSED[case]) is None
     assert general(plans["numbers"], *REFUSED[case]) is None
+
+
+@pytest.mark.parametrize("name", ["timeout", "priority"])
+def test_what_only_the_general_path_takes_is_handed_on(plans, name):
+    """An option that is null is as good as left out, there; here it is not known."""
+    asked = whole(parameters={name: None})
+    assert compiled(plans["numbers"], *asked) is None
+    assert general(plans["numbers"], *asked) == general(plans["numbers"], *whole())
 
 
 def test_the_right_request_of_the_refused_ones(plans):
