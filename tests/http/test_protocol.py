@@ -487,6 +487,18 @@ def test_expect_continue(running):
         assert one.statuses() == [413]
 
 
+def test_a_refused_body_is_not_asked_for(running, caplog):
+    """A body that is malformed from its beginning, of a request that waits to be asked for it: one reply, nothing in the log."""
+    head = request(headers=["Expect: 100-continue", "Transfer-Encoding: chunked"])
+    head = b"\r\n".join(
+        line for line in head.split(b"\r\n\r\n")[0].split(b"\r\n") if not line.startswith(b"Content-Length")
+    )
+    with peer(running) as one:
+        one.send(head + b"\r\n\r\n2\r\n{}\r\nZZ\r\n")
+        assert one.statuses() == [400]
+    assert "unexpectedly" not in caplog.text
+
+
 def test_answered_before_the_body(running):
     """A reply that did not wait for the body keeps the connection if the body follows, and ends it if not."""
     whole = request(kind="text/plain")

@@ -99,7 +99,7 @@ cdef class Journal:
         return taken[::-1]
 
     def withdraw(self):
-        """Take back the segment that is ready and unused: its sequence, or None. Keeper only, after the last append."""
+        """Take back the segment that is ready and unused: its sequence, or None. Keeper only; the event loop may append meanwhile."""
         cdef Segment* segment = <Segment*>tiercel_take_pointer(&self._ready)
         if segment == NULL:
             return None

@@ -319,6 +319,7 @@ class GeneralProtocol(HttpToolsProtocol):
                 self.pipeline.popleft()
             else:
                 broken.disconnected = True
+                broken.waiting_for_100_continue = False  # whoever reads on would write it behind the refusal
                 broken.message_event.set()
         if self._n_running == 0:
             self._close_with_refusal()
