@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import httpx
 
@@ -27,6 +28,33 @@ def test_tritons_names_are_there_for_who_asks(tmp_path):
     found = asyncio.run(scrape("?group=other&group=triton"))
     assert "nv_inference_request_failure" in found
     assert "tiercel_workers" in found
+
+
+def test_the_description_is_of_what_is_answered(tmp_path):
+    """Every path and method of the admin port but its pages is in `/api/openapi.json`, with its parameters, and no other."""
+    (tmp_path / "tiercel.toml").write_text("")
+    plane = ControlPlane(load_settings(tmp_path))
+
+    async def read():
+        transport = httpx.ASGITransport(plane)
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
+            return (await client.get("/api/openapi.json")).json()
+
+    described = asyncio.run(read())
+    served = {
+        (method, route.path)
+        for route in plane._starlette.routes
+        if route.path.startswith(("/api/", "/livez", "/readyz", "/metrics")) and route.path != "/api/openapi.json"
+        for method in route.methods - {"HEAD"}
+    }
+    assert described["openapi"].startswith("3.1")
+    assert {(method.upper(), path) for path, methods in described["paths"].items() for method in methods} == served
+    operations = [(path, each) for path, methods in described["paths"].items() for each in methods.values()]
+    assert len({each["operationId"] for _, each in operations}) == len(operations)
+    for path, each in operations:
+        named = {one["name"] for one in each["parameters"] if one["in"] == "path"}
+        assert named == set(re.findall(r"{(\w+)}", path))
+        assert {"200", "default"} <= each["responses"].keys()
 
 
 def test_a_wrong_method_is_told_the_right_ones(tmp_path):

@@ -21,6 +21,7 @@ from tiercel.http.dashboard.app import Dashboard
 from tiercel.http.explanations import ExplanationEndpoint
 from tiercel.http.job_runner import JobRunner
 from tiercel.http.jobs import JobAdmin
+from tiercel.http.openapi import document
 from tiercel.http.supervised import SupervisedServer
 from tiercel.http.watcher import Watcher
 from tiercel.monitor.metrics import CONTENT_TYPE_LATEST, render_metrics
@@ -46,8 +47,8 @@ log = logging.getLogger("tiercel.http")
 
 CONTROL = "control"
 PATHS = (
-    "/, /models/{name}, /features, /alerts, /livez, /readyz, /metrics, /api/workers, /api/jobs, /api/alerts or "
-    "/api/predictions/{id}/explanation"
+    "/, /models/{name}, /features, /alerts, /livez, /readyz, /metrics, /api/openapi.json, /api/workers, /api/jobs, /api/alerts "
+    "or /api/predictions/{id}/explanation"
 )
 # Nobody waits long for an admin page.
 GRACE_S = 5.0
@@ -78,6 +79,7 @@ class ControlPlane:
                 Route("/livez", self._livez, methods=["GET"]),
                 Route("/readyz", self._readyz, methods=["GET"]),
                 Route("/metrics", self._metrics, methods=["GET"]),
+                Route("/api/openapi.json", self._openapi, methods=["GET"]),
                 Route("/api/workers", self._workers, methods=["GET"]),
                 *JobAdmin(jobs).routes(),
                 *AlertAdmin(settings.state_dir).routes(),
@@ -145,6 +147,9 @@ class ControlPlane:
         triton = "triton" in request.query_params.getlist("group")
         text = await asyncio.to_thread(render_metrics, self._state_dir, triton=triton)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    async def _openapi(self, _request: Request) -> Response:
+        return _json(document())
 
     async def _workers(self, _request: Request) -> Response:
         """Every process: pid, state, since when, how often it was started again and how it last ended."""
