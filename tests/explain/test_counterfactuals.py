@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.reference import counterfactuals as reference
 
@@ -125,6 +125,14 @@ def check_answers(found, row, score, changes, cuts):
 
 
 @settings(max_examples=200, deadline=None)
+@example(
+    weights=[-2.0, -0.5, -0.5],
+    changes=[
+        change("c", "down", high=2.5, step=1.0)
+    ],  # 2.0 is allowed, and 20 spreads from there are not those from 2.5
+    row=[0.0, 3.0, 3.0],
+    threshold=2.12345,
+)
 @given(
     weights=st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0]), min_size=3, max_size=3),
     changes=changes_of(),
@@ -183,7 +191,10 @@ def nearest_single(need, weight, now, allowed, reach):
         )
     # Without a bound a feature is moved by at most `reach`.
     far = high if sign > 0 else low
-    if not math.isfinite(far):
+    if not math.isfinite(far):  # from the nearest allowed value on, where `now` is none
+        if allowed.step is not None and math.isfinite(high):
+            origin = 0.0 if allowed.minimum is None else allowed.minimum
+            high = origin + allowed.step * math.floor((high - origin) / allowed.step + 1e-9)
         far = min(max(now, low), high) + sign * reach
     if (value - far) * sign > 1e-9 or (value - now) * sign <= 0:
         return None

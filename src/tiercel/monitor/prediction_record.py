@@ -198,7 +198,7 @@ class Record:
             found = read(self.request.body)
         except ValueError:  # msgpack's errors are ValueErrors too
             return None
-        return "explain" in found if isinstance(found, dict) else None
+        return found.get("explain") is not None if isinstance(found, dict) else None
 
 
 #: By segment format: a record's fields behind its own head.
