@@ -18,11 +18,6 @@ def directory(tmp_path_factory):
     return explained_project(tmp_path_factory.mktemp("moved") / "project")
 
 
-@pytest.fixture(autouse=True)
-def stood_back(monkeypatch):
-    monkeypatch.setattr("tiercel.priority.stand_back", lambda: None)
-
-
 def drift(directory, *arguments):
     result = CliRunner().invoke(main, ["drift", *arguments, "--project", str(directory)], catch_exceptions=False)
     return result.exit_code, result.output

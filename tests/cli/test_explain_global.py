@@ -26,11 +26,6 @@ def directory(tmp_path_factory):
     return explained_project(tmp_path_factory.mktemp("moves") / "project", toml=TOML, policy=POLICY)
 
 
-@pytest.fixture(autouse=True)
-def stood_back(monkeypatch):
-    monkeypatch.setattr("tiercel.priority.stand_back", lambda: None)
-
-
 def explain(directory, *arguments):
     result = CliRunner().invoke(main, ["explain", *arguments, "--project", str(directory)], catch_exceptions=False)
     return result.exit_code, result.output

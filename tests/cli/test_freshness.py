@@ -26,11 +26,6 @@ def directory(tmp_path_factory):
     return explained_project(tmp_path_factory.mktemp("fresh") / "project")
 
 
-@pytest.fixture(autouse=True)
-def stood_back(monkeypatch):
-    monkeypatch.setattr("tiercel.priority.stand_back", lambda: None)
-
-
 @pytest.fixture
 def held(directory):
     """Both locks, as the watch of a server holds one after the other."""
