@@ -54,6 +54,7 @@ DOORS = {
     "fast_path": {"tiercel.http.native", "tiercel.http.queued", "tiercel.http.socket_wait"},
     "connection": set(),
     "poller": set(),
+    "stamps": set(),
     "payload": set(),
     "aside": set(),
     "lines": {"tiercel.serving.schedule", "tiercel.serving.waiters"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 import time
 
@@ -283,6 +284,31 @@ def test_time_in_the_socket_counts(server, world, kind):
         assert world.counters.get("refused_deadline") == 4
         # Who comes after the stall has just come.
         assert [each.ask(ask_of("late", 500)) for each in many] == [200] * 4
+    assert server.native.counts["handed_on"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel stamps what comes on Linux alone")
+def test_a_stall_that_no_probe_saw_counts(server, world):
+    """The first requests after it have waited, though nothing said so when it began."""
+    begun = threading.Event()
+
+    def stall():
+        begun.set()
+        time.sleep(0.06)
+
+    with peers(server, 3) as many:
+        for each in many:
+            assert [each.ask(ask_of("late")) for _ in range(2)] == [200, 200]  # read by the poller now
+        loop = next(iter(server.server.server_state.connections)).loop
+        time.sleep(0.05)  # a probe that was under way is back
+        loop.call_soon_threadsafe(stall)
+        assert begun.wait(10)
+        many[0].send(ask_of("late", 20))
+        many[1].send(ask_of("late", 5000))
+        status, _, body = many[0].reply()
+        assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
+        assert many[1].reply()[0] == 200
+        assert many[2].ask(ask_of("late", 20)) == 200  # it has just come
     assert server.native.counts["handed_on"] == 0
 
 

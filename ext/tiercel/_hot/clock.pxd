@@ -16,6 +16,13 @@ cdef inline double monotonic_s() noexcept nogil:
     return 1e-9 * <double>monotonic_ns()
 
 
+# Nanoseconds since the epoch.
+cdef inline int64_t wall_ns() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_REALTIME, &at)
+    return <int64_t>at.tv_sec * 1_000_000_000 + at.tv_nsec
+
+
 # Microseconds since the epoch.
 cdef inline int64_t wall_us() noexcept nogil:
     cdef timespec at

@@ -11,7 +11,7 @@
 # Threads: all calls on the thread of the event loop.
 from tiercel._hot.fast_path cimport FastPath
 from tiercel._hot.poller cimport Poller, Readable
-from tiercel._hot.typedefs cimport uint8_t
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 # Who asks both tiers is read with those that cannot wait; who has asked nothing inline so far is soon believed.
 cdef enum:
@@ -39,9 +39,14 @@ cdef class Connection(Readable):
     cdef bint _is_queued                   # the transport may still hold bytes that must go first
     cdef int _n_patient                    # requests in a row, up to PATIENT, that could wait to be read
     cdef bint _is_later                    # the poller reads it after those that cannot
+    cdef bint _came_back                   # it was not read for a while, and has not been since
+    # How long the bytes of this read had been in the socket; 0: hardly, -1: that was not told.
+    cdef int64_t _unread_ns
 
     # What came, in order. `data` is only lent.
     cdef int _read(self, const uint8_t* data, Py_ssize_t size) except -1
+    # As receive_now; what is read then has waited `_unread_ns`.
+    cdef Py_ssize_t _receive(self, uint8_t* buffer, size_t size) except? -3
     cdef int _open(self, transport, bint write_paused) except -1
     cdef int _set_reading(self, bint wanted) except -1
     cdef int _poll(self) except -1

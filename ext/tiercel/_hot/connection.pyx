@@ -2,11 +2,12 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
-from tiercel._hot.clock cimport monotonic_s
+from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_ns
 from tiercel._hot.fast_path cimport FastPath
 from tiercel._hot.poller cimport Readable
-from tiercel._hot.sockets cimport receive_now, send_now
-from tiercel._hot.typedefs cimport uint8_t
+from tiercel._hot.sockets cimport receive_now, receive_stamped, send_now
+from tiercel._hot.stamps cimport Stamps
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 
 cdef int _plain_socket(transport) except -2:
@@ -73,6 +74,7 @@ cdef class Connection(Readable):
         if self._phase == PHASE_AWAY:
             return
         whole = data if type(data) is bytes else bytes(data)
+        self._unread_ns = -1
         self._read(<const uint8_t*>PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole))
         if self._fd < 0 or self._poller is not None or self._transport.is_closing():
             return
@@ -123,7 +125,7 @@ cdef class Connection(Readable):
         # A transport that failed to send closes by itself.
         if self._is_queued and self._transport.is_closing():
             return self._stop_polling()
-        n = receive_now(self._fd, buffer, size)
+        n = self._receive(buffer, size)
         if n > 0:
             self._read(buffer, n)
             if self._is_later != (self._n_patient >= PATIENT) and self._poller is not None and not self._read_paused:
@@ -133,6 +135,19 @@ cdef class Connection(Readable):
         if n != -1:
             self._return_reading()
         return 0
+
+    cdef Py_ssize_t _receive(self, uint8_t* buffer, size_t size) except? -3:
+        cdef Stamps stamps = self._poller.stamps
+        cdef int64_t came_ns, at_ns, now_ns = monotonic_ns()
+        cdef Py_ssize_t n
+        if not (self._came_back or stamps.asks(now_ns)):
+            self._unread_ns = 0
+            return receive_now(self._fd, buffer, size)
+        n = receive_stamped(self._fd, buffer, size, &came_ns)
+        if n > 0:
+            at_ns = wall_ns()
+            self._unread_ns = stamps.waited_ns(came_ns, now_ns, at_ns, monotonic_ns())
+        return n
 
     cdef int failed(self, error) except -1:
         transport = self._transport

@@ -12,6 +12,7 @@
 # Lends  : the buffer, to receive() for the call.
 # GIL    : held.
 # Threads: the event loop's only.
+from tiercel._hot.stamps cimport Stamps
 from tiercel._hot.typedefs cimport uint8_t
 
 cdef enum:
@@ -41,6 +42,7 @@ cdef class ReadySet:
 
 cdef class Poller:
     cdef readonly object loop
+    cdef Stamps stamps                  # of what the members read
     cdef ReadySet _first, _later        # `_later` is a member of `_first`
     cdef uint8_t* _buffer
     cdef bint _is_reading

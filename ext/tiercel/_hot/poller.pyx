@@ -8,6 +8,7 @@ from libc.errno cimport errno
 from libc.stdlib cimport free, malloc
 from posix.unistd cimport close
 
+from tiercel._hot.stamps cimport Stamps
 from tiercel._hot.typedefs cimport uint8_t
 
 cdef extern from "poller.h" nogil:
@@ -66,7 +67,7 @@ cdef class ReadySet:
 
 cdef class Poller:
     def __cinit__(self, loop):
-        self.loop, self._first, self._later = loop, ReadySet(), ReadySet()
+        self.loop, self.stamps, self._first, self._later = loop, Stamps(), ReadySet(), ReadySet()
         self._buffer = <uint8_t*>malloc(READ_BYTES)
         if self._buffer is NULL:
             raise MemoryError("No memory to read into")

@@ -66,7 +66,6 @@ cdef class HotProtocol(Connection):
     cdef bint _says_close
     cdef bint _is_refused                  # the last read brought a request that was refused
     cdef bint _is_aside                    # not read until come_back()
-    cdef bint _came_back                   # ... which was since the last read
 
     cdef int _take(self, const uint8_t* data, Py_ssize_t size, bint is_new) except -1
     cdef int _take_buffer(self) except -1

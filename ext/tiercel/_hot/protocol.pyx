@@ -210,7 +210,7 @@ cdef class HotProtocol(Connection):
         cdef ServingPlan plan
         cdef Arrival arrival
         cdef int64_t wait_ns, unread, came_ns
-        cdef bint close, was_polling
+        cdef bint close, is_behind, was_polling
         arrival.wall_us, arrival.read_ns, arrival.flags = wall_us(), monotonic_ns(), PREDICTION_FAST
         arrival.default_us, came_ns = OWN_DEFAULT, arrival.read_ns
         if is_new:
@@ -226,9 +226,12 @@ cdef class HotProtocol(Connection):
                 path._is_polling = was_polling
             arrival.read_ns = monotonic_ns()    # a batch may have been scored
             path.aside.poll(arrival.read_ns, path.socket_wait_ns)
-        # The probe tells whether reading is behind for somebody; for this connection the kernel knows, if it is asked.
+        # The probe tells whether reading is behind for somebody; for this connection the kernel knows.
         wait_ns = path.socket_wait_ns
-        unread = unread_ns(self._fd) if is_new and (self._came_back or wait_ns > QUIET_NS) else 0
+        is_behind = self._came_back or wait_ns > QUIET_NS
+        unread = self._unread_ns if is_new else 0
+        if unread < 0:
+            unread = unread_ns(self._fd) if is_behind else 0
         self._is_refused = self._came_back = False
         path._out.size, self._needed = 0, 0
         path._n_turns = path._n_turns + 1
@@ -254,7 +257,7 @@ cdef class HotProtocol(Connection):
                 if unread < 0:
                     unread = wait_ns if plan.is_queued else 0
                 arrival.begun_ns -= unread
-                if unread > QUIET_NS and path.queue is not None and path.aside.sheds(
+                if is_behind and unread > QUIET_NS and path.queue is not None and path.aside.sheds(
                     plan.is_queued, unread, arrival.read_ns, self._is_later
                 ):
                     arrival.shed_ns = ALL_NS

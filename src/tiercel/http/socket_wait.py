@@ -1,10 +1,10 @@
 """How long a request waits in its socket before this worker reads it.
 
-The kernel does not say when bytes came, so a byte of our own is sent after them: it stands behind every socket that is ready,
-in the list of the poller that reads them (`epoll` hands out ready descriptors first come, first served), among those that it
-reads last. So it takes as long as a near-realtime request that comes at the same moment, and no shorter than a realtime one,
-of which the kernel is asked before it is refused for what it waited. One is on its way at a time, and only while requests
-are read: an idle server sends none, but one after a long wait, which shows whether it is over.
+The kernel says when bytes came only to who reads them, and of a connection's first not even then (`tiercel._hot.stamps`). So
+that it is known before, a byte of our own is sent after them: it stands behind every socket that is ready, in the list of the
+poller that reads them (`epoll` hands out ready descriptors first come, first served), among those that it reads last. So it
+takes as long as a near-realtime request that comes at the same moment, and no shorter than a realtime one. One is on its way at
+a time, and only while requests are read: an idle server sends none, but one after a long wait, which shows whether it is over.
 """
 
 from __future__ import annotations

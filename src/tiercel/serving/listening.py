@@ -7,14 +7,15 @@ socket drops new connection requests (their senders try again and are then refus
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
 import sys
 
 BACKLOG = 2048
-# SO_ATTACH_FILTER of Linux; Python's socket module does not name it.
-_ATTACH_FILTER = 26
+# SO_ATTACH_FILTER and SO_TIMESTAMPNS of Linux; Python's socket module does not name them.
+_ATTACH_FILTER, _STAMP = 26, 35
 # From the TCP header: byte 13 holds the flags. SYN without ACK asks for a new connection: keep 0 bytes of it.
 _DROP_SYN = b"".join(
     struct.pack("HBBI", *instruction)
@@ -33,6 +34,8 @@ _N_WAITING_AT = 24  # of tcpi_unacked in struct tcp_info: for a listening socket
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one.
 
+    The kernel stamps what comes on its connections, where it can: `tiercel._hot.stamps` asks how long it was not read.
+
     Raises:
         OSError: the address is taken or not ours.
     """
@@ -40,6 +43,10 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            # Connections inherit it. Set for each of them, a server with few would switch the whole system's stamps on and off.
+            with contextlib.suppress(OSError):
+                listener.setsockopt(socket.SOL_SOCKET, _STAMP, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except OSError:
