@@ -15,7 +15,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from tiercel.errors import ArtifactCorruptError
+from tiercel.monitor.alert import AlertClass
 from tiercel.monitor.category_bins import MAX_NAME_CHARS, NEW, CategoryBins, CategoryGroup, category_starts
+from tiercel.monitor.causes import Judged, drift_look
 from tiercel.monitor.drift import Verdict, drift_report, find_compared
 from tiercel.monitor.reference import MAX_DISTINCT, Reference, category_edges, count_cells
 from tiercel.monitor.thresholds import QUARTER_US, FalseAlarmBudget, value_bins
@@ -259,6 +261,15 @@ def test_earlier_windows_are_told_in_the_same_words(tmp_path):
     compared = find_compared(WindowStore(tmp_path), TRAINED, "late", 1, begin_us=0, end_us=1, against="previous")
     assert compared.categories is TRAINED.categories
     assert compared.report().features[0].categories[0].label == "'UA'"
+
+
+def test_an_alert_names_categories():
+    """A mix that moved is a population, and its message has the same words as the report."""
+    report = drift_report(TRAINED, window_of(TRAINED, drawn(5_000, [12, 28, 25, 20, 14, 1], seed=1)))
+    (finding,) = drift_look("window", [Judged(report, {}, (), 0.5, knows_variation=True)]).findings
+    assert finding.alert_class is AlertClass.POPULATION
+    assert f"carrier: {report.features[0].reason}." in finding.message
+    assert "'UA'" in finding.features[0].reason
 
 
 def test_counts_on_other_edges_have_no_names():

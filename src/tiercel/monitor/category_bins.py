@@ -73,13 +73,14 @@ class CategoryBins:
             categories: in code order.
             counts: (n_categories,): how often each was seen; None: in code order.
         """
-        seen = np.zeros(len(categories)) if counts is None else counts
+        n = len(categories)
+        seen = np.zeros(n) if counts is None else np.asarray(counts)
         starts = np.ceil(edges[np.isfinite(edges)]).astype(np.int64).tolist()
         groups = []
-        for first, behind in pairwise(starts):
-            codes = range(min(first, len(categories)), min(behind, len(categories)))
-            named = heapq.nsmallest(MAX_NAMES, codes, key=lambda code: (-seen[code], code))
-            groups.append(CategoryGroup(max(1, len(codes)), tuple(_cut(categories[code]) for code in named)))
+        for first, behind in pairwise(min(start, n) for start in starts):
+            commonest = first + np.argsort(-seen[first:behind], kind="stable")[:MAX_NAMES]
+            names = tuple(_cut(categories[code]) for code in commonest.tolist())
+            groups.append(CategoryGroup(max(1, behind - first), names))
         return cls(edges, tuple(groups))
 
     @property

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _DAY_US = 86_400_000_000
 _TOTAL = STAGES.index("total")
-_MOST_TICKS, _TICK_CHARS = 8, 12  # names of categories below an axis
+_TICK_CHARS, _AXIS_CHARS = 10, 44  # of a category's name below an axis, and of all of them
 _NUMBER = 6  # significant digits that a chart is given
 
 
@@ -208,7 +208,8 @@ def mix(chart_id: str, title: str, categories: Sequence[CategoryShare], *, besid
         for name, shares, color in series
     ]  # fmt: skip
     # Names are as long as they are: below the axis only beginnings, and of many only some.
-    shown = labels[:: -(-len(labels) // _MOST_TICKS)]
+    most = _AXIS_CHARS // (1 + min(_TICK_CHARS, max(map(len, labels))))
+    shown = labels[:: -(-len(labels) // most)]
     texts = [_drawn(label if len(label) <= _TICK_CHARS else f"{label[: _TICK_CHARS - 1]}…") for label in shown]
     layout = {
         "barmode": "group", "bargap": 0.15, "bargroupgap": 0, "yaxis": {"title": {"text": "% of values"}, "rangemode": "tozero"},
