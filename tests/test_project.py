@@ -218,7 +218,9 @@ def test_a_file_is_never_loaded_by_who_registers_it(project, training_set, tmp_p
     monkeypatch.undo()
     scorer = models.load(project.registry.load_artifacts(version)).scorer
     reference = find_reference(project.registry.load_artifacts(version))
-    again = Reference.build(training_set.X, scorer.score(training_set.X), training_set.feature_names)
+    scores = scorer.score(training_set.X)
+    again = Reference.build(training_set.X, scores, training_set.feature_names, training_set.categories)
+    assert set(reference.categories) == {"plan"}
     assert reference.digest == again.digest
 
 

@@ -323,7 +323,8 @@ class Project:
             models.decide_tier(profile, precomputed=PRECOMPUTED, requested=requested)
         if training_rows is not None and prepared.scores is not None:
             rows = training_rows[:: prepared.scored_every]
-            reference = Reference.build(rows, prepared.scores, prepared.signature.features)
+            categories = {} if training_set is None else training_set.categories
+            reference = Reference.build(rows, prepared.scores, prepared.signature.features, categories)
             sample = TrainingRows.draw(training_rows, prepared.signature.features)
             artifacts = {**artifacts, REFERENCE_FILE: reference.to_bytes(), TRAINING_ROWS_FILE: sample.to_bytes()}
         facts = VersionFacts(

@@ -200,6 +200,49 @@ def test_the_page_stands_alone(drift, tmp_path, monkeypatch):
     assert b["bins"][-1].startswith("above")
 
 
+@pytest.fixture
+def mixed(directory):
+    """A version 3 whose `b` is a category, of which another part is asked about than in training, and one is new."""
+    rng = np.random.default_rng(3)
+    X, scores = population(5_000, 0)
+    X[:, 1] = rng.choice(4, 5_000, p=[0.1, 0.6, 0.2, 0.1])
+    reference = Reference.build(X, scores, FEATURES, {"b": ("red", "green", "blue", "gray")})
+    with Registry.for_state(directory / ".tiercel") as registry:
+        facts = registry.get("late", 1).facts
+        registry.register("late", {"model.txt": b"3", REFERENCE_FILE: reference.to_bytes()}, facts)
+    recorder = make_recorder(directory / ".tiercel", JournalSettings(enabled=False), worker=1)
+    X, scores = population(1_000, 1)
+    X[:, 1] = rng.choice(5, 1_000, p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    recorder.for_plan("late", 3, SIGNATURE, reference=reference).add(X, scores)
+    recorder.close()
+
+
+@pytest.mark.usefixtures("mixed")
+def test_a_category_is_told_by_its_names(drift, tmp_path, monkeypatch):
+    """Text, JSON and page speak of categories: no code, no order of codes, no median of them."""
+    _, output = drift("late:3", "--no-score-shift")
+    (line,) = [line for line in output.splitlines() if line.startswith("b ")]
+    assert line.split()[2] == "js"
+    told = " ".join(output.split())  # a long reason goes on in the next line
+    assert "are 'red' (" in told
+    assert " or more" not in told
+    _, output = drift("late:3", "--no-score-shift", "--json")
+    (report,) = json.loads(output)["reports"]
+    b = next(each for each in report["features"] if each["name"] == "b")
+    assert "'red'" in b["reason"]
+    assert "new categories" in b["reason"]
+    assert (b["median"], b["reference_median"], b["kolmogorov_smirnov"]) == (None, None, None)
+    labels = ["'green'", "'blue'", "'gray'", "'red'", "new categories"]
+    assert sorted(each["label"] for each in b["categories"]) == sorted(labels)
+    assert b["new_category_share"] == pytest.approx(0.1, abs=0.03)
+    monkeypatch.setattr("importlib.resources.files", lambda _: plotly_wheel(tmp_path) / "plotly")
+    drift("late:3", "--no-score-shift", "--html", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    plot = json.loads(page.split("const PLOTS = ")[1].split(";\nconst css")[0])["0-feature-1"]
+    assert plot["bins"] == [each["label"] for each in b["categories"]]
+    assert [sum(series["shares"]) for series in plot["series"]] == pytest.approx([1, 1])
+
+
 def test_a_name_cannot_end_the_script(tmp_path, monkeypatch):
     """A feature named like a tag is text in the page, in its table and in its data."""
     monkeypatch.setattr("importlib.resources.files", lambda _: plotly_wheel(tmp_path) / "plotly")

@@ -146,6 +146,7 @@ def test_matrix_is_in_service_order_as_served(project):
     assert found.X.flags.c_contiguous
     assert found.label().tolist() == [0, 1, 0, 1]
     assert found.to_arrow().column_names == [*LABELS.column_names, "x", "big"]
+    assert found.categories == {"kind": ("q", "p")}
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

@@ -10,8 +10,10 @@ import pytest
 from tests.monitor.samples import HOUR_US, correlated, leaves_of, sample
 from tests.monitor.test_row_samples import plan_of
 
+from tiercel.monitor.category_bins import CategoryBins
 from tiercel.monitor.feature_drift import Verdict
 from tiercel.monitor.multivariate import TESTS, compare_samples, multivariate_report
+from tiercel.monitor.reference import category_edges
 from tiercel.monitor.training_rows import TrainingRows
 
 NAMES = ("a", "b", "c", "d")
@@ -211,3 +213,21 @@ def test_the_stretch_compared_with(against, back_us):
         "100 of the window's 600 rows were drawn, each as likely as any other (at most 100 of either side, by seed 9)."
         in report.notes
     )
+
+
+def test_a_category_is_told_by_name():
+    """Rows that differ in a text feature: its categories, no median, and no correlation of codes with anything."""
+    rng = np.random.default_rng(8)
+    rows = [correlated(400, 0, rng), correlated(400, 0, rng)]
+    for side, chances in zip(rows, ([0.1, 0.2, 0.7], [0.7, 0.2, 0.1]), strict=True):
+        side[:, 0] = rng.choice(3, 400, p=chances)
+        side[:, 1] = side[:, 0] * (1 if side is rows[0] else -1)
+    bins = CategoryBins.of(category_edges(np.array([7, 2, 1])), ("UA", "B6", "DL"))
+    numbers = compare(sample(rows[0]), sample(rows[1]))
+    assert any(each.partner == "a" for each in numbers.features)
+    report = compare(sample(rows[0]), sample(rows[1]), categories={"a": bins})
+    told = {each.name: each for each in report.features}
+    assert told["a"].partner is None
+    assert all(each.partner != "a" for each in report.features)
+    assert (told["a"].median, told["a"].reference_median) == (None, None)
+    assert "'DL'" in told["a"].change

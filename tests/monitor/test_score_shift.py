@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tests.monitor.samples import HOUR_US, clustered, sample
 
+from tiercel.monitor.category_bins import CategoryBins
+from tiercel.monitor.reference import category_edges
 from tiercel.monitor.row_samples import empty_sample
 from tiercel.monitor.score_shift import LEAST_REQUESTS, shift_of_samples
 from tiercel.types import Attributions
@@ -126,3 +128,22 @@ def test_too_little_is_said_and_nothing_explained(window, beside, kwargs, words)
     assert words in found.meaning
     assert found.begin_us in {0, HOUR_US}
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_category_has_shares_and_no_median():
+    """The values of a text feature are told by name; a mix that did not change is said to be none."""
+    rng = np.random.default_rng(0)
+    rows = [normal(600, seed=1), normal(600, seed=2)]
+    for side, chances in zip(rows, ([0.2, 0.3, 0.5], [0.5, 0.3, 0.2]), strict=True):
+        side[:, 1] = rng.choice(3, 600, p=chances)
+    edges = category_edges(np.array([50, 30, 20]))
+    categories = {"b": CategoryBins.of(edges, ("UA", "B6", "DL")), "c": CategoryBins(edges)}
+    for side in rows:
+        side[:, 2] = rng.choice(3, 600)
+    told = {each.name: each for each in shift(sample(rows[0]), sample(rows[1]), categories=categories).features}
+    assert (told["b"].median, told["b"].reference_median, told["c"].median) == (None, None, None)
+    assert "'DL'" in told["b"].change
+    assert "'UA'" in told["b"].change
+    assert told["b"].change.count("in the period before") == 1
+    assert told["c"].change.startswith("no category more or less often")
+    assert told["a"].median is not None

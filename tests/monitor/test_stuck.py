@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.monitor.test_windows import NOW_US
 
+from tiercel.monitor.category_bins import CategoryBins
 from tiercel.monitor.reference import Reference, count_cells
 from tiercel.monitor.stuck import LEAST_WINDOWS, find_stuck
 from tiercel.monitor.window import empty_window
@@ -126,3 +127,11 @@ def test_missing_values_are_left_to_others():
     X[:150, 1] = np.nan
     (found,) = find_stuck(window(X), HISTORY, ALPHA).stuck
     assert found.n == 150
+
+
+def test_a_category_that_stands_still_has_its_name():
+    """A text feature that comes to one value: that value, not the code it happens to have."""
+    names = ("web", "app", "desk", "mail", "shop", "call")
+    bins = CategoryBins.of(REFERENCE.feature_edges[1], names)
+    stillness = find_stuck(window(still("kind", at=2)), HISTORY, ALPHA, categories={"kind": bins})
+    assert stillness.stuck[0].reason.startswith("All 300 values are 'desk'; ")

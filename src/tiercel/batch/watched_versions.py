@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tiercel.errors import TiercelError
 from tiercel.features.catalog import load_catalog
+from tiercel.insight.references import reference_of
 from tiercel.monitor.causes import Origin
-from tiercel.monitor.reference import find_reference
 from tiercel.monitor.watch import Watched
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class RegistryVersions:
                 model,
                 version,
                 record.facts.signature.task,
-                find_reference(self._registry.load_artifacts(record)),
+                reference_of(record, self._registry.load_artifacts(record), self._settings.state_dir),
                 self._origins(record.facts.service, record.facts.signature.features),
                 self._settings.model(model).value,
                 lambda: self._explained(record),

@@ -13,6 +13,7 @@ from tiercel.batch.watched_versions import feature_origins
 from tiercel.cli.console import console, print_table
 from tiercel.cli.performance import connect_outcomes
 from tiercel.cli.performance_tables import label, shown
+from tiercel.insight.references import reference_of
 from tiercel.monitor.alerts import AlertClass, AlertStore
 from tiercel.monitor.business import value_report
 from tiercel.monitor.causes import Judged, drift_look
@@ -20,7 +21,6 @@ from tiercel.monitor.cohorts import Cohort
 from tiercel.monitor.drift import FalseAlarmBudget, drift_report
 from tiercel.monitor.drift_words import WORDS
 from tiercel.monitor.performance import performance_report
-from tiercel.monitor.reference import find_reference
 from tiercel.monitor.review import review
 from tiercel.monitor.thresholds import dispersion_of
 from tiercel.monitor.watch_state import WatchState
@@ -56,7 +56,9 @@ class Counted:
     def __init__(self, project: Project, version: ModelVersion) -> None:
         self._store = WindowStore(project.settings.state_dir)
         self.version = version
-        self.reference: Reference | None = find_reference(project.registry.load_artifacts(version))
+        self.reference: Reference | None = reference_of(
+            version, project.registry.load_artifacts(version), project.settings.state_dir
+        )
         catalog = project.catalog
         service = version.facts.service
         self.origins: dict[str, tuple[Origin, ...]] = (
@@ -216,7 +218,8 @@ def tell_season(project: Project, watched: SeasonWatch, *, n_late: dict[int, tup
         _tell_drift("November:  ", drift_report(reference, november))
         console.print("           Only two hours of each day are played, so minute_of_day must differ.")
     if november is not None and december is not None:
-        _tell_drift("December:  ", drift_report(november, december, against="previous"), n=6)
+        categories = None if reference is None else reference.categories
+        _tell_drift("December:  ", drift_report(november, december, against="previous", categories=categories), n=6)
     console.print(
         f"\nBy cause, one look per day beside training ({watched.n_judged} days were judged for a population; those before "
         f"taught how much days differ):"

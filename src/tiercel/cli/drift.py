@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tiercel.monitor.reference import Reference
     from tiercel.monitor.score_shift import ScoreShift
     from tiercel.monitor.windows import WindowStore
+    from tiercel.project import Project
     from tiercel.registry import Registry
 
 _STYLES = {
@@ -136,7 +137,7 @@ def drift(
         until_us = now_us if end_us is None else end_us
         span = until_us - length_us, until_us
         for name, version in _chosen(project.registry, store, model, *span):
-            reference = _reference(project.registry, name, version, problems)
+            reference = _reference(project, name, version, problems)
             compared = find_compared(
                 store, reference, name, version,
                 begin_us=span[0], end_us=span[1], against=against, or_latest=end_us is None,
@@ -201,12 +202,13 @@ def _chosen(
     return sorted(chosen | answered)
 
 
-def _reference(registry: Registry, name: str, version: int, problems: list[str]) -> Reference | None:
+def _reference(project: Project, name: str, version: int, problems: list[str]) -> Reference | None:
     """The version's reference; None, with a problem where that is one, without."""
-    from tiercel.monitor.reference import find_reference
+    from tiercel.insight.references import reference_of
 
     try:
-        return find_reference(registry.load_artifacts(registry.get(name, version)))
+        record = project.registry.get(name, version)
+        return reference_of(record, project.registry.load_artifacts(record), project.settings.state_dir)
     except TiercelError as error:  # a window can still be compared with earlier ones
         problems.append(f"{name} version {version} has no usable reference: {error}")
         return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tiercel.monitor.drift import Compared, DriftReport, FeatureDrift
+    from tiercel.monitor.feature_drift import CategoryShare
     from tiercel.monitor.score_shift import ScoreShift
 
 NO_SHIFTS: Final[Mapping[tuple[str, int], ScoreShift]] = MappingProxyType({})
@@ -153,6 +154,8 @@ def _shift(number: int, shift: ScoreShift, plots: dict[str, Any]) -> str:
 
 def _plot(compared: Compared, each: FeatureDrift, i: int, beside: str) -> dict[str, Any]:
     """Shares by bin, of what it is compared with and now; bins that are empty in both at the ends are left out."""
+    if each.categories is not None:
+        return _mix(each.categories, beside)
     window = compared.window
     of_scores = each.kind == "score"
     edges = window.score_edges[i] if of_scores else window.feature_edges[i]
@@ -175,6 +178,14 @@ def _plot(compared: Compared, each: FeatureDrift, i: int, beside: str) -> dict[s
         if math.isfinite(values[0]):
             series.append({"name": name, "shares": [float(values[b]) for b in used]})
     return {"bins": [name_bins(finite, b, b, discrete) for b in used], "series": series}
+
+
+def _mix(categories: Sequence[CategoryShare], beside: str) -> dict[str, Any]:
+    """Shares of categories, the commonest first."""
+    sides = [(beside, [each.reference_share for each in categories]), ("now", [each.share for each in categories])]
+    series = [{"name": name, "shares": values} for name, values in sides if values and math.isfinite(values[0])]
+    # Plotly takes some of HTML for its own.
+    return {"bins": [escape(each.label, quote=False) for each in categories], "series": series}
 
 
 def _cell(name: str, value: float) -> str:

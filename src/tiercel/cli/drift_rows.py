@@ -12,15 +12,17 @@ from rich.markup import escape
 from tiercel.cli.console import console, print_json, print_table, progress
 from tiercel.cli.durations import shown_moment
 from tiercel.cli.freshness import bring_up_to_date
-from tiercel.errors import OutcomesError
+from tiercel.errors import OutcomesError, TiercelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import duckdb
 
+    from tiercel.monitor.category_bins import CategoryBins
     from tiercel.monitor.leaf_occupancy import Leaves
     from tiercel.monitor.multivariate import MultivariateReport
+    from tiercel.project import Project
     from tiercel.registry import ModelVersion
     from tiercel.settings import Settings
 
@@ -79,6 +81,7 @@ def compare_rows(
                 f"registered without a training set, or before they were kept. Register it again with its training set."
             )
         state_dir = project.settings.state_dir
+        categories = _categories(project, version)
         with (
             _connect(project.settings, version.name) as connection,
             progress() as at,
@@ -88,6 +91,7 @@ def compare_rows(
                 begin_us=end_us - length_us, end_us=end_us, against=against,
                 most_rows=ROWS if rows is None else rows, seed=seed,
                 leaves_of=_leaves_of(artifacts, version) if test == "leaves" else None, training=training,
+                categories=categories,
                 progress=lambda done, total: at(_STAGES[test], done, total),
             )  # fmt: skip
     if as_json:
@@ -101,6 +105,17 @@ def _connect(settings: Settings, model: str) -> duckdb.DuckDBPyConnection:
 
     bring_up_to_date(settings, labels=False)
     return open_outcomes(settings.state_dir, settings.monitor, model=model)
+
+
+def _categories(project: Project, version: ModelVersion) -> Mapping[str, CategoryBins]:
+    """The bins of features that are categories: for words, so that a reference that cannot be read stops nothing."""
+    from tiercel.insight.references import reference_of
+
+    try:
+        reference = reference_of(version, project.registry.load_artifacts(version), project.settings.state_dir)
+    except TiercelError:
+        return {}
+    return {} if reference is None else reference.categories
 
 
 def _leaves_of(artifacts: Mapping[str, bytes], version: ModelVersion) -> Leaves:

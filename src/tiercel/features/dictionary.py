@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 from tiercel.errors import SourceError, StoreError
 from tiercel.features.fields import MAX_CATEGORIES
 from tiercel.features.files import locked, replace_file
-from tiercel.types import categories_digest
+from tiercel.types import DType, categories_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from tiercel.features.catalog import FieldRecord, ViewRecord
+    from tiercel.features.catalog import Catalog, FieldRecord, ViewRecord
+    from tiercel.types import ServiceSchema
 
 
 def load_values(state_dir: Path, view: ViewRecord, field: FieldRecord) -> tuple[str, ...]:
@@ -45,6 +46,27 @@ def load_values(state_dir: Path, view: ViewRecord, field: FieldRecord) -> tuple[
     if not intact or not all(isinstance(value, str) for value in values):
         raise _damaged(path, "the values are not those it was written with")
     return tuple(values)
+
+
+def stored_categories(catalog: Catalog, schema: ServiceSchema, state_dir: Path) -> dict[str, tuple[str, ...]]:
+    """What the codes of a service's stored text columns mean now: name -> values in code order.
+
+    Raises:
+        StoreError: a dictionary is damaged.
+    """
+    views = {view.name: view for view in catalog.views_of(schema)}
+    found = {}
+    for group in schema.groups:
+        for column in group.columns:
+            if column.dtype is DType.STRING:
+                view = views[group.views[column.view].name]
+                found[column.name] = load_values(state_dir, view, view.field(column.name))
+    return found
+
+
+def asked_categories(schema: ServiceSchema) -> dict[str, tuple[str, ...]]:
+    """What the codes of text fields that come with the request mean: they are a part of the service itself."""
+    return {each.name: each.categories for each in schema.request_fields if each.categories is not None}
 
 
 def extend(state_dir: Path, view: ViewRecord, field: FieldRecord, seen: Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ exactly what serving would hand the model: float32, text as codes, NaN for missi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,7 +27,7 @@ from tiercel.features.transforms import compiled_dir
 from tiercel.types import DType, RequestField, TrainingSnapshot, categories_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
     import pandas as pd
@@ -52,6 +52,7 @@ class TrainingSet:
         feature_names: names of X's columns.
         service: the schema this was made for; models register against its fingerprint.
         snapshot: pins what the set was made of.
+        categories: text feature -> its values in code order, as X's codes mean them.
     """
 
     table: pa.Table
@@ -60,6 +61,7 @@ class TrainingSet:
     service: ServiceSchema
     snapshot: TrainingSnapshot
     label_columns: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_arrow(self) -> pa.Table:
         """The whole table."""
@@ -151,28 +153,21 @@ def get_historical_features(
     for name, column in joined.ages.items():
         whole = whole.append_column(name, column)
     keys = dict.fromkeys(key.name for group in schema.groups for key in group.keys)
+    stored = dictionary.stored_categories(catalog, schema, state_dir)
     snapshot = TrainingSnapshot(
         source=source,
         n_rows=table.num_rows,
         digest=_digest(schema, matrix, times, table.select([*keys, *label_columns])),
         time_start_us=int(times.min()) if len(times) else None,
         time_end_us=int(times.max()) if len(times) else None,
-        dictionaries=_dictionaries(catalog, schema, state_dir),
+        dictionaries=tuple(sorted((name, len(values), categories_digest(values)) for name, values in stored.items())),
     )
-    return TrainingSet(whole, matrix, schema.features, schema, snapshot, tuple(label_columns))
-
-
-def _dictionaries(catalog: Catalog, schema: ServiceSchema, state_dir: Path) -> tuple[tuple[str, int, str], ...]:
-    """What the codes of text features mean, as `TrainingSnapshot.dictionaries` records it."""
-    views = {view.name: view for view in catalog.views_of(schema)}
-    found = []
-    for group in schema.groups:
-        for column in group.columns:
-            if column.dtype is DType.STRING:
-                view = views[group.views[column.view].name]
-                values = dictionary.load_values(state_dir, view, view.field(column.name))
-                found.append((column.name, len(values), categories_digest(values)))
-    return tuple(sorted(found))
+    known = {
+        name: values
+        for name, values in {**stored, **dictionary.asked_categories(schema)}.items()
+        if name in schema.features
+    }
+    return TrainingSet(whole, matrix, schema.features, schema, snapshot, tuple(label_columns), known)
 
 
 def _read_labels(

@@ -53,10 +53,12 @@ def find_score_shift(
         return score_shift(
             connection, plan, explained.rows.explain, begin_us=begin_us, end_us=end_us, against=against, seed=seed,
             most_rows=explained.rows.most_rows(within_us / 2, most_rows), training=explained.training,
+            categories=explained.categories,
         )  # fmt: skip
 
 
 def watched(version: ExplainedVersion) -> Explained:
     """How the watch explains rows of a version."""
     rows = version.rows
-    return Explained(rows.signature, rows.explain, version.training, rows.most_rows(WITHIN_US / 2, ROWS))
+    most_rows = rows.most_rows(WITHIN_US / 2, ROWS)
+    return Explained(rows.signature, rows.explain, version.training, most_rows, version.categories)

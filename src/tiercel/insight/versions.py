@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tiercel import models
 from tiercel.errors import ArtifactCorruptError
 from tiercel.explain.row_explainer import RowExplainer, open_row_explainer
+from tiercel.insight.references import reference_of
 from tiercel.models.explaining import make_explainer
 from tiercel.models.golden import Golden
 from tiercel.models.preparing import GOLDEN_FILE
 from tiercel.monitor.training_rows import TrainingRows, find_training_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from tiercel.monitor.category_bins import CategoryBins
     from tiercel.registry import ModelVersion, Registry
     from tiercel.settings import Settings
 
@@ -30,6 +34,7 @@ class ExplainedVersion:
         rows: explains rows of it.
         scorer: scores them.
         training: rows of its training set, or the reference set where only that was kept; None: there are none.
+        categories: the bins of features that are categories, as far as its reference says.
 
     Threads: safe, where the model's explainer is.
     """
@@ -38,6 +43,7 @@ class ExplainedVersion:
     rows: RowExplainer
     scorer: Any
     training: TrainingRows | None
+    categories: Mapping[str, CategoryBins] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -81,4 +87,6 @@ def open_version(
     if training is None and explainer.reference is not None and explainer.reference.origin == "training":
         kept = explainer.reference
         training = TrainingRows(kept.features, kept.rows, kept.drawn_from)
-    return ExplainedVersion(record, explainer, model.scorer, training)
+    reference = reference_of(record, artifacts, settings.state_dir)
+    categories = {} if reference is None else reference.categories
+    return ExplainedVersion(record, explainer, model.scorer, training, categories)

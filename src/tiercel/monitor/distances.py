@@ -26,6 +26,7 @@ __all__ = [
     "PSEUDO_COUNT",
     "chi_square",
     "cramers_v",
+    "divergence_parts",
     "is_discrete",
     "jensen_shannon",
     "kolmogorov_smirnov",
@@ -50,11 +51,15 @@ def shares(counts: ArrayLike) -> NDArray[np.float64]:
 
 def jensen_shannon(reference: ArrayLike, current: ArrayLike) -> NDArray[np.float64]:
     """Jensen-Shannon distance to base 2: from 0 (equal) to 1 (nothing in common). Symmetric, a metric, never infinite."""
-    p, q = shares(reference), shares(current)
-    m = (p + q) / 2
-    divergence = (_relative_entropy(p, m) + _relative_entropy(q, m)).sum(axis=-1) / (2 * np.log(2))
+    divergence = divergence_parts(shares(reference), shares(current)).sum(axis=-1)
     # Rounding can leave a divergence just beyond its bounds.
     return np.asarray(np.sqrt(np.clip(divergence, 0, 1)))
+
+
+def divergence_parts(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each bin adds to the square of the Jensen-Shannon distance between shares: float64 (..., n_bins)."""
+    m = (p + q) / 2
+    return np.asarray((_relative_entropy(p, m) + _relative_entropy(q, m)) / (2 * np.log(2)))
 
 
 def psi(reference: ArrayLike, current: ArrayLike, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ themselves, because a feed that breaks is another cause than a population that m
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from tiercel.monitor.thresholds import DISTRIBUTION_PART, FalseAlarmBudget, disp
 from tiercel.monitor.window import Window, empty_window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from tiercel.monitor.category_bins import CategoryBins
     from tiercel.monitor.reference import Reference
     from tiercel.monitor.windows import WindowStore
 
@@ -98,7 +99,7 @@ class DriftReport:
         """Plain JSON values; what is not known is null."""
         data = {**asdict(self), "verdict": self.verdict}
         for kind in ("features", "scores"):
-            data[kind] = [{key: _plain(value) for key, value in each.items()} for each in data[kind]]
+            data[kind] = _plain(data[kind])
         data["notes"] = list(self.notes)
         return data
 
@@ -112,6 +113,7 @@ def drift_report(
     history: Sequence[Window] = (),
     least_effect: float = LEAST_EFFECT,
     least_share: float = LEAST_SHARE,
+    categories: Mapping[str, CategoryBins] | None = None,
 ) -> DriftReport:
     """Compare a window with a reference.
 
@@ -123,7 +125,10 @@ def drift_report(
         history: earlier windows of the same length, oldest first: they tell how much windows vary when nothing changes.
         least_effect: a smaller distance is no drift however certain it is.
         least_share: likewise a smaller change of a share of missing values.
+        categories: the bins of features that are categories; None: what `reference` says, which a window cannot.
     """
+    if categories is None:
+        categories = {} if reference is None or isinstance(reference, Window) else reference.categories
     budget = budget or FalseAlarmBudget()
     alpha = budget.alpha
     notes = _notes(window)
@@ -156,7 +161,9 @@ def drift_report(
         ("score", _score_names(len(window.score_counts)), window.score_edges, window.score_counts, beside.score_counts),
     ):
         factors = np.ones(len(names)) if dispersion is None else dispersion[kind == "score"]
-        parts.append(compare(limits, kind, names, edges, counts, before, factors))
+        parts.append(
+            compare(limits, kind, names, edges, counts, before, factors, categories if kind == "feature" else {})
+        )
     return DriftReport(
         model=window.model,
         version=window.version,
@@ -186,6 +193,7 @@ class Compared:
         history: earlier windows of the same length, oldest first.
         against: what `beside` is.
         is_fallback: nothing was recorded in the stretch that was asked for by itself: the window is the newest there is.
+        categories: the bins of features that are categories, as far as the version's reference says.
     """
 
     window: Window
@@ -193,11 +201,15 @@ class Compared:
     history: tuple[Window, ...]
     against: str
     is_fallback: bool = False
+    categories: Mapping[str, CategoryBins] = field(default_factory=dict)
 
     def report(self, budget: FalseAlarmBudget | None = None) -> DriftReport:
         """The report; by default with a budget of one false alarm per quarter, judged once per window."""
         budget = budget or FalseAlarmBudget(every_us=max(1, self.window.end_us - self.window.begin_us))
-        report = drift_report(self.beside, self.window, against=self.against, budget=budget, history=self.history)
+        report = drift_report(
+            self.beside, self.window, against=self.against, budget=budget, history=self.history,
+            categories=self.categories,
+        )  # fmt: skip
         if not self.is_fallback:
             return report
         note = "Nothing was recorded by itself in the time asked for: this is the newest window there is."
@@ -252,7 +264,8 @@ def find_compared(
         back_us = length_us if against == "previous" else _WEEK_US
         beside = store.merged(model, version, begin_us - back_us, end_us - back_us)
     history = store.series(model, version, begin_us - _HISTORY * length_us, begin_us, length_us)
-    return Compared(window, beside, tuple(history), against, is_fallback)
+    categories = {} if reference is None else reference.categories
+    return Compared(window, beside, tuple(history), against, is_fallback, categories)
 
 
 def drift_of(
@@ -304,6 +317,10 @@ def _score_names(n: int) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tiercel.monitor.distances import shares
+from tiercel.monitor.distances import divergence_parts, shares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tiercel.monitor.category_bins import CategoryBins
+
 #: What a window is compared with, in words.
 WORDS = {"training": "training", "previous": "the period before", "last-week": "the same time last week"}
+#: Bins of categories that a sentence names at most, and the part of the strongest one's change that one must have.
+_N_NAMED, _LEAST_PART = 3, 0.1
 
 
 def describe_shift(
@@ -38,6 +42,23 @@ def describe_shift(
     where = name_bins(finite, first, last, discrete)
     share, known = float(q[first : last + 1].sum()), float(p[first : last + 1].sum())
     return f"{_share(share)} of the values are {where}, {_share(known)} in {beside}"
+
+
+def describe_mix(bins: CategoryBins, before: NDArray[np.float64], now: NDArray[np.float64], beside: str) -> str:
+    """How the shares of categories differ: those that do most for the Jensen-Shannon distance, most first.
+
+    Args:
+        bins: what the counts are of.
+        before: (25,) counts of what is compared with, not empty.
+        now: (25,) counts, not empty.
+        beside: what is compared with, for words.
+    """
+    p, q = shares(bins.merged(before)), shares(bins.merged(now))
+    parts = divergence_parts(p, q)
+    named = [i for i in np.argsort(-parts, kind="stable").tolist()[:_N_NAMED] if parts[i] >= _LEAST_PART * parts.max()]
+    first, *others = named
+    told = [f"{_share(q[first])} of the values are {bins.label(first)} ({_share(p[first])} in {beside})"]
+    return ", ".join([*told, *(f"{_share(q[i])} {bins.label(i)} ({_share(p[i])})" for i in others)])
 
 
 def describe_missing(share: float, known: float, beside: str) -> str:

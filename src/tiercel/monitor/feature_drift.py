@@ -5,20 +5,23 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tiercel.monitor import distances
-from tiercel.monitor.drift_words import WORDS, describe_missing, describe_shift
+from tiercel.monitor.drift_words import WORDS, describe_missing, describe_mix, describe_shift
 from tiercel.monitor.reference import MISSING
 from tiercel.monitor.tails import chi_square_tail
 from tiercel.monitor.thresholds import EACH_PART, distribution_noise, ordered_noise, share_noise, value_bins
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from tiercel.monitor.category_bins import CategoryBins
 
 #: Smallest change of a share of missing values that matters: with thousands of rows a change of one point is certain, and
 #: a feature that is missing for one more entity in a hundred is no broken feed.
@@ -36,8 +39,28 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class CategoryShare:
+    """What one bin of a category holds.
+
+    Attributes:
+        label: in words: a category, some rare ones, or "new categories".
+        names: of the categories, as far as they are known; see `CategoryGroup`.
+        n_categories: that the bin is of; None of new categories, and where what codes mean is not known.
+        share, reference_share: of present values; NaN where there are none.
+    """
+
+    label: str
+    names: tuple[str, ...]
+    n_categories: int | None
+    share: float
+    reference_share: float
+
+
+@dataclass(frozen=True)
 class FeatureDrift:
     """One feature, or one output's score, beside its reference. Shares and distances are NaN where nothing is known.
+
+    A feature that is a category has no order: its `kolmogorov_smirnov`, `wasserstein` and medians are NaN, its measure is "js".
 
     Attributes:
         name: of the feature; `score` or `score[i]`.
@@ -61,8 +84,9 @@ class FeatureDrift:
         missing_p: probability of the share by chance.
         out_of_range_share: of present values, outside of the reference's edges.
         reference_out_of_range_share: likewise of the reference; 0 for training.
-        new_category_share: the same share for a feature that has a bin per value; None for others.
+        new_category_share: the same share for a category and for a feature that has a bin per value; None for others.
         median, reference_median: from the bins.
+        categories: of a category, the commonest of the reference first; None for others.
     """
 
     name: str
@@ -95,6 +119,7 @@ class FeatureDrift:
     new_category_share: float | None
     median: float
     reference_median: float
+    categories: tuple[CategoryShare, ...] | None = None
 
     @property
     def is_alarm(self) -> bool:
@@ -129,19 +154,19 @@ class Limits:
         *,
         has_values: bool,
     ) -> _Distance:
-        """What chance and what matters make of both distances: the one to be told of."""
-        alpha = self.alpha * EACH_PART
-        noises = {
-            "js": distribution_noise(known, bins, alpha, dispersion, has_values=has_values),
-            "ks": ordered_noise(known, bins, alpha, dispersion, has_values=has_values),
-        }
+        """What chance and what matters make of the distances there are ("js", and "ks" in order): the one to be told of."""
+        part = EACH_PART if "ks" in effects else 1.0
+        alpha = self.alpha * part
+        noises = {"js": distribution_noise(known, bins, alpha, dispersion, has_values=has_values)}
+        if "ks" in effects:
+            noises["ks"] = ordered_noise(known, bins, alpha, dispersion, has_values=has_values)
         thresholds = {name: max(noise.limit, self.least_effect) for name, noise in noises.items()}
         measure = max(noises, key=lambda name: effects[name] / thresholds[name])
         return _Distance(
             measure=measure,
             effect=effects[measure],
             threshold=thresholds[measure],
-            p_value=min(1.0, min(noise.p_value for noise in noises.values()) / EACH_PART),
+            p_value=min(1.0, min(noise.p_value for noise in noises.values()) / part),
             is_certain=any(effects[name] >= noise.limit for name, noise in noises.items()),
             is_constant=bool(known.max() == known.sum()),
         )
@@ -155,6 +180,7 @@ def compare(
     counts: NDArray[np.uint64],
     before: NDArray[np.uint64],
     dispersion: NDArray[np.float64],
+    categories: Mapping[str, CategoryBins] = MappingProxyType({}),
 ) -> tuple[FeatureDrift, ...]:
     """Judge all features, or all scores.
 
@@ -166,6 +192,7 @@ def compare(
         counts: uint64 (n, 28) of the window.
         before: uint64 (n, 28) of what it is compared with; zeros where there is nothing.
         dispersion: float64 (n,), see `thresholds.dispersion_of`.
+        categories: of those that are.
     """
     bins, known = value_bins(counts), value_bins(before)
     discrete, at = distances.is_discrete(edges), distances.places(edges)
@@ -184,17 +211,31 @@ def compare(
         "reference_out_of_range_share": _outside(known, n_finite),
     }
     freedom = distances.chi_square(known, bins)[1]
+    named = [categories[name].on(edges[i]) if name in categories else None for i, name in enumerate(names)]
+    for ordered in ("kolmogorov_smirnov", "wasserstein"):
+        columns[ordered][[each is not None for each in named]] = np.nan
     found = []
-    for i, name in enumerate(names):
+    for i, (name, mix) in enumerate(zip(names, named, strict=True)):
         values = {column: float(array[i]) for column, array in columns.items()}
         share = _MissingShare.of(counts[i], before[i], limits, float(dispersion[i]))
-        middles = [_median(each[i], edges[i], discrete=bool(discrete[i])) for each in (bins, known)]
+        middles = [
+            math.nan if mix is not None else _median(each[i], edges[i], discrete=bool(discrete[i]))
+            for each in (bins, known)
+        ]
         distance, shift = _Distance(), ""
-        effect = {"js": values["jensen_shannon"], "ks": values["kolmogorov_smirnov"]}
+        effect = {"js": values["jensen_shannon"]}
+        if mix is None:
+            effect["ks"] = values["kolmogorov_smirnov"]
         if math.isfinite(effect["js"]):
-            has_values = bool(discrete[i])
+            # Of a category all values that training knew have a bin, alone or with others.
+            has_values = bool(discrete[i]) or mix is not None
             distance = limits.distance(known[i], bins[i], effect, float(dispersion[i]), has_values=has_values)
-            shift = describe_shift(edges[i].astype(np.float64), has_values, known[i], bins[i], WORDS[limits.against])
+            if mix is not None:
+                shift = describe_mix(mix, known[i], bins[i], WORDS[limits.against])
+            else:
+                shift = describe_shift(
+                    edges[i].astype(np.float64), has_values, known[i], bins[i], WORDS[limits.against]
+                )
         verdict, reason = _judge(distance, share, shift, WORDS[limits.against])
         found.append(
             FeatureDrift(
@@ -217,10 +258,36 @@ def compare(
                 missing_low=share.low,
                 missing_high=share.high,
                 missing_p=share.p_value,
-                new_category_share=values["out_of_range_share"] if discrete[i] else None,
+                new_category_share=values["out_of_range_share"] if discrete[i] or mix is not None else None,
                 median=middles[0],
                 reference_median=middles[1],
+                categories=None if mix is None else _category_shares(mix, known[i], bins[i]),
                 **values,
+            )
+        )
+    return tuple(found)
+
+
+def _category_shares(
+    mix: CategoryBins, known: NDArray[np.float64], bins: NDArray[np.float64]
+) -> tuple[CategoryShare, ...]:
+    """Both shares of every bin, the commonest of the reference first; new categories last, where there are any."""
+    now, before = mix.merged(bins), mix.merged(known)
+    shares = distances.shares(now), distances.shares(before)
+    behind = max(mix.n_edges, 1)
+    places = sorted(range(1, behind), key=lambda place: (-before[place], -now[place], place))
+    if now[behind] or before[behind]:
+        places.append(behind)
+    found = []
+    for place in places:
+        group = mix.group(place)
+        found.append(
+            CategoryShare(
+                label=mix.label(place),
+                names=() if group is None else group.names,
+                n_categories=None if group is None else group.n,
+                share=float(shares[0][place]),
+                reference_share=float(shares[1][place]),
             )
         )
     return tuple(found)

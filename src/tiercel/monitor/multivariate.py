@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
+    from tiercel.monitor.category_bins import CategoryBins
     from tiercel.monitor.journal import PlanDeclaration
     from tiercel.monitor.leaf_occupancy import Leaves
     from tiercel.monitor.row_samples import RowSample
@@ -60,7 +62,8 @@ class FeatureShare:
     Attributes:
         name: of the feature.
         loss: by how much the statistic (AUC, or MMD^2) falls when the feature's values are shuffled.
-        median, reference_median: of present values in the window and in what it is compared with; None without values.
+        median, reference_median: of present values in the window and in what it is compared with; None without values, and
+            of a category.
         missing_share, reference_missing_share: of the rows.
         partner: the feature whose rank correlation with this one changed most, where that is beyond chance; otherwise None.
         correlation, reference_correlation: with it.
@@ -163,6 +166,7 @@ def multivariate_report(
     seed: int = 0,
     leaves_of: Leaves | None = None,
     training: TrainingRows | None = None,
+    categories: Mapping[str, CategoryBins] = MappingProxyType({}),
     progress: Callable[[int, int], None] | None = None,
 ) -> MultivariateReport:
     """Draw rows of a window and of what it is compared with, and test them.
@@ -178,6 +182,7 @@ def multivariate_report(
         seed: of everything that is drawn.
         leaves_of: of the version's forest: rows, float32 (n, n_features) -> leaves, int32 (n, n_trees); for "leaves".
         training: the version's own; for "training".
+        categories: the bins of features that are categories, for words.
         progress: called with (done, total).
 
     Raises:
@@ -200,7 +205,7 @@ def multivariate_report(
     )  # fmt: skip
     return compare_samples(
         plan.model, plan.version, tuple(columns), window, beside, test=test, against=against, masked=masked,
-        most_rows=most_rows, seed=seed, leaves_of=leaves_of, progress=progress,
+        most_rows=most_rows, seed=seed, leaves_of=leaves_of, categories=categories, progress=progress,
     )  # fmt: skip
 
 
@@ -250,6 +255,7 @@ def compare_samples(
     most_rows: int = ROWS,
     seed: int = 0,
     leaves_of: Leaves | None = None,
+    categories: Mapping[str, CategoryBins] = MappingProxyType({}),
     progress: Callable[[int, int], None] | None = None,
 ) -> MultivariateReport:
     """Test two samples.
@@ -266,6 +272,7 @@ def compare_samples(
         most_rows: that the samples were drawn with.
         seed: of everything that is drawn.
         leaves_of: for "leaves", see `multivariate_report`; it takes all features in the samples' order.
+        categories: see `multivariate_report`.
         progress: called with (done, total).
 
     Raises:
@@ -299,7 +306,8 @@ def compare_samples(
             measured = (_classify if test == "classifier" else _measure)(rows[:, usable], units, seed, progress)
         if measured.p_value <= LEVEL:
             verdict = Verdict.DRIFT
-            found = _shares([features[i] for i in usable], rows[:, usable], units.rows(), measured.losses, against)
+            told = [features[i] for i in usable]
+            found = _shares(told, rows[:, usable], units.rows(), measured.losses, against, categories)
             if against == "previous" and window.end_us - window.begin_us < _DAY_US:
                 notes.append("Hours differ by the time of day: --against last-week compares with the same hours.")
         names = [each.name for each in found]
@@ -423,16 +431,21 @@ def _shares(
     is_window: NDArray[np.bool_],
     losses: NDArray[np.float64],
     against: str,
+    categories: Mapping[str, CategoryBins],
 ) -> tuple[FeatureShare, ...]:
     """The features that carry the difference, most first, with what became of each."""
     top = [
         i for i in np.argsort(-losses, kind="stable")[:N_TOP].tolist() if losses[i] > max(0, _LEAST_LOSS * losses.max())
     ]
-    partners = _partners(rows, is_window)
+    partners = _partners(rows, is_window, [name in categories for name in names])
     found = []
     for i in top:
         now, before = rows[is_window, i], rows[~is_window, i]
-        medians = [float(np.median(values)) if len(values) else None for values in (_present(now), _present(before))]
+        mix = categories.get(names[i])
+        medians = [
+            float(np.median(values)) if len(values) and mix is None else None
+            for values in (_present(now), _present(before))
+        ]
         missing = float(np.isnan(now).mean()), float(np.isnan(before).mean())
         j, correlation, known = partners[i]
         partner = None if j is None else names[j]
@@ -447,21 +460,23 @@ def _shares(
                 partner=partner,
                 correlation=None if partner is None else correlation,
                 reference_correlation=None if partner is None else known,
-                change=describe_change(now, before, partner, correlation, known, against),
+                change=describe_change(now, before, partner, correlation, known, against, mix),
             )
         )
     return tuple(found)
 
 
-def _partners(rows: NDArray[np.float64], is_window: NDArray[np.bool_]) -> list[tuple[int | None, float, float]]:
+def _partners(
+    rows: NDArray[np.float64], is_window: NDArray[np.bool_], is_category: Sequence[bool]
+) -> list[tuple[int | None, float, float]]:
     """Of each feature the other whose rank correlation with it changed most, and the correlation now and before.
 
-    A change counts where Fisher's transforms lie 4.5 standard deviations apart: about one in a hundred thousand by chance.
+    A category has no rank, and so no partner. A change counts where Fisher's transforms lie 4.5 standard deviations apart: about one in a hundred thousand by chance.
     """
     comparable = ComparableRows.of(rows)
     scores = np.zeros(rows.shape)
     for i, columns in enumerate(comparable.columns):
-        if columns and np.isfinite(rows[:, i]).any():
+        if columns and not is_category[i] and np.isfinite(rows[:, i]).any():
             scores[:, i] = comparable.values[:, columns[0]]
     now, before = (_correlations(scores[side]) for side in (is_window, ~is_window))
     with np.errstate(divide="ignore"):

@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiercel.monitor.classification import auc
-from tiercel.monitor.drift_words import WORDS
+from tiercel.monitor.distances import chi_square
+from tiercel.monitor.drift_words import WORDS, describe_mix
+from tiercel.monitor.tails import chi_square_tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from tiercel.monitor.category_bins import CategoryBins
+
 #: AUC from which a word holds.
 _DEGREES = ((0.95, "almost always"), (0.8, "mostly"), (0.65, "often"), (0.55, "somewhat better than by guessing"))
 #: Standard deviations beyond which a feature's own change is told.
 _BEYOND = 4.0
+#: The probability of as much, on both sides together.
+_CHANCE = 6.3e-5
 
 
 def describe_nothing(
@@ -113,6 +119,7 @@ def describe_change(
     correlation: float,
     known: float,
     against: str,
+    categories: CategoryBins | None = None,
 ) -> str:
     """What became of a feature, as far as it is beyond chance.
 
@@ -123,6 +130,7 @@ def describe_change(
         correlation: with it, rank correlation in the window.
         known: likewise in what is compared with.
         against: what that is.
+        categories: its bins, where the values are codes of a category: then which are more and less often.
     """
     parts = []
     shares = [float(np.isnan(values).mean()) for values in (now, before)]
@@ -131,7 +139,12 @@ def describe_change(
     if error > 0 and abs(shares[0] - shares[1]) > _BEYOND * error:
         parts.append(f"missing in {_percent(shares[0])} of the rows, {_percent(shares[1])} before")
     new, old = now[~np.isnan(now)], before[~np.isnan(before)]
-    if len(new) and len(old):
+    if len(new) and len(old) and categories is not None:
+        counts = categories.count(old), categories.count(new)
+        statistic, freedom = chi_square(*counts)
+        if chi_square_tail(float(statistic), int(freedom)) < _CHANCE:
+            parts.append(describe_mix(categories, *counts, WORDS[against]))
+    elif len(new) and len(old):
         area = auc(np.concatenate([new, old]), np.arange(len(new) + len(old)) < len(new)).value or 0.5
         # Mann and Whitney's deviation; ties make it smaller, so this errs on the quiet side.
         if abs(area - 0.5) > _BEYOND * math.sqrt((len(new) + len(old) + 1) / (12 * len(new) * len(old))):
@@ -139,6 +152,8 @@ def describe_change(
             parts.append(f"{way}: median {np.median(new):.4g}, {np.median(old):.4g} before")
     if partner is not None:
         parts.append(f"correlation with {partner} {correlation:.2f}, {known:.2f} before")
+    if not parts and categories is not None:
+        return f"no category more or less often than in {WORDS[against]}: together with others, if at all"
     return (
         "; ".join(parts)
         or f"neither higher nor lower than in {WORDS[against]}: differently spread, or together with others"

@@ -3,20 +3,23 @@
 A histogram has at most 23 edges and so at most 24 bins of finite values: bin i holds the values for which exactly i edges
 are <= the value. Bin 0 is below everything seen in training, the last one above. The first edge is the smallest training
 value, the last edge the number after the largest, and those between are quantiles, or every distinct value when there are
-few. Missing (NaN) and infinite values have cells of their own.
+few. Missing (NaN) and infinite values have cells of their own. Of a feature that is a category the bins are categories, and
+groups of rare ones where there are more than 22: see `tiercel.monitor.category_bins`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
 
 from tiercel.errors import ArtifactCorruptError
+from tiercel.monitor.category_bins import MAX_NAMES, CategoryBins, CategoryGroup, category_starts
 from tiercel.types import Task
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class Reference:
         feature_counts: uint64 (n_features, 28); see `MISSING` and its neighbours.
         score_edges: float64 (n_outputs, 24).
         score_counts: uint64 (n_outputs, 28).
+        categories: the bins of those features that are categories. Versions registered before there was this have none in
+            their file: `tiercel.insight.references` says what is known of them.
     """
 
     features: tuple[str, ...]
@@ -60,15 +65,23 @@ class Reference:
     feature_counts: NDArray[np.uint64]
     score_edges: NDArray[np.float64]
     score_counts: NDArray[np.uint64]
+    categories: Mapping[str, CategoryBins] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
-    def build(cls, X: NDArray[np.float32], scores: NDArray[np.float64], features: Sequence[str]) -> Reference:
+    def build(
+        cls,
+        X: NDArray[np.float32],
+        scores: NDArray[np.float64],
+        features: Sequence[str],
+        categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> Reference:
         """Count a training set.
 
         Args:
             X: float32 (n_rows, n_features), at least one row.
             scores: float64 (n_rows, n_outputs): the model's answers to X.
             features: a name per column.
+            categories: of features whose values are codes, all there are, in code order. Others than `features` are ignored.
 
         Raises:
             ValueError: shapes that do not fit together.
@@ -76,7 +89,17 @@ class Reference:
         if X.ndim != 2 or scores.ndim != 2 or len(X) != len(scores) or X.shape[1] != len(features) or not X.size:
             raise ValueError(f"Expected rows, as many scores and {len(features)} features: {X.shape}, {scores.shape}")
         X = np.asarray(X, dtype=np.float32)
-        feature_edges = np.stack([quantile_edges(column) for column in X.T])
+        named = {name: categories[name] for name in features if categories.get(name)}
+        seen = {
+            name: _count_codes(column, len(named[name]))
+            for name, column in zip(features, X.T, strict=True)
+            if name in named
+        }
+        edges = [
+            category_edges(seen[name]) if name in seen else quantile_edges(column)
+            for name, column in zip(features, X.T, strict=True)
+        ]
+        feature_edges = np.stack(edges)
         score_edges = np.stack([quantile_edges(column) for column in np.asarray(scores, np.float64).T])
         return cls(
             features=tuple(features),
@@ -85,6 +108,11 @@ class Reference:
             feature_counts=np.stack([count_cells(e, c) for e, c in zip(feature_edges, X.T, strict=True)]),
             score_edges=score_edges,
             score_counts=np.stack([count_cells(e, c) for e, c in zip(score_edges, scores.T, strict=True)]),
+            categories={
+                name: CategoryBins.of(edge, named[name], seen[name])
+                for name, edge in zip(features, edges, strict=True)
+                if name in seen
+            },
         )
 
     @cached_property
@@ -94,6 +122,11 @@ class Reference:
 
     def to_bytes(self) -> bytes:
         """The file. The same reference gives the same bytes."""
+        told = [
+            [i, [[group.n, list(group.names)] for group in bins.groups]]
+            for i, name in enumerate(self.features)
+            if (bins := self.categories.get(name)) is not None and bins.groups is not None
+        ]
         packed: bytes = msgpack.packb(
             {
                 "format": _FORMAT,
@@ -104,6 +137,7 @@ class Reference:
                 "feature_counts": self.feature_counts.astype("<u8").tobytes(),
                 "score_edges": self.score_edges.astype("<f8").tobytes(),
                 "score_counts": self.score_counts.astype("<u8").tobytes(),
+                **({"categories": told} if told else {}),  # absent otherwise: such files are what they were
             }
         )
         return packed
@@ -141,6 +175,7 @@ class Reference:
                 # Bounded before summing, so that no sum can wrap.
                 if (counts > n_rows).any() or (counts.sum(axis=1) != n_rows).any():
                     raise ValueError("counts that do not add up to the rows")  # noqa: TRY301
+            categories = _categories(found.get("categories", []), names, feature_edges.astype(np.float32))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, msgpack.UnpackException) as error:
             raise ArtifactCorruptError(f"Expected {REFERENCE_FILE} as tiercel writes it, got: {error!r}") from error
         return cls(
@@ -150,6 +185,7 @@ class Reference:
             feature_counts.astype(np.uint64),
             score_edges.astype(np.float64),
             score_counts.astype(np.uint64),
+            categories,
         )
 
 
@@ -183,6 +219,22 @@ def quantile_edges(values: NDArray[Any]) -> NDArray[Any]:
         behind = min(np.nextafter(distinct[-1], values.dtype.type(np.inf)), largest)  # edges are finite
     inner = np.unique(np.append(inner, behind).astype(values.dtype)) + values.dtype.type(0)  # no -0.0
     edges[: len(inner)] = inner
+    return edges
+
+
+def category_edges(counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The edges of a feature that is a category: float32 (24,), padded with +inf.
+
+    Args:
+        counts: (n_categories,), at least one: how often each code was seen in training.
+    """
+    edges = np.full(EDGE_SLOTS, np.inf, dtype=np.float32)
+    if len(counts) <= MAX_DISTINCT:
+        starts = list(range(len(counts)))
+        behind = np.nextafter(np.float32(len(counts) - 1), np.float32(np.inf))  # as of other features of few values
+    else:
+        starts, behind = category_starts(counts, MAX_DISTINCT), np.float32(len(counts))
+    edges[: len(starts) + 1] = [*starts, behind]
     return edges
 
 
@@ -224,6 +276,37 @@ def check_edges(edges: NDArray[Any]) -> None:
         raise ValueError("edges that do not ascend")
     if not np.isposinf(edges[:, -1]).all():
         raise ValueError("more edges than there may be")
+
+
+def _count_codes(column: NDArray[np.float32], n_categories: int) -> NDArray[np.int64]:
+    """How often each code is in a column: int64 (n_categories,)."""
+    codes = column[(column >= 0) & (column < n_categories)].astype(np.int64)
+    return np.bincount(codes, minlength=n_categories)
+
+
+def _categories(found: Any, names: list[str], edges: NDArray[np.float32]) -> dict[str, CategoryBins]:
+    """What a file says of categories.
+
+    Raises:
+        ValueError, TypeError: it does not fit the features or their edges.
+    """
+    made = {}
+    for i, told in found:
+        if type(i) is not int or not 0 <= i < len(names) or names[i] in made:
+            raise ValueError(f"categories of feature {i!r:.60}")
+        groups = []
+        for n, shown in told:
+            if (
+                type(n) is not int
+                or not all(type(name) is str for name in shown)
+                or not len(shown) <= min(n, MAX_NAMES)
+            ):
+                raise ValueError(f"categories of feature {i}")
+            groups.append(CategoryGroup(n, tuple(shown)))
+        made[names[i]] = bins = CategoryBins(edges[i], tuple(groups))
+        if len(groups) != max(0, bins.n_edges - 1):
+            raise ValueError(f"categories of feature {i} that are not one per bin")
+    return made
 
 
 def _array(data: object, dtype: str, n: int, width: int) -> NDArray[Any]:

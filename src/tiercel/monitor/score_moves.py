@@ -7,7 +7,7 @@ for the few findings that say a population moved, never at every look.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from tiercel.monitor.alert import AlertClass, Finding, TopFeature
@@ -16,9 +16,10 @@ from tiercel.monitor.row_samples import declared_plan
 from tiercel.monitor.score_shift import score_shift
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from tiercel.monitor.category_bins import CategoryBins
     from tiercel.monitor.score_shift import Explain, ScoreShift
     from tiercel.monitor.training_rows import TrainingRows
     from tiercel.settings import MonitorSettings
@@ -39,12 +40,14 @@ class Explained:
         explain: rows -> attributions.
         training: rows of its training set; None where none are kept.
         most_rows: that are explained at once: what takes long is given fewer.
+        categories: the bins of features that are categories.
     """
 
     signature: Signature
     explain: Explain
     training: TrainingRows | None
     most_rows: int = ROWS
+    categories: Mapping[str, CategoryBins] = field(default_factory=dict)
 
 
 def with_moves(
@@ -77,7 +80,7 @@ def with_moves(
         shift = score_shift(
             connection, plan, how.explain, begin_us=finding.begin_us, end_us=finding.end_us,
             against=against if against != "training" or how.training is not None else "previous",
-            most_rows=min(ROWS, how.most_rows), training=how.training,
+            most_rows=min(ROWS, how.most_rows), training=how.training, categories=how.categories,
         )  # fmt: skip
     if shift.shift is None:
         return finding

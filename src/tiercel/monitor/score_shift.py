@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,11 +24,12 @@ from tiercel.monitor.multivariate_words import describe_change, many
 from tiercel.monitor.row_samples import feature_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import duckdb
     from numpy.typing import NDArray
 
+    from tiercel.monitor.category_bins import CategoryBins
     from tiercel.monitor.journal import PlanDeclaration
     from tiercel.monitor.row_samples import RowSample
     from tiercel.monitor.training_rows import TrainingRows
@@ -54,7 +56,7 @@ class FeatureShift:
         shift: difference of its mean attributions.
         standard_error: of that.
         mean, reference_mean: its mean attribution in the window and in what it is compared with.
-        median, reference_median: of its present values; None without values.
+        median, reference_median: of its present values; None without values, and of a category.
         change: what became of its values, in words.
     """
 
@@ -144,6 +146,7 @@ def score_shift(
     most_rows: int = ROWS,
     seed: int = 0,
     training: TrainingRows | None = None,
+    categories: Mapping[str, CategoryBins] = MappingProxyType({}),
 ) -> ScoreShift:
     """Draw rows of a window and of what it is compared with, explain them, and compare the means.
 
@@ -157,6 +160,7 @@ def score_shift(
         most_rows: drawn of either side.
         seed: of the draw.
         training: the version's own rows, for "training"; None: none are kept.
+        categories: the bins of features that are categories.
 
     Raises:
         ValueError: a stretch that does not end after it begins, or a bound that is none.
@@ -171,8 +175,9 @@ def score_shift(
         training=training, with_scores=plan.n_outputs == 1,
     )  # fmt: skip
     return shift_of_samples(
-        plan.model, plan.version, tuple(columns), window, beside, explain, against=against, masked=masked
-    )
+        plan.model, plan.version, tuple(columns), window, beside, explain, against=against, masked=masked,
+        categories=categories,
+    )  # fmt: skip
 
 
 def shift_of_samples(
@@ -185,6 +190,7 @@ def shift_of_samples(
     *,
     against: str,
     masked: Sequence[str] = (),
+    categories: Mapping[str, CategoryBins] = MappingProxyType({}),
 ) -> ScoreShift:
     """Explain two samples and compare the means.
 
@@ -197,6 +203,7 @@ def shift_of_samples(
         explain: see `score_shift`.
         against: what `beside` is.
         masked: features that the table does not show: then nothing can be explained.
+        categories: see `score_shift`.
 
     Raises:
         ModelError: the rows cannot be explained.
@@ -209,7 +216,7 @@ def shift_of_samples(
     if not problem:
         now, before = (explain(np.ascontiguousarray(side.values, np.float32)) for side in (window, beside))
         kind, scale, output = now.kind, now.scale, now.output
-        found = _by_feature(features, window, beside, now, before, against)
+        found = _by_feature(features, window, beside, now, before, against, categories)
         sides = [_Side.of(sample, each) for sample, each in ((window, now), (beside, before))]
         margins = sides[0].mean, sides[1].mean
         error = math.hypot(sides[0].error, sides[1].error)
@@ -298,6 +305,7 @@ def _by_feature(
     now: Attributions,
     before: Attributions,
     against: str,
+    categories: Mapping[str, CategoryBins],
 ) -> tuple[FeatureShift, ...]:
     """All features, the largest part first."""
     means = now.values.mean(axis=0), before.values.mean(axis=0)
@@ -310,7 +318,11 @@ def _by_feature(
     found = []
     for i in np.argsort(-np.abs(shifts), kind="stable").tolist():
         values = window.values[:, i], beside.values[:, i]
-        medians = [float(np.median(present)) if len(present := side[~np.isnan(side)]) else None for side in values]
+        mix = categories.get(features[i])
+        medians = [
+            float(np.median(present)) if mix is None and len(present := side[~np.isnan(side)]) else None
+            for side in values
+        ]
         found.append(
             FeatureShift(
                 name=features[i],
@@ -320,7 +332,7 @@ def _by_feature(
                 reference_mean=float(means[1][i]),
                 median=medians[0],
                 reference_median=medians[1],
-                change=describe_change(values[0], values[1], None, 0.0, 0.0, against),
+                change=describe_change(values[0], values[1], None, 0.0, 0.0, against, mix),
             )
         )
     return tuple(found)

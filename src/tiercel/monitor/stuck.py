@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,10 +21,11 @@ from tiercel.monitor.tails import predicted_tail
 from tiercel.monitor.thresholds import dispersion_of, value_bins
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from tiercel.monitor.category_bins import CategoryBins
     from tiercel.monitor.window import Window
 
 #: Fewer present values, now or in an earlier window, tell nothing.
@@ -71,7 +73,14 @@ class Stillness:
     varied: frozenset[str] = field(default_factory=frozenset)
 
 
-def find_stuck(window: Window, history: Sequence[Window], alpha: float, *, known: Collection[str] = ()) -> Stillness:
+def find_stuck(
+    window: Window,
+    history: Sequence[Window],
+    alpha: float,
+    *,
+    known: Collection[str] = (),
+    categories: Mapping[str, CategoryBins] = MappingProxyType({}),
+) -> Stillness:
     """Features that stand still beyond chance.
 
     Args:
@@ -80,6 +89,7 @@ def find_stuck(window: Window, history: Sequence[Window], alpha: float, *, known
         alpha: probability by chance of calling any of the features stuck.
         known: features that stood still in the window before: once no earlier window is left in which they varied, they
             stand still for as long as they do.
+        categories: the bins of features that are categories, for words.
     """
     alpha /= max(1, len(window.features))
     bins = value_bins(window.feature_counts)
@@ -107,8 +117,11 @@ def find_stuck(window: Window, history: Sequence[Window], alpha: float, *, known
         else:
             continue
         if p_value <= alpha:
-            edges = window.feature_edges[i].astype(np.float64)
-            where = name_bins(edges[np.isfinite(edges)], at, at, bool(discrete[i]))
+            edges = window.feature_edges[i]
+            if name in categories:
+                where = categories[name].on(edges).label(at)
+            else:
+                where = name_bins(edges[np.isfinite(edges)].astype(np.float64), at, at, bool(discrete[i]))
             found.append(Stuck(name, n, where, share, p_value))
     return Stillness(tuple(found), varied)
 

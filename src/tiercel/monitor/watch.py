@@ -324,7 +324,7 @@ class Watch:
                 # Half of what missing values have: that of being missing less often than usual wakes nobody.
                 alpha = report.alpha * (1 - DISTRIBUTION_PART) / 2
                 known = self._stood_still(f"{model}:{version}", 2 * begin_us - end_us, end_us)
-                stillness = find_stuck(found.window, found.history, alpha, known=known)
+                stillness = find_stuck(found.window, found.history, alpha, known=known, categories=found.categories)
                 self._remember_still(f"{model}:{version}", stillness, end_us)
             judged.append(
                 Judged(

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tiercel.monitor.feature_drift import CategoryShare
     from tiercel.monitor.performance import GroupPerformance
     from tiercel.monitor.windows import Window
 
 _DAY_US = 86_400_000_000
 _TOTAL = STAGES.index("total")
+_TICK_CHARS, _AXIS_CHARS = 10, 44  # of a category's name below an axis, and of all of them
 _NUMBER = 6  # significant digits that a chart is given
 
 
@@ -177,6 +179,51 @@ def distribution(
     return Chart(
         chart_id, title, traces, layout, ["values", *(name for name, _, _ in series)], rows, note=note, is_small=True
     )
+
+
+def mix(chart_id: str, title: str, categories: Sequence[CategoryShare], *, beside: str, note: str = "") -> Chart | None:
+    """Shares of categories, now and before, the commonest first; None where there are none.
+
+    Args:
+        chart_id: see `Chart`.
+        title: likewise.
+        categories: of the report.
+        beside: what it compares with.
+        note: see `Chart`.
+    """
+    known = [
+        (beside, [each.reference_share for each in categories], "--c5"),
+        ("now", [each.share for each in categories], "--c1"),
+    ]
+    series = [one for one in known if one[1] and not math.isnan(one[1][0])]
+    if not series:
+        return None
+    labels = [each.label for each in categories]
+    keys = [_drawn(label) for label in labels]
+    traces = [
+        {
+            "type": "bar", "name": name, "x": keys, "y": plain([100 * share for share in shares]),
+            "marker": {"color": color, "line": {"width": 0}},
+        }
+        for name, shares, color in series
+    ]  # fmt: skip
+    # Names are as long as they are: below the axis only beginnings, and of many only some.
+    most = _AXIS_CHARS // (1 + min(_TICK_CHARS, max(map(len, labels))))
+    shown = labels[:: -(-len(labels) // most)]
+    texts = [_drawn(label if len(label) <= _TICK_CHARS else f"{label[: _TICK_CHARS - 1]}…") for label in shown]
+    layout = {
+        "barmode": "group", "bargap": 0.15, "bargroupgap": 0, "yaxis": {"title": {"text": "% of values"}, "rangemode": "tozero"},
+        "xaxis": {"type": "category", "tickangle": 0, "tickmode": "array", "tickvals": [_drawn(label) for label in shown], "ticktext": texts},
+    }  # fmt: skip
+    rows = [[label, *(words.share(shares[i]) for _, shares, _ in series)] for i, label in enumerate(labels)]
+    return Chart(
+        chart_id, title, traces, layout, ["values", *(name for name, _, _ in series)], rows, note=note, is_small=True
+    )
+
+
+def _drawn(text: str) -> str:
+    """Text of anybody's, as plotly shows it: it takes some of HTML for its own."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def bin_labels(finite: NDArray[np.float64], *, has_values: bool) -> list[str]:

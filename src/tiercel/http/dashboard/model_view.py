@@ -317,6 +317,12 @@ def _distributions(served: Served, shown: Sequence[FeatureDrift], asked: Asked) 
             if is_score
             else (window.feature_edges, window.feature_counts, None if beside is None else beside.feature_counts)
         )
+        if each.categories is not None:
+            mixed = charts.mix(
+                f"dist-{each.kind}-{place}", each.name, each.categories, beside=WORDS[asked.against], note=each.reason
+            )
+            found += [] if mixed is None else [mixed]
+            continue
         chart = charts.distribution(
             f"dist-{each.kind}-{place}",
             each.name,

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from tiercel.errors import DefinitionError, TiercelError
 from tiercel.features.catalog import Catalog, load_catalog
 from tiercel.features.manifest import Manifest, read_manifest
+from tiercel.insight.references import reference_of
 from tiercel.monitor.bases import LiveBase, read_bases
 from tiercel.monitor.drift_metrics import REPORTS_FILE, load_reports
-from tiercel.monitor.reference import REFERENCE_FILE, Reference, find_reference
+from tiercel.monitor.reference import REFERENCE_FILE, Reference
 from tiercel.monitor.totals import read_totals
 from tiercel.monitor.traffic import Traffic, TrafficReader
 from tiercel.registry import Registry
@@ -159,7 +160,8 @@ class Readings:
         with self._lock:
             known = self._references.pop(file.sha256, None)
             if known is None:
-                known = find_reference(self._open_registry().load_artifacts(version))
+                artifacts = self._open_registry().load_artifacts(version)
+                known = reference_of(version, artifacts, self.settings.state_dir)
                 if known is None:
                     return None
             self._references[file.sha256] = known
