@@ -55,16 +55,16 @@ def test_a_version_says_what_its_categories_are(project):
     assert set(reference.categories) == {"plan", "channel"}
     assert labels_of(reference, "plan") == ["'free'", "'pro'"]
     assert labels_of(reference, "channel") == ["'web'", "'app'", "'phone'"]
-    assert reference_of(record, artifacts, project.settings.state_dir).digest == reference.digest
+    assert reference_of(record, artifacts, project.settings).digest == reference.digest
     assert set(open_version(project.settings, project.registry, record).categories) == {"plan", "channel"}
-    assert reference_of(record, {}, project.settings.state_dir) is None
+    assert reference_of(record, {}, project.settings) is None
 
 
 def test_of_older_versions_dictionaries_tell(project):
     """A reference from before there was this has its names from the dictionaries it was trained with."""
     record = project.registry.get("fraud", 1)
     known = find_reference(project.registry.load_artifacts(record))
-    found = reference_of(record, as_before(known), project.settings.state_dir)
+    found = reference_of(record, as_before(known), project.settings)
     assert labels_of(found, "plan") == ["'free'", "'pro'"]
     assert labels_of(found, "channel") == ["'web'", "'app'", "'phone'"]
 
@@ -75,10 +75,11 @@ def test_names_that_may_be_wrong_are_none(project, tmp_path):
     known = find_reference(project.registry.load_artifacts(record))
     snapshot = replace(record.facts.snapshot, dictionaries=(("plan", 2, "0" * 64),))
     other = replace(record, facts=replace(record.facts, snapshot=snapshot, service_fingerprint="0" * 64))
-    found = reference_of(other, as_before(known), project.settings.state_dir)
+    found = reference_of(other, as_before(known), project.settings)
     assert labels_of(found, "plan") == ["code 0", "code 1"]
     assert set(found.categories) == {"plan"}
-    lost = reference_of(record, as_before(known), tmp_path)
+    elsewhere = replace(project.settings, state_dir=tmp_path)
+    lost = reference_of(record, as_before(known), elsewhere)
     assert labels_of(lost, "plan") == ["code 0", "code 1"]
     window = replace(empty_window("fraud", 1, lost, 0, 1), feature_counts=lost.feature_counts)
     told = {each.name: each for each in drift_report(lost, window).features}
@@ -91,6 +92,17 @@ def test_a_model_without_a_service_has_no_categories(project):
     record = project.registry.get("fraud", 1)
     known = find_reference(project.registry.load_artifacts(record))
     alone = replace(record, facts=replace(record.facts, service=None))
-    found = reference_of(alone, as_before(known), project.settings.state_dir)
+    found = reference_of(alone, as_before(known), project.settings)
     assert isinstance(found, Reference)
     assert not found.categories
+
+
+def test_names_of_a_masked_feature_are_not_said(project):
+    """As the prediction table does not have them; shares of its codes are no secret."""
+    record = project.registry.get("fraud", 1)
+    artifacts = project.registry.load_artifacts(record)
+    masks = replace(project.settings.monitor, hash_columns=("plan",), drop_columns=("email",))
+    for files in (artifacts, as_before(find_reference(artifacts))):
+        found = reference_of(record, files, replace(project.settings, monitor=masks))
+        assert labels_of(found, "plan") == ["code 0", "code 1"]
+        assert labels_of(found, "channel") == ["'web'", "'app'", "'phone'"]

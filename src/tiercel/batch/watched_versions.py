@@ -74,7 +74,7 @@ class RegistryVersions:
                 model,
                 version,
                 record.facts.signature.task,
-                reference_of(record, self._registry.load_artifacts(record), self._settings.state_dir),
+                reference_of(record, self._registry.load_artifacts(record), self._settings),
                 self._origins(record.facts.service, record.facts.signature.features),
                 self._settings.model(model).value,
                 lambda: self._explained(record),

@@ -57,7 +57,7 @@ class Counted:
         self._store = WindowStore(project.settings.state_dir)
         self.version = version
         self.reference: Reference | None = reference_of(
-            version, project.registry.load_artifacts(version), project.settings.state_dir
+            version, project.registry.load_artifacts(version), project.settings
         )
         catalog = project.catalog
         service = version.facts.service

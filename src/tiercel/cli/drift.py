@@ -208,7 +208,7 @@ def _reference(project: Project, name: str, version: int, problems: list[str]) -
 
     try:
         record = project.registry.get(name, version)
-        return reference_of(record, project.registry.load_artifacts(record), project.settings.state_dir)
+        return reference_of(record, project.registry.load_artifacts(record), project.settings)
     except TiercelError as error:  # a window can still be compared with earlier ones
         problems.append(f"{name} version {version} has no usable reference: {error}")
         return None

@@ -112,7 +112,7 @@ def _categories(project: Project, version: ModelVersion) -> Mapping[str, Categor
     from tiercel.insight.references import reference_of
 
     try:
-        reference = reference_of(version, project.registry.load_artifacts(version), project.settings.state_dir)
+        reference = reference_of(version, project.registry.load_artifacts(version), project.settings)
     except TiercelError:
         return {}
     return {} if reference is None else reference.categories

@@ -2,7 +2,8 @@
 
 A reference says by itself what its categories are, unless it was registered before there was that. Of such a version the
 facts say which stored features are categories, and the project's dictionaries, where they are still those it was trained
-with, what their codes mean. Bins stay what they were.
+with, what their codes mean. Bins stay what they were. Names of a feature that `[monitor]` masks are not said: a report is for
+more eyes than the training set.
 """
 
 from __future__ import annotations
@@ -22,26 +23,34 @@ if TYPE_CHECKING:
 
     from tiercel.monitor.reference import Reference
     from tiercel.registry import ModelVersion
+    from tiercel.settings import Settings
 
 log = logging.getLogger("tiercel.monitor")
 
 
-def reference_of(record: ModelVersion, artifacts: Mapping[str, bytes], state_dir: Path) -> Reference | None:
+def reference_of(record: ModelVersion, artifacts: Mapping[str, bytes], settings: Settings) -> Reference | None:
     """A version's reference, for reports; None where it was registered without its training set.
 
     Args:
         record: as registered.
         artifacts: its files.
-        state_dir: of the project.
+        settings: of the project.
 
     Raises:
         ArtifactCorruptError: the file is there and is no reference.
     """
     reference = find_reference(artifacts)
-    if reference is None or reference.categories or record.facts.service is None:
-        return reference
+    if reference is None:
+        return None
+    categories = reference.categories
+    if not categories and record.facts.service is not None:
+        categories = _known_categories(record, reference, settings.state_dir)
+    masked = settings.monitor.masked
     # Not of the file: it is no other reference than the one that traffic was counted on.
-    return replace(reference, categories=_known_categories(record, reference, state_dir))
+    return replace(
+        reference,
+        categories={name: CategoryBins(bins.edges) if name in masked else bins for name, bins in categories.items()},
+    )
 
 
 def _known_categories(record: ModelVersion, reference: Reference, state_dir: Path) -> dict[str, CategoryBins]:

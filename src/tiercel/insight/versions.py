@@ -87,6 +87,6 @@ def open_version(
     if training is None and explainer.reference is not None and explainer.reference.origin == "training":
         kept = explainer.reference
         training = TrainingRows(kept.features, kept.rows, kept.drawn_from)
-    reference = reference_of(record, artifacts, settings.state_dir)
+    reference = reference_of(record, artifacts, settings)
     categories = {} if reference is None else reference.categories
     return ExplainedVersion(record, explainer, model.scorer, training, categories)

@@ -161,7 +161,7 @@ class Readings:
             known = self._references.pop(file.sha256, None)
             if known is None:
                 artifacts = self._open_registry().load_artifacts(version)
-                known = reference_of(version, artifacts, self.settings.state_dir)
+                known = reference_of(version, artifacts, self.settings)
                 if known is None:
                     return None
             self._references[file.sha256] = known
