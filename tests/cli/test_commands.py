@@ -88,6 +88,7 @@ def test_materialize_and_roll_back(run):
     assert as_json(run, "materialize")[0]["base"] == "base-000002.mdb"
     assert "base-000003.mdb" in run("materialize", "checkout", "--as-of", "2026-06-01")[1]
     assert "base-000002.mdb" in run("rollback-base", "checkout")[1]
+    assert "base-000001.mdb" in run("rollback-base", "checkout", "--to", "base-000001.mdb")[1]
 
 
 def test_training_set(run, tmp_path):

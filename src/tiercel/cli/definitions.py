@@ -101,15 +101,16 @@ def materialize(
 
 @click.command("rollback-base")
 @click.argument("service")
+@click.option("--to", metavar="BASE", help="An older base that is kept, by its file name. Default: the one before.")
 @project_option
-def rollback_base(service: str, project_dir: str) -> None:
+def rollback_base(service: str, to: str | None, project_dir: str) -> None:
     """Serve a feature service from the base (what one `materialize` published) before the current one."""
-    from tiercel.features.manifest import rollback
+    from tiercel.features.rollback import rollback
     from tiercel.project import Project
 
     with Project(project_dir) as project:
         project.service(service)
-        manifest = rollback(project.settings.features_dir / service)
+        manifest = rollback(project.settings.features_dir / service, to=to)
     console.print(f"Service {service} is back on {manifest.base_name}.")
 
 

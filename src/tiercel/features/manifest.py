@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel.errors import BaseCorruptError, NotMaterializedError, StoreError
@@ -203,32 +203,6 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def rollback(directory: Path, *, lock_timeout_s: float = 60.0) -> Manifest:
-    """Make the newest kept base current again and return its manifest. The base left behind goes with the next publish.
-
-    Raises:
-        NotMaterializedError: nothing was published, or no older base is kept.
-        BaseCorruptError: the manifest or the older base is damaged.
-        StoreError: another process holds the service's lock for longer than `lock_timeout_s`.
-    """
-    with writer_lock(directory, timeout_s=lock_timeout_s):
-        current = read_manifest(directory)
-        if not current.previous:
-            raise NotMaterializedError(
-                f"Expected an older base of service '{current.service}' to roll back to, got none"
-            )
-        target = replace(
-            current.previous[0],
-            previous=current.previous[1:],
-            last_sequence=max(current.last_sequence, current.sequence),
-        )
-        for name in (target.base_name, target.categories_name):
-            if not (directory / name).is_file():
-                raise BaseCorruptError(f"Expected {directory / name} to roll back to, got no such file")
-        publish_manifest(directory, target)
-        return target
 
 
 @contextlib.contextmanager
