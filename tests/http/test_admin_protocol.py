@@ -40,7 +40,7 @@ def answers(*pieces):
         config.port = 0
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server._serve())
-        while not server.started:
+        while not server.started:  # noqa: ASYNC110 - uvicorn's server has no event for it
             await asyncio.sleep(0.01)
         reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
         for piece in pieces:
