@@ -99,6 +99,15 @@ def test_training_set(run, tmp_path):
     assert facts["n_rows"] == 50
     table = pq.read_table(out)
     assert table.num_rows == 50
+    before = out.read_bytes(), (tmp_path / "labels.parquet").read_bytes()
+    for place, message in (("labels.parquet", "labels' file"), ("absent/training.parquet", "Expected a directory")):
+        output = tmp_path / place
+        status, said = run(
+            "training-set", "checkout", "--labels", str(tmp_path / "labels.parquet"), "--output", str(output)
+        )
+        assert status == 2
+        assert message in said
+    assert (out.read_bytes(), (tmp_path / "labels.parquet").read_bytes()) == before
     assert {"n_orders", "plan", "staff", "label"} <= set(table.column_names)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tiercel.cli.console import console, errors, json_option, print_json, print_table, progress, project_option
+from tiercel.cli.output_file import replacing
 
 if TYPE_CHECKING:
     from tiercel.features.compute import ComputedView
@@ -134,9 +135,14 @@ def training_set(
 
     from tiercel.project import Project
 
+    if output.exists() and output.samefile(labels):
+        raise click.BadParameter(f"'{output}' is the labels' file, which it would replace.", param_hint="--output")
+    if not output.parent.is_dir():
+        raise click.BadParameter(f"Expected a directory at '{output.parent}', there is none.", param_hint="--output")
     with Project(project_dir) as project:
         made = project.get_historical_features(labels, service, timestamp_field=timestamp_field)
-    pq.write_table(made.to_arrow(), output)
+    with replacing(output) as unfinished:
+        pq.write_table(made.to_arrow(), unfinished)
     if as_json:
         print_json({"output": str(output), **made.snapshot.to_json()})
     else:
