@@ -203,6 +203,19 @@ def test_a_version_keeps_what_its_training_data_looked_like(project, training_se
     assert reference.score_counts[:, 1:24].sum() == reference.n_rows
 
 
+def test_what_is_no_training_set_and_no_fitted_model(project, training_set):
+    """A matrix for a training set, rows of other features, and a model without fit are refused as what they are."""
+    with pytest.raises(InvalidFactsError, match=r"get_historical_features\(\) returned, got ndarray"):
+        project.register(fit(training_set, ("amount",))[0], name="m", training_set=training_set.X)
+    xgboost = pytest.importorskip("xgboost")
+    with pytest.raises(UnsupportedModelError, match="fitted XGBoost model, got XGBClassifier"):
+        project.register(xgboost.XGBClassifier(), name="m", training_set=training_set)
+    narrow = xgboost.XGBClassifier(n_estimators=2).fit(training_set.X[:, :2], training_set.label())
+    with pytest.raises(UnsupportedModelError, match=r"2 features that the model takes.*feature_names="):
+        project.register(narrow, name="m", training_set=training_set)
+    assert [model.name for model in project.registry.list_models()] == ["fraud"]
+
+
 def test_a_file_is_never_loaded_by_who_registers_it(project, training_set, tmp_path, monkeypatch):
     """The scratch process scores the training rows too: nobody else opens what nobody vouches for, or opens it twice."""
     model, _ = fit(training_set, training_set.feature_names)

@@ -271,6 +271,11 @@ class Project:
         alias = None if alias is None else check_alias(alias)  # before anything is registered
         policy, policy_name = self._policy(name, reasons)
         if training_set is not None:
+            if not isinstance(training_set, TrainingSet):
+                raise InvalidFactsError(
+                    f"Expected training_set= what project.get_historical_features() returned, got "
+                    f"{type(training_set).__name__}. For a model of other data, leave it out and give feature_names= and golden_rows="
+                )
             service = training_set.service.name if service is None else service
             snapshot = training_set.snapshot if snapshot is None else snapshot
         schema = None if service is None else self.service(service)
