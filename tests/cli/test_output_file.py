@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
+import threading
 
 import click
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 from tiercel.cli.console import TiercelGroup
 from tiercel.cli.output_file import replacing
+from tiercel.features.sources import INTERRUPTED, ComputeLimits, connect, interruptible
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -26,6 +29,25 @@ def test_a_file_is_replaced_whole(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / "real").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_an_interrupted_query_is_an_interruption(tmp_path):
+    """Ctrl-C while DuckDB works ends a Python call with KeyboardInterrupt and a command with "Aborted!"."""
+    connection = connect(ComputeLimits(), tmp_path)
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        connection.sql("SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b").fetchall()
+
+    @click.group(cls=TiercelGroup)
+    def main():
+        pass
+
+    @main.command()
+    def queries():
+        raise RuntimeError(INTERRUPTED)
+
+    result = CliRunner().invoke(main, ["queries"])
+    assert (result.exit_code, result.output) == (1, "Aborted!\n")
 
 
 @pytest.mark.parametrize(

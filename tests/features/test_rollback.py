@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 from tests.features.stores import simple_store
 
-from tiercel.errors import BaseCorruptError, BaseNotKeptError, NotMaterializedError
+from tiercel.errors import BaseCorruptError, BaseNotKeptError, NotMaterializedError, StoreError
 from tiercel.features.base import write_base
 from tiercel.features.manifest import read_manifest
 from tiercel.features.online import OnlineBase
@@ -68,6 +69,23 @@ def test_a_damaged_base_is_not_gone_back_to(tmp_path, damage, file):
     assert (manifest.sequence, manifest.previous) == (1, ())
     assert OnlineBase.open(tmp_path).read_vectors({"id": [0]}, 0).values[0, 0] == 1.0
     assert publish(tmp_path).sequence == 4
+
+
+def test_a_full_disk_leaves_the_current_base(tmp_path, monkeypatch):
+    """What cannot be written is an error of the store, with the file; nothing has changed."""
+    for _ in range(2):
+        current = publish(tmp_path)
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write or fsync raises it: without a name
+
+    monkeypatch.setattr("tiercel.features.manifest.os.pwrite", full)
+    monkeypatch.setattr("tiercel.features.manifest.os.fsync", full)
+    with pytest.raises(
+        StoreError, match=r"MANIFEST cannot be written: No space left on device\. base-000002\.mdb stays current"
+    ):
+        rollback(tmp_path)
+    assert read_manifest(tmp_path) == current
 
 
 def test_no_older_base_is_intact(tmp_path):

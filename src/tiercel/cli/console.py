@@ -58,6 +58,10 @@ class TiercelGroup(click.Group):
             return super().invoke(ctx)
         except TiercelError as error:
             fail(str(error), error.code)
+        except RuntimeError as error:
+            if str(error) != "Query interrupted":  # what DuckDB makes of Ctrl-C
+                raise
+            raise click.Abort from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # who read our output has gone: click ends quietly
                 raise
@@ -73,7 +77,7 @@ def fail(text: str, code: str) -> NoReturn:
 def _in_words(error: OSError) -> str:
     """What the system refused, of which file, and what to look at."""
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    where = " -> ".join(names)
+    where = " -> ".join(names) or "The system refused"
     what = error.strerror or str(error) or type(error).__name__
     return f"{where}: {what}. {_ADVICE.get(error.errno or 0, 'Check the file, its directory and the disk')}"
 

@@ -236,8 +236,9 @@ def writer_lock(directory: Path, *, timeout_s: float) -> Iterator[None]:
                         f"for {timeout_s:g} s. Wait for it, or stop it"
                     ) from None
                 time.sleep(_LOCK_POLL_S)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, by who knows whom
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)

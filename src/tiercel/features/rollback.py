@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tiercel.errors import BaseCorruptError, BaseNotKeptError, NotMaterializedError
-from tiercel.features.manifest import publish_manifest, read_manifest, writer_lock
+from tiercel.errors import BaseCorruptError, BaseNotKeptError, NotMaterializedError, StoreError
+from tiercel.features.manifest import MANIFEST_NAME, publish_manifest, read_manifest, writer_lock
 from tiercel.features.online import OnlineBase
 
 if TYPE_CHECKING:
@@ -52,7 +52,13 @@ def rollback(directory: Path, *, to: str | None = None, lock_timeout_s: float = 
             previous=current.previous[at + 1 :],
             last_sequence=max(current.last_sequence, current.sequence),
         )
-        publish_manifest(directory, target)
+        try:
+            publish_manifest(directory, target)
+        except OSError as error:
+            raise StoreError(
+                f"{directory / MANIFEST_NAME} cannot be written: {error.strerror or error}. {current.base_name} stays current; "
+                f"free disk space or check the disk"
+            ) from error
         return target
 
 

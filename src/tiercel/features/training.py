@@ -22,7 +22,7 @@ from tiercel.features import dictionary
 from tiercel.features.binding import SQL_TYPES
 from tiercel.features.compute import ComputedView, compute_views
 from tiercel.features.on_demand import compute_outputs, to_float32
-from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, quote_name
+from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, interruptible, quote_name
 from tiercel.features.transforms import compiled_dir
 from tiercel.types import DType, RequestField, TrainingSnapshot, categories_digest
 
@@ -99,6 +99,7 @@ class TrainingSet:
         return values
 
 
+@interruptible()
 def get_historical_features(
     catalog: Catalog,
     state_dir: Path,
