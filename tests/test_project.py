@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from tests.support import projects
@@ -131,6 +132,14 @@ def test_online_features_from_python(project):
         project.get_online_features(
             "checkout", {"customer_id": [1], "shop": ["a"], "country": ["nl"]}, now="2026-01-01"
         )
+
+
+@pytest.mark.parametrize("make", [np.array, pd.Series, pa.array])
+def test_online_features_of_arrays(project, make):
+    """Keys as other libraries hold them are read as the lists they stand for."""
+    keys = {"customer_id": [1, 2], "shop": ["a", "b"], "country": ["nl", "de"]}
+    found = project.get_online_features("checkout", {key: make(column) for key, column in keys.items()})
+    assert found == project.get_online_features("checkout", keys)
 
 
 def test_materialize_takes_one_name(project):

@@ -175,6 +175,8 @@ class Project:
                 f"Expected entities as join key -> values, such as {{'customer_id': ['C1', 'C2']}}, got {type(entities).__name__}",
                 code="wrong_type",
             )
+        # NumPy's and pandas' own numbers are none that a key takes; their lists are of Python's.
+        entities = {key: column.tolist() if hasattr(column, "tolist") else column for key, column in entities.items()}
         for key, column in entities.items():
             if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
                 raise RequestError(
@@ -292,7 +294,7 @@ class Project:
         if feature_names is None and schema is not None:
             feature_names = schema.features
         if schema is not None and feature_names is not None:
-            unknown = [name for name in feature_names if name not in schema.features]
+            unknown = [str(name) for name in feature_names if name not in schema.features]
             if unknown:
                 raise SchemaMismatchError(
                     f"Expected features of service '{schema.name}' ({', '.join(schema.features)}), the model also takes "

@@ -258,6 +258,12 @@ def test_a_label_file_without_rows(project, tmp_path):
         get_historical_features(*project, tmp_path / "labels.parquet", "s")
 
 
+def test_one_label_column(project):
+    """A single name needs no list around it."""
+    found = get_historical_features(*project, LABELS, "s", label_columns="late")
+    np.testing.assert_array_equal(found.label(), LABELS.column("late").to_numpy())
+
+
 def test_request_features_alone(tmp_path):
     """A service without stored features is a matrix of request fields; a boolean is 0 or 1."""
     text = "r = RequestSource('r', [Field('f', Bool), Field('n', Int64)])\ns = FeatureService('s', [r])\n"

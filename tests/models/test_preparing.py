@@ -280,6 +280,7 @@ def test_incomplete_versions_are_refused(file, damage):
         ({"feature_names": ["a"] * 6}, "different feature names"),
         ({"classes": ["a", "b", "c"]}, "2 classes"),
         ({"golden_rows": np.zeros((3, 5), dtype=np.float32)}, "golden rows of shape"),
+        ({"golden_rows": "rows"}, "golden rows of 6 numbers each.*got str"),
         ({"task": Task.MULTICLASS}, "1 scores"),
     ],
 )

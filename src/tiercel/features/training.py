@@ -107,7 +107,7 @@ def get_historical_features(
     service: str,
     *,
     timestamp_field: str = "event_timestamp",
-    label_columns: Sequence[str] = (),
+    label_columns: Sequence[str] | str = (),
     ages: bool = False,
     limits: ComputeLimits | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -121,7 +121,7 @@ def get_historical_features(
             service's join keys, its request fields, the time of each decision, and the labels. Duplicates are kept.
         service: name of the feature service.
         timestamp_field: column of decision times; naive ones are UTC. A value with exactly this event time is known.
-        label_columns: names to check for, and to find with `TrainingSet.label`.
+        label_columns: names, or one name, to check for, and to find with `TrainingSet.label`.
         ages: add `<view>__age_s`, float64 seconds between the value's event and the label, NaN where there is none.
         limits: memory and threads of DuckDB.
         progress: called with (stage, done, total).
@@ -133,6 +133,8 @@ def get_historical_features(
     schema = catalog.service(service)
     state_dir = state_dir.resolve()
     limits = limits or ComputeLimits()
+    if isinstance(label_columns, str):
+        label_columns = (label_columns,)
     source, table = _read_labels(catalog, schema, state_dir, labels, limits)
     times = _check_labels(schema, table, timestamp_field, label_columns)
     computed = compute_views(catalog, state_dir, catalog.views_of(schema), limits=limits, progress=progress)

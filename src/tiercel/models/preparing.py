@@ -240,7 +240,12 @@ def _rows(
     n_random = min(N_RANDOM_ROWS, MAX_PROBE_CELLS // n_features, N_RANDOM_ROWS if most is None else most)
     random = probe_rows(parsed, n_features, max(64, n_random), rng)
     if golden_rows is not None:
-        golden = np.ascontiguousarray(golden_rows, dtype=np.float32)
+        try:
+            golden = np.ascontiguousarray(golden_rows, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"Expected golden rows of {n_features} numbers each, as float32, got {type(golden_rows).__name__}: {error}"
+            ) from error
         if golden.ndim != 2 or golden.shape[1] != n_features or not len(golden):
             raise UnsupportedModelError(
                 f"Expected rows of the {n_features} features that the model takes, got golden rows of shape {golden.shape}. With "
