@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from tests.support import projects
@@ -133,6 +134,14 @@ def test_online_features_from_python(project):
         )
 
 
+@pytest.mark.parametrize("make", [np.array, pd.Series, pa.array])
+def test_online_features_of_arrays(project, make):
+    """Keys as other libraries hold them are read as the lists they stand for."""
+    keys = {"customer_id": [1, 2], "shop": ["a", "b"], "country": ["nl", "de"]}
+    found = project.get_online_features("checkout", {key: make(column) for key, column in keys.items()})
+    assert found == project.get_online_features("checkout", keys)
+
+
 def test_materialize_takes_one_name(project):
     """One service's name is no list of letters, and a time is a datetime."""
     assert [each.service for each in project.materialize("checkout")] == ["checkout"]
@@ -201,6 +210,19 @@ def test_a_version_keeps_what_its_training_data_looked_like(project, training_se
     missing = np.isnan(training_set.vectors(names)).sum(axis=0)
     np.testing.assert_array_equal(reference.feature_counts[:, 25], missing)
     assert reference.score_counts[:, 1:24].sum() == reference.n_rows
+
+
+def test_what_is_no_training_set_and_no_fitted_model(project, training_set):
+    """A matrix for a training set, rows of other features, and a model without fit are refused as what they are."""
+    with pytest.raises(InvalidFactsError, match=r"get_historical_features\(\) returned, got ndarray"):
+        project.register(fit(training_set, ("amount",))[0], name="m", training_set=training_set.X)
+    xgboost = pytest.importorskip("xgboost")
+    with pytest.raises(UnsupportedModelError, match="fitted XGBoost model, got XGBClassifier"):
+        project.register(xgboost.XGBClassifier(), name="m", training_set=training_set)
+    narrow = xgboost.XGBClassifier(n_estimators=2).fit(training_set.X[:, :2], training_set.label())
+    with pytest.raises(UnsupportedModelError, match=r"2 features that the model takes.*feature_names="):
+        project.register(narrow, name="m", training_set=training_set)
+    assert [model.name for model in project.registry.list_models()] == ["fraud"]
 
 
 def test_a_file_is_never_loaded_by_who_registers_it(project, training_set, tmp_path, monkeypatch):

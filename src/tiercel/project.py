@@ -175,6 +175,8 @@ class Project:
                 f"Expected entities as join key -> values, such as {{'customer_id': ['C1', 'C2']}}, got {type(entities).__name__}",
                 code="wrong_type",
             )
+        # NumPy's and pandas' own numbers are none that a key takes; their lists are of Python's.
+        entities = {key: column.tolist() if hasattr(column, "tolist") else column for key, column in entities.items()}
         for key, column in entities.items():
             if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
                 raise RequestError(
@@ -271,6 +273,11 @@ class Project:
         alias = None if alias is None else check_alias(alias)  # before anything is registered
         policy, policy_name = self._policy(name, reasons)
         if training_set is not None:
+            if not isinstance(training_set, TrainingSet):
+                raise InvalidFactsError(
+                    f"Expected training_set= what project.get_historical_features() returned, got "
+                    f"{type(training_set).__name__}. For a model of other data, leave it out and give feature_names= and golden_rows="
+                )
             service = training_set.service.name if service is None else service
             snapshot = training_set.snapshot if snapshot is None else snapshot
         schema = None if service is None else self.service(service)
@@ -287,7 +294,7 @@ class Project:
         if feature_names is None and schema is not None:
             feature_names = schema.features
         if schema is not None and feature_names is not None:
-            unknown = [name for name in feature_names if name not in schema.features]
+            unknown = [str(name) for name in feature_names if name not in schema.features]
             if unknown:
                 raise SchemaMismatchError(
                     f"Expected features of service '{schema.name}' ({', '.join(schema.features)}), the model also takes "

@@ -215,8 +215,8 @@ def test_a_model_that_raises_fails_its_job(project, store, monkeypatch, caplog):
     run(project)
     error = store.status(job.id).error
     assert error.code == "scoring_failed"
-    assert "model 'fraud' version 1, got an error of what runs it: IndexError: idx=5000 in ..." in error.error
-    assert error.error.endswith("(rows 0 to 2 were asked at once)")
+    assert "model 'fraud' version 1, got an error of what runs it (row 0): IndexError: idx=5000 in ..." in error.error
+    assert error.row == 0
     assert "gather.cc" in caplog.text
 
 

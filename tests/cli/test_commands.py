@@ -88,6 +88,7 @@ def test_materialize_and_roll_back(run):
     assert as_json(run, "materialize")[0]["base"] == "base-000002.mdb"
     assert "base-000003.mdb" in run("materialize", "checkout", "--as-of", "2026-06-01")[1]
     assert "base-000002.mdb" in run("rollback-base", "checkout")[1]
+    assert "base-000001.mdb" in run("rollback-base", "checkout", "--to", "base-000001.mdb")[1]
 
 
 def test_training_set(run, tmp_path):
@@ -98,6 +99,15 @@ def test_training_set(run, tmp_path):
     assert facts["n_rows"] == 50
     table = pq.read_table(out)
     assert table.num_rows == 50
+    before = out.read_bytes(), (tmp_path / "labels.parquet").read_bytes()
+    for place, message in (("labels.parquet", "labels' file"), ("absent/training.parquet", "Expected a directory")):
+        output = tmp_path / place
+        status, said = run(
+            "training-set", "checkout", "--labels", str(tmp_path / "labels.parquet"), "--output", str(output)
+        )
+        assert status == 2
+        assert message in said
+    assert (out.read_bytes(), (tmp_path / "labels.parquet").read_bytes()) == before
     assert {"n_orders", "plan", "staff", "label"} <= set(table.column_names)
 
 

@@ -1,4 +1,4 @@
-"""MANIFEST: round trip, damage, rollback, and the writer lock."""
+"""MANIFEST: round trip, damage, and the writer lock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tests.features.stores import simple_store
 
 from tiercel.errors import BaseCorruptError, NotMaterializedError, StoreError
 from tiercel.features.base import write_base
-from tiercel.features.manifest import Manifest, publish_manifest, read_manifest, rollback, writer_lock
+from tiercel.features.manifest import Manifest, publish_manifest, read_manifest, writer_lock
 from tiercel.features.online import ManifestWatcher, OnlineBase
+from tiercel.features.rollback import rollback
 
 
 def publish(directory, **kwargs):
@@ -68,30 +69,6 @@ def test_a_foreign_manifest_is_corrupt(tmp_path, content):
     (tmp_path / "MANIFEST").write_bytes(content)
     with pytest.raises(BaseCorruptError):
         read_manifest(tmp_path)
-
-
-def test_rollback_goes_back_step_by_step(tmp_path):
-    """Each rollback serves the base before; when none is kept it says so; the next publish takes a fresh number."""
-    for offset in (1.0, 2.0, 3.0, 4.0):
-        publish(tmp_path, offset=offset)
-    for expected in (3.0, 2.0):
-        manifest = rollback(tmp_path)
-        assert read_manifest(tmp_path) == manifest
-        assert OnlineBase.open(tmp_path).read_vectors({"id": [0]}, 0).values[0, 0] == expected
-    with pytest.raises(NotMaterializedError, match="older base"):
-        rollback(tmp_path)
-    assert publish(tmp_path, offset=5.0).sequence == 5
-    assert OnlineBase.open(tmp_path).read_vectors({"id": [0]}, 0).values[0, 0] == 5.0
-
-
-def test_rollback_to_a_missing_base_changes_nothing(tmp_path):
-    """A kept base that was deleted by hand is reported and the current one stays."""
-    publish(tmp_path)
-    current = publish(tmp_path)
-    (tmp_path / current.previous[0].base_name).unlink()
-    with pytest.raises(BaseCorruptError, match="no such file"):
-        rollback(tmp_path)
-    assert read_manifest(tmp_path) == current
 
 
 def test_watcher_notices_each_replacement_once(tmp_path):

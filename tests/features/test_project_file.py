@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -43,6 +44,15 @@ def test_errors_name_the_line(tmp_path, text, expected):
     with pytest.raises(DefinitionError) as caught:
         load_definitions(write(tmp_path, text))
     assert expected in str(caught.value)
+
+
+def test_the_line_is_named_once(tmp_path):
+    """An error that says where it is gets no second place in front; `*` alone names no input."""
+    text = "b = RequestSource('b', schema=[Field('x', Float32)])\n@on_demand_feature_view(sources=[b], schema=[Field('y', Float32)])\n"
+    for function, expected in (("def f(z):", "'z' is in none of them"), ("def f(*x):", "got * or ** alone")):
+        with pytest.raises(DefinitionError, match=re.escape(expected)) as caught:
+            load_definitions(write(tmp_path, f"{text}{function}\n    return 1\n"))
+        assert str(caught.value).count("features.py:3: ") == 1
 
 
 def test_missing_file(tmp_path):

@@ -223,6 +223,48 @@ def test_refused_labels(project, labels, message):
     assert message in str(caught.value)
 
 
+HEAD = "uid,amount,kind,event_timestamp,late\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.parquet", b"", "got an empty file"),
+        ("l.csv", b"", "got an empty file"),
+        ("l.parquet", b"PAR1" + b"x" * 30, "expected a Parquet file (or CSV, named .csv)"),
+        ("l.txt", HEAD.encode(), "expected a Parquet file (or CSV, named .csv)"),
+        ("l.csv", HEAD.encode(), "got no rows; its columns are uid, amount, kind, event_timestamp, late"),
+        ("l.csv", b"a,1,p,2024-01-02T00:00:00Z,0\n" * 2, "got a, 1, p, 2024-01-02T00:00:00Z, 0"),
+        ("l.csv", HEAD.encode("utf-16"), "in UTF-8"),
+        ("l.csv", HEAD.encode() + b"a,1,p,2024-01-02T00:00:00Z,0\na,1\na,1,2,3,4,5,6\n", "as many fields in every row as in the header"),
+        ("l.csv", HEAD.encode() + b"a,x,p,2024-01-02T00:00:00Z,0\n", "Line: 2; Original Line: a,x,p,"),
+        ("l.csv", HEAD.encode() + b"a,1,p,2024-01-02,0\n", "(got 2024-01-02). In CSV, in every row: 2026-01-31T12:00:00Z"),
+        ("l.csv", HEAD.encode() + b"a,1,p,yesterday,0\n", "(got 'yesterday')"),
+        ("l.csv", HEAD.encode() + b"a,1,p,1704153600,0\n", "(got 1704153600)"),
+    ],
+)  # fmt: skip
+def test_refused_label_files(project, tmp_path, name, content, message):
+    """A file that holds no labels is refused in one line with its name, or the column and what it holds."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError) as caught:
+        get_historical_features(*project, tmp_path / name, "s", label_columns=["late"])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_file_without_rows(project, tmp_path):
+    """A Parquet file of no rows is refused: a table may have none, but a file was to hold something."""
+    pq.write_table(LABELS.slice(0, 0), tmp_path / "labels.parquet")
+    with pytest.raises(SourceError, match="got no rows"):
+        get_historical_features(*project, tmp_path / "labels.parquet", "s")
+
+
+def test_one_label_column(project):
+    """A single name needs no list around it."""
+    found = get_historical_features(*project, LABELS, "s", label_columns="late")
+    np.testing.assert_array_equal(found.label(), LABELS.column("late").to_numpy())
+
+
 def test_request_features_alone(tmp_path):
     """A service without stored features is a matrix of request fields; a boolean is 0 or 1."""
     text = "r = RequestSource('r', [Field('f', Bool), Field('n', Int64)])\ns = FeatureService('s', [r])\n"

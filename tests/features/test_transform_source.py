@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tiercel.errors import DefinitionError
 from tiercel.features.transform_source import MAX_SOURCE_BYTES, canonical_source, check_source
 
-PRELUDE = """import math, numpy as np, sys
+PRELUDE = """import math, numpy as np, sys, time
 from math import sin
-RATE = 7
+RATE = 7; BIG = np.int64(9007199254740994)
 WORD = "text"
 TABLE = {1: 2}
 def helper(a):
@@ -56,7 +56,8 @@ def define(tmp_path, text, name="f", prelude=PRELUDE):
         ("return loops(a)", 8 - N_PRELUDE + 1, "recursion", "write the arithmetic out"),
         ("return first(a)", 12 - N_PRELUDE + 1, "recursion", "write the arithmetic out"),
         ("return a[0]", 2, "an index", "parameter of its own"),
-        ("return a.real", 2, "an attribute", "parameters"),
+        ("return a.real", 2, "an attribute ('a.real')", "parameters"),
+        ("print(a)\n return a", 2, "'print(a)', whose value is not used", "remove it"),
         ("return TABLE[1]", 2, "an index", "parameter"),
         ("return TABLE", 2, "a value of type dict", "numbers"),
         ("return 'x'", 2, "a value of type str", "numbers"),
@@ -77,7 +78,7 @@ def define(tmp_path, text, name="f", prelude=PRELUDE):
         ("b = c = a\n return b", 2, "several targets", "one assignment per line"),
         ("a.b = 1\n return a", 2, "an attribute", "parameters"),
         ("return unknown", 2, "the unknown name 'unknown'", "parameter"),
-        ("return math.nothing", 2, "'nothing', which math does not have", "check its name"),
+        ("return math.nothing", 2, "'math.nothing' (there is no such name)", "check its name"),
         ("return int(a)", 2, "a call of int", "np.trunc"),
         ("return round(a)", 2, "a call of round", "np.rint"),
         ("return math.floor(a)", 2, "a call of floor", "np.floor"),
@@ -93,15 +94,32 @@ def define(tmp_path, text, name="f", prelude=PRELUDE):
         ("return sin", 2, "the function 'sin' as a value", "call it"),
         ("return two(a)", 15 - N_PRELUDE, "a tuple returned by a called function", "one number"),
         ("return a(1)", 2, "a call of something that is no function", "by their names"),
-        ("return a & 1", 2, "the operator BitAnd", "and/or"),
-        ("return ~a", 2, "unaryop", "arithmetic"),
+        ("return a & 1", 2, "the operator &", "and b"),
+        ("return a | 1", 2, "the operator |", "or b"),
+        ("return a ^ 2", 2, "the operator ^", "a ** b"),
+        ("return a << 2", 2, "the operator <<", "2 ** b"),
+        ("a >>= 2\n return a", 2, "the operator >>", "2 ** b"),
+        ("return a @ a", 2, "the operator @", "a * b"),
+        ("return ~a", 2, "the operator ~", "not a"),
         ("return a or 1", 2, "and/or of numbers", "compare"),
-        ("return a in (1, 2)", 2, "in or is", "compare"),
-        ("return a is None", 2, "in or is", "math.isnan"),
+        ("return a in (1, 2)", 2, "the operator in", "x == 1 or x == 2"),
+        ("return a not in (1, 2)", 2, "the operator not in", "x != 1 and x != 2"),
+        ("return a is None", 2, "the operator is", "math.isnan"),
+        ("return a is not None", 2, "the operator is not", "math.isnan"),
+        ("b: float\n return a", 2, "a declaration without a value", "assign"),
+        ("return np.float64(a)", 2, "a call of float64", "already"),
+        ("return time.time()", 2, "a call of time", "now_us"),
         ("return None", 2, "None", "math.nan"),
         ("return", 2, "return without a value", "math.nan"),
         ("return 9007199254740993", 2, "the integer 9007199254740993", "9007199254740992.0"),
-        ("return 10 ** 400 + " + "9" * 400, 2, "the integer", "write inf"),
+        ("return a - 9" + "0" * 400, 2, "90000000000000000000... of 401 digits (no float64", "write math.inf"),
+        ("return a + 10 ** 400", 2, "... of 401 digits", "write math.inf"),
+        ("return a + 2 ** 10 ** 10", 2, "the integer", "write math.inf"),
+        ("return a + -(10 ** 400)", 2, "... of 401 digits", "write math.inf"),
+        ("return a + (9007199254740992 + 1)", 2, "the integer 9007199254740993", "9007199254740992.0"),
+        ("return a + 3 ** 40", 2, "the integer 12157665459056928801", "1.2157665459056929e+19"),
+        ("return a * (BIG - 1)", 2, "the integer 9007199254740993", "9007199254740992.0"),
+        ("return a - (BIG - 2) + (BIG % 2 - -7 * BIG // 3)", 2, "the integer", "if that will do"),
         ("return 1j", 2, "a value of type complex", "numbers"),
         ("if a > 0:\n  b = 1\n return b", 4, "'b' where it may have no value", "on every path"),
         ("b = b + 1\n return b", 2, "'b' where it may have no value", "before"),
@@ -109,7 +127,7 @@ def define(tmp_path, text, name="f", prelude=PRELUDE):
         ("b = a", 2, "a path that ends without return", "every path"),
         ("return 1\n return 2", 3, "code after return", "remove"),
         ("if a > 0:\n  return 1, 2\n return 1", 4, "returns of different lengths", "same number"),
-        ("a + 1\n return a", 2, "an expression whose value is not used", "assign it"),
+        ("a + 1\n return a", 2, "'a + 1', whose value is not used", "assign it"),
         ("_b = a\n return _b", 2, "the name '_b'", "underscore"),
         ("global b\n return a", 2, "global", "return"),
         ("del a\n return 1", 2, "del", "leave it out"),
@@ -129,6 +147,33 @@ def test_refused_with_its_line(tmp_path, body, line, found, instead):
     assert instead in message
     start = f"{tmp_path / 'features.py'}:"
     assert message.startswith(start if line is None else f"{start}{N_PRELUDE + line}: ")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a + (2 ** 53 - 1)",
+        "a * (60 * 60 * 24)",
+        "a + BIG",
+        "a + 2 ** 60",
+        "a + 7 // 2 % 2",
+        "a + 2 ** 53 + 1",
+        "a + 1 / 3",
+        "a + (-1) ** 10 ** 10",
+    ],
+)
+def test_exact_integers_are_kept(tmp_path, expression):
+    """What Python computes with integers, and what a float64 is exactly, gives what Python gives."""
+    function = define(tmp_path, f"def f(a):\n return {expression}\n")
+    namespace = {}
+    exec(canonical_source(function).text, namespace)
+    assert namespace["_transform"](0.0) == function(0.0)
+
+
+@pytest.mark.parametrize("expression", ["1 // 0", "1 % 0", "2 ** -1", "0 ** -1", "RATE // 0", "True + 1"])
+def test_integers_without_a_value_are_left_to_the_compiled_code(tmp_path, expression):
+    """No constant is computed that Python would raise for, or that is no integer."""
+    assert "return a" in canonical_source(define(tmp_path, f"def f(a):\n return a + {expression}\n")).text
 
 
 @pytest.mark.parametrize(

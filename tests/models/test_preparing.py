@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from tests.models.trained import finite_table, lightgbm_bytes, table, xgboost_booster, xgboost_bytes
 
 from tiercel.errors import ArtifactCorruptError, ParityError, UnsupportedModelError
-from tiercel.models import OnnxScorer, load, prepare, preparing
+from tiercel.models import OnnxScorer, load, parity, prepare, preparing
 from tiercel.models.golden import Golden
 from tiercel.types import Task
 
@@ -181,14 +182,71 @@ def test_a_scorer_that_differs_never_serves(monkeypatch):
     prepared = prepare(DecisionTreeClassifier(max_depth=3).fit(X, y))
     assert prepared.engine == "onnxruntime"
     assert "does not reproduce" in prepared.reason
-    assert "for row" in prepared.reason
+    assert "for the row f0 = " in prepared.reason
 
 
 def test_models_nobody_reproduces_are_refused():
     """LightGBM's linear trees are lost in conversion: neither engine reproduces them, so they are not registered."""
     pytest.importorskip("onnxmltools")
-    with pytest.raises(ParityError, match="Neither"):
-        prepare(lightgbm_bytes("regression", linear_tree=True))
+    with pytest.raises(ParityError, match="Neither") as caught:
+        prepare(lightgbm_bytes("regression", linear_tree=True), feature_names=["age", *"bcdef"])
+    assert re.search(
+        r"onnxruntime: expected \S+, got \S+ for the row age = .*\. Nothing is registered", str(caught.value)
+    )
+
+
+def test_an_estimator_that_adds_to_its_model_is_refused():
+    """The message has the share of rows, one of them by its features' names, both scores, and what to do."""
+    lightgbm = pytest.importorskip("lightgbm")
+
+    class Shifted(lightgbm.LGBMClassifier):
+        def predict_proba(self, X, **options):
+            return super().predict_proba(X, **options) * 0.5
+
+    X, y, _, _ = table()
+    model = Shifted(n_estimators=3, num_leaves=5, verbose=-1).fit(X, y)
+    names = ["age", *"bcdef"]
+    with pytest.raises(ParityError, match=r"on 100\.0% of .* expected .* for the row age = .*plain estimator"):
+        prepare(model, feature_names=names)
+
+
+def test_large_rows_are_shown_in_part():
+    """Of many features a message names the first; of scores of another shape there is no row to show."""
+    rows = np.zeros((2, 500), dtype=np.float32)
+    bound = parity.Bound(0, single_precision=True)
+    worst = parity.compare(np.ones((2, 1)), np.zeros((2, 1)), rows, bound, "x").describe_worst()
+    assert worst.endswith("f29 = 0.0 and 470 more")
+    shapeless = parity.compare(np.ones((2, 2)), np.zeros((2, 1)), rows, bound, "xgboost").describe_worst()
+    assert shapeless == "of xgboost; shape (2, 1), the scores have another shape"
+
+
+@pytest.mark.parametrize("objective", ["binary:logistic", "reg:squarederror", "count:poisson", "multi:softprob"])
+def test_linear_boosters_are_compiled(objective):
+    """XGBoost's gblinear is compiled; what is missing adds nothing to its sum."""
+    xgboost = pytest.importorskip("xgboost")
+    rng = np.random.default_rng(4)
+    X = rng.random((300, 4)).astype(np.float32)
+    X[::5, 1] = np.nan
+    y = (X[:, 0] > 0.4).astype(int) + (objective == "multi:softprob") * (X[:, 2] > 0.5)
+    options = {"booster": "gblinear", "objective": objective, **({"num_class": 3} if y.max() > 1 else {})}
+    booster = xgboost.train(options, xgboost.DMatrix(X, y), 5)
+    prepared = prepare(booster)
+    assert (prepared.engine, prepared.signature.accepts_missing) == ("linear", True)
+    scores = load(prepared.artifacts).scorer.score(X)
+    np.testing.assert_allclose(scores, booster.predict(xgboost.DMatrix(X)).reshape(scores.shape), rtol=1e-5, atol=1e-6)
+
+
+def test_what_no_engine_serves_says_why_of_each():
+    """A booster that is not compiled and cannot be converted says both, and what to do."""
+    xgboost = pytest.importorskip("xgboost")
+    pytest.importorskip("onnxmltools")
+    X = np.random.default_rng(4).random((50, 3)).astype(np.float32)
+    options = {"booster": "gblinear", "objective": "binary:hinge"}
+    booster = xgboost.train(options, xgboost.DMatrix(X, X[:, 0] > 0.5), 2)
+    with pytest.raises(
+        UnsupportedModelError, match=r"'binary:hinge'.* not compiled; and for onnxruntime, onnxmltools.*ONNX"
+    ):
+        prepare(booster)
 
 
 def test_loaded_rows_must_score_as_registered():
@@ -222,6 +280,7 @@ def test_incomplete_versions_are_refused(file, damage):
         ({"feature_names": ["a"] * 6}, "different feature names"),
         ({"classes": ["a", "b", "c"]}, "2 classes"),
         ({"golden_rows": np.zeros((3, 5), dtype=np.float32)}, "golden rows of shape"),
+        ({"golden_rows": "rows"}, "golden rows of 6 numbers each.*got str"),
         ({"task": Task.MULTICLASS}, "1 scores"),
     ],
 )

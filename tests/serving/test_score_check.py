@@ -81,6 +81,41 @@ def test_what_is_not_the_models_stays_what_it_is(ask, error):
     assert caught.value is error
 
 
+class Picky(Scorer):
+    """Raises where a row of more than 100 is among those it is asked for, or once and never again."""
+
+    def __init__(self, *, only_once=False):
+        super().__init__()
+        self.only_once, self.asked = only_once, []
+
+    def score(self, rows):
+        self.asked.append(len(rows))
+        if (rows > 100).any() and not (self.only_once and len(self.asked) > 1):
+            raise IndexError("out of bounds")
+        return rows.astype(np.float64)
+
+
+@pytest.mark.parametrize("bad", [{0}, {9}, {4, 7}, {3, 4, 5}, set(range(10))])
+def test_the_first_row_that_fails_is_named(bad):
+    """Of several rows the first that the model raises for is told; together they are asked for once more and no oftener."""
+    scorer = Picky()
+    plan = ServingPlan("pick", 7, Signature(("a",), Task.REGRESSION), scorer)
+    values = [1000.0 if i in bad else 1.0 for i in range(10)]
+    with pytest.raises(ScoringFailedError, match=rf"what runs it \(row {min(bad)}\): IndexError") as caught:
+        score_here(plan.prepare({}, {"a": values}, 0))
+    assert caught.value.row == min(bad)
+    assert sum(scorer.asked) <= 10 + 10
+
+
+def test_no_row_is_named_where_none_is_known():
+    """A single row needs no number, and a failure that does not come again has none."""
+    for values, scorer in ((1000.0, Picky()), ([1.0, 1000.0], Picky(only_once=True))):
+        plan = ServingPlan("pick", 7, Signature(("a",), Task.REGRESSION), scorer)
+        with pytest.raises(ScoringFailedError, match="what runs it: IndexError") as caught:
+            score_here(plan.prepare({}, {"a": values}, 0))
+        assert caught.value.row is None
+
+
 def test_scores_are_those_of_the_plan():
     """Where nothing is raised nothing is changed."""
     asked = {}, {"a": [1.0, None]}, 0

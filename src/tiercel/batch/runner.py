@@ -198,7 +198,7 @@ def job_error(error: TiercelError, chunk: Chunk | None) -> JobError:
     # What was sent may hold half a surrogate pair, which no reply can carry.
     text = str(error).encode("utf-8", "backslashreplace").decode()
     row: int | None = getattr(error, "row", None)
-    if isinstance(error, ScoringFailedError) and chunk is not None:  # which of them it was is not known
+    if isinstance(error, ScoringFailedError) and row is None and chunk is not None:  # which of them it was is not known
         text += f" (rows {chunk.first_row} to {chunk.first_row + chunk.n_rows - 1} were asked at once)"
     if row is None or chunk is None:
         return JobError(error.code, text, row)

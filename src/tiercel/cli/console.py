@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -17,6 +18,15 @@ from tiercel.errors import TiercelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+_ADVICE = {
+    errno.ENOSPC: "Free space on that disk",
+    errno.EDQUOT: "Free space in your quota",
+    errno.EROFS: "That file system is read-only: name another place",
+    errno.EACCES: "Run this as a user who may, or change the permissions",
+    errno.EPERM: "Run this as a user who may, or change the permissions",
+    errno.ENOENT: "Make its directory, or name another place",
+    errno.EMFILE: "Raise this process's limit of open files (ulimit -n)",
+}
 #: A pipe or a file has no width to fit into: tables are as wide as what they hold.
 WIDE = 10_000
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
@@ -47,8 +57,29 @@ class TiercelGroup(click.Group):
         try:
             return super().invoke(ctx)
         except TiercelError as error:
-            errors.print(f"[bold red]error[/]: {_escape(str(error))} [dim]({error.code})[/]")
-            sys.exit(1)
+            fail(str(error), error.code)
+        except RuntimeError as error:
+            if str(error) != "Query interrupted":  # what DuckDB makes of Ctrl-C
+                raise
+            raise click.Abort from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who read our output has gone: click ends quietly
+                raise
+            fail(_in_words(error), "os_error")
+
+
+def fail(text: str, code: str) -> NoReturn:
+    """Say what is wrong, in one line, and end."""
+    errors.print(f"[bold red]error[/]: {_escape(text)} [dim]({code})[/]")
+    sys.exit(1)
+
+
+def _in_words(error: OSError) -> str:
+    """What the system refused, of which file, and what to look at."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    where = " -> ".join(names) or "The system refused"
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{where}: {what}. {_ADVICE.get(error.errno or 0, 'Check the file, its directory and the disk')}"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tiercel.cli.console import console, errors, json_option, print_json, print_table, progress, project_option
+from tiercel.cli.output_file import replacing
 
 if TYPE_CHECKING:
     from tiercel.features.compute import ComputedView
@@ -101,15 +102,16 @@ def materialize(
 
 @click.command("rollback-base")
 @click.argument("service")
+@click.option("--to", metavar="BASE", help="An older base that is kept, by its file name. Default: the one before.")
 @project_option
-def rollback_base(service: str, project_dir: str) -> None:
+def rollback_base(service: str, to: str | None, project_dir: str) -> None:
     """Serve a feature service from the base (what one `materialize` published) before the current one."""
-    from tiercel.features.manifest import rollback
+    from tiercel.features.rollback import rollback
     from tiercel.project import Project
 
     with Project(project_dir) as project:
         project.service(service)
-        manifest = rollback(project.settings.features_dir / service)
+        manifest = rollback(project.settings.features_dir / service, to=to)
     console.print(f"Service {service} is back on {manifest.base_name}.")
 
 
@@ -133,9 +135,14 @@ def training_set(
 
     from tiercel.project import Project
 
+    if output.exists() and output.samefile(labels):
+        raise click.BadParameter(f"'{output}' is the labels' file, which it would replace.", param_hint="--output")
+    if not output.parent.is_dir():
+        raise click.BadParameter(f"Expected a directory at '{output.parent}', there is none.", param_hint="--output")
     with Project(project_dir) as project:
         made = project.get_historical_features(labels, service, timestamp_field=timestamp_field)
-    pq.write_table(made.to_arrow(), output)
+    with replacing(output) as unfinished:
+        pq.write_table(made.to_arrow(), unfinished)
     if as_json:
         print_json({"output": str(output), **made.snapshot.to_json()})
     else:

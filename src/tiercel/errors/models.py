@@ -46,9 +46,16 @@ class ScoreError(ModelError):
 
 
 class ScoringFailedError(ModelError):
-    """What runs a model raised where it should have scored; the message names the model and has the reason in one line."""
+    """What runs a model raised where it should have scored; the message names the model and has the reason in one line.
+
+    `row` is the first row of the request that it raised for, where that is known.
+    """
 
     code = "scoring_failed"
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class UnexplainableModelError(ModelError):

@@ -7,6 +7,7 @@ made, so a mistake is reported at the line that made it; what needs the data (co
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -273,7 +274,9 @@ class OnDemandFeatureView:
                     "the text in the view's sql, or send one with the request."
                 )
         if not self.inputs:
-            raise DefinitionError(f"{what}: expected at least one parameter; a constant is no feature.")
+            takes_any = self.function.__code__.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+            got = "got * or ** alone. Name each parameter" if takes_any else "a constant is no feature"
+            raise DefinitionError(f"{what}: expected at least one parameter; {got}.")
         if max(len(self.inputs), len(self.schema)) > MAX_TRANSFORM_VALUES:
             raise DefinitionError(
                 f"{what}: expected at most {MAX_TRANSFORM_VALUES} parameters and as many outputs, got {len(self.inputs)} and "

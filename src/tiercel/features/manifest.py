@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiercel.errors import BaseCorruptError, NotMaterializedError, StoreError
@@ -205,32 +205,6 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def rollback(directory: Path, *, lock_timeout_s: float = 60.0) -> Manifest:
-    """Make the newest kept base current again and return its manifest. The base left behind goes with the next publish.
-
-    Raises:
-        NotMaterializedError: nothing was published, or no older base is kept.
-        BaseCorruptError: the manifest or the older base is damaged.
-        StoreError: another process holds the service's lock for longer than `lock_timeout_s`.
-    """
-    with writer_lock(directory, timeout_s=lock_timeout_s):
-        current = read_manifest(directory)
-        if not current.previous:
-            raise NotMaterializedError(
-                f"Expected an older base of service '{current.service}' to roll back to, got none"
-            )
-        target = replace(
-            current.previous[0],
-            previous=current.previous[1:],
-            last_sequence=max(current.last_sequence, current.sequence),
-        )
-        for name in (target.base_name, target.categories_name):
-            if not (directory / name).is_file():
-                raise BaseCorruptError(f"Expected {directory / name} to roll back to, got no such file")
-        publish_manifest(directory, target)
-        return target
-
-
 @contextlib.contextmanager
 def writer_lock(directory: Path, *, timeout_s: float) -> Iterator[None]:
     """Hold the service's writer lock. The operating system drops it when the process dies.
@@ -262,8 +236,9 @@ def writer_lock(directory: Path, *, timeout_s: float) -> Iterator[None]:
                         f"for {timeout_s:g} s. Wait for it, or stop it"
                     ) from None
                 time.sleep(_LOCK_POLL_S)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, by who knows whom
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)

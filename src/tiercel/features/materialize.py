@@ -18,7 +18,7 @@ from tiercel.features.base import write_base
 from tiercel.features.compute import ComputedView, compute_views
 from tiercel.features.files import locked
 from tiercel.features.manifest import N_KEPT, read_manifest
-from tiercel.features.sources import ComputeLimits, connect, first_line, quote_name
+from tiercel.features.sources import ComputeLimits, connect, first_line, interruptible, quote_name
 from tiercel.types import DType
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def materialize(
     state_dir = state_dir.resolve()
     # From before the sources are read until the result is published: of two runs that overlap, the one that read older
     # data must not publish last.
-    with locked(state_dir / "offline" / ".materialize.lock"):
+    with interruptible(), locked(state_dir / "offline" / ".materialize.lock"):
         return _materialize(
             state_dir,
             catalog,

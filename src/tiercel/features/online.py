@@ -165,11 +165,21 @@ class OnlineBase:
             if kept.fingerprint != manifest.fingerprint:
                 continue
             try:
-                file = _open_checked(directory / kept.base_name, kept, verify=True)
-                return cls(file, kept, _read_categories(directory / kept.categories_name, kept))
+                return cls.open_as(directory, kept)
             except (BaseCorruptError, OSError):  # also damaged, or removed by a publish: the one before that
                 continue
         return None
+
+    @classmethod
+    def open_as(cls, directory: Path, manifest: Manifest) -> OnlineBase:
+        """Open the base that `manifest` describes, whichever one MANIFEST names; always hashed.
+
+        Raises:
+            OSError: a file of it is gone or cannot be read.
+            BaseCorruptError, UnsupportedLmdbError: as `open`.
+        """
+        file = _open_checked(directory / manifest.base_name, manifest, verify=True)
+        return cls(file, manifest, _read_categories(directory / manifest.categories_name, manifest))
 
     @classmethod
     def open_kept(cls, directory: Path, name: str, *, sha256: str | None = None) -> OnlineBase:
@@ -188,8 +198,7 @@ class OnlineBase:
         for kept in (manifest, *manifest.previous):
             if kept.base_name == name and sha256 in {None, kept.sha256}:
                 try:
-                    file = _open_checked(directory / kept.base_name, kept, verify=True)
-                    return cls(file, kept, _read_categories(directory / kept.categories_name, kept))
+                    return cls.open_as(directory, kept)
                 except FileNotFoundError:  # a publish was faster
                     break
         there = ", ".join(each.base_name for each in (manifest, *manifest.previous))

@@ -71,7 +71,8 @@ def load_definitions(project_dir: Path) -> Definitions:
         try:
             exec(compile(text, str(path), "exec"), module.__dict__)  # noqa: S102 - running it is what loading means
         except DefinitionError as error:
-            raise DefinitionError(f"{_line_of(error, path)}: {error}") from error
+            says_where = str(error).startswith(f"{path}:")
+            raise DefinitionError(str(error) if says_where else f"{_line_of(error, path)}: {error}") from error
         except Exception as error:
             raise DefinitionError(f"{_line_of(error, path)}: {type(error).__name__}: {error}") from error
     return _collect(vars(module).values())

@@ -20,7 +20,7 @@ from tiercel.features.fields import CSVSource, Source
 from tiercel.features.files import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 #: A file changed this recently may change again within its mtime's resolution, so its digest is not remembered.
 _SETTLED_NS = 2_000_000_000
@@ -262,6 +262,21 @@ def quote_name(name: str) -> str:
 def quote_text(text: str) -> str:
     """`text` as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
+
+
+#: What DuckDB's RuntimeError says then.
+INTERRUPTED = "Query interrupted"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C while DuckDB works is Ctrl-C: it raises a RuntimeError instead, which `except Exception` would take for a failure."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise
 
 
 def first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from tiercel.features import dictionary
 from tiercel.features.binding import SQL_TYPES
 from tiercel.features.compute import ComputedView, compute_views
 from tiercel.features.on_demand import compute_outputs, to_float32
-from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, quote_name
+from tiercel.features.sources import ComputeLimits, SourceFiles, attach, connect, first_line, interruptible, quote_name
 from tiercel.features.transforms import compiled_dir
 from tiercel.types import DType, RequestField, TrainingSnapshot, categories_digest
 
@@ -101,6 +101,7 @@ class TrainingSet:
         return values
 
 
+@interruptible()
 def get_historical_features(
     catalog: Catalog,
     state_dir: Path,
@@ -108,7 +109,7 @@ def get_historical_features(
     service: str,
     *,
     timestamp_field: str = "event_timestamp",
-    label_columns: Sequence[str] = (),
+    label_columns: Sequence[str] | str = (),
     ages: bool = False,
     limits: ComputeLimits | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -122,7 +123,7 @@ def get_historical_features(
             service's join keys, its request fields, the time of each decision, and the labels. Duplicates are kept.
         service: name of the feature service.
         timestamp_field: column of decision times; naive ones are UTC. A value with exactly this event time is known.
-        label_columns: names to check for, and to find with `TrainingSet.label`.
+        label_columns: names, or one name, to check for, and to find with `TrainingSet.label`.
         ages: add `<view>__age_s`, float64 seconds between the value's event and the label, NaN where there is none.
         limits: memory and threads of DuckDB.
         progress: called with (stage, done, total).
@@ -134,6 +135,8 @@ def get_historical_features(
     schema = catalog.service(service)
     state_dir = state_dir.resolve()
     limits = limits or ComputeLimits()
+    if isinstance(label_columns, str):
+        label_columns = (label_columns,)
     source, table = _read_labels(catalog, schema, state_dir, labels, limits)
     times = _check_labels(schema, table, timestamp_field, label_columns)
     computed = compute_views(catalog, state_dir, catalog.views_of(schema), limits=limits, progress=progress)
@@ -201,24 +204,41 @@ def _read_file(path: Path, schema: ServiceSchema, state_dir: Path, limits: Compu
     """The labels of a file: CSV where it is called so, else Parquet."""
     if not path.is_file():
         raise SourceError(f"Labels {path}: expected a Parquet or CSV file, found no such file.")
-    if path.suffix.lower() != ".csv":
+    if not path.stat().st_size:
+        raise SourceError(f"Labels {path}: expected a Parquet or CSV file, got an empty file.")
+    if path.suffix.lower() == ".csv":
+        table = _read_csv(path.resolve(), schema, state_dir, limits)
+    else:
         try:
             import pyarrow.parquet as pq
 
-            return pq.read_table(path)
+            table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"Labels {path}: expected a Parquet file (or CSV, named .csv): {error}") from error
-    path = path.resolve()
+    if not table.num_rows:
+        names = ", ".join(table.column_names) or "none"
+        raise SourceError(f"Labels {path}: expected a row per label, got no rows; its columns are {names}.")
+    return table
+
+
+def _read_csv(path: Path, schema: ServiceSchema, state_dir: Path, limits: ComputeLimits) -> pa.Table:
     keys = {key.name: key.dtype for group in schema.groups for key in group.keys}
     known = {**keys, **{field.name: field.dtype for field in schema.request_fields}}
     connection = connect(limits, state_dir, read=[path])
     try:
         # What the service knows is not guessed: "007" is a key and no number.
-        names = connection.read_csv(str(path)).columns
+        names = connection.read_csv(str(path), header=True, skiprows=0).columns
+        if len(names) == 1 and any(mark in names[0] for mark in ",;|\t"):  # no separator gives rows of one length
+            raise SourceError(
+                f"Labels {path}: expected as many fields in every row as in the header ({names[0]}), got others."
+            )
         types = {name: SQL_TYPES[known[name]] for name in names if name in known}
-        return connection.read_csv(str(path), dtype=types).to_arrow_table()
+        return connection.read_csv(str(path), header=True, skiprows=0, dtype=types).to_arrow_table()
     except duckdb.Error as error:
-        raise SourceError(f"Labels {path}: expected a CSV file with a header: {first_line(error)}") from error
+        # Of what DuckDB says: the line, its text and what is wrong with it, and no page of its own options.
+        lines = [line for line in first_line(error).splitlines()[:3] if not line.endswith(":")]
+        what = "; ".join(line.removesuffix(".") for line in lines)
+        raise SourceError(f"Labels {path}: expected a CSV file with a header, in UTF-8: {what}") from error
     finally:
         connection.close()
 
@@ -262,7 +282,7 @@ def _check_labels(
     for name, role in needed.items():
         if name not in names:
             raise SourceError(
-                f"Labels: expected a column '{name}', {role} of service '{schema.name}'; got {', '.join(names)}."
+                f"Labels: expected a column '{name}', {role} of service '{schema.name}'; got {', '.join(names) or 'none'}."
             )
     stored = {column.name: "stored" for group in schema.groups for column in group.columns}
     computed = {made.name: "computed" for transform in schema.transforms for made in transform.outputs}
@@ -276,11 +296,15 @@ def _check_labels(
             kind = _plain_type(table.schema.field(key.name).type)
             fits = pa.types.is_integer(kind) if key.dtype is DType.INT64 else _is_text(kind)
             if not fits:
-                raise SourceError(f"Labels: join key '{key.name}' is {kind}, expected {key.dtype.value}.")
+                raise SourceError(
+                    f"Labels: join key '{key.name}' is {kind}, expected {key.dtype.value}{_first_of(table.column(key.name))}. "
+                    f"Convert the column."
+                )
     column = table.column(timestamp_field)
     if not pa.types.is_timestamp(column.type):
         raise SourceError(
-            f"Labels: '{timestamp_field}' is {column.type}, expected a timestamp. With pandas: pd.to_datetime(column, utc=True)."
+            f"Labels: '{timestamp_field}' is {column.type}, expected a timestamp{_first_of(column)}. In CSV, in every row: "
+            f"2026-01-31T12:00:00Z. With pandas: pd.to_datetime(column, utc=True)."
         )
     if column.null_count:
         raise SourceError(
@@ -322,7 +346,7 @@ def _join(
         for group in schema.groups:
             keys = [(key.name, pa.int64() if key.dtype is DType.INT64 else pa.string()) for key in group.keys]
             left = pa.table({
-                **{name: _as(table.column(name), kind) for name, kind in keys},
+                **{name: _as(table.column(name), kind, name) for name, kind in keys},
                 _TIME: pa.array(times),
                 _ROW: pa.array(np.arange(len(times), dtype=np.int64)),
             })  # fmt: skip
@@ -387,7 +411,7 @@ def _request_column(field: RequestField, column: pa.ChunkedArray) -> pa.ChunkedA
     if field.dtype is DType.STRING:
         if not (_is_text(_plain_type(column.type)) or pa.types.is_null(column.type)):
             raise _wrong_type(field, column)
-        text = _as(column, pa.string())
+        text = _as(column, pa.string(), field.name)
         codes = pc.index_in(text, value_set=pa.array(field.categories, pa.string()))
         if codes.null_count != text.null_count:
             unknown = pc.unique(text.filter(pc.and_(pc.is_null(codes), pc.is_valid(text)))).to_pylist()
@@ -406,18 +430,26 @@ def _request_column(field: RequestField, column: pa.ChunkedArray) -> pa.ChunkedA
 
 
 def _wrong_type(field: RequestField, column: pa.ChunkedArray) -> SourceError:
-    values = column.drop_null()
-    shown = f" (got {values[0].as_py()!r})" if len(values) else ""
     return SourceError(
-        f"Labels: request feature '{field.name}' is {column.type}, expected {field.dtype.value}{shown}. Convert the column."
+        f"Labels: request feature '{field.name}' is {column.type}, expected {field.dtype.value}{_first_of(column)}. "
+        f"Convert the column."
     )
 
 
-def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def _first_of(column: pa.ChunkedArray) -> str:
+    """The first value that is there, as messages show it."""
+    values = column.drop_null()
+    if not len(values):
+        return ""
+    value = values[0].as_py()
+    return f" (got {repr(value) if isinstance(value, str) else str(value):.60})"
+
+
+def _as(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
     try:
         return column if column.type == kind else column.cast(kind)
     except pa.ArrowException as error:
-        raise SourceError(f"Labels: a column of {column.type} cannot be read as {kind}: {error}") from error
+        raise SourceError(f"Labels: '{name}' is {column.type} and cannot be read as {kind}: {error}") from error
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,10 @@ ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Po
 COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 
 _LOOP = "a loop", "write the arithmetic out, or compute it in a view's sql"
-_RAISE = "raising or catching", "return float('nan') as math.nan where there is no value"
+_RAISE = (
+    "raising or catching",
+    "return math.nan where there is no value; a division by zero gives infinity or NaN and raises nothing",
+)
 #: Node type -> (what was found, what to write instead).
 REFUSED: dict[type[ast.AST], tuple[str, str]] = {
     ast.For: _LOOP,
@@ -93,6 +97,7 @@ REFUSED: dict[type[ast.AST], tuple[str, str]] = {
     ast.With: ("with", "write plain arithmetic"),
     ast.AsyncWith: ("async with", "write plain arithmetic"),
     ast.Match: ("match", "write if and elif"),
+    ast.AnnAssign: ("a declaration without a value", "assign the variable, or leave the line out"),
     ast.Delete: ("del", "leave it out"),
     ast.Global: ("global", "return what the function computes"),
     ast.Nonlocal: ("nonlocal", "return what the function computes"),
@@ -110,6 +115,21 @@ REFUSED: dict[type[ast.AST], tuple[str, str]] = {
     ast.Dict: ("a dict", "write if and elif"),
     ast.JoinedStr: ("text", "text cannot be an input; compute a number from it in a view's sql"),
     ast.Attribute: ("an attribute", "call functions of math or numpy, and take features as parameters"),
+}
+_BITS = "use + - * / // % ** on numbers; what needs bits, compute in a view's sql"
+#: Operator type -> (what was found, what to write instead).
+REFUSED_OPERATORS: dict[type[ast.AST], tuple[str, str]] = {
+    ast.BitAnd: ("the operator &", f"write a and b for truths, and {_BITS}"),
+    ast.BitOr: ("the operator |", f"write a or b for truths, and {_BITS}"),
+    ast.BitXor: ("the operator ^", f"write a ** b for powers and a != b for truths, and {_BITS}"),
+    ast.LShift: ("the operator <<", "write a * 2 ** b"),
+    ast.RShift: ("the operator >>", "write a // 2 ** b"),
+    ast.MatMult: ("the operator @", "every value is one number: write a * b + c * d"),
+    ast.Invert: ("the operator ~", "write not a for truths, -a - 1 for numbers"),
+    ast.In: ("the operator in", "compare with each value: x == 1 or x == 2"),
+    ast.NotIn: ("the operator not in", "compare with each value: x != 1 and x != 2"),
+    ast.Is: ("the operator is", "compare numbers with ==; a missing value is NaN: math.isnan(x)"),
+    ast.IsNot: ("the operator is not", "compare numbers with !=; a missing value is NaN: not math.isnan(x)"),
 }
 #: Functions people reach for -> what to write instead.
 INSTEAD: dict[Any, str] = {
@@ -132,4 +152,8 @@ INSTEAD: dict[Any, str] = {
     np.hypot: "math.sqrt(a * a + b * b)",
     math.fmod: "a % b, which has the sign of b",
     np.round: "np.rint(x)",
+    np.float64: "x, which is a float64 already",
+    np.float32: "x: every value is a float64, and is rounded to float32 once, for the model",
+    time.time: "now_us as a parameter: the time of the read, in microseconds",
+    time.time_ns: "now_us as a parameter: the time of the read, in microseconds",
 }

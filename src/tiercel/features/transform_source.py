@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiercel.errors import DefinitionError
+from tiercel.features.transform_integers import constant_integer, show_integer
 from tiercel.features.transform_language import (
     ARITHMETIC,
     CANONICAL,
@@ -30,6 +31,7 @@ from tiercel.features.transform_language import (
     INSTEAD,
     POWERS,
     REFUSED,
+    REFUSED_OPERATORS,
     WORDS,
     Word,
 )
@@ -273,8 +275,10 @@ class _Translator:
 
     def _unknown(self, node: ast.AST) -> DefinitionError:
         found, instead = REFUSED.get(
-            type(node), (type(node).__name__.lower(), "write assignments, if and else, arithmetic and comparisons")
+            type(node), (_shown(node), "write assignments, if and else, arithmetic and comparisons")
         )
+        if isinstance(node, ast.Attribute):
+            found = f"{found} ({_shown(node)})"
         return self._refuse(node, found, instead)
 
     def _enter(self, node: ast.AST) -> None:
@@ -326,7 +330,7 @@ class _Translator:
                 return [self._return(node, value, defined)], None
             case ast.Expr(value=value):
                 if isinstance(value, ast.Constant | ast.Name | ast.Call | ast.BinOp | ast.Compare):
-                    raise self._refuse(node, "an expression whose value is not used", "assign it, or remove it")
+                    raise self._refuse(node, f"{_shown(value)}, whose value is not used", "assign it, or remove it")
                 raise self._unknown(value)
         raise self._unknown(node)
 
@@ -367,18 +371,20 @@ class _Translator:
                 return self._number(operand, defined)
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=0)) if type(node.operand.value) is int:  # type: ignore[attr-defined]
                 return ast.Constant(value=0.0)  # Python's -0 is 0; the float64 would be -0.0
+            case ast.UnaryOp(op=ast.Invert() as operator):
+                raise self._refuse(node, *REFUSED_OPERATORS[type(operator)])
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return ast.UnaryOp(op=ast.USub(), operand=self._number(operand, defined))
             case ast.BinOp(left=left, op=operator, right=right):
                 if not isinstance(operator, ARITHMETIC):
-                    raise self._refuse(
-                        node,
-                        f"the operator {type(operator).__name__}",
-                        "use + - * / // % ** on numbers, and/or on truths",
-                    )
-                return ast.BinOp(
+                    raise self._refuse(node, *REFUSED_OPERATORS[type(operator)])
+                made = ast.BinOp(
                     left=self._number(left, defined), op=type(operator)(), right=self._number(right, defined)
                 )
+                exact = constant_integer(node, self._constant)
+                if exact is not None:
+                    self._literal(exact, node)  # refuses what float64 gives another value than Python's integers
+                return made
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 return ast.IfExp(
                     test=self._truth(test, defined),
@@ -410,9 +416,7 @@ class _Translator:
             case ast.Compare(left=left, ops=operators, comparators=comparators):
                 for comparison in operators:
                     if not isinstance(comparison, COMPARISONS):
-                        raise self._refuse(
-                            node, "in or is", "compare numbers with < <= > >= == !=; math.isnan for missing"
-                        )
+                        raise self._refuse(node, *REFUSED_OPERATORS[type(comparison)])
                 return ast.Compare(
                     left=self._number(left, defined),
                     ops=[type(comparison)() for comparison in operators],
@@ -453,12 +457,11 @@ class _Translator:
         try:
             number = float(value)
         except OverflowError:
-            number = math.inf
+            number = math.inf if value > 0 else -math.inf
         if type(value) is int and (math.isinf(number) or int(number) != value):
-            # Python refuses to write out an integer of more than 4,300 digits.
-            shown = f"{value!r:.60}" if value.bit_length() <= 4096 else f"of {value.bit_length()} bits"
+            near = ("-math.inf" if value < 0 else "math.inf") if math.isinf(number) else repr(number)
             raise self._refuse(
-                node, f"the integer {shown}, which no float64 holds", f"write {number!r} if that will do"
+                node, f"the integer {show_integer(value)} (no float64 is exactly that)", f"write {near} if that will do"
             )
         if math.isnan(number) or math.isinf(number):
             made: ast.expr = ast.Name(id="_nan" if math.isnan(number) else "_inf", ctx=ast.Load())
@@ -479,7 +482,7 @@ class _Translator:
                 return getattr(owner, node.attr)
             except AttributeError:
                 raise self._refuse(
-                    node, f"'{node.attr}', which {owner.__name__} does not have", "check its name"
+                    node, f"'{owner.__name__}.{node.attr}' (there is no such name)", "check its name"
                 ) from None
         if not isinstance(node, ast.Name):
             raise self._unknown(node)
@@ -491,6 +494,13 @@ class _Translator:
                 f"the unknown name '{node.id}'",
                 "take a feature as a parameter, or define a number at the top level",
             ) from None
+
+    def _constant(self, node: ast.expr) -> object:
+        """The value of a name or attribute that is no variable."""
+        owner = node
+        while isinstance(owner, ast.Attribute):
+            owner = owner.value
+        return self._lookup(node) if isinstance(owner, ast.Name) and not self._is_local(owner) else None
 
     def _is_local(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Name) and node.id in self._locals
@@ -567,6 +577,12 @@ def _name_of(value: Any) -> str:
     if isinstance(value, _Unit):
         return value.node.name
     return str(getattr(value, "__name__", None) or getattr(value, "name", None) or type(value).__name__)
+
+
+def _shown(node: ast.AST) -> str:
+    """The code itself, cut."""
+    text = " ".join(ast.unparse(node).split())
+    return f"'{text}'" if len(text) <= 60 else f"'{text[:57]}...'"
 
 
 def _assign(name: str, value: ast.expr) -> ast.stmt:

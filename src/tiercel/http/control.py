@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.errors import TiercelError
+from tiercel.http.admin_protocol import AdminProtocol
 from tiercel.http.alerts import AlertAdmin
 from tiercel.http.allowed import allow_header
 from tiercel.http.dashboard.app import Dashboard
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from tiercel.serving.channel import Channel, Message
     from tiercel.settings import Settings
@@ -178,14 +179,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _json({"error": text, "code": code}, status, allow_header(request, status))
 
 
-def serve_control(settings: Settings, listener: socket.socket, channel: Channel) -> None:
-    """Serve the admin port until the supervisor or SIGTERM says so; the listener is closed on return."""
-    stand_back()  # with all threads: a page, a scrape or a look at the workers comes after every prediction
-    plane = ControlPlane(settings)
-    config = uvicorn.Config(
-        plane,
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """How the admin port's application is served."""
+    return uvicorn.Config(
+        app,
         loop="uvloop",
-        http="httptools",
+        http=AdminProtocol,
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -193,6 +192,13 @@ def serve_control(settings: Settings, listener: socket.socket, channel: Channel)
         log_config=None,
         server_header=False,
     )
+
+
+def serve_control(settings: Settings, listener: socket.socket, channel: Channel) -> None:
+    """Serve the admin port until the supervisor or SIGTERM says so; the listener is closed on return."""
+    stand_back()  # with all threads: a page, a scrape or a look at the workers comes after every prediction
+    plane = ControlPlane(settings)
+    config = server_config(plane)
     grace_s = min(GRACE_S, settings.server.shutdown_grace_s)
     with listener:
         SupervisedServer(config, listener, channel, grace_s=grace_s, on_message=plane.hear).serve_until_told()

@@ -17,7 +17,7 @@ from tiercel.models.readers import read_model
 from tiercel.types import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def load(artifacts: Mapping[str, bytes], *, verify: bool = True) -> LoadedModel:
             f"{scorer.n_features} and {scorer.n_outputs}"
         )
     if verify:
-        _verify(scorer, Golden.from_bytes(_file(artifacts, GOLDEN_FILE)), bound, body)
+        _verify(scorer, Golden.from_bytes(_file(artifacts, GOLDEN_FILE)), bound, body, signature.features)
     return LoadedModel(scorer, signature, engine, reason, facts, body)
 
 
-def _verify(scorer: Any, golden: Golden, bound: Bound, body: Forest | Linear | None) -> None:
+def _verify(scorer: Any, golden: Golden, bound: Bound, body: Forest | Linear | None, features: Sequence[str]) -> None:
     if golden.rows.shape[1] != scorer.n_features or golden.scores.shape[1] != scorer.n_outputs:
         raise ArtifactCorruptError(
             f"Expected golden rows of {scorer.n_features} features and {scorer.n_outputs} scores, got "
@@ -87,7 +87,9 @@ def _verify(scorer: Any, golden: Golden, bound: Bound, body: Forest | Linear | N
     report = compare(scorer.score(golden.rows), golden.scores, golden.rows, bound, "golden rows", slack)
     if not report.passed:
         raise ParityError(
-            f"The model scores its golden rows differently than when it was registered: {report.describe_worst()}"
+            f"The model scores its golden rows differently than when it was registered: "
+            f"{report.describe_worst(features)}. Serve it on a host and with libraries like those it was registered with, or "
+            f"register it again here"
         )
 
 

@@ -35,7 +35,12 @@ def own_names(model: Any) -> tuple[str, ...] | None:
         except NotCompiledError:
             names = source.features
     elif hasattr(model, "get_booster"):  # xgboost's estimators
-        names = model.get_booster().feature_names
+        try:
+            names = model.get_booster().feature_names
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"Expected a fitted XGBoost model, got {type(model).__qualname__}: {error}"
+            ) from error
     else:
         for attribute in ("feature_names_in_", "feature_name_", "feature_names", "feature_name"):
             found = getattr(model, attribute, None)

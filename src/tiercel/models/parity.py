@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ CONVERTED_RTOL, CONVERTED_ATOL = 1e-4, 1e-5
 BUDGET_S = 20.0
 #: Each block makes what is compared so many times as much.
 _GROWTH = 4
+#: Values of a row, or scores, that a message shows.
+_N_SHOWN = 30
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,14 @@ class ParityReport:
         """How many rows were compared, in words."""
         return f"{self.n_rows} rows" + (f" ({self.n_skipped} more would have taken too long)" if self.n_skipped else "")
 
-    def describe_worst(self) -> str:
-        """The largest difference in words."""
-        return f"expected {list(self.worst_expected)}, got {list(self.worst_got)} for row {list(self.worst_row)}"
+    def describe_worst(self, features: Sequence[str] | None = None) -> str:
+        """The largest difference in words; `features` name the row's values where they are known."""
+        if not self.worst_row:  # of another shape: no row to show
+            return f"of {self.source}, the scores have another shape"
+        if features is None or len(features) != len(self.worst_row):
+            features = [f"f{i}" for i in range(len(self.worst_row))]
+        row = [f"{name} = {value!r}" for name, value in zip(features, self.worst_row, strict=True)]
+        return f"expected {_some(self.worst_expected)}, got {_some(self.worst_got)} for the row {_some(row)}"
 
 
 @dataclass(frozen=True)
@@ -289,6 +296,12 @@ def _probe_column(body: Forest, column: int, values: Rows, rng: np.random.Genera
     drawn = np.concatenate([rng.choice(part, n) for part in pool if len(part)]).astype(np.float32)
     drawn = rng.permutation(drawn)[:n]
     return np.where(rng.random(n) < 0.8, drawn, values).astype(np.float32)
+
+
+def _some(values: Sequence[Any]) -> str:
+    """Values in words, of many the first."""
+    shown = ", ".join(map(str, values[:_N_SHOWN]))
+    return shown if len(values) <= _N_SHOWN else f"{shown} and {len(values) - _N_SHOWN} more"
 
 
 def _number(value: Any) -> float:

@@ -43,6 +43,8 @@ MAX_PROBE_CELLS = 1 << 26
 #: So are large networks, which use each of their weights for each row: at most so many bytes of them are gone through, a few
 #: seconds' worth. Counted, not timed, so that it is the same on every host.
 MAX_PROBE_BYTES = 1 << 39
+#: What stands for infinity where a linear model's library takes none.
+_LARGE = np.float32(1e30)
 #: Cells of the rows with one missing value each that are scored at a time.
 _MISSING_CELLS = 1 << 22
 #: Training rows that are scored however large the model is: fewer say little about a distribution.
@@ -129,7 +131,8 @@ def prepare(
             compiled.score, reference.predict, rows, bound_of(parsed), reference.name, body=parsed.body
         )
         if not report.passed:
-            reason = f"the compiled scorer does not reproduce {reference.name}: {report.describe_worst()}"
+            names = feature_names or source.features or parsed.features
+            reason = f"the compiled scorer does not reproduce {reference.name}: {report.describe_worst(names)}"
             compiled = None
     engine: Engine
     if compiled is not None and parsed is not None and report is not None:
@@ -165,9 +168,11 @@ def prepare(
             rows = _finite(rows)
         report = compare_in_time(fallback.score, reference.predict, rows, bound, reference.name)
         if not report.passed:
+            names = feature_names or source.features or own_features
             raise ParityError(
-                f"Neither the compiled scorer nor onnxruntime reproduces {reference.name}. {reason}; "
-                f"onnxruntime {report.describe_worst()}"
+                f"Neither the compiled scorer nor onnxruntime reproduces {reference.name} within {report.bound}. {reason}; "
+                f"onnxruntime: {report.describe_worst(names)}. Nothing is registered, as this host would serve other scores "
+                f"than were evaluated: train with another version of the library, or save the model as ONNX and register that file"
             )
 
     signature = Signature(
@@ -185,7 +190,7 @@ def prepare(
     kept = kept[: len(golden_rows)] if golden_rows is not None else kept
     estimator_report = None
     if source.estimate is not None:
-        estimator_report, refuses_missing = _compare_estimator(source, scorer.score, kept)
+        estimator_report, refuses_missing = _compare_estimator(source, scorer.score, kept, signature.features)
         if refuses_missing:
             signature = replace(signature, accepts_missing=False)
     artifacts[GOLDEN_FILE] = Golden(kept, np.asarray(reference.predict(kept), dtype=np.float64)).to_bytes()
@@ -235,12 +240,22 @@ def _rows(
     n_random = min(N_RANDOM_ROWS, MAX_PROBE_CELLS // n_features, N_RANDOM_ROWS if most is None else most)
     random = probe_rows(parsed, n_features, max(64, n_random), rng)
     if golden_rows is not None:
-        golden = np.ascontiguousarray(golden_rows, dtype=np.float32)
+        try:
+            golden = np.ascontiguousarray(golden_rows, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"Expected golden rows of {n_features} numbers each, as float32, got {type(golden_rows).__name__}: {error}"
+            ) from error
         if golden.ndim != 2 or golden.shape[1] != n_features or not len(golden):
-            raise UnsupportedModelError(f"Expected golden rows of shape (n, {n_features}), got {golden.shape}")
+            raise UnsupportedModelError(
+                f"Expected rows of the {n_features} features that the model takes, got golden rows of shape {golden.shape}. With "
+                f"a training set, name those it was trained on, in its order: feature_names=[...]"
+            )
         random = np.concatenate([golden, random])
     if not reference.accepts_infinity:
-        random = np.where(np.isinf(random), np.copysign(FLOAT32_MAX, random), random).astype(np.float32)
+        # A library's float32 sum of weighted values has to stay finite, as ours in float64 does.
+        large = FLOAT32_MAX if parsed is None or isinstance(parsed.body, Forest) else _LARGE
+        random = np.where(np.isinf(random), np.copysign(large, random), random).astype(np.float32)
     return random
 
 
@@ -262,7 +277,13 @@ def _n_features(
 def _convert(source: Source, n_features: int | None, reason: str) -> bytes:
     if n_features is None:
         raise UnsupportedModelError(f"{reason}. To convert it for onnxruntime, pass feature_names.")
-    return convert_to_onnx(source.data, source.format, n_features)
+    try:
+        return convert_to_onnx(source.data, source.format, n_features)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"Nothing here serves this model as its library does. {reason}; and for onnxruntime, {error}. Save it as ONNX, if "
+            f"its library can, and register that file"
+        ) from error
 
 
 def _retask(parsed: ParsedModel, task: Task) -> ParsedModel:
@@ -316,7 +337,9 @@ def _survives_missing(score: Predictor, rows: NDArray[np.float32]) -> bool:
     return True
 
 
-def _compare_estimator(source: Source, score: Predictor, rows: NDArray[np.float32]) -> tuple[ParityReport | None, bool]:
+def _compare_estimator(
+    source: Source, score: Predictor, rows: NDArray[np.float32], features: Sequence[str]
+) -> tuple[ParityReport | None, bool]:
     """(the served model against the estimator handed over, whether the estimator refuses NaN)."""
     if source.estimate is None:
         return None, False
@@ -342,6 +365,7 @@ def _compare_estimator(source: Source, score: Predictor, rows: NDArray[np.float3
         if share > ESTIMATOR_ROWS:
             raise ParityError(
                 f"The converted model does not reproduce {source.estimator} on {share:.1%} of {len(asked)} rows: "
-                f"{report.describe_worst()}"
+                f"{report.describe_worst(features)}. What the estimator's own class adds to the library's scores is not in "
+                f"its model: register a plain estimator of the library, or save what should be served as ONNX"
             )
     return report, refuses

@@ -180,7 +180,7 @@ def _from_lightgbm(model: Any) -> Source:
 
     booster = model if isinstance(model, lightgbm.Booster) else getattr(model, "booster_", None)
     if booster is None:
-        raise UnsupportedModelError(f"Expected a fitted LightGBM model, got {type(model).__qualname__}")
+        raise UnsupportedModelError(f"Expected a fitted LightGBM model, got {type(model).__qualname__} without fit")
     data = booster.model_to_string().encode()
     name = f"lightgbm.{type(model).__qualname__} {lightgbm.__version__}"
     if model is booster:

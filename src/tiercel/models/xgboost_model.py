@@ -25,6 +25,8 @@ from tiercel.models.ir import (
     NotCompiledError,
     ParsedModel,
     Post,
+    Step,
+    StepKind,
     class_labels,
     cover_problem,
     fold_less,
@@ -83,7 +85,11 @@ def _parse(learner: dict[str, Any]) -> ParsedModel:
         if len(weights) != (n_features + 1) * n_raw:
             raise UnsupportedModelError(f"Expected {(n_features + 1) * n_raw} weights, got {len(weights)}")
         table = weights.reshape(n_features + 1, n_raw)
-        body = Linear(table[:-1].T.copy(), table[-1] + base, post=post)
+        nothing = np.zeros(n_features, dtype=np.float32)
+        # What is missing adds nothing to XGBoost's sum, and the first base score is that of every class.
+        body = Linear(
+            table[:-1].T.copy(), table[-1] + base[0], post=post, steps=(Step(StepKind.IMPUTE_NAN, nothing, nothing),)
+        )
     elif name in ("gbtree", "dart"):
         model, scale = booster, None
         if name == "dart":
@@ -98,7 +104,7 @@ def _parse(learner: dict[str, Any]) -> ParsedModel:
         task=task,
         classes=labels,
         features=features if len(features) == n_features else None,
-        accepts_missing=isinstance(body, Forest),
+        accepts_missing=True,
         hyperparameters={"objective": objective, "booster": name},
     )
 

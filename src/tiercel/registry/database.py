@@ -273,6 +273,10 @@ def _unavailable(url: URL, error: SQLAlchemyError) -> RegistryUnavailableError:
         hint = " Move the file away, or name another one."
     elif "unable to open" in str(cause) or "readonly" in str(cause):
         hint = " Its directory must exist, and you must be allowed to write there."
+    elif "disk I/O" in str(cause) or "disk is full" in str(cause):
+        hint = " Free space on that disk, which SQLite needs for reading as well; if it has room, check the disk."
+    elif "malformed" in str(cause):
+        hint = " The file is damaged: restore it from a backup."
     return RegistryUnavailableError(f"Expected a usable registry at {_shown(url)}: {cause}.{hint}")
 
 

@@ -28,15 +28,34 @@ def score_here(prepared: Prepared) -> None:
     """Score here and now.
 
     Raises:
-        ScoringFailedError: the model raised.
+        ScoringFailedError: the model raised; `row` is the first for which it does, where there are several.
     """
     try:
         prepared.score()
     except Exception as error:
-        failure = failure_of(prepared.plan, error)
-        if failure is error:
+        if _says_itself(error):
             raise
-        raise failure from error
+        row = None if prepared.is_single else _first_failing(prepared)
+        raise _failure(prepared.plan.model, prepared.plan.version, error, row) from error
+
+
+def _first_failing(prepared: Prepared) -> int | None:
+    """The first row that the model raises for by itself; None: for none. Together they are scored no more than once again."""
+    score: Score = prepared.plan.scorer.score
+    rows = prepared.rows()
+
+    def fails(begin: int, end: int) -> bool:
+        try:
+            score(rows[begin:end])
+        except Exception:  # noqa: BLE001 - the same as before, or another: it has no score to give
+            return True
+        return False
+
+    begin, end = 0, prepared.n_rows
+    while end - begin > 1:
+        middle = (begin + end) // 2
+        begin, end = (begin, middle) if fails(begin, middle) else (middle, end)
+    return begin if fails(begin, end) else None
 
 
 def predict(
@@ -65,26 +84,26 @@ def named(plan: ServingPlan) -> Score:
         try:
             return score(rows)
         except Exception as error:
-            failure = _failure(model, version, error)
-            if failure is error:
+            if _says_itself(error):
                 raise
-            raise failure from error
+            raise _failure(model, version, error) from error
 
     return score_named
 
 
-def failure_of(plan: ServingPlan, error: Exception) -> Exception:
-    """What is told of an error of a plan's scorer. It goes without its frames: they would keep the request they came from."""
-    return _failure(plan.model, plan.version, error)
+def _says_itself(error: Exception) -> bool:
+    """Whether an error says what it is, and nothing about the model."""
+    return isinstance(error, TiercelError | MemoryError)
 
 
-def _failure(model: str, version: int, error: Exception) -> Exception:
-    if isinstance(error, TiercelError | MemoryError):  # says what it is, and nothing about the model
-        return error
+def _failure(model: str, version: int, error: Exception, row: int | None = None) -> ScoringFailedError:
+    """What is told of an error of a scorer. It goes without its frames: they would keep the request they came from."""
     error.__traceback__ = None
+    where = "" if row is None else f" (row {row})"
     return ScoringFailedError(
-        f"Expected a score of model '{model}' version {version}, got an error of what runs it: {in_one_line(error)}. Ask "
-        f"within the range of its training data, or register a version that scores it"
+        f"Expected a score of model '{model}' version {version}, got an error of what runs it{where}: {in_one_line(error)}. Ask "
+        f"within the range of its training data, or register a version that scores it",
+        row=row,
     )
 
 
