@@ -130,7 +130,7 @@ def _swapping(work: Workload) -> Iterator[Callable[[], None]]:
         project.materialize()
     manifest = next((work.project / ".tiercel" / "features").glob("*/MANIFEST"))
     newer = manifest.read_bytes()
-    from tiercel.features.manifest import rollback
+    from tiercel.features.rollback import rollback
 
     rollback(manifest.parent)
     texts = [newer, manifest.read_bytes()]
