@@ -55,6 +55,7 @@ DOORS = {
     "connection": set(),
     "poller": set(),
     "stamps": set(),
+    "busy_poll": set(),
     "payload": set(),
     "aside": set(),
     "lines": {"tiercel.serving.schedule", "tiercel.serving.waiters"},

@@ -20,6 +20,7 @@ max_connections = 20000
 header_timeout_s = 10.0            # from a request's first byte to the end of its headers
 body_timeout_s = 10.0              # a body must have arrived by then
 idle_timeout_s = 75.0              # a connection without a request is closed
+busy_poll_us = 50.0                # a worker may wait awake so long for a client that asks in a row; 0: it sleeps at once
 shutdown_grace_s = 30.0            # how long requests in flight may take after SIGTERM
 verify_bases = true                # hash a base before it goes live; false only checks its size
 workers = 1                        # processes that answer requests
@@ -132,6 +133,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "header_timeout_s": (0.01, 3600),
     "body_timeout_s": (0.01, 3600),
     "idle_timeout_s": (0.01, 86_400),
+    "busy_poll_us": (0, 1000),
     "shutdown_grace_s": (0, 3600),
     "workers": (1, 256),
     "deadline_ms": (0.001, 3_600_000),
@@ -166,6 +168,7 @@ class ServerSettings:
     header_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
     idle_timeout_s: float = 75.0
+    busy_poll_us: float = 50.0
     shutdown_grace_s: float = 30.0
     verify_bases: bool = True
     workers: int = 1

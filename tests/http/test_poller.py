@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import resource
 import socket
 import struct
+import threading
 import time
 from functools import partial
 
@@ -287,3 +289,92 @@ def test_other_descriptors_take_their_turn(engine):
             loop.call_soon_threadsafe(path.watch, loop, mine.fileno(), fails)
             assert one.ask(GOOD) == one.ask(GOOD) == 200
             assert called == [b"a"]
+
+
+@pytest.fixture(scope="module")
+def awake(engine):
+    """A server that waits awake for as long as may be set: a client of this process is slow."""
+    with Running(engine, dataclasses.replace(ROOMY, busy_poll_us=1000)) as server:
+        yield server
+
+
+def polls(running):
+    """How often it waited, and how often somebody came."""
+    poll = poller_of(running).busy_poll
+    return poll.n_tried, poll.n_came
+
+
+def test_a_client_that_asks_in_a_row_is_waited_for(awake):
+    """And answered in the same turn. Whether it comes within the time is up to the machine: mostly, of two thousand."""
+    with peer(awake) as one:
+        one.ask(GOOD)
+        assert eventually(lambda: only(awake).is_polled)
+        before = polls(awake)
+        assert all(one.ask(GOOD) == 200 for _ in range(2000))
+        tried, came = (now - then for now, then in zip(polls(awake), before, strict=True))
+    assert 0 < came <= tried
+
+
+def test_who_comes_meanwhile_is_answered(awake):
+    """A new connection, another that asks, a timer of the loop and one that leaves, while one client asks without pause."""
+    ticks = []
+    with peer(awake) as first:
+        first.ask(GOOD)
+        loop = poller_of(awake).loop
+
+    def tick():
+        ticks.append(None)
+        loop.call_later(0.001, tick)
+
+    loop.call_soon_threadsafe(tick)
+    stop = threading.Event()
+
+    def hammer():
+        with peer(awake) as one:
+            while not stop.is_set():
+                assert one.ask(GOOD) == 200
+
+    hammering = threading.Thread(target=hammer)
+    hammering.start()
+    try:
+        with peer(awake) as other:
+            for _ in range(200):
+                assert other.ask(GOOD) == 200
+        for _ in range(50):
+            with peer(awake) as newcomer:
+                assert newcomer.ask(GOOD) == 200
+        n = len(ticks)
+        assert eventually(lambda: len(ticks) >= n + 20)
+        assert hammering.is_alive()
+    finally:
+        stop.set()
+        hammering.join()
+    assert eventually(lambda: awake.n_connections == 0)
+
+
+def test_nobody_is_waited_for_where_that_is_not_wanted(engine):
+    with Running(engine, dataclasses.replace(ROOMY, busy_poll_us=0)) as server:
+        with peer(server) as one:
+            assert all(one.ask(GOOD) == 200 for _ in range(100))
+        assert polls(server) == (0, 0)
+
+
+def test_a_server_that_waits_awake_stops_at_once(engine):
+    """In the middle of a client that never pauses."""
+    with Running(engine, dataclasses.replace(ROOMY, busy_poll_us=1000, shutdown_grace_s=5)) as server:
+        answered = []
+
+        def hammer():
+            with contextlib.suppress(OSError), peer(server) as one:
+                one.send(GOOD)
+                while one.reply() is not None:
+                    answered.append(None)
+                    one.send(GOOD)
+
+        hammering = threading.Thread(target=hammer)
+        hammering.start()
+        assert eventually(lambda: len(answered) > 50)
+        began = time.monotonic()
+    hammering.join(10)
+    assert not hammering.is_alive()
+    assert time.monotonic() - began < 5

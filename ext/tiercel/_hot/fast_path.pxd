@@ -39,7 +39,7 @@ cdef class Refusals:
 
 # What all connections of a server share.
 cdef class FastPath:
-    cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s
+    cdef readonly double header_timeout_s, body_timeout_s, idle_timeout_s, busy_poll_us
     cdef readonly Py_ssize_t max_body_bytes, max_connections
     cdef readonly bint hands_on_traced     # requests of a trace are the general path's
     cdef object _engine, _hand_on, _refuse

@@ -71,12 +71,12 @@ cdef class Refusals:
 cdef class FastPath:
     def __init__(
         self, engine, *, double header_timeout_s, double body_timeout_s, double idle_timeout_s,
-        Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
+        double busy_poll_us=0, Py_ssize_t max_body_bytes, Py_ssize_t max_connections, ReplyIds ids not None, hand_on, refuse,
         WorkerCounters counters=None, bint hands_on_traced=False, TensorTallies tallies=None,
     ):
         self._engine = engine
         self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
-        self.idle_timeout_s = idle_timeout_s
+        self.idle_timeout_s, self.busy_poll_us = idle_timeout_s, busy_poll_us
         self.max_body_bytes, self.max_connections = max_body_bytes, max_connections
         self._ids, self._hand_on, self._refuse = ids, hand_on, refuse
         self._counters = WorkerCounters() if counters is None else counters
@@ -95,7 +95,7 @@ cdef class FastPath:
 
     cdef Poller _poller_of(self, loop):
         if (self._poller is None or self._poller.loop is not loop) and not self._has_no_poller:
-            self._poller = open_poller(loop)
+            self._poller = open_poller(loop, <int64_t>(1000 * self.busy_poll_us))
             self._has_no_poller = self._poller is None
         return self._poller
 

@@ -8,17 +8,22 @@
 # of the others has become ready meanwhile. A connection that asks near-realtime models alone is one of them, so that a full
 # near-realtime tier holds a realtime request up for a few reads and not for a whole turn (bench_tiers).
 #
+# After somebody who was the only one ready twice in a row the turn waits awake for a moment, where `busy_poll` finds that worth
+# it: a client that asks by itself, from the same host, is answered in two thirds of the time (bench_http, c=1).
+#
 # Owns   : the epoll sets and the buffer; a reference to each member.
 # Lends  : the buffer, to receive() for the call.
-# GIL    : held.
+# GIL    : held, but for waiting awake.
 # Threads: the event loop's only.
+from tiercel._hot.busy_poll cimport BusyPoll
 from tiercel._hot.stamps cimport Stamps
-from tiercel._hot.typedefs cimport uint8_t
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 cdef enum:
     READ_BYTES = 262144         # what one read brings at most
     LATER_AT_ONCE = 16          # of those who can wait, until the others are looked at again
     FIRST_BETWEEN = 64          # of the others, so that those who can wait have their share
+    TURN_NS = 250_000           # then nothing more is waited for: the event loop has others to look after
 
 
 # What can be told that its socket is to be read.
@@ -42,10 +47,12 @@ cdef class ReadySet:
 
 cdef class Poller:
     cdef readonly object loop
+    cdef readonly BusyPoll busy_poll
     cdef Stamps stamps                  # of what the members read
     cdef ReadySet _first, _later        # `_later` is a member of `_first`
     cdef uint8_t* _buffer
     cdef bint _is_reading
+    cdef int _only, _alone              # who was the only one ready when last asked, and who was twice in a row; -1: nobody
     cdef int _n_read                    # since a turn came to those who can wait: it has an end, too
 
     # Tell `member` - call it, if it is none of ours - whenever `fd` can be read, until it is removed; after the others, where
@@ -55,9 +62,10 @@ cdef class Poller:
     cdef bint remove(self, int fd, member) except -1
     # In the middle of something longer: read who cannot wait. Nothing, in the middle of reading.
     cdef int read_between(self) except -1
+    cdef bint _has_come(self, int64_t until_ns) except -1
     cdef bint _read_first(self, int at_most) except -1
     cdef int _read_one(self, ReadySet among, int fd) except -1
 
 
-# The poller of a loop; None where the system has none to give: its transports read.
-cdef Poller open_poller(loop)
+# The poller of a loop, which waits awake for so long at most; None where the system has none to give: its transports read.
+cdef Poller open_poller(loop, int64_t busy_poll_ns)

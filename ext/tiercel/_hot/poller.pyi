@@ -1,5 +1,7 @@
 import asyncio
 
+from tiercel._hot.busy_poll import BusyPoll
+
 class Readable:
     """What a poller can tell that its socket is to be read."""
 
@@ -7,7 +9,10 @@ class Poller:
     """Reads the sockets of connections on one event loop."""
 
     loop: asyncio.AbstractEventLoop
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    busy_poll: BusyPoll
+    def __init__(self, loop: asyncio.AbstractEventLoop, busy_poll_ns: int = 0) -> None:
+        """busy_poll_ns: how long to wait awake for a client's next request, at most; 0: not at all."""
+
     def __len__(self) -> int:
         """How many connections it reads."""
     @property

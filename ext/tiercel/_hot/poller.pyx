@@ -8,8 +8,10 @@ from libc.errno cimport errno
 from libc.stdlib cimport free, malloc
 from posix.unistd cimport close
 
+from tiercel._hot.busy_poll cimport BusyPoll
+from tiercel._hot.clock cimport monotonic_ns
 from tiercel._hot.stamps cimport Stamps
-from tiercel._hot.typedefs cimport uint8_t
+from tiercel._hot.typedefs cimport int64_t, uint8_t
 
 cdef extern from "poller.h" nogil:
     enum:
@@ -66,8 +68,9 @@ cdef class ReadySet:
 
 
 cdef class Poller:
-    def __cinit__(self, loop):
+    def __cinit__(self, loop, int64_t busy_poll_ns=0):
         self.loop, self.stamps, self._first, self._later = loop, Stamps(), ReadySet(), ReadySet()
+        self.busy_poll, self._only, self._alone = BusyPoll(busy_poll_ns), -1, -1
         self._buffer = <uint8_t*>malloc(READ_BYTES)
         if self._buffer is NULL:
             raise MemoryError("No memory to read into")
@@ -111,10 +114,12 @@ cdef class Poller:
     def _on_ready(self):
         cdef int ready[TC_MAX_EVENTS]
         cdef int i, n
+        cdef int64_t until_ns = monotonic_ns() + TURN_NS
         self._is_reading = True
         try:
-            if not self._read_first(TC_MAX_EVENTS):
-                return
+            while not self._read_first(TC_MAX_EVENTS):
+                if not self._has_come(until_ns):
+                    return
             n = tc_poll_ready(self._later.epoll, ready, TC_MAX_EVENTS)
             self._n_read = 0
             for i in range(n):
@@ -125,6 +130,23 @@ cdef class Poller:
                 self._read_one(self._later, ready[i])
         finally:
             self._is_reading = False
+
+    cdef bint _has_come(self, int64_t until_ns) except -1:
+        """Wait awake for whoever comes next, where that is worth it; whether somebody has."""
+        cdef int ready[1]
+        cdef int n = 0, epoll = self._first.epoll
+        cdef int64_t now_ns
+        if self._alone < 0:
+            return False
+        now_ns = monotonic_ns()
+        if now_ns >= until_ns or not self.busy_poll.tries():
+            return False
+        until_ns = now_ns + self.busy_poll.longest_ns
+        with nogil:
+            while n == 0 and now_ns < until_ns:
+                n = tc_poll_ready(epoll, ready, 1)
+                now_ns = monotonic_ns()
+        return self.busy_poll.tried(n > 0)
 
     cdef int read_between(self) except -1:
         if self._is_reading:    # what was read is still in the buffer
@@ -141,6 +163,9 @@ cdef class Poller:
         cdef int ready[TC_MAX_EVENTS]
         cdef int i, n = tc_poll_ready(self._first.epoll, ready, at_most), later = self._later.epoll
         cdef bint are_others_ready = False
+        cdef int only = ready[0] if n == 1 and ready[0] != later else -1
+        self._alone = only if only == self._only else -1
+        self._only = only
         for i in range(n):
             if ready[i] == later:
                 are_others_ready = True
@@ -166,10 +191,10 @@ cdef class Poller:
         return 0
 
 
-cdef Poller open_poller(loop):
+cdef Poller open_poller(loop, int64_t busy_poll_ns):
     cdef Poller poller
     try:
-        poller = Poller(loop)
+        poller = Poller(loop, busy_poll_ns)
         poller.open()
     except OSError as error:
         log.debug("Connections are read by the event loop's transports: %s", error)

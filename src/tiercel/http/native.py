@@ -65,6 +65,7 @@ class NativeHttp:
             header_timeout_s=settings.header_timeout_s,
             body_timeout_s=settings.body_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
+            busy_poll_us=settings.busy_poll_us,
             max_body_bytes=settings.max_body_bytes,
             max_connections=settings.max_connections,
             ids=self.ids,

@@ -1,0 +1,30 @@
+# busy_poll.pxd - whether to wait awake for what comes next, instead of sleeping until it comes.
+#
+# To sleep and to be woken takes some 10 us here, with caches that are cold afterwards: a fifth and more of what a client sees
+# that asks, reads the reply and asks again. Such a client, on the same host, asks again within some 25 us, and to wait for that
+# awake costs the core nothing that anybody else wanted. For one that does not, it does; so it is done for as long as four of
+# five waits end with a request, and given up for ever longer where they do not (a client that needs this very core to go on;
+# a client that thinks). What halt polling is to a virtual machine.
+#
+# Source : the kernel's guest halt polling grows and shrinks the length of a wait (Documentation/virt/guest-halt-polling.rst);
+#          here the length is given and what adapts is how often.
+# Owns   : nothing but the numbers below.
+# GIL    : held.
+# Threads: those of the poller.
+from tiercel._hot.typedefs cimport int64_t
+
+cdef enum:
+    MOST_LUCK = 16
+    MISFORTUNE = 4          # a wait in vain takes as much luck as so many others bring
+    FEWEST_RESTED = 16
+    MOST_RESTED = 1024
+
+
+cdef class BusyPoll:
+    cdef readonly int64_t longest_ns        # one wait; 0: never
+    cdef readonly int64_t n_tried, n_came   # waits, and those that did not end in vain
+    cdef int _luck, _rest, _n_rested
+
+    # Whether to wait now. To be told how that went.
+    cpdef bint tries(self) noexcept
+    cpdef bint tried(self, bint came) noexcept

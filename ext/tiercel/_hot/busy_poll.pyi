@@ -1,0 +1,17 @@
+class BusyPoll:
+    """Whether to wait awake for what comes next, instead of sleeping until it comes. See busy_poll.pxd.
+
+    Threads: those of one poller.
+    """
+
+    longest_ns: int
+    n_tried: int
+    n_came: int
+    def __init__(self, longest_ns: int) -> None:
+        """longest_ns: one wait; 0: never wait."""
+
+    def tries(self) -> bool:
+        """Whether to wait now; `tried` is then to be told how that went."""
+
+    def tried(self, came: bool) -> bool:
+        """Whether what was waited for came, as given."""
