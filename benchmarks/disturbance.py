@@ -80,10 +80,11 @@ def disturbed_by(
     every_s: float = EVERY_S,
 ) -> dict[str, Any]:
     bench.say(f"tiercel: {what}")
-    quiet, disturbed, count = _pair(bench, server, rate, disturb, bench.plan.rounds, every_s)
+    quiet, disturbed, count = _pair(bench, server, rate, disturb, bench.turns, every_s)
     calm, rough = median_of(quiet), median_of(disturbed)
     return {
-        "what": what, "figure": figure, "value": rough["p99.9"] / calm["p99.9"], "failed": calm["failed"] + rough["failed"],
+        "what": what, "figure": figure, "value": ratio_of(rough["by_round"], calm["by_round"], "p99.9"),
+        "failed": calm["failed"] + rough["failed"],
         "told": f"{count} times; p99.9 {rough['p99.9']:,.0f} us, quiet {calm['p99.9']:,.0f} us; "
                 f"p99 {rough['p99']:,.0f} us, quiet {calm['p99']:,.0f} us",
         "quiet": calm, "disturbed": rough,

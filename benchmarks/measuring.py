@@ -30,6 +30,8 @@ OPEN_CONNECTIONS = 64
 BESIDE_FLOOR = 0.5
 #: How often our own servers take turns, at least.
 LEAST_TURNS = 5
+#: What differs by a few hundredths needs many turns, and so short ones that both have the same machine: this part of a run's length.
+CLOSE_TURNS, CLOSE_PART = 40, 6
 LOADS = (0.5, 0.7, 0.9)
 #: Scores agree to this, absolutely and relatively: float32 models on different engines round differently.
 TOLERANCE = 1e-5
@@ -82,6 +84,7 @@ class Bench:
         self.truth = Truth(workload)
         self.not_measured: dict[str, str] = {}
         self.floor_at_rate: list[Run] = []
+        self.msgpack_x_json: list[float] = []  # requests per second in closed loop, turn by turn
         self._counts = plan.count_instructions and instructions.available()
         self._requests: dict[tuple[str, str, Callable[[int], bytes]], Requests] = {}
         compiled.build(SERVERS / "floor.pyx", cache)
@@ -218,6 +221,8 @@ class Bench:
                         runs.append(self._open(servers, contender, rate, at))
             if in_turns:
                 self._beside_floor(servers, found)
+            if {"tiercel", "tiercel_msgpack"} <= found.keys() and "tiercel" in servers:
+                self._beside_json(servers, found["tiercel"].contender, found["tiercel_msgpack"].contender)
 
     def _beside_floor(self, servers: dict[str, Server], found: dict[str, Rounds]) -> None:
         """The floor and tiercel at the same rate, in turns: a tail is the machine's too, and that changes by the second."""
@@ -227,6 +232,18 @@ class Bench:
             self.say(f"tiercel and the floor in turns: {at + 1} of {self.turns}, {rate:,.0f} requests/s")
             tiercel.open[BESIDE_FLOOR].append(self._open(servers, tiercel.contender, rate, at))
             self.floor_at_rate.append(self._open(servers, floor.contender, rate, at))
+
+    def _beside_json(self, servers: dict[str, Server], json: Contender, msgpack: Contender) -> None:
+        """Capacity in both formats, in short turns."""
+        seconds = self.plan.seconds / CLOSE_PART
+        rates: dict[str, float] = {}
+        for at in range(CLOSE_TURNS if self.plan.seconds >= 1 else self.plan.rounds):
+            self.say(f"{msgpack.name} and {json.name} in turns: {at + 1}")
+            for each in (json, msgpack) if at % 2 == 0 else (msgpack, json):
+                rates[each.name] = self.load(
+                    servers[each.process], each, rate=0, connections=CAPACITY_CONNECTIONS, seconds=seconds
+                ).per_second
+            self.msgpack_x_json.append(rates[msgpack.name] / max(1.0, rates[json.name]))
 
     @property
     def turns(self) -> int:

@@ -85,6 +85,7 @@ def record(
     *,
     cache: Path,
     floor_at_rate: Sequence[Run],
+    msgpack_x_json: Sequence[float],
     not_measured: dict[str, str],
     disturbances: Sequence[dict[str, Any]],
     settings: dict[str, Any],
@@ -94,6 +95,8 @@ def record(
     not_measured = {**not_measured, **refused}
     same_rate = median_of(floor_at_rate) if floor_at_rate else None
     figures = _figures({each["name"]: each for each in rows}, same_rate, disturbances)
+    if msgpack_x_json:
+        figures["msgpack_x_json"] = statistics.median(msgpack_x_json)
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.facts(), "settings": settings,
         "contenders": rows, "floor_at_tiercel_rate": same_rate, "disturbances": list(disturbances),
@@ -142,7 +145,6 @@ def _figures(
     put("x_handwritten", lambda: closed("tiercel", "handwritten"))
     # A peer has its turns by itself, minutes later.
     put("x_fastapi", lambda: rows["tiercel"]["closed"]["per_second"] / rows["fastapi"]["closed"]["per_second"])
-    put("msgpack_x_json", lambda: closed("tiercel_msgpack", "tiercel"))
     put(
         "p50_c1_x_floor",
         lambda: ratio_of(rows["tiercel"]["single"]["by_round"], rows["floor"]["single"]["by_round"], "p50"),
