@@ -32,6 +32,8 @@ BESIDE_FLOOR = 0.5
 LEAST_TURNS = 5
 #: What differs by a few hundredths needs many turns, and so short ones that both have the same machine: this part of a run's length.
 CLOSE_TURNS, CLOSE_PART = 40, 6
+#: A tail beside the floor's: a stall of the machine is in one turn of the two and makes it worth nothing, so there are more.
+TAIL_TURNS, TAIL_PART = 15, 2
 LOADS = (0.5, 0.7, 0.9)
 #: Scores agree to this, absolutely and relatively: float32 models on different engines round differently.
 TOLERANCE = 1e-5
@@ -227,11 +229,13 @@ class Bench:
     def _beside_floor(self, servers: dict[str, Server], found: dict[str, Rounds]) -> None:
         """The floor and tiercel at the same rate, in turns: a tail is the machine's too, and that changes by the second."""
         tiercel, floor = found["tiercel"], found["floor"]
-        rate = tiercel.rate[BESIDE_FLOOR]
-        for at in range(self.turns):
-            self.say(f"tiercel and the floor in turns: {at + 1} of {self.turns}, {rate:,.0f} requests/s")
-            tiercel.open[BESIDE_FLOOR].append(self._open(servers, tiercel.contender, rate, at))
-            self.floor_at_rate.append(self._open(servers, floor.contender, rate, at))
+        rate, seconds = tiercel.rate[BESIDE_FLOOR], self.plan.seconds / TAIL_PART
+        turns = TAIL_TURNS if self.plan.seconds >= 1 else self.plan.rounds
+        pair = ((tiercel.contender, tiercel.open[BESIDE_FLOOR]), (floor.contender, self.floor_at_rate))
+        for at in range(turns):
+            self.say(f"tiercel and the floor in turns: {at + 1} of {turns}, {rate:,.0f} requests/s")
+            for contender, runs in pair if at % 2 == 0 else pair[::-1]:
+                runs.append(self._open(servers, contender, rate, at, seconds))
 
     def _beside_json(self, servers: dict[str, Server], json: Contender, msgpack: Contender) -> None:
         """Capacity in both formats, in short turns."""
@@ -250,8 +254,12 @@ class Bench:
         """Rounds of what ratios near 1 are made of; a smoke run has as many as it was told."""
         return max(LEAST_TURNS, self.plan.rounds) if self.plan.seconds >= 1 else self.plan.rounds
 
-    def _open(self, servers: dict[str, Server], contender: Contender, rate: float, at: int) -> Run:
-        return self.load(servers[contender.process], contender, rate=rate, connections=OPEN_CONNECTIONS, seed=at + 1)
+    def _open(
+        self, servers: dict[str, Server], contender: Contender, rate: float, at: int, seconds: float | None = None
+    ) -> Run:
+        return self.load(
+            servers[contender.process], contender, rate=rate, connections=OPEN_CONNECTIONS, seconds=seconds, seed=at + 1
+        )
 
     def choose_loop(self, floor: Contender) -> dict[str, float]:
         """Which closed loop asks the floor faster, wrk's or ours; the plan uses it from here on."""

@@ -109,10 +109,29 @@ def test_nothing_does_not_replace_something(tmp_path):
     catalog, state = applied(tmp_path, TEXT, events=ROWS)
     materialize(state, catalog, as_of_us=us(9))
     early = us(1) - 1
-    with pytest.raises(StoreError, match="nothing was known at 2023-12-31 23:59:59 UTC"):
+    with pytest.raises(StoreError, match="nothing was known of entity 'uid' at 2023-12-31 23:59:59 UTC"):
         materialize(state, catalog, as_of_us=early)
     assert served(state)["x"] == 1.5
     assert materialize(state, catalog, as_of_us=early, allow_empty=True)[0].n_rows == 0
+
+
+def test_nothing_of_one_entity_does_not_replace_something(tmp_path):
+    """Nor where there is something of another: half of the features would be missing, and nobody told."""
+    text = (
+        TEXT
+        + "shops = ParquetSource('shops', 'shops.parquet', timestamp_field='ts')\n"
+        + "w = FeatureView('w', [Entity('shop')], [Field('y', Float64)], source=shops)\n"
+        + "both = FeatureService('both', [v, w])\n"
+    )
+    late = {"shop": ["s", "t"], "ts": times([us(5), us(6)]), "y": [1.0, 2.0]}
+    catalog, state = applied(tmp_path, text, events=ROWS, shops=late)
+    # The first base may well know nothing of an entity: there is nothing to lose.
+    assert materialize(state, catalog, ["both"], as_of_us=us(4))[0].group_rows == (3, 0)
+    assert materialize(state, catalog, ["both"], as_of_us=us(9))[0].group_rows == (3, 2)
+    with pytest.raises(StoreError, match=r"nothing was known of entity 'shop' .* the published base has 2 rows of it"):
+        materialize(state, catalog, ["both"], as_of_us=us(4))
+    assert materialize(state, catalog, ["both"], as_of_us=us(5))[0].group_rows == (3, 1)
+    assert materialize(state, catalog, ["both"], as_of_us=us(4), allow_empty=True)[0].group_rows == (3, 0)
 
 
 def test_a_static_view_has_one_row_per_key(tmp_path):

@@ -146,8 +146,8 @@ def _publish(
                 table = _encode(table, view, column.name, values)
         tables.append(table)
 
-    if not allow_empty and not any(table.num_rows for table in tables):
-        _refuse_emptying(state_dir / "features" / schema.name, schema, as_of_us)
+    if not allow_empty:
+        _refuse_emptying(state_dir / "features" / schema.name, schema, [table.num_rows for table in tables], as_of_us)
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -165,18 +165,23 @@ def _publish(
     )
 
 
-def _refuse_emptying(directory: Path, schema: ServiceSchema, as_of_us: int) -> None:
-    """Nothing at all is rarely what was meant: a time before every event, a unit mistaken, a file that came up empty."""
+def _refuse_emptying(directory: Path, schema: ServiceSchema, group_rows: Sequence[int], as_of_us: int) -> None:
+    """Nothing at all of an entity is rarely what was meant: a time before every event, a unit mistaken, a file that came up empty."""
+    empty = {group.entity for group, n_rows in zip(schema.groups, group_rows, strict=True) if n_rows == 0}
+    if not empty:
+        return
     try:
-        published = read_manifest(directory).n_rows
+        manifest = read_manifest(directory)
     except (NotMaterializedError, BaseCorruptError):
         return
-    if published:
-        moment = datetime.fromtimestamp(as_of_us / 1e6, tz=UTC)
-        raise StoreError(
-            f"Service '{schema.name}': nothing was known at {moment:%Y-%m-%d %H:%M:%S} UTC, and the published base has "
-            f"{published} rows. Check --as-of and the sources' times; to publish no rows all the same, pass --allow-empty"
-        )
+    for group, published in zip(manifest.schema.groups, manifest.group_rows, strict=True):
+        if published and group.entity in empty:
+            moment = datetime.fromtimestamp(as_of_us / 1e6, tz=UTC)
+            raise StoreError(
+                f"Service '{schema.name}': nothing was known of entity '{group.entity}' at {moment:%Y-%m-%d %H:%M:%S} UTC, and the "
+                f"published base has {published} rows of it. Check --as-of and the sources' times; to publish no rows all the "
+                f"same, pass --allow-empty"
+            )
 
 
 def _newest(
