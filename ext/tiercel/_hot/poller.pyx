@@ -146,7 +146,9 @@ cdef class Poller:
             while n == 0 and now_ns < until_ns:
                 n = tc_poll_ready(epoll, ready, 1)
                 now_ns = monotonic_ns()
-        return self.busy_poll.tried(n > 0)
+        # Whoever took the core from this thread meanwhile needs it more: what came then was not worth waiting for.
+        self.busy_poll.tried(n > 0 and now_ns < until_ns)
+        return n > 0
 
     cdef int read_between(self) except -1:
         if self._is_reading:    # what was read is still in the buffer
