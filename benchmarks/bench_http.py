@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         "closed_loop": plan.loop, "closed_loop_floor_per_second": loops,
     }  # fmt: skip
     made = record.record(
-        found, cache=options.cache, floor_at_rate=bench.floor_at_rate, msgpack_x_json=bench.msgpack_x_json,
+        found, cache=options.cache, floor_at_rate=bench.floor_at_rate, beside_json=bench.beside_json,
         not_measured=bench.not_measured, disturbances=disturbed, settings=settings,
     )  # fmt: skip
     report.print_screen(made, Console(width=None if sys.stdout.isatty() else 120))

@@ -86,7 +86,7 @@ class Bench:
         self.truth = Truth(workload)
         self.not_measured: dict[str, str] = {}
         self.floor_at_rate: list[Run] = []
-        self.msgpack_x_json: list[float] = []  # requests per second in closed loop, turn by turn
+        self.beside_json: list[tuple[Run, Run]] = []  # msgpack and JSON in closed loop, turn by turn
         self._counts = plan.count_instructions and instructions.available()
         self._requests: dict[tuple[str, str, Callable[[int], bytes]], Requests] = {}
         compiled.build(SERVERS / "floor.pyx", cache)
@@ -240,14 +240,14 @@ class Bench:
     def _beside_json(self, servers: dict[str, Server], json: Contender, msgpack: Contender) -> None:
         """Capacity in both formats, in short turns."""
         seconds = self.plan.seconds / CLOSE_PART
-        rates: dict[str, float] = {}
+        runs: dict[str, Run] = {}
         for at in range(CLOSE_TURNS if self.plan.seconds >= 1 else self.plan.rounds):
             self.say(f"{msgpack.name} and {json.name} in turns: {at + 1}")
             for each in (json, msgpack) if at % 2 == 0 else (msgpack, json):
-                rates[each.name] = self.load(
+                runs[each.name] = self.load(
                     servers[each.process], each, rate=0, connections=CAPACITY_CONNECTIONS, seconds=seconds
-                ).per_second
-            self.msgpack_x_json.append(rates[msgpack.name] / max(1.0, rates[json.name]))
+                )
+            self.beside_json.append((runs[msgpack.name], runs[json.name]))
 
     @property
     def turns(self) -> int:

@@ -85,7 +85,7 @@ def record(
     *,
     cache: Path,
     floor_at_rate: Sequence[Run],
-    msgpack_x_json: Sequence[float],
+    beside_json: Sequence[tuple[Run, Run]],
     not_measured: dict[str, str],
     disturbances: Sequence[dict[str, Any]],
     settings: dict[str, Any],
@@ -95,8 +95,11 @@ def record(
     not_measured = {**not_measured, **refused}
     same_rate = median_of(floor_at_rate) if floor_at_rate else None
     figures = _figures({each["name"]: each for each in rows}, same_rate, disturbances)
-    if msgpack_x_json:
-        figures["msgpack_x_json"] = statistics.median(msgpack_x_json)
+    if beside_json:
+        figures["msgpack_x_json"] = statistics.median(
+            msgpack.per_second / max(1.0, json.per_second) for msgpack, json in beside_json
+        )
+        figures["failed"] += sum(run.failed for pair in beside_json for run in pair)
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.facts(), "settings": settings,
         "contenders": rows, "floor_at_tiercel_rate": same_rate, "disturbances": list(disturbances),

@@ -317,17 +317,17 @@ def test_a_client_that_asks_in_a_row_is_waited_for(awake):
 
 def test_who_comes_meanwhile_is_answered(awake):
     """A new connection, another that asks, a timer of the loop and one that leaves, while one client asks without pause."""
-    ticks = []
+    ticks, stop = [], threading.Event()
     with peer(awake) as first:
         first.ask(GOOD)
         loop = poller_of(awake).loop
 
     def tick():
         ticks.append(None)
-        loop.call_later(0.001, tick)
+        if not stop.is_set():
+            loop.call_later(0.001, tick)
 
     loop.call_soon_threadsafe(tick)
-    stop = threading.Event()
 
     def hammer():
         with peer(awake) as one:
