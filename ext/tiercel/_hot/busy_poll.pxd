@@ -27,4 +27,4 @@ cdef class BusyPoll:
 
     # Whether to wait now. To be told how that went.
     cpdef bint tries(self) noexcept
-    cpdef bint tried(self, bint came) noexcept
+    cpdef void tried(self, bint came) noexcept

@@ -13,5 +13,5 @@ class BusyPoll:
     def tries(self) -> bool:
         """Whether to wait now; `tried` is then to be told how that went."""
 
-    def tried(self, came: bool) -> bool:
-        """Whether what was waited for came, as given."""
+    def tried(self, came: bool) -> None:
+        """A wait has ended; `came`: with what was waited for, not in vain."""

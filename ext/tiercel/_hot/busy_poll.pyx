@@ -15,16 +15,15 @@ cdef class BusyPoll:
             return False
         return True
 
-    cpdef bint tried(self, bint came) noexcept:
+    cpdef void tried(self, bint came) noexcept:
         self.n_tried += 1
         self.n_came += came
         if came:
             self._luck += 1
             if self._luck >= <int>MOST_LUCK:
                 self._luck, self._rest = <int>MOST_LUCK, <int>FEWEST_RESTED
-            return True
+            return
         self._luck -= <int>MISFORTUNE
         if self._luck < 0:
             self._luck, self._n_rested = 0, self._rest
             self._rest = min(2 * self._rest, <int>MOST_RESTED)
-        return False
