@@ -318,6 +318,19 @@ def test_a_client_that_asks_in_a_row_is_waited_for(awake):
     assert 0 < came <= tried
 
 
+def test_clients_that_ask_in_turn_are_waited_for(awake):
+    """As one is that asks by itself: whose request comes next does not matter."""
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(peer(awake)) for _ in range(8)]
+        for one in peers:
+            assert one.ask(GOOD) == one.ask(GOOD) == 200
+        assert eventually(lambda: len(poller_of(awake)) == len(peers))
+        before = polls(awake)
+        assert all(one.ask(GOOD) == 200 for _ in range(250) for one in peers)
+        tried, came = (now - then for now, then in zip(polls(awake), before, strict=True))
+    assert 0 < came <= tried
+
+
 def test_who_comes_meanwhile_is_answered(awake):
     """A new connection, another that asks, a timer of the loop and one that leaves, while one client asks without pause."""
     ticks, stop = [], threading.Event()

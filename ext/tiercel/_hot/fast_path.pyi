@@ -103,7 +103,7 @@ class FastPath:
         hand_on: `(protocol, transport, data, deadline_s, write_paused, draining)`: takes the connection, with the
             bytes not yet answered and the seconds left to complete them.
         refuse: `(protocol, transport, status, code, text)`: answers with an error, then closes.
-        busy_poll_us: how long to wait awake for a client's next request, at most; 0: not at all.
+        busy_poll_us: how long to wait awake for the next request, at most; 0: not at all.
         counters: answers and connections are counted there.
         hands_on_traced: whether requests with a traceparent are the general path's.
         tallies: where answered infer requests are counted.

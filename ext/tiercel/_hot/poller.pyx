@@ -70,7 +70,7 @@ cdef class ReadySet:
 cdef class Poller:
     def __cinit__(self, loop, int64_t busy_poll_ns=0):
         self.loop, self.stamps, self._first, self._later = loop, Stamps(), ReadySet(), ReadySet()
-        self.busy_poll, self._only, self._alone = BusyPoll(busy_poll_ns), -1, -1
+        self.busy_poll = BusyPoll(busy_poll_ns)
         self._buffer = <uint8_t*>malloc(READ_BYTES)
         if self._buffer is NULL:
             raise MemoryError("No memory to read into")
@@ -136,8 +136,6 @@ cdef class Poller:
         cdef int ready[1]
         cdef int n = 0, epoll = self._first.epoll
         cdef int64_t now_ns
-        if self._alone < 0:
-            return False
         now_ns = monotonic_ns()
         if now_ns >= until_ns or not self.busy_poll.tries():
             return False
@@ -165,9 +163,6 @@ cdef class Poller:
         cdef int ready[TC_MAX_EVENTS]
         cdef int i, n = tc_poll_ready(self._first.epoll, ready, at_most), later = self._later.epoll
         cdef bint are_others_ready = False
-        cdef int only = ready[0] if n == 1 and ready[0] != later else -1
-        self._alone = only if only == self._only else -1
-        self._only = only
         for i in range(n):
             if ready[i] == later:
                 are_others_ready = True
