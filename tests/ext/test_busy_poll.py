@@ -29,19 +29,15 @@ def test_who_may_not_wait_never_does(longest_ns):
 
 
 def test_a_client_that_asks_at_once_is_always_waited_for():
-    poll = BusyPoll(50_000)
-    assert after(poll, [True] * 1000) == [1] * 1000
-    assert (poll.n_tried, poll.n_came) == (1000, 1000)
+    assert after(BusyPoll(50_000), [True] * 1000) == [1] * 1000
 
 
 def test_one_that_never_does_is_given_up_for_ever_longer():
-    poll = BusyPoll(50_000)
-    told = after(poll, [False] * 20_000)
+    told = after(BusyPoll(50_000), [False] * 20_000)
     tried = [i for i, one in enumerate(told) if one is not None]
     rests = [b - a - 1 for a, b in itertools.pairwise(tried)]
     assert rests[:7] == [16, 32, 64, 128, 256, 512, 1024]
     assert set(rests[7:]) == {MOST_RESTED}
-    assert (poll.n_tried, poll.n_came) == (len(tried), 0)
 
 
 @given(st.lists(st.booleans(), max_size=5000))

@@ -158,7 +158,7 @@ def test_a_feature_takes_less_than_a_kilobyte():
 
 def test_error_codes_get_cells_as_they_come():
     """Replies are counted by class and code; codes beyond the table are counted as "other", none is lost."""
-    buffer = np.zeros(32 + 64 + 64 * 6, np.uint64)
+    buffer = np.zeros(worker_sections()["worker"][1][0] + 64 + 64 * 6, np.uint64)
     worker = WorkerCounters(buffer)
     for i in range(80):
         worker.count_reply(404 if i % 2 else 500, f"code_{i}")
@@ -217,7 +217,7 @@ def test_a_shadows_time_is_nobodys():
 def test_mapped_counters_are_freed_with_a_cycle():
     """Whatever the collector finds them in, the mapping is released, and nothing is raised where nobody can catch it."""
     failures = []
-    mapped = mmap.mmap(-1, 8 * (32 + 64 + 64 * 6))
+    mapped = mmap.mmap(-1, 8 * (worker_sections()["worker"][1][0] + 64 + 64 * 6))
     held = [WorkerCounters(memoryview(mapped)[:])]
     held.append(held)
     hook, sys.unraisablehook = sys.unraisablehook, failures.append

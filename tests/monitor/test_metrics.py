@@ -117,13 +117,17 @@ def test_shed_degraded_and_waiting_are_told(tmp_path):
         "challenger_failed": ("tiercel_challenger_failed_total",),
         "jobs_submitted": ("tiercel_jobs_submitted_total",),
         "spans_dropped": ("tiercel_spans_dropped_total",),
+        "busy_polls_came": ("tiercel_busy_polls_total", ("outcome", "came")),
+        "busy_polls_in_vain": ("tiercel_busy_polls_total", ("outcome", "in_vain")),
     }
     for n, cell in enumerate(expected):
         recorder.counters.add(cell, 100 + n)
     recorder.counters.set("near_realtime_waiting_rows", 17)
+    recorder.counters.add("busy_poll_ns", 2_500_000_000)
     found = samples_of(render_metrics(tmp_path))
     assert {cell: found[key] for cell, key in expected.items()} == {cell: 100 + n for n, cell in enumerate(expected)}
     assert found["tiercel_near_realtime_waiting_rows",] == 17
+    assert found["tiercel_busy_poll_seconds_total",] == 2.5
     recorder.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.monitor.recorders import FEATURES, SIGNATURE, make_recorder, rows_of
 from tests.reference import binning
+from tiercel._hot.counters import WORKER_CELLS, worker_sections
 
 from tiercel.errors import CounterFileError
 from tiercel.monitor.counting import read_counter_file
@@ -174,6 +176,42 @@ def test_files_with_fewer_or_more_cells_are_read(tmp_path):
     for bad in (["a", "a"], [1], "answered" * 10, None):
         rewrite(lambda what, bad=bad: what.update(cells=bad))
         assert len(read_totals(tmp_path / "counters").problems) == 1
+
+
+@pytest.mark.parametrize("n_cells", [16, 32, len(WORKER_CELLS), 200])
+def test_files_of_another_size_are_read(tmp_path, n_cells):
+    """A tiercel that counts in fewer or more cells put its errors elsewhere: an update loses no counts of those before it."""
+    recorder = make_recorder(tmp_path, NO_JOURNAL)
+    recorder.counters.add("answered", 5)
+    recorder.counters.count_reply(404, "not_found")
+    recorder.close()
+    (path,) = (tmp_path / "counters").glob("*/worker.counters")
+    made = path.read_bytes()
+    size, first = (int.from_bytes(made[at:end], "little") for at, end in ((12, 16), (16, 24)))
+    sections = worker_sections()
+    (n_now,) = sections["worker"][1]
+    cells = np.frombuffer(made[first:], np.uint64)[: sections["error_names"][0] + 64 * 6]
+    described = json.loads(made[64 : 64 + size])
+    described["what"].update(
+        cells=[*WORKER_CELLS, *(f"later_{k}" for k in range(n_cells))][:n_cells], sections=worker_sections(n_cells)
+    )
+    text = json.dumps(described, separators=(",", ":")).encode()
+    first = 64 + -(-len(text) // 8) * 8
+    kept = np.concatenate([np.resize(np.r_[cells[:n_now], np.zeros(n_cells, np.uint64)], n_cells), cells[n_now:]])
+
+    def write():
+        head = made[:12] + struct.pack("=IQQ", len(text), first, len(kept)) + made[32:64]
+        path.write_bytes((head + text).ljust(first, b"\0") + kept.tobytes())
+
+    write()
+    totals = read_totals(tmp_path / "counters")
+    assert totals.problems == []
+    assert (totals.worker["answered"], totals.worker["replies_4xx"], totals.errors) == (5, 1, {"not_found": 1})
+    described["what"]["sections"]["worker"] = [0, [n_cells + 1]]
+    text = json.dumps(described, separators=(",", ":")).encode()
+    first = 64 + -(-len(text) // 8) * 8
+    write()
+    assert len(read_totals(tmp_path / "counters").problems) == 1
 
 
 def test_tiers_of_a_version_are_counted_apart(tmp_path):

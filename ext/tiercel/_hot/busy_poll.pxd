@@ -24,7 +24,6 @@ cdef enum:
 
 cdef class BusyPoll:
     cdef readonly int64_t longest_ns        # one wait; 0: never
-    cdef readonly int64_t n_tried, n_came   # waits, and those that did not end in vain
     cdef int _luck, _rest, _n_rested
 
     # Whether to wait now. To be told how that went.

@@ -5,8 +5,6 @@ class BusyPoll:
     """
 
     longest_ns: int
-    n_tried: int
-    n_came: int
     def __init__(self, longest_ns: int) -> None:
         """longest_ns: one wait; 0: never wait."""
 

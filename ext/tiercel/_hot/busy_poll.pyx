@@ -16,8 +16,6 @@ cdef class BusyPoll:
         return True
 
     cpdef void tried(self, bint came) noexcept:
-        self.n_tried += 1
-        self.n_came += came
         if came:
             self._luck += 1
             if self._luck >= <int>MOST_LUCK:

@@ -74,7 +74,10 @@ cdef enum:
     SPANS_DROPPED           # of traces: the queue was full, or the collector did not take them
     NEAR_REALTIME_WAITING_ROWS  # gauge: in the queue now
     SEGMENTS_REMOVED_UNREAD # keeper: of those removed, before they were in the prediction table
-    N_WORKER_CELLS = 32
+    BUSY_POLLS_CAME         # waits awake for the next request, by whether one came in time
+    BUSY_POLLS_IN_VAIN
+    BUSY_POLL_NS            # ... and how long they took, together
+    N_WORKER_CELLS = 35
     N_ERROR_CODES = 64      # named error cells behind them
     ERROR_NAME_BYTES = 48   # length in the first byte, then ASCII
 

@@ -47,7 +47,7 @@ WORKER_CELLS = (
     "degraded_fallback", "degraded_last_score", "degraded_default", "refused_deadline", "refused_capacity",
     "near_realtime_requests", "near_realtime_batches", "near_realtime_rows",
     "shadow_scored", "shadow_failed", "shadow_dropped", "challenger_failed", "jobs_submitted", "spans_dropped",
-    "near_realtime_waiting_rows", "segments_removed_unread",
+    "near_realtime_waiting_rows", "segments_removed_unread", "busy_polls_came", "busy_polls_in_vain", "busy_poll_ns",
 )
 #: Cells that are set, not added to.
 WORKER_GAUGES = ("near_realtime_waiting_rows",)
@@ -74,12 +74,12 @@ def plan_sections(Py_ssize_t n_features, Py_ssize_t n_outputs):
     }
 
 
-def worker_sections():
-    """Where a worker's cells are; `error_names` holds text: length, then ASCII."""
+def worker_sections(Py_ssize_t n_cells=N_WORKER_CELLS):
+    """Where a worker's cells are; `error_names` holds text: length, then ASCII. n_cells: as many as whoever wrote them had."""
     return {
-        "worker": (0, (N_WORKER_CELLS,)),
-        "errors": (N_WORKER_CELLS, (N_ERROR_CODES,)),
-        "error_names": (N_WORKER_CELLS + N_ERROR_CODES, (N_ERROR_CODES, ERROR_NAME_BYTES // 8)),
+        "worker": (0, (n_cells,)),
+        "errors": (n_cells, (N_ERROR_CODES,)),
+        "error_names": (n_cells + N_ERROR_CODES, (N_ERROR_CODES, ERROR_NAME_BYTES // 8)),
     }
 
 

@@ -95,7 +95,7 @@ cdef class FastPath:
 
     cdef Poller _poller_of(self, loop):
         if (self._poller is None or self._poller.loop is not loop) and not self._has_no_poller:
-            self._poller = open_poller(loop, <int64_t>(1000 * self.busy_poll_us))
+            self._poller = open_poller(loop, <int64_t>(1000 * self.busy_poll_us), self._counters)
             self._has_no_poller = self._poller is None
         return self._poller
 

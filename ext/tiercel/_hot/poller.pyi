@@ -1,6 +1,7 @@
 import asyncio
 
 from tiercel._hot.busy_poll import BusyPoll
+from tiercel._hot.counters import WorkerCounters
 
 class Readable:
     """What a poller can tell that its socket is to be read."""
@@ -10,8 +11,8 @@ class Poller:
 
     loop: asyncio.AbstractEventLoop
     busy_poll: BusyPoll
-    def __init__(self, loop: asyncio.AbstractEventLoop, busy_poll_ns: int = 0) -> None:
-        """busy_poll_ns: how long to wait awake for a client's next request, at most; 0: not at all."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, busy_poll_ns: int, counters: WorkerCounters) -> None:
+        """busy_poll_ns: how long to wait awake for the next request, at most; 0: not at all. counters: of such waits."""
 
     def __len__(self) -> int:
         """How many connections it reads."""

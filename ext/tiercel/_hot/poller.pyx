@@ -10,6 +10,7 @@ from posix.unistd cimport close
 
 from tiercel._hot.busy_poll cimport BusyPoll
 from tiercel._hot.clock cimport monotonic_ns
+from tiercel._hot.counters cimport BUSY_POLL_NS, BUSY_POLLS_CAME, BUSY_POLLS_IN_VAIN, WorkerCounters
 from tiercel._hot.stamps cimport Stamps
 from tiercel._hot.typedefs cimport int64_t, uint8_t
 
@@ -68,9 +69,9 @@ cdef class ReadySet:
 
 
 cdef class Poller:
-    def __cinit__(self, loop, int64_t busy_poll_ns=0):
+    def __cinit__(self, loop, int64_t busy_poll_ns, WorkerCounters counters not None):
         self.loop, self.stamps, self._first, self._later = loop, Stamps(), ReadySet(), ReadySet()
-        self.busy_poll = BusyPoll(busy_poll_ns)
+        self.busy_poll, self._counters = BusyPoll(busy_poll_ns), counters
         self._buffer = <uint8_t*>malloc(READ_BYTES)
         if self._buffer is NULL:
             raise MemoryError("No memory to read into")
@@ -135,8 +136,8 @@ cdef class Poller:
         """Wait awake for whoever comes next, where that is worth it; whether somebody has."""
         cdef int ready[1]
         cdef int n = 0, epoll = self._first.epoll
-        cdef int64_t now_ns
-        now_ns = monotonic_ns()
+        cdef bint in_time
+        cdef int64_t now_ns = monotonic_ns(), began_ns = now_ns
         if now_ns >= until_ns or not self.busy_poll.tries():
             return False
         until_ns = now_ns + self.busy_poll.longest_ns
@@ -145,7 +146,10 @@ cdef class Poller:
                 n = tc_poll_ready(epoll, ready, 1)
                 now_ns = monotonic_ns()
         # Whoever took the core from this thread meanwhile needs it more: what came then was not worth waiting for.
-        self.busy_poll.tried(n > 0 and now_ns < until_ns)
+        in_time = n > 0 and now_ns < until_ns
+        self.busy_poll.tried(in_time)
+        self._counters.cells[<int>BUSY_POLLS_CAME if in_time else <int>BUSY_POLLS_IN_VAIN] += 1
+        self._counters.cells[<int>BUSY_POLL_NS] += now_ns - began_ns
         return n > 0
 
     cdef int read_between(self) except -1:
@@ -188,10 +192,10 @@ cdef class Poller:
         return 0
 
 
-cdef Poller open_poller(loop, int64_t busy_poll_ns):
+cdef Poller open_poller(loop, int64_t busy_poll_ns, WorkerCounters counters):
     cdef Poller poller
     try:
-        poller = Poller(loop, busy_poll_ns)
+        poller = Poller(loop, busy_poll_ns, counters)
         poller.open()
     except OSError as error:
         log.debug("Connections are read by the event loop's transports: %s", error)

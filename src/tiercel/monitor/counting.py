@@ -199,10 +199,13 @@ def check_description(what: Any, n_cells: int) -> None:
         ValueError, KeyError, TypeError, AttributeError: it is not.
     """
     if what["kind"] == "worker":
-        expected: Sections = worker_sections()
         names, gauges = what["cells"], what.get("gauges", [])
         if not all(type(name) is str for name in (*names, *gauges)) or len(set(names)) < len(names):
             raise ValueError("no names of cells")
+        _, (n_worker_cells,) = what["sections"]["worker"]  # another version may have counted less, or more
+        if type(n_worker_cells) is not int or not len(names) <= n_worker_cells <= n_cells:
+            raise ValueError(f"{len(names)} names for {n_worker_cells!r} cells")
+        expected: Sections = worker_sections(n_worker_cells)
     elif what["kind"] == "plan":
         features, n_outputs = what["features"], what["n_outputs"]
         if not all(type(name) is str for name in (what["model"], *features)) or type(what["version"]) is not int:

@@ -212,6 +212,17 @@ class TotalsCollector(Collector):
         cells = self._totals.worker
         yield CounterMetricFamily("tiercel_connections", "Accepted connections.", value=cells["connections"])
         yield self._labelled(
+            "tiercel_busy_polls",
+            "Waits of workers, awake, for the next request: it came in time, or it did not.",
+            "outcome",
+            {"came": "busy_polls_came", "in_vain": "busy_polls_in_vain"},
+        )
+        yield CounterMetricFamily(
+            "tiercel_busy_poll_seconds",
+            "Processor time of workers that went into such waits: they had nothing else to do.",
+            value=cells["busy_poll_ns"] / 1e9,
+        )
+        yield self._labelled(
             "tiercel_journal_records",
             "Predictions journaled, or not.",
             "outcome",
