@@ -31,7 +31,7 @@ BESIDE_FLOOR = 0.5
 #: How often our own servers take turns, at least.
 LEAST_TURNS = 5
 #: What differs by a few hundredths needs many turns, and so short ones that both have the same machine: this part of a run's length.
-CLOSE_TURNS, CLOSE_PART = 40, 6
+CLOSE_TURNS, CLOSE_PART = 120, 10
 #: A tail beside the floor's: a stall of the machine is in one turn of the two and makes it worth nothing, so there are more.
 TAIL_TURNS, TAIL_PART = 15, 2
 LOADS = (0.5, 0.7, 0.9)
