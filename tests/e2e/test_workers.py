@@ -58,9 +58,10 @@ def until(condition, seconds=30.0):
 
 
 @contextlib.contextmanager
-def serving(directory, *arguments):
-    """A server; yields (process, data port, admin URL)."""
-    command = [sys.executable, "-m", "tiercel", "serve", "--project", str(directory), "--port", "0", *arguments]
+def serving(directory, *arguments, through=()):
+    """A server; yields (process, data port, admin URL). through: a command that runs it."""
+    command = [*through, sys.executable, "-m", "tiercel", "serve"]
+    command += ["--project", str(directory), "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
@@ -327,3 +328,29 @@ def test_a_worker_that_cannot_start_says_why(directory):
     assert result.stderr.count("nowhere/at/all") == 1
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_connections_past_the_limit_of_open_files_are_told_so(directory):
+    """They would be closed without a word; whoever started the server reads which limit to raise."""
+    n_files = 400
+    limited = ("sh", "-c", f'ulimit -n {n_files} && exec "$@"', "sh")
+    with serving(directory, through=limited) as (process, port, _), contextlib.ExitStack() as stack:
+        told, served = collections.Counter(), []
+        for _ in range(n_files - 256 + 100):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            stream = stack.enter_context(connection.makefile("rb"))
+            with contextlib.suppress(ConnectionError):  # it may be closed by then
+                connection.sendall(REQUEST)
+            status, _ = read_reply(stream)
+            told[status] += 1
+            if status == 200:
+                served.append((connection, stream))
+        assert told == {200: n_files - 256, 503: 100}
+        for connection, stream in served:
+            connection.sendall(REQUEST)
+            assert read_reply(stream)[0] == 200
+        process.send_signal(signal.SIGTERM)
+        stack.close()
+        _, errors = process.communicate(timeout=30)
+    assert "server.max_connections is 20000" in errors
+    assert f"may open {n_files} files: it takes {n_files - 256} connections" in errors

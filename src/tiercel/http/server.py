@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -35,22 +37,42 @@ __all__ = ["allow_connections", "bind", "serve"]
 #   With CPython's 5 ms each refresh delayed requests by that much.
 SWITCH_INTERVAL_S = 0.0001
 OTHER_FILES = 256  # open files of a server beside its connections
+NEARLY_ALL = 0.9
+
+log = logging.getLogger("tiercel.http")
 
 
-def allow_connections(n: int) -> None:
-    """Raise this process's limit of open files so that `n` connections fit, as far as the system lets it."""
+def allow_connections(n: int) -> int:
+    """Raise this process's limit of open files so that `n` connections fit, as far as the system lets it.
+
+    Returns:
+        How many fit, at most `n`. A connection past the limit of open files would be closed without a word; one past this
+        number gets a reply that says why.
+    """
     try:
         import resource
     except ImportError:  # not a POSIX system
-        return
+        return n
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = n + OTHER_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit of its own
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+            )
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit of its own
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return n
+    fit = max(soft - OTHER_FILES, soft // 4, 1)
+    log.log(
+        logging.WARNING if fit < NEARLY_ALL * n else logging.INFO,
+        "server.max_connections is %d, but this process may open %d files: it takes %d connections. Raise the limit "
+        "(ulimit -n, LimitNOFILE= of systemd, --ulimit of docker) or lower the setting",
+        n,
+        soft,
+        fit,
+    )
+    return fit
 
 
 def serve(
@@ -88,10 +110,8 @@ def serve(
         engine = Engine(settings, registry, recorder, ensure_profile)
         engine.refresh()  # connections wait in the listening socket's queue meanwhile
         engine.warm()
-        allow_connections(settings.server.max_connections)
-        native = NativeHttp(
-            engine, settings.server, ids, recorder.counters, hands_on_traced=bool(settings.tracing.endpoint)
-        )
+        limits = replace(settings.server, max_connections=allow_connections(settings.server.max_connections))
+        native = NativeHttp(engine, limits, ids, recorder.counters, hands_on_traced=bool(settings.tracing.endpoint))
         jobs = JobEndpoints(settings, recorder.counters)
         plane = DataPlane(
             engine,
