@@ -30,8 +30,10 @@ OPEN_CONNECTIONS = 64
 BESIDE_FLOOR = 0.5
 #: How often our own servers take turns, at least.
 LEAST_TURNS = 5
-#: What differs by a few hundredths needs many turns, and so short ones that both have the same machine: this part of a run's length.
-CLOSE_TURNS, CLOSE_PART = 120, 10
+#: What differs by a few hundredths needs many turns, and short ones, so that both have the same machine: the median of 40 was up
+#: to 4 % from that of 120. A run of less than `CLOSE_FROM_S` has fewer.
+CLOSE_TURNS, QUICK_CLOSE_TURNS, CLOSE_FROM_S = 120, 40, 3.0
+CLOSE_S, CLOSE_WARMUP_S = 0.3, 0.1
 #: A tail beside the floor's: a stall of the machine is in one turn of the two and makes it worth nothing, so there are more.
 TAIL_TURNS, TAIL_PART = 15, 2
 LOADS = (0.5, 0.7, 0.9)
@@ -137,12 +139,13 @@ class Bench:
         connections: int,
         seconds: float | None = None,
         seed: int = 1,
+        warmup_s: float | None = None,
     ) -> Run:
         """One run of our generator against it."""
         return run(
             server.port, self.requests(contender), rate=rate, seconds=seconds or self.plan.seconds,
-            connections=connections, warmup_s=self.plan.warmup_s, seed=seed, core=cores_for(contender.workers)[1],
-            check=None if contender.read is None else self.truth.agrees(contender),
+            connections=connections, warmup_s=self.plan.warmup_s if warmup_s is None else warmup_s, seed=seed,
+            core=cores_for(contender.workers)[1], check=None if contender.read is None else self.truth.agrees(contender),
         )  # fmt: skip
 
     def closed(self, server: Server, contender: Contender) -> dict[str, Any]:
@@ -239,14 +242,15 @@ class Bench:
 
     def _beside_json(self, servers: dict[str, Server], json: Contender, msgpack: Contender) -> None:
         """Capacity in both formats, in short turns."""
-        seconds = self.plan.seconds / CLOSE_PART
+        turns = QUICK_CLOSE_TURNS if self.plan.seconds < CLOSE_FROM_S else CLOSE_TURNS
         runs: dict[str, Run] = {}
-        for at in range(CLOSE_TURNS if self.plan.seconds >= 1 else self.plan.rounds):
+        for at in range(turns if self.plan.seconds >= 1 else self.plan.rounds):
             self.say(f"{msgpack.name} and {json.name} in turns: {at + 1}")
             for each in (json, msgpack) if at % 2 == 0 else (msgpack, json):
                 runs[each.name] = self.load(
-                    servers[each.process], each, rate=0, connections=CAPACITY_CONNECTIONS, seconds=seconds
-                )
+                    servers[each.process], each, rate=0, connections=CAPACITY_CONNECTIONS,
+                    seconds=min(CLOSE_S, self.plan.seconds), warmup_s=CLOSE_WARMUP_S,
+                )  # fmt: skip
             self.beside_json.append((runs[msgpack.name], runs[json.name]))
 
     @property

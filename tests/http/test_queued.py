@@ -31,7 +31,7 @@ def world(tmp_path, base):
         ModelSettings("degrading", default_score=0.5),
         ModelSettings("laddered", fallback="late"),
         ModelSettings("large", fallback="small", default_score=0.25),
-        ModelSettings("bounded", fallback="late", deadline_ms=2),
+        ModelSettings("bounded", fallback="late", deadline_ms=20),
     ]
     world = World(tmp_path, base, declared)
     world.add("late")
@@ -653,6 +653,6 @@ def test_a_models_own_deadline_is_its_stand_ins(server, world):
     with peer(server) as one:
         for send in (request, chunked):
             assert one.ask(send(BODY, target="/predict/bounded")) == 200
-        world.add("late", needs_us=(5, 3000, 10))
+        world.add("late", needs_us=(5, 30_000, 10))
         for send in (request, chunked):
             assert one.ask(send(BODY, target="/predict/bounded")) == 504

@@ -207,7 +207,17 @@ def test_files_of_another_size_are_read(tmp_path, n_cells):
     totals = read_totals(tmp_path / "counters")
     assert totals.problems == []
     assert (totals.worker["answered"], totals.worker["replies_4xx"], totals.errors) == (5, 1, {"not_found": 1})
-    described["what"]["sections"]["worker"] = [0, [n_cells + 1]]
+    good = json.dumps(described)
+    for what, told in (("worker", [n_cells + 1]), ("worker", [float(n_cells)]), ("worker", [-1]), ("errors", [64.0])):
+        described = json.loads(good)
+        described["what"]["sections"][what][1] = told
+        text = json.dumps(described, separators=(",", ":")).encode()
+        first = 64 + -(-len(text) // 8) * 8
+        write()
+        totals = read_totals(tmp_path / "counters")
+        assert (len(totals.problems), totals.worker["answered"]) == (1, 0)
+    described = json.loads(good)
+    described["what"]["cells"] += ["one more than there are cells"]
     text = json.dumps(described, separators=(",", ":")).encode()
     first = 64 + -(-len(text) // 8) * 8
     write()

@@ -4,7 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 
 from tiercel._hot.clock cimport monotonic_ns, monotonic_s, wall_ns
 from tiercel._hot.fast_path cimport FastPath
-from tiercel._hot.poller cimport Readable
+from tiercel._hot.poller cimport Poller, Readable
 from tiercel._hot.sockets cimport receive_now, receive_stamped, send_now
 from tiercel._hot.stamps cimport Stamps
 from tiercel._hot.typedefs cimport int64_t, uint8_t
@@ -121,6 +121,7 @@ cdef class Connection(Readable):
         return 0
 
     cdef int receive(self, uint8_t* buffer, size_t size) except -1:
+        cdef Poller poller = self._poller
         cdef Py_ssize_t n
         # A transport that failed to send closes by itself.
         if self._is_queued and self._transport.is_closing():
@@ -128,6 +129,8 @@ cdef class Connection(Readable):
         n = self._receive(buffer, size)
         if n > 0:
             self._read(buffer, n)
+            if self._poller is None or self._phase >= PHASE_PAUSED or self._is_queued:
+                poller.leaves_work = True
             if self._is_later != (self._n_patient >= PATIENT) and self._poller is not None and not self._read_paused:
                 self._poller.remove(self._fd, self)
                 self._poll()

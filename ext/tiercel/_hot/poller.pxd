@@ -9,9 +9,10 @@
 # near-realtime tier holds a realtime request up for a few reads and not for a whole turn (bench_tiers).
 #
 # After those who cannot wait the turn waits awake for a moment for whoever comes next, where `busy_poll` finds that worth it: a
-# client that asks by itself, from the same host, is answered in two thirds of the time (bench_http, c=1), and of 30,000 requests
-# a second over 64 connections the p50 is seven eighths of that of a worker that sleeps between them, for an eighth more of the
-# core. After those who can wait it does not: what they asked for is computed by threads that want the core.
+# client that asks by itself, from the same host, is answered in two thirds of the time (bench_http, c=1). It does not wait in a
+# turn that left something to the event loop - a batch to start, a connection of the general path's, a reply that the socket did
+# not take - nor after those who can wait, whose batches want the core. What other threads and timers call on the loop meanwhile
+# comes after the turn: TURN_NS, one wait and what came in it later at most.
 #
 # Owns   : the epoll sets and the buffer; a reference to each member.
 # Lends  : the buffer, to receive() for the call.
@@ -56,6 +57,7 @@ cdef class Poller:
     cdef ReadySet _first, _later        # `_later` is a member of `_first`
     cdef uint8_t* _buffer
     cdef bint _is_reading
+    cdef bint leaves_work               # set by a member that was read in this turn: the event loop has something to do for it
     cdef int _n_read                    # since a turn came to those who can wait: it has an end, too
 
     # Tell `member` - call it, if it is none of ours - whenever `fd` can be read, until it is removed; after the others, where

@@ -116,7 +116,7 @@ cdef class Poller:
         cdef int ready[TC_MAX_EVENTS]
         cdef int i, n
         cdef int64_t until_ns = monotonic_ns() + TURN_NS
-        self._is_reading = True
+        self._is_reading, self.leaves_work = True, False
         try:
             while not self._read_first(TC_MAX_EVENTS):
                 if not self._has_come(until_ns):
@@ -138,18 +138,20 @@ cdef class Poller:
         cdef int n = 0, epoll = self._first.epoll
         cdef bint in_time
         cdef int64_t now_ns = monotonic_ns(), began_ns = now_ns
-        if now_ns >= until_ns or not self.busy_poll.tries():
+        if self.leaves_work or now_ns >= until_ns or not self.busy_poll.tries():
             return False
         until_ns = now_ns + self.busy_poll.longest_ns
         with nogil:
             while n == 0 and now_ns < until_ns:
                 n = tc_poll_ready(epoll, ready, 1)
                 now_ns = monotonic_ns()
+        if n > 0 and ready[0] == self._later.epoll:
+            return True     # those who can wait, or the probe among them, were not waited for
         # Whoever took the core from this thread meanwhile needs it more: what came then was not worth waiting for.
         in_time = n > 0 and now_ns < until_ns
         self.busy_poll.tried(in_time)
         self._counters.cells[<int>BUSY_POLLS_CAME if in_time else <int>BUSY_POLLS_IN_VAIN] += 1
-        self._counters.cells[<int>BUSY_POLL_NS] += now_ns - began_ns
+        self._counters.cells[<int>BUSY_POLL_NS] += min(now_ns - began_ns, self.busy_poll.longest_ns)    # else it did not run
         return n > 0
 
     cdef int read_between(self) except -1:
@@ -184,6 +186,7 @@ cdef class Poller:
             elif member is not None:
                 member()
         except Exception as error:      # the others are read all the same
+            self.leaves_work = True
             if isinstance(member, Readable):
                 (<Readable>member).failed(error)
             else:

@@ -47,7 +47,7 @@ def allow_connections(n: int) -> int:
 
     Returns:
         How many fit, at most `n`. A connection past the limit of open files would be closed without a word; one past this
-        number gets a reply that says why.
+        number gets a reply that says why, as long as there are files left for those.
     """
     try:
         import resource
@@ -63,7 +63,7 @@ def allow_connections(n: int) -> int:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return n
-    fit = max(soft - OTHER_FILES, soft // 4, 1)
+    fit = min(n, max(soft - OTHER_FILES, soft // 4, 1))
     log.log(
         logging.WARNING if fit < NEARLY_ALL * n else logging.INFO,
         "server.max_connections is %d, but this process may open %d files: it takes %d connections. Raise the limit "

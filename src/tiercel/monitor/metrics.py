@@ -219,7 +219,7 @@ class TotalsCollector(Collector):
         )
         yield CounterMetricFamily(
             "tiercel_busy_poll_seconds",
-            "Processor time of workers that went into such waits: they had nothing else to do.",
+            "Processor time of workers that went into such waits.",
             value=cells["busy_poll_ns"] / 1e9,
         )
         yield self._labelled(
