@@ -370,6 +370,18 @@ def test_who_comes_meanwhile_is_answered(awake):
     assert eventually(lambda: awake.n_connections == 0)
 
 
+def test_nobody_is_waited_for_while_the_loop_has_work(engine):
+    """A turn that hands a request on ends at once: the general path's answer comes before whoever might ask next."""
+    with Running(engine, dataclasses.replace(ROOMY, busy_poll_us=1000)) as server, peer(server) as one:
+        assert one.ask(GOOD) == 200
+        for _ in range(10):  # none of which brings so many waits in vain that it gives up
+            assert one.ask(LIVEZ) == 200  # the poller reads this one, and the transport the next
+            assert one.ask(GOOD) == 200
+        assert not polls(server).any()
+        assert all(one.ask(GOOD) == 200 for _ in range(10))
+        assert polls(server).any()
+
+
 def test_nobody_is_waited_for_where_that_is_not_wanted(engine):
     with Running(engine, ROOMY) as server:
         with peer(server) as one:
