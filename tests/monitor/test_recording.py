@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
@@ -195,33 +196,26 @@ def test_files_of_another_size_are_read(tmp_path, n_cells):
     described["what"].update(
         cells=[*WORKER_CELLS, *(f"later_{k}" for k in range(n_cells))][:n_cells], sections=worker_sections(n_cells)
     )
-    text = json.dumps(described, separators=(",", ":")).encode()
-    first = 64 + -(-len(text) // 8) * 8
     kept = np.concatenate([np.resize(np.r_[cells[:n_now], np.zeros(n_cells, np.uint64)], n_cells), cells[n_now:]])
 
-    def write():
-        head = made[:12] + struct.pack("=IQQ", len(text), first, len(kept)) + made[32:64]
-        path.write_bytes((head + text).ljust(first, b"\0") + kept.tobytes())
-
-    write()
-    totals = read_totals(tmp_path / "counters")
-    assert totals.problems == []
-    assert (totals.worker["answered"], totals.worker["replies_4xx"], totals.errors) == (5, 1, {"not_found": 1})
-    good = json.dumps(described)
-    for what, told in (("worker", [n_cells + 1]), ("worker", [float(n_cells)]), ("worker", [-1]), ("errors", [64.0])):
-        described = json.loads(good)
-        described["what"]["sections"][what][1] = told
+    def totals_of(described):
         text = json.dumps(described, separators=(",", ":")).encode()
         first = 64 + -(-len(text) // 8) * 8
-        write()
-        totals = read_totals(tmp_path / "counters")
+        head = made[:12] + struct.pack("=IQQ", len(text), first, len(kept)) + made[32:64]
+        path.write_bytes((head + text).ljust(first, b"\0") + kept.tobytes())
+        return read_totals(tmp_path / "counters")
+
+    totals = totals_of(described)
+    assert totals.problems == []
+    assert (totals.worker["answered"], totals.worker["replies_4xx"], totals.errors) == (5, 1, {"not_found": 1})
+    for name, told in (("worker", [n_cells + 1]), ("worker", [float(n_cells)]), ("worker", [-1]), ("errors", [64.0])):
+        bad = copy.deepcopy(described)
+        bad["what"]["sections"][name] = [bad["what"]["sections"][name][0], told]
+        totals = totals_of(bad)
         assert (len(totals.problems), totals.worker["answered"]) == (1, 0)
-    described = json.loads(good)
-    described["what"]["cells"] += ["one more than there are cells"]
-    text = json.dumps(described, separators=(",", ":")).encode()
-    first = 64 + -(-len(text) // 8) * 8
-    write()
-    assert len(read_totals(tmp_path / "counters").problems) == 1
+    described["what"]["cells"].append("one more than there are cells")
+    totals = totals_of(described)
+    assert (len(totals.problems), totals.worker["answered"]) == (1, 0)
 
 
 def test_tiers_of_a_version_are_counted_apart(tmp_path):

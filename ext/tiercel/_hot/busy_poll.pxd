@@ -2,11 +2,10 @@
 #
 # To sleep and to be woken takes some 10 us here, with caches that are cold afterwards: a fifth and more of what a client sees
 # that asks, reads the reply and asks again. Such a client, on the same host, asks again within some 25 us, and to wait for that
-# awake costs the core nothing that anybody of its own class wanted. So it is with many clients whose requests come as close together: the
-# core, which has work for all of its time but for such pauses, would spend on sleeping and waking what it has left. Where
-# requests do not come that soon, it does cost; so it is done for as long as four of five waits end with a request, and given up
-# for ever longer where they do not (clients that need this very core to go on; clients that think). What halt polling is to a
-# virtual machine.
+# awake costs the core nothing that anybody of its own class wanted. So it is with many clients whose requests come as close
+# together. Where they do not come that soon, it does cost; so it is done for as long as four of five waits end with a request,
+# and given up for ever longer where they do not (clients that need this very core to go on; clients that think). What halt
+# polling is to a virtual machine.
 #
 # Source : the kernel's guest halt polling grows and shrinks the length of a wait (Documentation/virt/guest-halt-polling.rst);
 #          here the length is given and what adapts is how often.

@@ -129,6 +129,7 @@ cdef class Connection(Readable):
         n = self._receive(buffer, size)
         if n > 0:
             self._read(buffer, n)
+            # Handed on or closed, parked, held, or with a reply that the socket did not take.
             if self._poller is None or self._phase >= PHASE_PAUSED or self._is_queued:
                 poller.leaves_work = True
             if self._is_later != (self._n_patient >= PATIENT) and self._poller is not None and not self._read_paused:

@@ -145,13 +145,13 @@ cdef class Poller:
             while n == 0 and now_ns < until_ns:
                 n = tc_poll_ready(epoll, ready, 1)
                 now_ns = monotonic_ns()
+        self._counters.cells[<int>BUSY_POLL_NS] += min(now_ns - began_ns, self.busy_poll.longest_ns)    # else it did not run
         if n > 0 and ready[0] == self._later.epoll:
             return True     # those who can wait, or the probe among them, were not waited for
         # Whoever took the core from this thread meanwhile needs it more: what came then was not worth waiting for.
         in_time = n > 0 and now_ns < until_ns
         self.busy_poll.tried(in_time)
         self._counters.cells[<int>BUSY_POLLS_CAME if in_time else <int>BUSY_POLLS_IN_VAIN] += 1
-        self._counters.cells[<int>BUSY_POLL_NS] += min(now_ns - began_ns, self.busy_poll.longest_ns)    # else it did not run
         return n > 0
 
     cdef int read_between(self) except -1:

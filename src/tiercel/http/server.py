@@ -37,7 +37,7 @@ __all__ = ["allow_connections", "bind", "serve"]
 #   With CPython's 5 ms each refresh delayed requests by that much.
 SWITCH_INTERVAL_S = 0.0001
 OTHER_FILES = 256  # open files of a server beside its connections
-NEARLY_ALL = 0.9
+NEARLY_ALL = 0.9  # of the connections asked for: fewer are worth a warning
 
 log = logging.getLogger("tiercel.http")
 
@@ -63,7 +63,9 @@ def allow_connections(n: int) -> int:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return n
-    fit = min(n, max(soft - OTHER_FILES, soft // 4, 1))
+    fit = max(soft - OTHER_FILES, soft // 4, 1)
+    if fit >= n:
+        return n
     log.log(
         logging.WARNING if fit < NEARLY_ALL * n else logging.INFO,
         "server.max_connections is %d, but this process may open %d files: it takes %d connections. Raise the limit "
